@@ -1,0 +1,79 @@
+//! Elementary functions that give the same bits on every CPU.
+//!
+//! The system's `expf` differs between C libraries; a model's text must not. These use only additions,
+//! multiplications and bit operations, each rounded once, in a fixed order, and never a fused
+//! multiply-add, so scalar code and every vector width agree exactly. They have no branches, which
+//! lets the compiler vectorise the loops that call them.
+
+#![forbid(unsafe_code)]
+
+/// e to the power `x`, within 2 units in the last place for -87.3 <= x <= 88.
+///
+/// Below that range the result is exactly 0 (so that an empty WKV state, whose exponent is -1e30,
+/// contributes nothing); above it the result stays at exp(88), which is finite. NaN gives NaN.
+///
+/// Method: x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) by its Taylor-like minimax polynomial of
+/// degree 6 (the coefficients are those of the Cephes library's `expf`); 2^n by its exponent bits.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    /// 1.5 * 2^23: adding it rounds to an integer and leaves that integer in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts: the first has few bits, so n * LN2_HIGH is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+
+    let clamped = if x > 88.0 { 88.0 } else { x };
+    let clamped = if clamped < -87.3 { -87.3 } else { clamped };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let exp_r = (p * (r * r) + r) + 1.0;
+    let two_to_n = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
+    let result = exp_r * two_to_n;
+    if x < -87.3 {
+        0.0
+    } else {
+        result
+    }
+}
+
+/// 1 / (1 + exp(-x)).
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp_of_the_correctly_rounded_value() {
+        let mut worst = 0;
+        for i in 0..2_000_000 {
+            let x = -87.3 + 175.3 * (i as f32 / 2_000_000.0);
+            let expected = f64::from(x).exp() as f32;
+            let ulp = exp(x).to_bits().abs_diff(expected.to_bits());
+            worst = worst.max(ulp);
+        }
+        assert!(worst <= 2, "worst error {worst} ulp");
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-1e30), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(1e30).is_finite());
+        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(sigmoid(0.0), 0.5);
+        assert_eq!(sigmoid(100.0), 1.0);
+        assert!(sigmoid(-100.0) < 1e-37);
+    }
+}
