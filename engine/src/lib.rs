@@ -1,5 +1,7 @@
 //! RWKV language models on small machines (crate documentation follows).
+#![allow(dead_code)]
 mod error;
+mod kernels;
 mod math;
 
 pub use error::{Error, ErrorKind, Result};

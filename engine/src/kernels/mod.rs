@@ -1,0 +1,263 @@
+//! The arithmetic of one operation, for each instruction set.
+//!
+//! ```text
+//! elementwise.rs  vector operations, written once in plain Rust, compiled once per instruction set
+//! scalar.rs       matrix kernels in plain Rust: the specification
+//! avx2.rs         the same for x86-64 with AVX2, FMA and F16C
+//! (neon.rs        will hold those for ARM)
+//! ```
+//!
+//! [`KernelSet`] is chosen once, when a model is opened; every call then matches on it, which costs
+//! nothing beside the thousands of multiplications behind each call. Kernels take slices whose
+//! lengths are asserted here, once a call; they know nothing of models, threads or files.
+//!
+//! Promises, held by `tests.rs` for every set that the CPU at hand has:
+//! - elementwise operations and integer kernels give the same bits on every set;
+//! - f32 and f16 products differ between sets only by the rounding of fused multiply-adds: the order
+//!   of summation is the same.
+
+mod elementwise;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+#[cfg(test)]
+mod tests;
+
+use half::f16;
+
+use crate::error::{Error, Result};
+
+/// Columns of outputs that [`KernelSet::multiply_panel_i8`] computes at once.
+pub(crate) const PANEL_WIDTH: usize = 16;
+
+/// One instruction set's kernels. A value of this type proves that the CPU has the set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum KernelSet {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+}
+
+impl KernelSet {
+    /// Every set that this CPU can run, slowest first.
+    pub(crate) fn available() -> Vec<Self> {
+        #[allow(unused_mut)]
+        let mut sets = vec![KernelSet::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        sets.extend(avx2::Avx2::try_new().map(KernelSet::Avx2));
+        sets
+    }
+
+    /// The set to use: the fastest of this CPU, or the one that `RWKV_EDGE_KERNELS` names.
+    ///
+    /// # Errors
+    /// When the variable names a set that does not exist or that this CPU cannot run.
+    pub(crate) fn select() -> Result<Self> {
+        let sets = Self::available();
+        match std::env::var("RWKV_EDGE_KERNELS") {
+            Ok(wanted) if !wanted.is_empty() => {
+                let found = sets.iter().find(|set| set.name() == wanted).copied();
+                found.ok_or_else(|| {
+                    let names: Vec<_> = sets.iter().map(|set| set.name()).collect();
+                    Error::argument(format!(
+                        "RWKV_EDGE_KERNELS={wanted}: no such kernel set on this CPU; it has {}",
+                        names.join(", ")
+                    ))
+                })
+            }
+            _ => Ok(sets.last().copied().unwrap_or(KernelSet::Scalar)),
+        }
+    }
+
+    /// The name that `info` shows and `RWKV_EDGE_KERNELS` takes.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            KernelSet::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            KernelSet::Avx2(_) => "avx2",
+        }
+    }
+}
+
+/// Declares methods of [`KernelSet`] that pass their arguments on to the function of the same name in
+/// `$scalar`, or to the method of the same name of the instruction set's token.
+macro_rules! dispatch {
+    ($scalar:ident; $(
+        $(#[$doc:meta])*
+        fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $(where $check:block)?;
+    )*) => {
+        impl KernelSet {
+            $(
+                $(#[$doc])*
+                #[inline]
+                #[allow(clippy::too_many_arguments)]
+                pub(crate) fn $name(self, $($arg: $type),*) $(-> $ret)? {
+                    $($check)?
+                    match self {
+                        KernelSet::Scalar => $scalar::$name($($arg),*),
+                        #[cfg(target_arch = "x86_64")]
+                        KernelSet::Avx2(token) => token.$name($($arg),*),
+                    }
+                }
+            )*
+        }
+    };
+}
+
+dispatch! { elementwise;
+    /// `out = (x - mean) / sqrt(variance + epsilon) * weight + bias`; all of length n_embd.
+    fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) where {
+        assert!(weight.len() == x.len() && bias.len() == x.len() && out.len() == x.len());
+    };
+
+    /// `out = present * mix + previous * (1 - mix)`: the token shift.
+    fn token_shift(present: &[f32], previous: &[f32], mix: &[f32], out: &mut [f32]) where {
+        let n = out.len();
+        assert!(present.len() == n && previous.len() == n && mix.len() == n);
+    };
+
+    /// One token of WKV over some channels: writes `sigmoid(receptance) * wkv` to `out` and moves
+    /// the state (`numerator`, `denominator`, `exponent_max`). All of the same length.
+    fn wkv_step(
+        channels: WkvChannels<'_>,
+        key: &[f32],
+        value: &[f32],
+        receptance: &[f32],
+        numerator: &mut [f32],
+        denominator: &mut [f32],
+        exponent_max: &mut [f32],
+        out: &mut [f32],
+    ) where {
+        let n = out.len();
+        assert!(channels.decay_log.len() == n && channels.bonus.len() == n);
+        assert!(key.len() == n && value.len() == n && receptance.len() == n);
+        assert!(numerator.len() == n && denominator.len() == n && exponent_max.len() == n);
+    };
+
+    /// `x = max(x, 0)^2`.
+    fn squared_relu(x: &mut [f32]);
+
+    /// `x += y`.
+    fn add(x: &mut [f32], y: &[f32]) where {
+        assert_eq!(x.len(), y.len());
+    };
+
+    /// `x += sigmoid(gate) * y`.
+    fn add_gated(x: &mut [f32], gate: &[f32], y: &[f32]) where {
+        assert!(gate.len() == x.len() && y.len() == x.len());
+    };
+
+    /// `x *= factors`, element by element.
+    fn scale(x: &mut [f32], factors: &[f32]) where {
+        assert_eq!(x.len(), factors.len());
+    };
+
+    /// Rounds `x` to 16-bit integers times one scale, which is returned: `x ~ out * scale`.
+    ///
+    /// The scale is the finest for which `127 * sum(|out|) < 2^31`, so that a dot product with int8
+    /// weights cannot overflow an i32 in any order of summation and for any length.
+    fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 where {
+        assert_eq!(x.len(), out.len());
+    };
+
+    /// `out = sums * (scale * factors)`, element by element: integer sums back to numbers.
+    fn rescale_sums(sums: &[i32], scale: f32, factors: &[f32], out: &mut [f32]) where {
+        assert!(sums.len() == out.len() && factors.len() == out.len());
+    };
+
+    /// Exact conversion of f16 to f32.
+    fn widen_f16(x: &[f16], out: &mut [f32]) where {
+        assert_eq!(x.len(), out.len());
+    };
+}
+
+dispatch! { scalar;
+    /// `out[r] = sum over c of weights[r, c] * x[c]`; `weights` is (out.len(), x.len()).
+    fn matvec_f32(weights: &[f32], x: &[f32], out: &mut [f32]) where {
+        assert_eq!(weights.len(), x.len() * out.len());
+    };
+
+    /// As [`matvec_f32`](Self::matvec_f32), weights in f16.
+    fn matvec_f16(weights: &[f16], x: &[f32], out: &mut [f32]) where {
+        assert_eq!(weights.len(), x.len() * out.len());
+    };
+
+    /// As [`matvec_f32`](Self::matvec_f32) in integers, exact as long as no sum leaves the i32,
+    /// which [`quantise_activations`](Self::quantise_activations) makes sure of.
+    fn matvec_i8(weights: &[i8], x: &[i16], out: &mut [i32]) where {
+        assert_eq!(weights.len(), x.len() * out.len());
+    };
+
+    /// `out[c] = sum over i of values[i] * weights[rows[i], first + c]` for a matrix of rows of
+    /// length `stride`: the product with a transposed matrix, of which only the named rows are read.
+    fn gather_f32(
+        weights: &[f32], stride: usize, first: usize, rows: &[u32], values: &[f32], out: &mut [f32],
+    ) where {
+        check_gather(weights.len(), stride, first, rows, values.len(), out.len());
+    };
+
+    /// As [`gather_f32`](Self::gather_f32), weights in f16.
+    fn gather_f16(
+        weights: &[f16], stride: usize, first: usize, rows: &[u32], values: &[f32], out: &mut [f32],
+    ) where {
+        check_gather(weights.len(), stride, first, rows, values.len(), out.len());
+    };
+
+    /// As [`gather_f32`](Self::gather_f32) in integers; exact like [`matvec_i8`](Self::matvec_i8).
+    fn gather_i8(
+        weights: &[i8], stride: usize, first: usize, rows: &[u32], values: &[i16], out: &mut [i32],
+    ) where {
+        check_gather(weights.len(), stride, first, rows, values.len(), out.len());
+    };
+
+    /// Widens `n <= 16` rows of int8 weights, `weights` being (n, cols), into a panel:
+    /// (ceil(cols / 2), [`PANEL_WIDTH`], 2), columns in pairs, missing rows and columns 0.
+    fn pack_rows_i8(weights: &[i8], cols: usize, panel: &mut [i16]) where {
+        assert!(cols > 0 && weights.len() % cols == 0 && weights.len() / cols <= PANEL_WIDTH);
+        assert_eq!(panel.len(), cols.div_ceil(2) * PANEL_WIDTH * 2);
+    };
+
+    /// The same panel from `n <= 16` columns, beginning with `first`, of a matrix (rows, stride) that
+    /// is stored transposed: its rows become the panel's columns.
+    fn pack_columns_i8(
+        weights: &[i8], stride: usize, first: usize, n: usize, panel: &mut [i16],
+    ) where {
+        assert!(stride > 0 && weights.len() % stride == 0);
+        assert!(n <= PANEL_WIDTH && first + n <= stride);
+        assert_eq!(panel.len(), (weights.len() / stride).div_ceil(2) * PANEL_WIDTH * 2);
+    };
+
+    /// `out[t, o] = sum over c of x[t, c] * panel[c, o]` for every row of `x`; `x` is
+    /// (n, 2 * ceil(cols / 2)) with a 0 behind an odd number of columns, `out` is (n, PANEL_WIDTH).
+    fn multiply_panel_i8(panel: &[i16], x: &[i16], out: &mut [i32]) where {
+        let width = panel.len() / PANEL_WIDTH;
+        assert!(width > 0 && width % 2 == 0 && panel.len() % PANEL_WIDTH == 0);
+        assert_eq!(x.len() % width, 0);
+        assert_eq!(out.len(), x.len() / width * PANEL_WIDTH);
+    };
+}
+
+/// Per-channel constants of WKV.
+#[derive(Clone, Copy)]
+pub(crate) struct WkvChannels<'a> {
+    /// Log of the decay a step, <= 0.
+    pub(crate) decay_log: &'a [f32],
+    /// Extra log-weight of the present token.
+    pub(crate) bonus: &'a [f32],
+}
+
+fn check_gather(
+    n_weights: usize,
+    stride: usize,
+    first: usize,
+    rows: &[u32],
+    n_values: usize,
+    n_out: usize,
+) {
+    assert_eq!(rows.len(), n_values);
+    assert!(first + n_out <= stride && n_weights % stride == 0);
+    let n_rows = n_weights / stride;
+    assert!(rows.iter().all(|&row| (row as usize) < n_rows));
+}
