@@ -3,5 +3,6 @@
 mod error;
 mod kernels;
 mod math;
+mod threads;
 
 pub use error::{Error, ErrorKind, Result};

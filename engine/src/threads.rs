@@ -1,0 +1,496 @@
+//! A small persistent pool, and the safe ways to share one buffer among its threads.
+//!
+//! A matrix-vector product of a small model takes tens of microseconds, so waking threads through a
+//! general scheduler would cost more than the work. Here the workers spin for a moment after each
+//! job, then yield the core, then sleep. Tasks are taken one by one from a counter, so a thread that
+//! lost its core to another process delays only the task it holds; a worker that has not woken up when
+//! a job ends is not waited for.
+//!
+//! Every task's result depends on its index alone, never on which thread ran it: results have the same
+//! bits for any number of threads. That is also why a pool that is busy with another caller's job may
+//! simply be left alone: the second caller runs its tasks itself.
+//!
+//! This module holds `unsafe` code: the job's closure is passed to the workers as a raw pointer, and
+//! [`Columns`] hands out disjoint parts of one slice.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// Spins this often before the first look at the clock.
+const SPINS: usize = 64;
+/// A waiting worker yields its core between looks for this long, then sleeps. Longer than the
+/// single-threaded part between two products of one token, so that no product pays for a wake-up.
+const YIELD_TIME: Duration = Duration::from_micros(200);
+
+/// One task: (task index, thread index).
+type Job<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
+/// The state word: a job number in the high half, an open flag, and how many workers are inside.
+const JOB_ONE: u64 = 1 << 32;
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+
+struct Shared {
+    state: AtomicU64,
+    job: UnsafeCell<Option<&'static Job<'static>>>,
+    n_tasks: AtomicUsize,
+    next_task: AtomicUsize,
+    n_sleeping: AtomicUsize,
+    stop: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written only by the thread that holds `Pool::busy`, while the job is closed and no
+// worker is inside, and read only by workers that entered while it was open.
+unsafe impl Sync for Shared {}
+
+/// A fixed set of worker threads.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    worker_threads: Vec<Thread>,
+    busy: AtomicBool,
+}
+
+impl Pool {
+    /// A pool in which `n_threads` threads work, the caller's own included: 1 starts none. Fewer are
+    /// started when the system refuses more.
+    pub(crate) fn new(n_threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            n_tasks: AtomicUsize::new(0),
+            next_task: AtomicUsize::new(0),
+            n_sleeping: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        });
+        let workers: Vec<_> = (1..n_threads)
+            .map_while(|index| {
+                let shared = Arc::clone(&shared);
+                let builder = std::thread::Builder::new().name(format!("rwkv-edge-{index}"));
+                builder.spawn(move || shared.work(index)).ok()
+            })
+            .collect();
+        let worker_threads = workers.iter().map(|w| w.thread().clone()).collect();
+        Pool {
+            shared,
+            workers,
+            worker_threads,
+            busy: AtomicBool::new(false),
+        }
+    }
+
+    /// Threads that work, the caller's own included.
+    pub(crate) fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `job(task, thread)` once for every task below `n_tasks`, and returns when all are done.
+    /// Threads are numbered below [`n_threads`](Self::n_threads), and no two that run at the same time
+    /// within one call have the same number.
+    ///
+    /// # Panics
+    /// When a task panics, after all others have ended.
+    pub(crate) fn run(&self, n_tasks: usize, job: &Job<'_>) {
+        let alone = n_tasks <= 1 || self.workers.is_empty();
+        if alone || self.busy.swap(true, Ordering::Acquire) {
+            (0..n_tasks).for_each(|task| job(task, 0));
+            return;
+        }
+        let shared = &*self.shared;
+        // SAFETY: the reference is only used between here and the end of `Closing::drop`, which waits
+        // for every worker that has entered; so it does not outlive `job`.
+        let job_static = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
+        // SAFETY: `busy` was taken, the last job is closed and no worker is inside: nobody reads.
+        unsafe { *shared.job.get() = Some(job_static) };
+        shared.n_tasks.store(n_tasks, Ordering::Relaxed);
+        shared.next_task.store(0, Ordering::Relaxed);
+        let closing = Closing { pool: self };
+        let number = (shared.state.load(Ordering::Relaxed) & !(JOB_ONE - 1)).wrapping_add(JOB_ONE);
+        shared.state.store(number | OPEN, Ordering::SeqCst);
+        if shared.n_sleeping.load(Ordering::SeqCst) > 0 {
+            self.worker_threads.iter().for_each(Thread::unpark);
+        }
+        shared.take_tasks(job, 0);
+        drop(closing);
+        let panic = shared.panic.lock().ok().and_then(|mut panic| panic.take());
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Ends a job, also when the caller's own task panicked: closes it to workers that have not entered,
+/// waits for those that have.
+struct Closing<'a> {
+    pool: &'a Pool,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let shared = &*self.pool.shared;
+        // A panicking caller leaves tasks behind: nobody need start them.
+        shared
+            .next_task
+            .fetch_max(usize::MAX / 2, Ordering::Relaxed);
+        shared.state.fetch_and(!OPEN, Ordering::SeqCst);
+        let mut spins = 0;
+        while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
+            spins += 1;
+            if spins < 1000 {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        self.pool.busy.store(false, Ordering::Release);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.worker_threads.iter().for_each(Thread::unpark);
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of its tasks, so it ends without one.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn take_tasks(&self, job: &Job<'_>, thread: usize) {
+        let n_tasks = self.n_tasks.load(Ordering::Relaxed);
+        loop {
+            let task = self.next_task.fetch_add(1, Ordering::Relaxed);
+            if task >= n_tasks {
+                return;
+            }
+            job(task, thread);
+        }
+    }
+
+    fn work(&self, thread: usize) {
+        let mut last_job = 0;
+        while let Some(number) = self.enter(last_job) {
+            last_job = number;
+            // SAFETY: this worker is inside an open job, so the caller waits and does not write.
+            if let Some(job) = unsafe { *self.job.get() } {
+                let result = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, thread)));
+                if let (Err(panic), Ok(mut slot)) = (result, self.panic.lock()) {
+                    slot.get_or_insert(panic);
+                }
+            }
+            self.state.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for an open job other than `last_job` and enters it; `None` when the pool ends.
+    fn enter(&self, last_job: u64) -> Option<u64> {
+        let mut spins = 0;
+        let mut waiting_since = None;
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            let state = self.state.load(Ordering::Relaxed);
+            let number = state & !(JOB_ONE - 1);
+            if state & OPEN != 0 && number != last_job {
+                let entered = state + 1;
+                let order = (Ordering::Acquire, Ordering::Relaxed);
+                if self
+                    .state
+                    .compare_exchange_weak(state, entered, order.0, order.1)
+                    .is_ok()
+                {
+                    return Some(number);
+                }
+                continue;
+            }
+            spins += 1;
+            if spins < SPINS {
+                std::hint::spin_loop();
+                continue;
+            }
+            let since = *waiting_since.get_or_insert_with(Instant::now);
+            if since.elapsed() < YIELD_TIME {
+                // Not a pure spin: another process that wants this core gets it.
+                std::thread::yield_now();
+                continue;
+            }
+            self.n_sleeping.fetch_add(1, Ordering::SeqCst);
+            let state = self.state.load(Ordering::SeqCst);
+            let closed = state & OPEN == 0 || state & !(JOB_ONE - 1) == last_job;
+            if closed && !self.stop.load(Ordering::SeqCst) {
+                // A caller that opens a job after the look above sees this sleeper and unparks it.
+                std::thread::park();
+            }
+            self.n_sleeping.fetch_sub(1, Ordering::SeqCst);
+            waiting_since = None;
+        }
+    }
+}
+
+/// A matrix (n_rows, stride) of which threads may write disjoint blocks of columns at the same time.
+pub(crate) struct Columns<'a, T> {
+    data: *mut T,
+    n_rows: usize,
+    stride: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is an exclusive borrow of a slice of `T`; blocks handed out by `run_blocks` are disjoint.
+unsafe impl<T: Send> Sync for Columns<'_, T> {}
+
+impl<'a, T> Columns<'a, T> {
+    /// # Panics
+    /// When the length of `data` is not a multiple of `stride`.
+    pub(crate) fn new(data: &'a mut [T], stride: usize) -> Self {
+        assert!(stride > 0 && data.len() % stride == 0);
+        Columns {
+            n_rows: data.len() / stride,
+            stride,
+            data: data.as_mut_ptr(),
+            borrow: PhantomData,
+        }
+    }
+
+    /// # Safety
+    /// No other block that shares a column with this one is in use.
+    unsafe fn block(&self, columns: Range<usize>) -> ColumnBlock<'_, T> {
+        assert!(columns.start <= columns.end && columns.end <= self.stride);
+        ColumnBlock {
+            data: self.data,
+            n_rows: self.n_rows,
+            stride: self.stride,
+            columns,
+            borrow: PhantomData,
+        }
+    }
+}
+
+/// Some columns of every row of a matrix, to be written by one thread.
+pub(crate) struct ColumnBlock<'a, T> {
+    data: *mut T,
+    n_rows: usize,
+    stride: usize,
+    columns: Range<usize>,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<T> ColumnBlock<'_, T> {
+    /// Which columns these are.
+    pub(crate) fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+
+    /// Rows of the matrix.
+    pub(crate) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Distance of two rows of the matrix in elements.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// This block's part of a row.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.n_rows);
+        // SAFETY: the row and the columns lie inside the slice that `Columns::new` borrowed, no other
+        // block has these columns, and `&mut self` keeps this block's rows from overlapping in time.
+        unsafe {
+            let start = self.data.add(row * self.stride + self.columns.start);
+            std::slice::from_raw_parts_mut(start, self.columns.len())
+        }
+    }
+}
+
+impl Pool {
+    /// Cuts the columns of all `outputs` into blocks of `width` and runs `work(output index, block,
+    /// the thread's own scratch)` once for each. `scratch` has one element a thread.
+    ///
+    /// # Panics
+    /// When `scratch` is shorter than the number of threads, or `width` is 0.
+    pub(crate) fn run_blocks<T: Send, S: Send>(
+        &self,
+        outputs: &mut [Columns<'_, T>],
+        width: usize,
+        scratch: &mut [S],
+        work: impl Fn(usize, ColumnBlock<'_, T>, &mut S) + Sync,
+    ) {
+        assert!(width > 0 && scratch.len() >= self.n_threads());
+        let outputs = &*outputs;
+        let scratch = Columns::new(scratch, 1);
+        let n_blocks = |output: &Columns<'_, T>| output.stride.div_ceil(width);
+        let n_tasks = outputs.iter().map(n_blocks).sum();
+        self.run(n_tasks, &|task, thread| {
+            let mut block = task;
+            for (index, output) in outputs.iter().enumerate() {
+                if block >= n_blocks(output) {
+                    block -= n_blocks(output);
+                    continue;
+                }
+                let start = block * width;
+                let columns = start..(start + width).min(output.stride);
+                // SAFETY: every task runs once, and different tasks have different columns or outputs.
+                let block = unsafe { output.block(columns) };
+                // SAFETY: no two threads that run at the same time have the same number, and `scratch`
+                // has a row for each.
+                let scratch = unsafe { scratch.row_of_thread(thread) };
+                return work(index, block, scratch);
+            }
+        });
+    }
+
+    /// Cuts the columns of two matrices of equal stride alike and runs `work` on each pair of blocks.
+    ///
+    /// # Panics
+    /// When the strides differ or `width` is 0.
+    pub(crate) fn run_paired_blocks<T: Send>(
+        &self,
+        a: &mut Columns<'_, T>,
+        b: &mut Columns<'_, T>,
+        width: usize,
+        work: impl Fn(ColumnBlock<'_, T>, ColumnBlock<'_, T>) + Sync,
+    ) {
+        assert!(width > 0 && a.stride == b.stride);
+        let (a, b) = (&*a, &*b);
+        self.run(a.stride.div_ceil(width), &|task, _| {
+            let columns = task * width..((task + 1) * width).min(a.stride);
+            // SAFETY: every task runs once and has its own columns; `a` and `b` are two borrows.
+            let blocks = unsafe { (a.block(columns.clone()), b.block(columns)) };
+            work(blocks.0, blocks.1);
+        });
+    }
+
+    /// Cuts `data` into chunks of `length` and runs `work(chunk index, chunk)` once for each.
+    ///
+    /// # Panics
+    /// When `length` is 0.
+    pub(crate) fn run_chunks<T: Send>(
+        &self,
+        data: &mut [T],
+        length: usize,
+        work: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        assert!(length > 0);
+        let n = data.len();
+        let data = Columns::new(data, n.max(1));
+        self.run(n.div_ceil(length), &|task, _| {
+            let columns = task * length..((task + 1) * length).min(n);
+            // SAFETY: every task runs once and has its own part of the only row.
+            let mut chunk = unsafe { data.block(columns) };
+            work(task, chunk.row_mut(0));
+        });
+    }
+}
+
+impl<T> Columns<'_, T> {
+    /// # Safety
+    /// No other reference to this row is in use.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn row_of_thread(&self, row: usize) -> &mut T {
+        assert!(row < self.n_rows && self.stride == 1);
+        // SAFETY: inside the borrowed slice; exclusive by the caller's promise.
+        unsafe { &mut *self.data.add(row) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whatever_the_number_of_threads() {
+        for n_threads in [1, 2, 3, 8] {
+            let pool = Pool::new(n_threads);
+            for round in 0..2000 {
+                let n = round % 37;
+                let counts: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(n, &|task, thread| {
+                    assert!(thread < n_threads);
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_sleeping_pool_wakes_up() {
+        let pool = Pool::new(3);
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(2));
+            let count = AtomicUsize::new(0);
+            pool.run(100, &|_, _| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(count.into_inner(), 100);
+        }
+    }
+
+    #[test]
+    fn callers_may_share_a_pool() {
+        let pool = Pool::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        let count = AtomicUsize::new(0);
+                        pool.run(10, &|_, _| {
+                            count.fetch_add(1, Ordering::Relaxed);
+                        });
+                        assert_eq!(count.into_inner(), 10);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2);
+        for bad in [0, 1, 50, 99] {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(100, &|task, _| assert_ne!(task, bad));
+            }));
+            assert!(result.is_err());
+        }
+        let count = AtomicUsize::new(0);
+        pool.run(100, &|_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 100);
+    }
+
+    #[test]
+    fn blocks_cover_every_element_once() {
+        let pool = Pool::new(2);
+        let (mut a, mut b) = (vec![0; 3 * 50], vec![0; 2 * 7]);
+        let mut scratch = [0, 0];
+        let mut outputs = [Columns::new(&mut a, 50), Columns::new(&mut b, 7)];
+        pool.run_blocks(&mut outputs, 16, &mut scratch, |index, mut block, used| {
+            *used += 1;
+            for row in 0..block.n_rows() {
+                block.row_mut(row).iter_mut().for_each(|v| *v += index + 1);
+            }
+        });
+        assert!(a.iter().all(|&v| v == 1) && b.iter().all(|&v| v == 2));
+        assert_eq!(scratch.iter().sum::<i32>(), 4 + 1);
+        let mut chunks = vec![0; 11];
+        pool.run_chunks(&mut chunks, 4, |index, chunk| chunk.fill(index));
+        assert_eq!(chunks, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]);
+    }
+}
