@@ -302,6 +302,20 @@ impl<T> ColumnBlock<'_, T> {
         self.stride
     }
 
+    /// This block's part of all three rows of a matrix of three.
+    ///
+    /// # Panics
+    /// When the matrix does not have exactly three rows.
+    pub(crate) fn three_rows_mut(&mut self) -> [&mut [T]; 3] {
+        assert!(self.n_rows == 3 && self.columns.len() <= self.stride);
+        // SAFETY: as in `row_mut`; three different rows do not overlap, since no row's part is longer
+        // than the stride.
+        std::array::from_fn(|row| unsafe {
+            let start = self.data.add(row * self.stride + self.columns.start);
+            std::slice::from_raw_parts_mut(start, self.columns.len())
+        })
+    }
+
     /// This block's part of a row.
     ///
     /// # Panics
@@ -348,7 +362,7 @@ impl Pool {
                 let block = unsafe { output.block(columns) };
                 // SAFETY: no two threads that run at the same time have the same number, and `scratch`
                 // has a row for each.
-                let scratch = unsafe { scratch.row_of_thread(thread) };
+                let scratch = unsafe { scratch.element(thread) };
                 return work(index, block, scratch);
             }
         });
@@ -372,6 +386,25 @@ impl Pool {
             // SAFETY: every task runs once and has its own columns; `a` and `b` are two borrows.
             let blocks = unsafe { (a.block(columns.clone()), b.block(columns)) };
             work(blocks.0, blocks.1);
+        });
+    }
+
+    /// Runs `work(row, row of a, row of b, element of c)` once for every row; `c` has one element a row.
+    ///
+    /// # Panics
+    /// When the numbers of rows differ.
+    pub(crate) fn run_rows<A: Send, B: Send, C: Send>(
+        &self,
+        (a, b): (Columns<'_, A>, Columns<'_, B>),
+        c: &mut [C],
+        work: impl Fn(usize, &mut [A], &mut [B], &mut C) + Sync,
+    ) {
+        let n_rows = c.len();
+        assert!(a.n_rows == n_rows && b.n_rows == n_rows);
+        let c = Columns::new(c, 1);
+        self.run(n_rows, &|row, _| {
+            // SAFETY: every task runs once and has its own row of each of the three borrows.
+            unsafe { work(row, a.row(row), b.row(row), c.element(row)) };
         });
     }
 
@@ -399,9 +432,20 @@ impl Pool {
 
 impl<T> Columns<'_, T> {
     /// # Safety
-    /// No other reference to this row is in use.
+    /// No other reference into this row is in use.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn row_of_thread(&self, row: usize) -> &mut T {
+    unsafe fn row(&self, row: usize) -> &mut [T] {
+        assert!(row < self.n_rows);
+        // SAFETY: inside the borrowed slice; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride), self.stride) }
+    }
+
+    /// The only element of a row of stride 1.
+    ///
+    /// # Safety
+    /// No other reference to this element is in use.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn element(&self, row: usize) -> &mut T {
         assert!(row < self.n_rows && self.stride == 1);
         // SAFETY: inside the borrowed slice; exclusive by the caller's promise.
         unsafe { &mut *self.data.add(row) }

@@ -1,0 +1,215 @@
+//! Weight matrices as the kernels read them: numbers in memory or in a mapped file, with their scales.
+//!
+//! Built by `load.rs` (from a checkpoint) and `format.rs` (from a model file), used by `product.rs`.
+//! After construction the sizes agree. No file names and no arithmetic here, but for the widening of
+//! scales.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use half::f16;
+
+use crate::file::FileBytes;
+
+/// Numbers that are owned, or lie in a file's bytes.
+pub(crate) enum Buffer<T> {
+    Owned(Vec<T>),
+    /// Checked by [`Buffer::in_file`] to be aligned and a whole number of elements.
+    InFile(FileBytes),
+}
+
+impl<T: Pod> Buffer<T> {
+    /// The bytes as numbers in place, or `None` where their address or size does not allow it.
+    /// Little-endian machines only; others copy.
+    pub(crate) fn in_file(bytes: FileBytes) -> Option<Self> {
+        let fits = cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, T>(&bytes).is_ok();
+        fits.then_some(Buffer::InFile(bytes))
+    }
+
+    pub(crate) fn as_slice(&self) -> &[T] {
+        match self {
+            Buffer::Owned(values) => values,
+            Buffer::InFile(bytes) => bytemuck::cast_slice(bytes),
+        }
+    }
+
+    pub(crate) fn is_in_file(&self) -> bool {
+        matches!(self, Buffer::InFile(_))
+    }
+}
+
+/// How the matrices of a model are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quant {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// 8-bit integers with a scale for each row and each column; see docs/QUANTIZATION.md.
+    Int8,
+}
+
+impl Quant {
+    /// The name on the command line and in model files: `f32`, `f16` or `int8`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Quant::F32 => "f32",
+            Quant::F16 => "f16",
+            Quant::Int8 => "int8",
+        }
+    }
+
+    /// The quantisation of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Quant::F32, Quant::F16, Quant::Int8].into_iter().find(|quant| quant.name() == name)
+    }
+}
+
+impl std::fmt::Display for Quant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a stored row of a matrix belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One stored row an output: the usual layout.
+    RowPerOutput,
+    /// One stored row an input: rows whose input is 0 need not be read.
+    RowPerInput,
+}
+
+/// A matrix (n_rows, n_cols) as stored.
+pub(crate) struct Matrix {
+    pub(crate) n_rows: usize,
+    pub(crate) n_cols: usize,
+    pub(crate) layout: Layout,
+    pub(crate) weights: Weights,
+}
+
+pub(crate) enum Weights {
+    F32(Buffer<f32>),
+    F16(Buffer<f16>),
+    Int8(Int8),
+}
+
+/// `weight[r, c] = values[r, c] * row_scales[r] * 2^column_exponents[c]`.
+pub(crate) struct Int8 {
+    /// (n_rows, n_cols), -127 ..= 127
+    pub(crate) values: Buffer<i8>,
+    /// (n_rows)
+    pub(crate) row_scales: Vec<f16>,
+    /// (n_cols); all 0 where the matrix has none
+    pub(crate) column_exponents: Vec<i8>,
+    /// (n_rows) the scales as f32
+    row_factors: Vec<f32>,
+    /// (n_cols) 2^exponent
+    column_factors: Vec<f32>,
+}
+
+impl Int8 {
+    pub(crate) fn new(
+        values: Buffer<i8>,
+        row_scales: Vec<f16>,
+        column_exponents: Vec<i8>,
+    ) -> Self {
+        let row_factors = row_scales.iter().map(|scale| scale.to_f32()).collect();
+        let column_factors = column_exponents.iter().map(|&e| power_of_two(e)).collect();
+        Int8 { values, row_scales, column_exponents, row_factors, column_factors }
+    }
+}
+
+/// 2^exponent, exactly; exponents of matrices stay within +-126.
+pub(crate) fn power_of_two(exponent: i8) -> f32 {
+    f32::from_bits(((i32::from(exponent).max(-126) + 127) as u32) << 23)
+}
+
+impl Matrix {
+    pub(crate) fn n_inputs(&self) -> usize {
+        match self.layout {
+            Layout::RowPerOutput => self.n_cols,
+            Layout::RowPerInput => self.n_rows,
+        }
+    }
+
+    pub(crate) fn n_outputs(&self) -> usize {
+        match self.layout {
+            Layout::RowPerOutput => self.n_rows,
+            Layout::RowPerInput => self.n_cols,
+        }
+    }
+
+    pub(crate) fn quant(&self) -> Quant {
+        match &self.weights {
+            Weights::F32(_) => Quant::F32,
+            Weights::F16(_) => Quant::F16,
+            Weights::Int8(_) => Quant::Int8,
+        }
+    }
+
+    /// Bytes of weights and scales as stored.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let n = (self.n_rows * self.n_cols) as u64;
+        match &self.weights {
+            Weights::F32(_) => 4 * n,
+            Weights::F16(_) => 2 * n,
+            Weights::Int8(int8) => {
+                let exponents = if int8.has_exponents() { self.n_cols } else { 0 };
+                n + 2 * self.n_rows as u64 + exponents as u64
+            }
+        }
+    }
+
+    /// Whether the weights lie in a file rather than in memory of their own.
+    pub(crate) fn is_in_file(&self) -> bool {
+        match &self.weights {
+            Weights::F32(weights) => weights.is_in_file(),
+            Weights::F16(weights) => weights.is_in_file(),
+            Weights::Int8(int8) => int8.values.is_in_file(),
+        }
+    }
+
+    /// Widens one stored row into `out` (n_cols).
+    pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let range: Range<usize> = row * self.n_cols..(row + 1) * self.n_cols;
+        match &self.weights {
+            Weights::F32(weights) => out.copy_from_slice(&weights.as_slice()[range]),
+            Weights::F16(weights) => {
+                let row = &weights.as_slice()[range];
+                out.iter_mut().zip(row).for_each(|(out, w)| *out = w.to_f32());
+            }
+            Weights::Int8(int8) => {
+                let values = &int8.values.as_slice()[range];
+                let scale = int8.row_factors[row];
+                for ((out, &q), &factor) in out.iter_mut().zip(values).zip(&int8.column_factors) {
+                    *out = f32::from(q) * scale * factor;
+                }
+            }
+        }
+    }
+}
+
+impl Int8 {
+    pub(crate) fn has_exponents(&self) -> bool {
+        self.column_exponents.iter().any(|&exponent| exponent != 0)
+    }
+
+    /// What inputs are multiplied by before they are quantised, one a matrix input.
+    pub(crate) fn input_factors(&self, layout: Layout) -> &[f32] {
+        match layout {
+            Layout::RowPerOutput => &self.column_factors,
+            Layout::RowPerInput => &self.row_factors,
+        }
+    }
+
+    /// What integer sums are multiplied by, one a matrix output.
+    pub(crate) fn output_factors(&self, layout: Layout) -> &[f32] {
+        match layout {
+            Layout::RowPerOutput => &self.row_factors,
+            Layout::RowPerInput => &self.column_factors,
+        }
+    }
+}

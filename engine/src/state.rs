@@ -1,0 +1,242 @@
+//! The recurrent state: all that a model remembers of the tokens it has read.
+//!
+//! Its size does not depend on how many those were. It is a plain value: clone it to branch, keep it to
+//! come back. [`State::to_bytes`] writes it with a checked header; the layout of the numbers is the
+//! same on every little-endian platform and for every quantisation of the same checkpoint.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::output;
+
+/// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
+/// 0 / 0 would follow.
+const EMPTY_EXPONENT: f32 = -1e30;
+
+/// First bytes of a state file; the last is its version.
+const MAGIC: [u8; 8] = *b"RWKVST\x00\x01";
+/// magic 8, model fingerprint 8, checksum 8, n_layer 4, n_embd 4, n_attention 4, n_vocab 4
+/// (0: without logits), n_tokens 8
+const HEADER_BYTES: usize = 48;
+
+/// What a state must agree with: sizes, and which checkpoint they are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StateShape {
+    pub(crate) n_layer: usize,
+    pub(crate) n_embd: usize,
+    pub(crate) n_attention: usize,
+    pub(crate) n_vocab: usize,
+    /// Of the checkpoint, the same for every quantisation.
+    pub(crate) fingerprint: u64,
+}
+
+impl StateShape {
+    fn layer_len(&self) -> usize {
+        2 * self.n_embd + 3 * self.n_attention
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.n_layer * self.layer_len()
+    }
+}
+
+/// The recurrent state of one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    shape: StateShape,
+    /// Tokens read since the empty state.
+    n_tokens: u64,
+    /// (n_layer, 2 n_embd + 3 n_attention): see [`LayerState`]
+    data: Vec<f32>,
+}
+
+/// One layer's part of a state.
+pub(crate) struct LayerState<'a> {
+    /// (n_embd) last normalised input of the channel mixing
+    pub(crate) ffn_previous: &'a mut [f32],
+    /// (n_embd) last normalised input of the time mixing
+    pub(crate) att_previous: &'a mut [f32],
+    /// (3, n_attention): numerator, denominator, exponent_max
+    pub(crate) wkv: &'a mut [f32],
+}
+
+impl State {
+    pub(crate) fn new(shape: StateShape) -> Self {
+        let mut state = State { shape, n_tokens: 0, data: vec![0.0; shape.len()] };
+        state.reset();
+        state
+    }
+
+    /// Back to the empty state.
+    pub fn reset(&mut self) {
+        self.n_tokens = 0;
+        self.data.fill(0.0);
+        let n_attention = self.shape.n_attention;
+        for layer in self.data.chunks_exact_mut(self.shape.layer_len()) {
+            let top = layer.len() - n_attention;
+            layer[top..].fill(EMPTY_EXPONENT);
+        }
+    }
+
+    /// Tokens read since the empty state.
+    pub fn n_tokens(&self) -> u64 {
+        self.n_tokens
+    }
+
+    /// Size of the numbers in bytes: 184,320 for RWKV-4 169M, for one token or a million.
+    pub fn size_bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+
+    /// The numbers, layer after layer: the last inputs of channel mixing and time mixing (n_embd each),
+    /// then numerator, denominator and running maximum of WKV (n_attention each).
+    pub fn as_slice(&self) -> &[f32] {
+        &self.data
+    }
+
+    pub(crate) fn shape(&self) -> &StateShape {
+        &self.shape
+    }
+
+    pub(crate) fn advance(&mut self, n_tokens: usize) {
+        self.n_tokens += n_tokens as u64;
+    }
+
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> LayerState<'_> {
+        let (length, n_embd) = (self.shape.layer_len(), self.shape.n_embd);
+        let layer = &mut self.data[layer * length..(layer + 1) * length];
+        let (ffn_previous, rest) = layer.split_at_mut(n_embd);
+        let (att_previous, wkv) = rest.split_at_mut(n_embd);
+        LayerState { ffn_previous, att_previous, wkv }
+    }
+
+    /// Last normalised input of the time mixing of a layer (n_embd).
+    pub(crate) fn att_previous(&self, layer: usize) -> &[f32] {
+        let start = layer * self.shape.layer_len() + self.shape.n_embd;
+        &self.data[start..start + self.shape.n_embd]
+    }
+
+    /// Last normalised input of the channel mixing of a layer (n_embd).
+    pub(crate) fn ffn_previous(&self, layer: usize) -> &[f32] {
+        let start = layer * self.shape.layer_len();
+        &self.data[start..start + self.shape.n_embd]
+    }
+
+    /// The state as bytes with a checked header; `logits` (n_vocab, or empty) are the output row of the
+    /// last token, which a continuation without a new token needs.
+    ///
+    /// # Panics
+    /// When `logits` is neither empty nor of length n_vocab.
+    pub fn to_bytes(&self, logits: &[f32]) -> Vec<u8> {
+        let shape = &self.shape;
+        assert!(logits.is_empty() || logits.len() == shape.n_vocab);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + 4 * (self.data.len() + logits.len()));
+        bytes.extend(MAGIC);
+        bytes.extend(shape.fingerprint.to_le_bytes());
+        bytes.extend([0; 8]);
+        for size in [shape.n_layer, shape.n_embd, shape.n_attention, logits.len()] {
+            bytes.extend((size as u32).to_le_bytes());
+        }
+        bytes.extend(self.n_tokens.to_le_bytes());
+        for value in self.data.iter().chain(logits) {
+            bytes.extend(value.to_le_bytes());
+        }
+        let checksum = checksum(&bytes);
+        bytes[16..24].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote into this state, and gives the saved logits
+    /// (n_vocab, or none). Nothing is changed when it fails.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`](crate::ErrorKind::State) when the bytes are cut, padded or damaged, of a
+    /// newer version, or the state of another model.
+    pub fn load_bytes(&mut self, bytes: &[u8]) -> Result<Vec<f32>> {
+        let n_logits = self.check_header(bytes)?;
+        let mut values = bytes[HEADER_BYTES..].chunks_exact(4).map(|four| {
+            let mut value = [0; 4];
+            value.copy_from_slice(four);
+            f32::from_le_bytes(value)
+        });
+        self.data.iter_mut().zip(&mut values).for_each(|(slot, value)| *slot = value);
+        self.n_tokens = u64_at(bytes, 40);
+        Ok(values.take(n_logits).collect())
+    }
+
+    /// Checks everything about saved bytes; gives the number of logits behind the state.
+    fn check_header(&self, bytes: &[u8]) -> Result<usize> {
+        if bytes.len() < HEADER_BYTES || bytes[..7] != MAGIC[..7] {
+            return Err(Error::state("not a saved state"));
+        }
+        if bytes[7] != MAGIC[7] {
+            let text = format!("state of format version {}, expected {}", bytes[7], MAGIC[7]);
+            return Err(Error::state(text));
+        }
+        let shape = &self.shape;
+        let found = u64_at(bytes, 8);
+        if found != shape.fingerprint {
+            return Err(Error::state(format!(
+                "state of another model: fingerprint {found:016x}, expected {:016x}",
+                shape.fingerprint
+            )));
+        }
+        let sizes: [usize; 4] = std::array::from_fn(|i| u32_at(bytes, 24 + 4 * i) as usize);
+        let expected = [shape.n_layer, shape.n_embd, shape.n_attention];
+        if sizes[..3] != expected || ![0, shape.n_vocab].contains(&sizes[3]) {
+            return Err(Error::state(format!(
+                "state of layers, width, attention width, logits {sizes:?}, expected {expected:?} \
+                 and 0 or {}",
+                shape.n_vocab
+            )));
+        }
+        let size = HEADER_BYTES + 4 * (shape.len() + sizes[3]);
+        if bytes.len() != size {
+            let text = format!("saved state of {} bytes, expected {size}", bytes.len());
+            return Err(Error::state(text));
+        }
+        if u64_at(bytes, 16) != checksum(bytes) {
+            return Err(Error::state("saved state is damaged: its checksum does not match"));
+        }
+        Ok(sizes[3])
+    }
+
+    /// Writes [`to_bytes`](Self::to_bytes) to a file, whole or not at all.
+    ///
+    /// # Errors
+    /// When the file cannot be written; an older file of that name is then as it was.
+    pub fn save(&self, path: &Path, logits: &[f32]) -> Result<()> {
+        output::write_whole(path, &self.to_bytes(logits))
+    }
+
+    /// Reads a file written by [`save`](Self::save), as [`load_bytes`](Self::load_bytes) does.
+    ///
+    /// # Errors
+    /// Those of [`load_bytes`](Self::load_bytes), or an I/O error.
+    pub fn load(&mut self, path: &Path) -> Result<Vec<f32>> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        self.load_bytes(&bytes).map_err(|e| e.at(path.display()))
+    }
+}
+
+/// Of all bytes but the checksum's own.
+fn checksum(bytes: &[u8]) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(&bytes[..16]);
+    hash.update(&bytes[24..]);
+    hash.digest()
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut value = [0; 8];
+    value.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(value)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut value = [0; 4];
+    value.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(value)
+}
