@@ -1,0 +1,467 @@
+//! The sampler, black box. Distributions are compared by chi-square at fixed seeds, so that a test
+//! passes or fails for good; penalties with numbers worked out by hand; and some drawn sequences are
+//! pinned, so that a change of the random stream, of `exp` or of the order of sums is noticed.
+
+#![allow(clippy::unwrap_used)]
+
+use rwkv_edge::{ErrorKind, Sampler, SamplerOptions};
+
+fn options(temperature: f32) -> SamplerOptions {
+    SamplerOptions {
+        temperature,
+        seed: 42,
+        ..Default::default()
+    }
+}
+
+fn sampler(options: SamplerOptions, n_vocab: usize) -> Sampler {
+    Sampler::new(options, n_vocab).unwrap()
+}
+
+/// Logits without a pattern, from -8 to 8, that every platform computes alike.
+fn noise(n_vocab: usize, seed: u32) -> Vec<f32> {
+    let mut x = seed;
+    let mut next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 8) as f32 / (1 << 20) as f32 - 8.0
+    };
+    (0..n_vocab).map(|_| next()).collect()
+}
+
+/// What the documentation says, in f64 and by sorting everything: the probability of each token.
+fn specification(options: &SamplerOptions, logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let temperature = f64::from(options.temperature);
+    let mut weights: Vec<(f64, usize)> = logits
+        .iter()
+        .enumerate()
+        .map(|(id, &x)| ((f64::from(x - max) / temperature).exp(), id))
+        .collect();
+    weights.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    if options.top_k > 0 {
+        weights.truncate(options.top_k);
+    }
+    let total: f64 = weights.iter().map(|w| w.0).sum();
+    let mut sum = 0.0;
+    let mut kept = weights.clone();
+    for (index, weight) in weights.iter().enumerate() {
+        sum += weight.0 / total;
+        if sum >= f64::from(options.top_p) {
+            kept.truncate(index + 1);
+            break;
+        }
+    }
+    let total: f64 = kept.iter().map(|w| w.0).sum();
+    let mut probabilities = vec![0.0; logits.len()];
+    for (weight, id) in kept {
+        probabilities[id] = weight / total;
+    }
+    probabilities
+}
+
+/// Chi-square of `n_draws` draws against the probabilities; infinite when an impossible token comes.
+/// Tokens that are expected fewer than 5 times are counted as one.
+fn chi_square(sampler: &mut Sampler, logits: &[f32], expected: &[f64], n_draws: u32) -> (f64, f64) {
+    let mut counts = vec![0u32; logits.len()];
+    for _ in 0..n_draws {
+        counts[sampler.sample(logits) as usize] += 1;
+    }
+    let (mut chi2, mut n_cells) = (0.0, 0.0);
+    let (mut rare_count, mut rare_expected) = (0.0, 0.0);
+    for (&count, &p) in counts.iter().zip(expected) {
+        let expected = p * f64::from(n_draws);
+        if p == 0.0 && count > 0 {
+            return (f64::INFINITY, 1.0);
+        } else if expected < 5.0 {
+            rare_count += f64::from(count);
+            rare_expected += expected;
+        } else {
+            chi2 += (f64::from(count) - expected).powi(2) / expected;
+            n_cells += 1.0;
+        }
+    }
+    if rare_expected > 1.0 {
+        chi2 += (rare_count - rare_expected).powi(2) / rare_expected;
+        n_cells += 1.0;
+    }
+    // Mean of chi-square plus 4 standard deviations: about 1 seed in 10,000 exceeds it.
+    let freedom: f64 = f64::max(n_cells - 1.0, 1.0);
+    (chi2, freedom + 4.0 * (2.0 * freedom).sqrt())
+}
+
+#[test]
+fn draws_follow_the_documented_distribution() {
+    let cases = [
+        (1.0, 1.0, 0),
+        (0.5, 1.0, 0),
+        (3.0, 1.0, 0),
+        (1.0, 0.9, 0),
+        (1.0, 0.3, 0),
+        (2.5, 0.95, 0),
+        (1.0, 1.0, 5),
+        (4.0, 1.0, 40),
+        (4.0, 0.8, 40),
+        (4.0, 0.2, 7),
+        (1.0, 0.999, 63),
+        (1.0, 0.9, 1000),
+        (1.0, 0.0, 0),
+    ];
+    let mut failures = Vec::new();
+    for (index, &(temperature, top_p, top_k)) in cases.iter().enumerate() {
+        let options = SamplerOptions {
+            temperature,
+            top_p,
+            top_k,
+            seed: index as u64,
+            ..Default::default()
+        };
+        let logits = noise(64, 5 + index as u32);
+        let expected = specification(&options, &logits);
+        let mut sampler = sampler(options.clone(), 64);
+        let (chi2, limit) = chi_square(&mut sampler, &logits, &expected, 50_000);
+        if chi2 > limit {
+            failures.push(format!("{options:?}: chi-square {chi2}, limit {limit}"));
+        }
+        // The same test notices a temperature that is 5 % off, unless only one token is left.
+        let other = SamplerOptions {
+            temperature: temperature * 1.05,
+            ..options.clone()
+        };
+        let wrong = specification(&other, &logits);
+        let n_left = expected.iter().filter(|&&p| p > 0.01).count();
+        let (chi2, limit) = chi_square(&mut sampler, &logits, &wrong, 200_000);
+        if n_left > 2 && chi2 < limit {
+            failures.push(format!("{other:?}: not noticed, {chi2} of {limit}"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_large_vocabulary_keeps_exactly_the_documented_tokens() {
+    // Flat enough that thousands of tokens stay: every one that is drawn must be among them.
+    for (top_p, top_k) in [(0.5, 0), (0.9, 0), (0.9, 3000), (1.0, 500)] {
+        let options = SamplerOptions {
+            temperature: 2.0,
+            top_p,
+            top_k,
+            ..Default::default()
+        };
+        let logits = noise(50_277, 9);
+        let expected = specification(&options, &logits);
+        let mut sampler = sampler(options, logits.len());
+        for _ in 0..3_000 {
+            let token = sampler.sample(&logits) as usize;
+            assert!(expected[token] > 0.0, "{token} with {top_p}, {top_k}");
+        }
+    }
+}
+
+#[test]
+fn sequences_for_a_seed_are_pinned() {
+    let logits = noise(1000, 1);
+    let cut = SamplerOptions {
+        top_p: 0.9,
+        top_k: 50,
+        ..options(1.5)
+    };
+    let nucleus = SamplerOptions {
+        top_p: 0.7,
+        ..options(1.5)
+    };
+    let penalised = SamplerOptions {
+        frequency_penalty: 0.5,
+        repetition_penalty: 1.2,
+        seed: u64::MAX,
+        ..options(0.7)
+    };
+    let cases: [(SamplerOptions, [u32; 10]); 4] = [
+        (options(1.5), PINNED_PLAIN),
+        (cut, PINNED_CUT),
+        (nucleus, PINNED_NUCLEUS),
+        (penalised, PINNED_PENALISED),
+    ];
+    for (options, expected) in cases {
+        let mut sampler = sampler(options.clone(), logits.len());
+        for round in 0..2 {
+            let tokens: Vec<u32> = (0..10)
+                .map(|_| {
+                    let token = sampler.sample(&logits);
+                    sampler.accept(token);
+                    token
+                })
+                .collect();
+            assert_eq!(tokens, expected, "round {round}: {options:?}");
+            sampler.reset();
+        }
+    }
+}
+
+const PINNED_PLAIN: [u32; 10] = [0; 10];
+const PINNED_CUT: [u32; 10] = [0; 10];
+const PINNED_NUCLEUS: [u32; 10] = [0; 10];
+const PINNED_PENALISED: [u32; 10] = [0; 10];
+
+#[test]
+fn greedy_takes_the_highest_and_the_first_of_equals() {
+    let inf = f32::INFINITY;
+    let nan = f32::NAN;
+    let cases: [(&[f32], u32); 11] = [
+        (&[0.0, 1.0, 2.0], 2),
+        (&[3.0, 1.0, 3.0], 0),
+        (&[0.0, 0.0, 0.0], 0),
+        (&[-0.0, 0.0], 0),
+        (&[nan, -5.0, nan, -4.0], 3),
+        (&[1.0, nan], 0),
+        (&[nan, nan], 0),
+        (&[nan, -inf], 1),
+        (&[-inf, -1e30, -inf], 1),
+        (&[1e30, inf, inf], 1),
+        (&[-7.0], 0),
+    ];
+    // Penalties take another way through the sampler; uncounted, they change nothing.
+    let penalised = SamplerOptions {
+        presence_penalty: 1.0,
+        ..Default::default()
+    };
+    for options in [options(0.0), options(-1.0), penalised] {
+        for (logits, expected) in cases {
+            let mut sampler = sampler(options.clone(), logits.len());
+            assert_eq!(sampler.sample(logits), expected, "{options:?} {logits:?}");
+        }
+    }
+}
+
+#[test]
+fn extreme_logits() {
+    let inf = f32::INFINITY;
+    let nan = f32::NAN;
+    // (logits, the tokens that may be drawn; each of them must be)
+    let cases: [(&[f32], &[u32]); 10] = [
+        (&[1e30, -1e30, 0.0], &[0]),
+        (&[-1e30, -1e30, -2e30], &[0, 1]),
+        (&[f32::MAX, f32::MIN], &[0]),
+        (&[0.0, 0.0, 0.0], &[0, 1, 2]),
+        (&[-inf, 1.0, -inf], &[1]),
+        (&[inf, 1.0, inf], &[0, 2]),
+        (&[nan, 1.0, 1.0], &[1, 2]),
+        (&[nan, -inf], &[1]),
+        (&[nan, nan], &[0]),
+        (&[-inf, -inf], &[0]),
+    ];
+    for (logits, allowed) in cases {
+        for temperature in [1e-30, 1.0] {
+            for (top_p, top_k) in [(1.0, 0), (0.999, 0), (1.0, 3), (0.999, 3)] {
+                let options = SamplerOptions {
+                    top_p,
+                    top_k,
+                    ..options(temperature)
+                };
+                let mut sampler = sampler(options.clone(), logits.len());
+                let mut drawn: Vec<u32> = (0..200).map(|_| sampler.sample(logits)).collect();
+                drawn.sort_unstable();
+                drawn.dedup();
+                assert_eq!(drawn, allowed, "{logits:?} {options:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cuts_that_leave_one_token_are_greedy() {
+    let logits = noise(500, 3);
+    let best = sampler(options(0.0), 500).sample(&logits);
+    for (top_p, top_k) in [(1.0, 1), (0.0, 0), (1e-6, 0), (0.5, 1)] {
+        let options = SamplerOptions {
+            top_p,
+            top_k,
+            ..options(5.0)
+        };
+        let mut sampler = sampler(options, 500);
+        assert!((0..500).all(|_| sampler.sample(&logits) == best));
+    }
+    // Also where exp cannot tell the two best apart any more.
+    let close = [1.0, 1.000_000_1, 0.0];
+    let options = SamplerOptions {
+        top_k: 1,
+        ..options(8.0)
+    };
+    assert_eq!(sampler(options, 3).sample(&close), 1);
+}
+
+#[test]
+fn equal_tokens_are_cut_by_id() {
+    let logits = [1.0, 2.0, 1.0, 1.0, 1.0];
+    // e / (e + 4) = 0.405 for token 1 and 0.149 for each of the others.
+    for (top_p, top_k, last) in [(1.0, 3, 2), (0.6, 0, 2), (0.5, 0, 0), (0.71, 0, 3)] {
+        let options = SamplerOptions {
+            top_p,
+            top_k,
+            ..options(1.0)
+        };
+        let mut sampler = sampler(options, 5);
+        let drawn = (0..500).map(|_| sampler.sample(&logits));
+        let highest = drawn.filter(|&token| token != 1).max();
+        assert_eq!(highest, Some(last), "{top_p}, {top_k}");
+    }
+}
+
+/// The lowest logit with which token 1 still beats token 0: what is left of token 0's logit.
+fn penalised_logit(options: &SamplerOptions, logit: f32, n_generated: usize) -> f32 {
+    let mut sampler = sampler(options.clone(), 2);
+    for _ in 0..n_generated {
+        sampler.accept(0);
+    }
+    let (mut low, mut high) = (-100.0f32, 100.0f32);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if sampler.sample(&[logit, middle]) == 1 {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    high
+}
+
+#[test]
+fn penalties_by_hand() {
+    // (presence, frequency, repetition, logit, times generated, expected)
+    let cases = [
+        (0.0, 0.0, 1.0, 3.0, 5, 3.0),
+        (0.5, 0.0, 1.0, 3.0, 0, 3.0),
+        (0.5, 0.0, 1.0, 3.0, 1, 2.5),
+        (0.5, 0.0, 1.0, 3.0, 4, 2.5),
+        (0.0, 0.25, 1.0, 3.0, 1, 2.75),
+        (0.0, 0.25, 1.0, 3.0, 4, 2.0),
+        (0.0, 0.0, 2.0, 3.0, 4, 1.5),
+        (0.0, 0.0, 2.0, -3.0, 1, -6.0),
+        (0.0, 0.0, 0.5, 3.0, 1, 6.0),
+        (0.5, 0.25, 2.0, 3.0, 4, 0.0),
+        (-1.0, -0.5, 1.0, 3.0, 2, 5.0),
+    ];
+    for (presence, frequency, repetition, logit, n_generated, expected) in cases {
+        let options = SamplerOptions {
+            presence_penalty: presence,
+            frequency_penalty: frequency,
+            repetition_penalty: repetition,
+            ..Default::default()
+        };
+        let found = penalised_logit(&options, logit, n_generated);
+        assert!(
+            (found - expected).abs() < 1e-5,
+            "{options:?}, logit {logit}, {n_generated} times: {found}, expected {expected}"
+        );
+    }
+}
+
+#[test]
+fn penalties_act_before_the_softmax_and_reset_forgets_them() {
+    let penalised = SamplerOptions {
+        frequency_penalty: 0.5,
+        ..options(0.8)
+    };
+    let logits = noise(16, 8);
+    let mut sampler = sampler(penalised.clone(), 16);
+    let mut shifted = logits.clone();
+    for token in [2, 2, 7] {
+        sampler.accept(token);
+        shifted[token as usize] -= 0.5;
+    }
+    sampler.accept(16); // no token: ignored
+    sampler.accept(u32::MAX);
+    let expected = specification(&penalised, &shifted);
+    let (chi2, limit) = chi_square(&mut sampler, &logits, &expected, 50_000);
+    assert!(chi2 < limit, "{chi2}, limit {limit}");
+    sampler.reset();
+    let expected = specification(&penalised, &logits);
+    let (chi2, limit) = chi_square(&mut sampler, &logits, &expected, 50_000);
+    assert!(chi2 < limit, "after reset: {chi2}, limit {limit}");
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    let base = SamplerOptions::default;
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let mut cases = Vec::new();
+    for temperature in [nan, inf, -inf] {
+        let options = SamplerOptions {
+            temperature,
+            ..base()
+        };
+        cases.push(("temperature", options));
+    }
+    for top_p in [nan, -0.1, 1.001, inf] {
+        cases.push(("top_p", SamplerOptions { top_p, ..base() }));
+    }
+    for value in [nan, inf, -inf] {
+        let presence = SamplerOptions {
+            presence_penalty: value,
+            ..base()
+        };
+        let frequency = SamplerOptions {
+            frequency_penalty: value,
+            ..base()
+        };
+        cases.extend([
+            ("presence_penalty", presence),
+            ("frequency_penalty", frequency),
+        ]);
+    }
+    for repetition_penalty in [nan, inf, 0.0, -1.0] {
+        let options = SamplerOptions {
+            repetition_penalty,
+            ..base()
+        };
+        cases.push(("repetition_penalty", options));
+    }
+    for (name, options) in cases {
+        let error = Sampler::new(options, 10).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Argument);
+        assert!(error.to_string().starts_with(name), "{error}");
+    }
+    let error = Sampler::new(base(), 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Argument);
+}
+
+#[test]
+#[should_panic(expected = "logits must be one row")]
+fn a_row_of_another_length_is_the_callers_mistake() {
+    sampler(options(0.0), 3).sample(&[0.0; 4]);
+}
+
+/// `cargo test --release -p rwkv-edge --test sampler -- --ignored --nocapture`
+#[test]
+#[ignore = "prints times"]
+fn sampling_times() {
+    // As peaked as a trained model's (the best token has a few per cent), and as flat as noise.
+    let flat = noise(50_277, 1);
+    let peaked: Vec<f32> = flat
+        .iter()
+        .map(|x| x.abs().powf(1.2) * x.signum())
+        .collect();
+    for (name, logits) in [("peaked", peaked), ("flat", flat)] {
+        for (temperature, top_p, top_k) in [
+            (0.0, 1.0, 0),
+            (1.0, 1.0, 0),
+            (1.0, 0.9, 0),
+            (1.0, 1.0, 40),
+            (1.0, 0.9, 40),
+        ] {
+            let options = SamplerOptions {
+                top_p,
+                top_k,
+                presence_penalty: if top_p < 1.0 { 0.1 } else { 0.0 },
+                ..options(temperature)
+            };
+            let mut sampler = sampler(options, logits.len());
+            let start = std::time::Instant::now();
+            let mut sum = 0;
+            for _ in 0..1000 {
+                sum += u64::from(sampler.sample(&logits));
+            }
+            let us = start.elapsed().as_micros() as f64 / 1000.0;
+            println!("{name} T {temperature} top_p {top_p} top_k {top_k}: {us:.0} us ({sum})");
+        }
+    }
+}
