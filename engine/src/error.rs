@@ -67,6 +67,10 @@ impl Error {
         Self::new(ErrorKind::Unsupported, message)
     }
 
+    pub(crate) fn memory(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Memory, message)
+    }
+
     pub(crate) fn state(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::State, message)
     }

@@ -1,13 +1,18 @@
 //! RWKV language models on small machines (crate documentation follows).
 #![allow(dead_code)]
+mod batch;
+mod checkpoint;
 mod error;
 mod file;
+mod format;
 mod kernels;
+mod load;
 mod math;
 mod matrix;
 mod model;
 mod output;
 mod product;
+mod quant;
 mod sampler;
 mod session;
 mod state;
@@ -16,9 +21,10 @@ mod threads;
 mod tokenizer;
 mod v4;
 
+pub use batch::{Output, Span};
 pub use error::{Error, ErrorKind, Result};
 pub use matrix::Quant;
-pub use model::{Info, Model, Options, Output, Span, TensorInfo, Workspace};
+pub use model::{Info, Model, Options, TensorInfo, Workspace};
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::{Ending, Generated, GenerateOptions, Session};
 pub use state::State;

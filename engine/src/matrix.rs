@@ -11,6 +11,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 use half::f16;
 
+use crate::error::{Error, Result};
 use crate::file::FileBytes;
 
 /// Numbers that are owned, or lie in a file's bytes.
@@ -22,9 +23,8 @@ pub(crate) enum Buffer<T> {
 
 impl<T: Pod> Buffer<T> {
     /// The bytes as numbers in place, or `None` where their address or size does not allow it.
-    /// Little-endian machines only; others copy.
     pub(crate) fn in_file(bytes: FileBytes) -> Option<Self> {
-        let fits = cfg!(target_endian = "little") && bytemuck::try_cast_slice::<u8, T>(&bytes).is_ok();
+        let fits = bytemuck::try_cast_slice::<u8, T>(&bytes).is_ok();
         fits.then_some(Buffer::InFile(bytes))
     }
 
@@ -82,8 +82,33 @@ pub(crate) enum Layout {
     RowPerInput,
 }
 
-/// A matrix (n_rows, n_cols) as stored.
+impl Layout {
+    /// Stored rows and columns of a matrix with so many outputs and inputs.
+    pub(crate) fn stored_shape(self, n_outputs: usize, n_inputs: usize) -> (usize, usize) {
+        match self {
+            Layout::RowPerOutput => (n_outputs, n_inputs),
+            Layout::RowPerInput => (n_inputs, n_outputs),
+        }
+    }
+}
+
+/// A named vector of weights, always f32.
+pub(crate) struct Vector {
+    pub(crate) name: String,
+    pub(crate) values: Vec<f32>,
+}
+
+impl std::ops::Deref for Vector {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+/// A named matrix (n_rows, n_cols) as stored.
 pub(crate) struct Matrix {
+    pub(crate) name: String,
     pub(crate) n_rows: usize,
     pub(crate) n_cols: usize,
     pub(crate) layout: Layout,
@@ -111,6 +136,10 @@ pub(crate) struct Int8 {
 }
 
 impl Int8 {
+    /// Column exponents lie within plus and minus this: products of scales, exponents and activations
+    /// then stay far inside the range of f32.
+    pub(crate) const EXPONENT_MAX: i8 = 24;
+
     pub(crate) fn new(
         values: Buffer<i8>,
         row_scales: Vec<f16>,
@@ -122,7 +151,7 @@ impl Int8 {
     }
 }
 
-/// 2^exponent, exactly; exponents of matrices stay within +-126.
+/// 2^exponent, exactly, for exponents from -126 on.
 pub(crate) fn power_of_two(exponent: i8) -> f32 {
     f32::from_bits(((i32::from(exponent).max(-126) + 127) as u32) << 23)
 }
@@ -172,6 +201,20 @@ impl Matrix {
         }
     }
 
+    /// Refuses NaN and infinities; reads all floats. int8 has none, and its scales were checked.
+    pub(crate) fn check_finite(&self) -> Result<()> {
+        let bad = match &self.weights {
+            Weights::F32(weights) => weights.as_slice().iter().position(|w| !w.is_finite()),
+            Weights::F16(weights) => weights.as_slice().iter().position(|w| !w.is_finite()),
+            Weights::Int8(_) => None,
+        };
+        bad.map_or(Ok(()), |at| {
+            let (row, column) = (at / self.n_cols, at % self.n_cols);
+            let text = format!("tensor {}: not a number at [{row}, {column}]", self.name);
+            Err(Error::format(text))
+        })
+    }
+
     /// Widens one stored row into `out` (n_cols).
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         let range: Range<usize> = row * self.n_cols..(row + 1) * self.n_cols;
@@ -190,6 +233,21 @@ impl Matrix {
             }
         }
     }
+}
+
+/// Where a network takes its weights from. Names are those of the model file (docs/FORMAT.md).
+pub(crate) trait WeightSource {
+    /// A vector of `n` numbers, all finite.
+    fn vector(&mut self, name: String, n: usize) -> Result<Vector>;
+
+    /// The matrix of that many outputs and inputs, stored as `layout` says.
+    fn matrix(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+    ) -> Result<Matrix>;
 }
 
 impl Int8 {

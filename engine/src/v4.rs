@@ -10,12 +10,19 @@
 
 #![forbid(unsafe_code)]
 
+use crate::error::Result;
 use crate::kernels::{KernelSet, WkvChannels};
-use crate::matrix::Matrix;
-use crate::model::Span;
+use crate::batch::{Segment, Span};
+use crate::matrix::{Layout, Matrix, Vector, WeightSource};
 use crate::product::{multiply, Activations, Product, Scratch};
 use crate::threads::{ColumnBlock, Columns, Pool};
 
+/// The name in model files.
+pub(crate) const ARCHITECTURE: &str = "rwkv-4";
+/// Name in a layer of what checkpoints hold as `att.time_decay`: -exp() of it.
+pub(crate) const DECAY_LOG: &str = "att.decay_log";
+/// Of ln_out; that of the other norms is in the configuration. transformers does the same.
+const NORM_OUT_EPSILON: f32 = 1e-5;
 /// Channels of one WKV task: four cache lines of each array.
 const WKV_CHANNELS: usize = 64;
 
@@ -34,9 +41,9 @@ pub(crate) struct Sizes {
 /// A layer norm's parameters.
 pub(crate) struct Norm {
     /// (n_embd)
-    pub(crate) weight: Vec<f32>,
+    pub(crate) weight: Vector,
     /// (n_embd)
-    pub(crate) bias: Vec<f32>,
+    pub(crate) bias: Vector,
     pub(crate) epsilon: f32,
 }
 
@@ -44,13 +51,13 @@ pub(crate) struct Norm {
 pub(crate) struct TimeMixing {
     pub(crate) norm: Norm,
     /// (n_embd) share of the present token in the input of each matrix
-    pub(crate) mix_key: Vec<f32>,
-    pub(crate) mix_value: Vec<f32>,
-    pub(crate) mix_receptance: Vec<f32>,
+    pub(crate) mix_key: Vector,
+    pub(crate) mix_value: Vector,
+    pub(crate) mix_receptance: Vector,
     /// (n_attention) log of the decay a step, -exp(time_decay)
-    pub(crate) decay_log: Vec<f32>,
+    pub(crate) decay_log: Vector,
     /// (n_attention) extra log-weight of the present token
-    pub(crate) bonus: Vec<f32>,
+    pub(crate) bonus: Vector,
     /// (n_attention, n_embd)
     pub(crate) key: Matrix,
     pub(crate) value: Matrix,
@@ -63,8 +70,8 @@ pub(crate) struct TimeMixing {
 pub(crate) struct ChannelMixing {
     pub(crate) norm: Norm,
     /// (n_embd)
-    pub(crate) mix_key: Vec<f32>,
-    pub(crate) mix_receptance: Vec<f32>,
+    pub(crate) mix_key: Vector,
+    pub(crate) mix_receptance: Vector,
     /// (n_hidden, n_embd)
     pub(crate) key: Matrix,
     /// (n_embd, n_embd)
@@ -91,15 +98,110 @@ pub(crate) struct Network {
     pub(crate) head: Matrix,
 }
 
-/// Tokens of one span that are rows of the present batch.
-#[derive(Clone, Copy)]
-pub(crate) struct Segment {
-    /// Index of the span.
-    pub(crate) span: usize,
-    /// Index of its first token in the span.
-    pub(crate) first_token: usize,
-    pub(crate) first_row: usize,
-    pub(crate) n_rows: usize,
+/// Every parameter of a network.
+pub(crate) enum Tensor<'a> {
+    Vector(&'a Vector),
+    Matrix(&'a Matrix),
+}
+
+impl Norm {
+    fn build(source: &mut dyn WeightSource, name: &str, n: usize, epsilon: f32) -> Result<Self> {
+        Ok(Norm {
+            weight: source.vector(format!("{name}.weight"), n)?,
+            bias: source.vector(format!("{name}.bias"), n)?,
+            epsilon,
+        })
+    }
+
+    fn tensors(&self) -> [Tensor<'_>; 2] {
+        [Tensor::Vector(&self.weight), Tensor::Vector(&self.bias)]
+    }
+}
+
+impl Layer {
+    fn build(
+        source: &mut dyn WeightSource,
+        index: usize,
+        sizes: &Sizes,
+        epsilon: f32,
+    ) -> Result<Self> {
+        let (d, a, h) = (sizes.n_embd, sizes.n_attention, sizes.n_hidden);
+        let by_output = Layout::RowPerOutput;
+        let name = |part: &str| format!("blocks.{index}.{part}");
+        let time_mixing = TimeMixing {
+            norm: Norm::build(source, &name("ln1"), d, epsilon)?,
+            mix_key: source.vector(name("att.time_mix_k"), d)?,
+            mix_value: source.vector(name("att.time_mix_v"), d)?,
+            mix_receptance: source.vector(name("att.time_mix_r"), d)?,
+            decay_log: source.vector(name(DECAY_LOG), a)?,
+            bonus: source.vector(name("att.time_first"), a)?,
+            key: source.matrix(name("att.key.weight"), a, d, by_output)?,
+            value: source.matrix(name("att.value.weight"), a, d, by_output)?,
+            receptance: source.matrix(name("att.receptance.weight"), a, d, by_output)?,
+            output: source.matrix(name("att.output.weight"), d, a, by_output)?,
+        };
+        let channel_mixing = ChannelMixing {
+            norm: Norm::build(source, &name("ln2"), d, epsilon)?,
+            mix_key: source.vector(name("ffn.time_mix_k"), d)?,
+            mix_receptance: source.vector(name("ffn.time_mix_r"), d)?,
+            key: source.matrix(name("ffn.key.weight"), h, d, by_output)?,
+            receptance: source.matrix(name("ffn.receptance.weight"), d, d, by_output)?,
+            value: source.matrix(name("ffn.value.weight"), d, h, Layout::RowPerInput)?,
+        };
+        Ok(Layer {
+            time_mixing,
+            channel_mixing,
+        })
+    }
+
+    fn tensors(&self) -> Vec<Tensor<'_>> {
+        let (time, channel) = (&self.time_mixing, &self.channel_mixing);
+        let mut tensors = Vec::from(time.norm.tensors());
+        let vectors = [&time.mix_key, &time.mix_value, &time.mix_receptance];
+        tensors.extend(vectors.map(Tensor::Vector));
+        tensors.extend([&time.decay_log, &time.bonus].map(Tensor::Vector));
+        let matrices = [&time.key, &time.value, &time.receptance, &time.output];
+        tensors.extend(matrices.map(Tensor::Matrix));
+        tensors.extend(channel.norm.tensors());
+        tensors.extend([&channel.mix_key, &channel.mix_receptance].map(Tensor::Vector));
+        let matrices = [&channel.key, &channel.receptance, &channel.value];
+        tensors.extend(matrices.map(Tensor::Matrix));
+        tensors
+    }
+}
+
+impl Network {
+    /// Takes all weights from `source`, in the order in which a token needs them.
+    pub(crate) fn build(
+        source: &mut dyn WeightSource,
+        sizes: Sizes,
+        epsilon: f32,
+    ) -> Result<Self> {
+        let (d, v) = (sizes.n_embd, sizes.n_vocab);
+        let embedding = source.matrix("emb.weight".into(), v, d, Layout::RowPerOutput)?;
+        let norm_in = Norm::build(source, "blocks.0.ln0", d, epsilon)?;
+        let layers = (0..sizes.n_layer)
+            .map(|index| Layer::build(source, index, &sizes, epsilon))
+            .collect::<Result<_>>()?;
+        Ok(Network {
+            embedding,
+            norm_in,
+            layers,
+            norm_out: Norm::build(source, "ln_out", d, NORM_OUT_EPSILON)?,
+            head: source.matrix("head.weight".into(), v, d, Layout::RowPerOutput)?,
+            sizes,
+        })
+    }
+
+    /// Every parameter, in the order in which a token needs them.
+    pub(crate) fn tensors(&self) -> Vec<Tensor<'_>> {
+        let mut tensors = vec![Tensor::Matrix(&self.embedding)];
+        tensors.extend(self.norm_in.tensors());
+        tensors.extend(self.layers.iter().flat_map(Layer::tensors));
+        tensors.extend(self.norm_out.tensors());
+        tensors.push(Tensor::Matrix(&self.head));
+        tensors
+    }
 }
 
 /// Buffers of a forward pass over at most `rows_max` rows; all are (rows, ..), row-major.

@@ -125,8 +125,9 @@ pub(super) fn scale(x: &mut [f32], factors: &[f32]) {
     }
 }
 
-/// Largest sum of |activation| for which 127 times it stays below 2^31.
-const ACTIVATION_SUM_MAX: f32 = 16_909_320.0;
+/// Sum of |activation| whose 128-fold is 2^31. 128 and not 127, so that a weight of -128 in a damaged
+/// file cannot overflow either.
+const ACTIVATION_SUM_MAX: f32 = 16_777_216.0;
 
 #[inline(always)]
 pub(super) fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 {

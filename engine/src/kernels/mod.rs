@@ -158,7 +158,7 @@ dispatch! { elementwise;
 
     /// Rounds `x` to 16-bit integers times one scale, which is returned: `x ~ out * scale`.
     ///
-    /// The scale is the finest for which `127 * sum(|out|) < 2^31`, so that a dot product with int8
+    /// The scale is the finest for which `128 * sum(|out|) < 2^31`, so that a dot product with int8
     /// weights cannot overflow an i32 in any order of summation and for any length.
     fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 where {
         assert_eq!(x.len(), out.len());

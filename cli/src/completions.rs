@@ -1,0 +1,20 @@
+//! `rwkv-edge completions`: completion scripts for shells.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The shell
+    shell: Shell,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut crate::Cli::command(), "rwkv-edge", &mut script);
+    io::stdout().lock().write_all(&script)?;
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! `rwkv-edge generate`: continues a prompt.
+
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Result};
+use rwkv_edge::{
+    Ending, GenerateOptions, Generated, Model, Sampler, SamplerOptions, Session,
+};
+use serde_json::json;
+
+use crate::args::{ModelArgs, TokenList};
+use crate::input::TextArgs;
+use crate::model;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    #[command(flatten)]
+    prompt: TextArgs,
+
+    /// The prompt as token ids, such as 1,2,3; needs no tokenizer
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "file"])]
+    tokens: Option<TokenList>,
+
+    /// New tokens at most; 0 only feeds the prompt
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    max_new_tokens: usize,
+
+    /// Go on behind the token that ends a text
+    #[arg(long)]
+    ignore_eos: bool,
+
+    /// 0 takes the likeliest token each time; higher is more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f32,
+
+    /// Draw only from the likeliest tokens that together have this probability; 1: off
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+
+    /// Draw only from so many of the likeliest tokens; 0: off
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+
+    /// Lowers tokens that were generated before by so much; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+
+    /// Lowers a token by so much for each time it was generated before; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+
+    /// Divides the positive and multiplies the negative scores of tokens that were generated before;
+    /// 1: off
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+
+    /// Seed of the random numbers: the same seed gives the same text [default: another each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// End before this text appears; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+
+    /// Go on from a state saved by --save-state
+    #[arg(long, value_name = "FILE")]
+    load_state: Option<PathBuf>,
+
+    /// Save the state behind all that was generated
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
+
+    /// Print only new text, not the prompt
+    #[arg(long)]
+    no_echo: bool,
+
+    /// Print speeds to stderr at the end
+    #[arg(long)]
+    stats: bool,
+
+    /// Print one JSON object at the end instead of text as it is made
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is fed before anything is generated.
+struct Prompt {
+    tokens: Vec<u32>,
+    /// As it was given, to be echoed.
+    text: Vec<u8>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let model = model::open(&args.model)?;
+    let prompt = read_prompt(args, &model)?;
+    let sampler_options = args.sampler_options();
+    let seed = sampler_options.seed;
+    let mut sampler = Sampler::new(sampler_options, model.n_vocab())?;
+    let mut session = model.session();
+    if let Some(path) = &args.load_state {
+        session.load_state(path)?;
+    }
+    let prefill_start = Instant::now();
+    if !prompt.tokens.is_empty() {
+        session.eval(&prompt.tokens)?;
+    } else if session.logits().is_none() {
+        bail!("the prompt is empty, expected at least one token");
+    }
+    let prefill_time = prefill_start.elapsed();
+
+    let mut printer = Printer::new(args, &model);
+    printer.prompt(&prompt.text)?;
+    let decode_start = Instant::now();
+    let options = GenerateOptions {
+        max_new_tokens: args.max_new_tokens,
+        ignore_end_of_text: args.ignore_eos,
+        stop: args.stop.clone(),
+    };
+    let generated = session.generate(&mut sampler, &options, |piece| printer.piece(piece));
+    let decode_time = decode_start.elapsed();
+    let generated = generated?;
+    if let Some(error) = printer.error.take() {
+        return Err(error.into());
+    }
+    if let Some(path) = &args.save_state {
+        session.save_state(path)?;
+    }
+    let report = Report {
+        prompt_tokens: &prompt.tokens,
+        generated: &generated,
+        prefill_time,
+        decode_time,
+        seed,
+    };
+    printer.finish(&report)?;
+    if args.stats {
+        report.print_stats(&session);
+    }
+    Ok(())
+}
+
+fn read_prompt(args: &Args, model: &Model) -> Result<Prompt> {
+    if let Some(TokenList(tokens)) = &args.tokens {
+        let text = match model.tokenizer() {
+            Ok(tokenizer) => tokenizer.decode(tokens)?.into_bytes(),
+            Err(_) => Vec::new(),
+        };
+        return Ok(Prompt { tokens: tokens.clone(), text });
+    }
+    let Some(text) = args.prompt.read()? else {
+        if args.load_state.is_some() {
+            return Ok(Prompt { tokens: Vec::new(), text: Vec::new() });
+        }
+        bail!("no prompt: give one as an argument, by --file or on stdin; see --help");
+    };
+    let tokens = match text.is_empty() {
+        true => Vec::new(),
+        false => model.tokenizer()?.encode_bytes(&text)?,
+    };
+    Ok(Prompt { tokens, text })
+}
+
+impl Args {
+    fn sampler_options(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed.unwrap_or_else(random_seed),
+        }
+    }
+}
+
+/// Differs from run to run: the standard library seeds its hash maps from the system's randomness.
+fn random_seed() -> u64 {
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// Prints text as it comes, or keeps it for the JSON object.
+struct Printer<'a> {
+    args: &'a Args,
+    text: Option<String>,
+    error: Option<io::Error>,
+}
+
+impl<'a> Printer<'a> {
+    fn new(args: &'a Args, model: &Model) -> Self {
+        let text = model.has_tokenizer().then(String::new);
+        Printer { args, text, error: None }
+    }
+
+    fn prompt(&self, text: &[u8]) -> io::Result<()> {
+        if self.args.json || self.args.no_echo {
+            return Ok(());
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text)?;
+        stdout.flush()
+    }
+
+    fn piece(&mut self, piece: &str) -> ControlFlow<()> {
+        if self.args.json {
+            if let Some(text) = &mut self.text {
+                text.push_str(piece);
+            }
+            return ControlFlow::Continue(());
+        }
+        if piece.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.error = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    fn finish(&self, report: &Report<'_>) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        if self.args.json {
+            return writeln!(stdout, "{}", report.json(self.text.as_deref()));
+        }
+        if self.text.is_none() {
+            // Without a tokenizer the new ids are all there is to print.
+            let ids: Vec<_> = report.generated.tokens.iter().map(u32::to_string).collect();
+            writeln!(stdout, "{}", ids.join(","))?;
+        } else if stdout.is_terminal() {
+            writeln!(stdout)?;
+        }
+        stdout.flush()
+    }
+}
+
+struct Report<'a> {
+    prompt_tokens: &'a [u32],
+    generated: &'a Generated,
+    prefill_time: Duration,
+    decode_time: Duration,
+    seed: u64,
+}
+
+impl Report<'_> {
+    fn json(&self, text: Option<&str>) -> serde_json::Value {
+        let tokens = &self.generated.tokens;
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": tokens,
+            "text": text,
+            "decode_tokens_per_s": per_second(tokens.len(), self.decode_time),
+            "prefill_tokens_per_s": per_second(self.prompt_tokens.len(), self.prefill_time),
+            "ending": match self.generated.ending {
+                Ending::Length => "length",
+                Ending::EndOfText => "end_of_text",
+                Ending::Stop => "stop",
+                Ending::Caller => "closed",
+            },
+            "seed": self.seed,
+        })
+    }
+
+    fn print_stats(&self, session: &Session) {
+        let info = session.model().info();
+        let line = |name: &str, n: usize, time: Duration| {
+            let speed = per_second(n, time).unwrap_or(0.0);
+            let ms = time.as_secs_f64() * 1e3;
+            eprintln!("{name}: {n} tokens in {ms:.0} ms, {speed:.1} tokens/s");
+        };
+        eprintln!();
+        line("prefill", self.prompt_tokens.len(), self.prefill_time);
+        line("decode", self.generated.tokens.len(), self.decode_time);
+        eprintln!(
+            "{} weights, {:.1} MB; state {} bytes; {} threads, {} kernels; seed {}",
+            info.quant,
+            info.weight_bytes as f64 / 1e6,
+            info.state_bytes,
+            info.threads,
+            info.kernels,
+            self.seed
+        );
+    }
+}
+
+/// `None` where nothing was done, which JSON shows as null.
+fn per_second(n: usize, time: Duration) -> Option<f64> {
+    (n > 0).then(|| n as f64 / time.as_secs_f64().max(1e-9))
+}

@@ -1,0 +1,121 @@
+//! `rwkv-edge info`: what a model is and what it needs.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use rwkv_edge::Model;
+use serde_json::{json, Value};
+
+use crate::args::ModelArgs;
+use crate::model;
+use crate::progress::Progress;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+
+    /// Read every weight: the checksum of a model file must be right, and no weight NaN or infinite
+    #[arg(long)]
+    verify: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let model = model::open(&args.model)?;
+    if args.verify {
+        let mut progress = Progress::at_once("verifying");
+        model.verify(&mut |done, total| progress.show(done, total))?;
+    }
+    let mut stdout = io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", to_json(&model, args))?;
+    } else {
+        print(&model, args, &mut stdout)?;
+    }
+    Ok(())
+}
+
+fn to_json(model: &Model, args: &Args) -> Value {
+    let info = model.info();
+    let mut object = json!({
+        "model": info.place,
+        "architecture": info.architecture,
+        "n_layer": info.n_layer,
+        "n_embd": info.n_embd,
+        "n_attention": info.n_attention,
+        "n_hidden": info.n_hidden,
+        "n_vocab": info.n_vocab,
+        "context_length": info.context_length,
+        "end_of_text": info.end_of_text,
+        "n_params": info.n_params,
+        "quant": info.quant.name(),
+        "bits_per_weight": info.bits_per_weight,
+        "weight_bytes": info.weight_bytes,
+        "mapped_bytes": info.mapped_bytes,
+        "state_bytes": info.state_bytes,
+        "kernels": info.kernels,
+        "threads": info.threads,
+        "fingerprint": format!("{:016x}", info.fingerprint),
+        "tokenizer": info.tokenizer,
+        "verified": args.verify,
+    });
+    if args.tensors {
+        let tensor = |tensor: &rwkv_edge::TensorInfo| {
+            json!({
+                "name": tensor.name, "shape": tensor.shape, "quant": tensor.quant.name(),
+                "bytes": tensor.size_bytes,
+            })
+        };
+        object["tensors"] = model.tensors().iter().map(tensor).collect();
+    }
+    object
+}
+
+fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
+    let info = model.info();
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    writeln!(out, "model         {}", info.place)?;
+    writeln!(
+        out,
+        "architecture  {}: {} layers, width {}, {} hidden units, vocabulary {}",
+        info.architecture, info.n_layer, info.n_embd, info.n_hidden, info.n_vocab
+    )?;
+    writeln!(
+        out,
+        "weights       {} parameters, {:.1} MB as {} ({:.2} bits a matrix weight)",
+        info.n_params,
+        mb(info.weight_bytes),
+        info.quant,
+        info.bits_per_weight
+    )?;
+    writeln!(
+        out,
+        "memory        {:.1} MB used in place from the file, {:.1} MB in memory of its own",
+        mb(info.mapped_bytes),
+        mb(info.weight_bytes - info.mapped_bytes)
+    )?;
+    writeln!(out, "state         {} bytes, for any number of tokens", info.state_bytes)?;
+    let tokenizer = info.tokenizer.as_deref().unwrap_or("none");
+    writeln!(out, "tokenizer     {tokenizer}; end of text is {}", info.end_of_text)?;
+    writeln!(out, "runs on       {} threads with {} kernels", info.threads, info.kernels)?;
+    if args.verify {
+        writeln!(out, "verified      every weight was read, nothing is damaged")?;
+    }
+    if args.tensors {
+        writeln!(out)?;
+        for tensor in model.tensors() {
+            let shape = format!("{:?}", tensor.shape);
+            let (name, quant) = (&tensor.name, tensor.quant.name());
+            writeln!(out, "{name:36} {quant:5} {shape:16} {:>12} bytes", tensor.size_bytes)?;
+        }
+    }
+    Ok(())
+}

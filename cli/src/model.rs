@@ -1,0 +1,66 @@
+//! Opens the model that the arguments name, or the built-in demo model.
+
+use anyhow::Result;
+use rwkv_edge::{Model, Options, Tokenizer};
+
+use crate::args::ModelArgs;
+use crate::progress::Progress;
+
+/// A Hugging Face directory as part of the program; its README says what the model is.
+#[cfg(feature = "demo")]
+const DEMO: &[(&str, &[u8])] = &[
+    ("config.json", include_bytes!("../demo/config.json")),
+    ("model.safetensors", include_bytes!("../demo/model.safetensors")),
+    ("tokenizer.json", include_bytes!("../demo/tokenizer.json")),
+];
+
+pub(crate) fn open(args: &ModelArgs) -> Result<Model> {
+    let options = options(args);
+    match &args.model {
+        Some(path) => {
+            let mut progress = Progress::after_a_second("loading");
+            let model = Model::open_with_progress(path, &options, &mut |d, t| progress.show(d, t))?;
+            Ok(model)
+        }
+        None => open_demo(&options),
+    }
+}
+
+/// Only the tokenizer: weights are neither read nor converted.
+pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
+    match (&args.tokenizer, &args.model) {
+        (Some(path), None) => Ok(Tokenizer::open(path)?),
+        (_, Some(path)) => Ok(Model::open_tokenizer(path, &options(args))?),
+        (None, None) => demo_tokenizer(),
+    }
+}
+
+fn options(args: &ModelArgs) -> Options {
+    Options {
+        quant: args.quant.map(Into::into),
+        threads: args.threads,
+        tokenizer: args.tokenizer.clone(),
+        no_mmap: args.no_mmap,
+    }
+}
+
+#[cfg(feature = "demo")]
+fn open_demo(options: &Options) -> Result<Model> {
+    Ok(Model::open_embedded(DEMO, options)?)
+}
+
+#[cfg(feature = "demo")]
+fn demo_tokenizer() -> Result<Tokenizer> {
+    let (name, bytes) = DEMO[2];
+    Ok(Tokenizer::from_bytes(name, bytes)?)
+}
+
+#[cfg(not(feature = "demo"))]
+fn open_demo(_options: &Options) -> Result<Model> {
+    Err(anyhow::anyhow!("--model is needed: this build has no demo model"))
+}
+
+#[cfg(not(feature = "demo"))]
+fn demo_tokenizer() -> Result<Tokenizer> {
+    Err(anyhow::anyhow!("--model or --tokenizer is needed: this build has no demo model"))
+}

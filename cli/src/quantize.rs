@@ -1,0 +1,49 @@
+//! `rwkv-edge quantize`: any checkpoint to one model file.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{bail, Result};
+
+use crate::args::{ModelArgs, Quant};
+use crate::model;
+use crate::progress::Progress;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// The file to write; it appears only when it is complete
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(source) = &args.model.model {
+        let same = |a: &PathBuf, b: &PathBuf| match (fs::canonicalize(a), fs::canonicalize(b)) {
+            (Ok(a), Ok(b)) => a == b,
+            _ => false,
+        };
+        if same(source, &args.output) {
+            bail!("{}: is the model itself, expected another file", args.output.display());
+        }
+    }
+    let mut model_args = args.model.clone();
+    model_args.quant.get_or_insert(Quant::Int8);
+    let model = model::open(&model_args)?;
+    let mut progress = Progress::at_once("writing");
+    model.save(&args.output, &mut |done, total| progress.show(done, total))?;
+    drop(progress);
+    let info = model.info();
+    eprintln!(
+        "{}: {}, {} parameters, {:.1} MB, {:.2} bits a weight{}",
+        args.output.display(),
+        info.quant,
+        info.n_params,
+        fs::metadata(&args.output)?.len() as f64 / 1e6,
+        info.bits_per_weight,
+        if model.has_tokenizer() { "" } else { "; without a tokenizer, since none was found" }
+    );
+    Ok(())
+}

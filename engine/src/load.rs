@@ -1,0 +1,312 @@
+//! From a checkpoint to a network: every tensor is checked, and used in place or converted.
+//!
+//! Input: the named raw tensors of a checkpoint. Output: a model whose sizes all agree. Tensors are
+//! converted one after the other in blocks of rows, and the pages they were read from are released, so
+//! that loading needs the result and little more.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+use std::sync::{Mutex, OnceLock};
+
+use half::f16;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::checkpoint::{Checkpoint, Dtype, RawTensor};
+use crate::error::{Error, Result};
+use crate::kernels::KernelSet;
+use crate::matrix::{Buffer, Layout, Matrix, Quant, Vector, WeightSource, Weights};
+use crate::model::{Inner, TokenizerSlot};
+use crate::quant;
+use crate::threads::Pool;
+use crate::v4::{Network, Sizes, ARCHITECTURE, DECAY_LOG};
+
+/// Numbers in f32 that are converted at once: 16 MiB, which holds `ffn.value` of the 169M model whole.
+const BLOCK_NUMBERS: usize = 4 << 20;
+/// Rows that one task converts.
+const TASK_ROWS: usize = 16;
+/// The same where rows lie across the file: longer pieces of what does lie side by side.
+const TASK_ROWS_ACROSS: usize = 256;
+/// How many numbers of a matrix take part in the fingerprint: enough to tell checkpoints apart without
+/// reading them.
+const FINGERPRINT_NUMBERS: usize = 64;
+
+/// Loads a checkpoint; calls `progress(done, total)` in weights.
+pub(crate) fn load(
+    checkpoint: Checkpoint,
+    wanted: Option<Quant>,
+    pool: Pool,
+    kernels: KernelSet,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Inner> {
+    let config = &checkpoint.config;
+    let sizes = Sizes {
+        n_vocab: config.n_vocab,
+        n_embd: config.n_embd,
+        n_layer: config.n_layer,
+        n_attention: config.n_attention,
+        n_hidden: config.n_hidden,
+    };
+    let quant = wanted.unwrap_or_else(|| stored_quant(&checkpoint));
+    let mut hash = Xxh3::new();
+    hash.update(ARCHITECTURE.as_bytes());
+    for size in [sizes.n_vocab, sizes.n_embd, sizes.n_layer, sizes.n_attention, sizes.n_hidden] {
+        hash.update(&(size as u64).to_le_bytes());
+    }
+    let total = checkpoint.tensors.values().map(|tensor| tensor.len() as u64).sum();
+    let mut weights = CheckpointWeights {
+        checkpoint: &checkpoint,
+        quant,
+        pool: &pool,
+        hash,
+        done: 0,
+        total,
+        progress,
+    };
+    let network = Network::build(&mut weights, sizes, config.layer_norm_epsilon)?;
+    let fingerprint = weights.hash.digest();
+    let searched = checkpoint.tokenizer_search;
+    Ok(Inner {
+        place: checkpoint.place,
+        network,
+        config: checkpoint.config,
+        quant,
+        fingerprint,
+        pool,
+        kernels,
+        tokenizer: TokenizerSlot { file: checkpoint.tokenizer, searched, parsed: OnceLock::new() },
+        model_file: None,
+    })
+}
+
+/// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit.
+fn stored_quant(checkpoint: &Checkpoint) -> Quant {
+    let mut matrices = checkpoint.tensors.iter().filter(|(name, _)| is_matrix(name));
+    if matrices.any(|(_, tensor)| tensor.dtype == Dtype::F32) {
+        Quant::F32
+    } else {
+        Quant::F16
+    }
+}
+
+/// Vectors called `.weight` are those of norms.
+fn is_matrix(name: &str) -> bool {
+    let of_norm = ["ln0.weight", "ln1.weight", "ln2.weight", "ln_out.weight"];
+    name.ends_with(".weight") && !of_norm.iter().any(|norm| name.ends_with(norm))
+}
+
+struct CheckpointWeights<'a> {
+    checkpoint: &'a Checkpoint,
+    quant: Quant,
+    pool: &'a Pool,
+    /// Becomes the checkpoint's fingerprint.
+    hash: Xxh3,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl CheckpointWeights<'_> {
+    /// The names were checked when the checkpoint was opened.
+    fn tensor(&self, name: &str) -> Result<RawTensor> {
+        let tensor = self.checkpoint.tensors.get(name).cloned();
+        tensor.ok_or_else(|| {
+            Error::format(format!("{}: tensor {name}: missing", self.checkpoint.place))
+        })
+    }
+
+    fn hash(&mut self, name: &str, values: &[f32]) {
+        self.hash.update(name.as_bytes());
+        self.hash.update(bytemuck::cast_slice(values));
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.done += n as u64;
+        (self.progress)(self.done, self.total);
+    }
+}
+
+impl WeightSource for CheckpointWeights<'_> {
+    fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
+        let stored_name = match name.strip_suffix(DECAY_LOG) {
+            Some(layer) => format!("{layer}att.time_decay"),
+            None => name.clone(),
+        };
+        let tensor = self.tensor(&stored_name)?;
+        let mut values = tensor.read_vector(n)?;
+        self.hash(&name, &values);
+        if stored_name != name {
+            // In f64: the decay is applied once a token, for ever.
+            let decay_log = |value: f32| -(f64::from(value).exp() as f32);
+            values.iter_mut().for_each(|value| *value = decay_log(*value));
+            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                let text = format!("exp() of number {index} is not a number");
+                return Err(Error::format(text).at(tensor.place()));
+            }
+        }
+        self.advance(n);
+        Ok(Vector { name, values })
+    }
+
+    fn matrix(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+    ) -> Result<Matrix> {
+        let tensor = self.tensor(&name)?;
+        let mut first_row = vec![0.0; n_inputs];
+        tensor.read_rows(0..1, &mut first_row)?;
+        self.hash(&name, &first_row[..n_inputs.min(FINGERPRINT_NUMBERS)]);
+        let stored = match layout {
+            Layout::RowPerOutput => tensor,
+            Layout::RowPerInput => transposed(tensor),
+        };
+        let matrix = convert(&stored, name, layout, self.quant, self.pool)?;
+        self.advance(n_outputs * n_inputs);
+        Ok(matrix)
+    }
+}
+
+fn transposed(mut tensor: RawTensor) -> RawTensor {
+    tensor.shape.reverse();
+    tensor.strides.reverse();
+    tensor
+}
+
+/// Makes a matrix of a tensor whose rows are the rows to be stored.
+pub(crate) fn convert(
+    tensor: &RawTensor,
+    name: String,
+    layout: Layout,
+    quant: Quant,
+    pool: &Pool,
+) -> Result<Matrix> {
+    let &[n_rows, n_cols] = tensor.shape.as_slice() else {
+        let text = format!("shape {:?}, expected a matrix", tensor.shape);
+        return Err(Error::format(text).at(tensor.place()));
+    };
+    let weights = match quant {
+        Quant::F32 => Weights::F32(match in_place(tensor, Dtype::F32)? {
+            Some(weights) => weights,
+            None => Buffer::Owned(to_f32(tensor, n_rows, n_cols, pool)?),
+        }),
+        Quant::F16 => Weights::F16(match in_place(tensor, Dtype::F16)? {
+            Some(weights) => weights,
+            None => Buffer::Owned(to_f16(tensor, n_rows, n_cols, pool)?),
+        }),
+        Quant::Int8 => {
+            let mut blocks = Blocks::new(tensor, n_rows, n_cols, pool);
+            Weights::Int8(quant::to_int8(&mut blocks)?)
+        }
+    };
+    Ok(Matrix { name, n_rows, n_cols, layout, weights })
+}
+
+/// The tensor's own bytes, if they are what is wanted.
+fn in_place<T: bytemuck::Pod>(tensor: &RawTensor, dtype: Dtype) -> Result<Option<Buffer<T>>> {
+    if tensor.dtype != dtype {
+        return Ok(None);
+    }
+    let bytes = tensor.contiguous_bytes().transpose()?;
+    Ok(bytes.and_then(Buffer::in_file))
+}
+
+fn to_f32(tensor: &RawTensor, n_rows: usize, n_cols: usize, pool: &Pool) -> Result<Vec<f32>> {
+    let mut out = reserve(n_rows * n_cols)?;
+    Blocks::new(tensor, n_rows, n_cols, pool).for_each(|_, block| {
+        out.extend_from_slice(block);
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+fn to_f16(tensor: &RawTensor, n_rows: usize, n_cols: usize, pool: &Pool) -> Result<Vec<f16>> {
+    let mut out: Vec<f16> = reserve(n_rows * n_cols)?;
+    Blocks::new(tensor, n_rows, n_cols, pool).for_each(|rows, block| {
+        let start = out.len();
+        out.resize(start + block.len(), f16::ZERO);
+        let new = &mut out[start..];
+        pool.run_chunks(new, TASK_ROWS * n_cols, |task, new| {
+            let block = &block[task * TASK_ROWS * n_cols..][..new.len()];
+            new.iter_mut().zip(block).for_each(|(new, &value)| *new = f16::from_f32(value));
+        });
+        match new.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => {
+                let (row, column) = (rows.start + at / n_cols, at % n_cols);
+                let text = format!(
+                    "{} at [{row}, {column}], which is beyond the range of f16: use --quant f32",
+                    block[at]
+                );
+                Err(Error::unsupported(text).at(tensor.place()))
+            }
+        }
+    })?;
+    Ok(out)
+}
+
+/// A vector with room for `n` elements, or an error where the allocator refuses.
+pub(crate) fn reserve<T>(n: usize) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(n).map_err(|e| {
+        let size = n.saturating_mul(size_of::<T>());
+        Error::memory(format!("not enough memory for {size} bytes of weights")).with_source(e)
+    })?;
+    Ok(vec)
+}
+
+/// Reads a matrix block of rows by block of rows, as often as needed. What fits into one block is
+/// read once.
+pub(crate) struct Blocks<'a> {
+    pub(crate) tensor: &'a RawTensor,
+    pub(crate) n_rows: usize,
+    pub(crate) n_cols: usize,
+    pub(crate) pool: &'a Pool,
+    buffer: Vec<f32>,
+    /// Rows that `buffer` holds.
+    held: Range<usize>,
+}
+
+impl<'a> Blocks<'a> {
+    fn new(tensor: &'a RawTensor, n_rows: usize, n_cols: usize, pool: &'a Pool) -> Self {
+        let (buffer, held) = (Vec::new(), 0..0);
+        Blocks { tensor, n_rows, n_cols, pool, buffer, held }
+    }
+
+    /// Calls `work(rows, numbers)` for every block in order.
+    pub(crate) fn for_each(
+        &mut self,
+        mut work: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let step = (BLOCK_NUMBERS / self.n_cols).max(1);
+        for start in (0..self.n_rows).step_by(step) {
+            let rows = start..(start + step).min(self.n_rows);
+            self.read(rows.clone())?;
+            work(rows, &self.buffer)?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, rows: Range<usize>) -> Result<()> {
+        if self.held == rows {
+            return Ok(());
+        }
+        let (tensor, n_cols) = (self.tensor, self.n_cols);
+        let task_rows = if tensor.is_contiguous() { TASK_ROWS } else { TASK_ROWS_ACROSS };
+        self.buffer.resize(rows.len() * n_cols, 0.0);
+        let error = Mutex::new(None);
+        self.pool.run_chunks(&mut self.buffer, task_rows * n_cols, |task, out| {
+            let start = rows.start + task * task_rows;
+            if let Err(e) = tensor.read_rows(start..start + out.len() / n_cols, out) {
+                if let Ok(mut error) = error.lock() {
+                    error.get_or_insert(e);
+                }
+            }
+        });
+        tensor.release(rows.clone());
+        self.held = rows;
+        error.into_inner().ok().flatten().map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,485 @@
+//! An open model: the network with all that it needs to run, shared by any number of sessions.
+//!
+//! This is the front door of the crate. It joins the modules below it and does no arithmetic.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use crate::batch::{Cutter, Segment, Span};
+use crate::checkpoint::{self, Config, Opened, TokenizerFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::{Folder, SourceFile};
+use crate::format;
+use crate::kernels::KernelSet;
+use crate::load;
+use crate::matrix::Quant;
+use crate::session::Session;
+use crate::state::{State, StateShape};
+use crate::threads::Pool;
+use crate::tokenizer::Tokenizer;
+use crate::v4::{Buffers, Machine, Network, Tensor, ARCHITECTURE};
+
+/// More threads than any machine this is made for has cores.
+const THREADS_MAX: usize = 1024;
+
+/// How to open a model.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What to turn the matrices into; `None` keeps them as they are stored (bf16 becomes f16).
+    pub quant: Option<Quant>,
+    /// Threads that work on one forward pass, the caller's own included. 0: one for each physical core
+    /// that this process may use. 1: no thread is ever started.
+    pub threads: usize,
+    /// A tokenizer file to use instead of the one in or beside the model.
+    pub tokenizer: Option<PathBuf>,
+    /// Reads files into memory instead of mapping them.
+    pub no_mmap: bool,
+}
+
+/// Facts about an open model.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Info {
+    /// Where it was opened from.
+    pub place: String,
+    /// Name of the architecture: `rwkv-4`.
+    pub architecture: &'static str,
+    /// Layers.
+    pub n_layer: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Channels of the time mixing.
+    pub n_attention: usize,
+    /// Hidden units of the channel mixing.
+    pub n_hidden: usize,
+    /// Tokens of the vocabulary: length of a row of logits.
+    pub n_vocab: usize,
+    /// Tokens of context in training. Only advice: the state takes any number.
+    pub context_length: usize,
+    /// The token that ends a text.
+    pub end_of_text: u32,
+    /// Parameters, all tensors together.
+    pub n_params: u64,
+    /// Of the matrices as they are now.
+    pub quant: Quant,
+    /// Of all weights as they are now, scales included.
+    pub weight_bytes: u64,
+    /// Those of `weight_bytes` that are used in place from the file, without a copy in memory.
+    pub mapped_bytes: u64,
+    /// Bits of the matrices a weight, scales included.
+    pub bits_per_weight: f64,
+    /// Of one sequence's recurrent state.
+    pub state_bytes: usize,
+    /// The kernel set in use.
+    pub kernels: &'static str,
+    /// Threads that work on one forward pass.
+    pub threads: usize,
+    /// Of the checkpoint: the same for every quantisation of it.
+    pub fingerprint: u64,
+    /// Name of the tokenizer's file, if there is one.
+    pub tokenizer: Option<String>,
+}
+
+/// Facts about one tensor of an open model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TensorInfo {
+    /// As in a model file.
+    pub name: String,
+    /// As stored, slowest dimension first.
+    pub shape: Vec<usize>,
+    /// How its numbers are stored.
+    pub quant: Quant,
+    /// Of the numbers and scales.
+    pub size_bytes: u64,
+}
+
+/// A model ready to run: immutable, cheap to clone, and shared between threads without locks.
+///
+/// Forward passes of several threads at once are fine; while one has the worker threads, the others
+/// run on their caller's thread alone.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+/// All that makes up a model.
+pub(crate) struct Inner {
+    pub(crate) place: String,
+    pub(crate) network: Network,
+    pub(crate) config: Config,
+    pub(crate) quant: Quant,
+    pub(crate) fingerprint: u64,
+    pub(crate) pool: Pool,
+    pub(crate) kernels: KernelSet,
+    pub(crate) tokenizer: TokenizerSlot,
+    /// The model file this was opened from, if it was one.
+    pub(crate) model_file: Option<SourceFile>,
+}
+
+/// The tokenizer is parsed when text is first needed: the 20B one takes longer than mapping a model.
+pub(crate) struct TokenizerSlot {
+    pub(crate) file: Option<TokenizerFile>,
+    /// Where one was looked for, for the error text.
+    pub(crate) searched: String,
+    pub(crate) parsed: OnceLock<Tokenizer>,
+}
+
+/// Memory of one caller's forward passes; made by [`Model::workspace`].
+pub struct Workspace {
+    buffers: Buffers,
+    segments: Vec<Segment>,
+    logit_rows: Vec<usize>,
+}
+
+impl Model {
+    /// Opens a Hugging Face directory, a `.pth` or `.safetensors` checkpoint, or a model file.
+    ///
+    /// Weights that are stored as wanted are used from the mapped file; others are converted, tensor by
+    /// tensor.
+    ///
+    /// # Errors
+    ///
+    /// Every [`ErrorKind`] but `State`, with the file and tensor that is at fault.
+    pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
+        Self::open_with_progress(path, options, &mut |_, _| {})
+    }
+
+    /// As [`open`](Self::open), and calls `progress(done, total)`, in weights, while it works.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_with_progress(
+        path: impl AsRef<Path>,
+        options: &Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let opened = checkpoint::open_path(path.as_ref(), !options.no_mmap)?;
+        Self::from_opened(opened, options, progress)
+    }
+
+    /// Opens a Hugging Face directory that is part of the program: (file name, content) pairs, such as
+    /// `include_bytes!` gives.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_embedded(
+        files: &'static [(&'static str, &'static [u8])],
+        options: &Options,
+    ) -> Result<Self> {
+        let opened = checkpoint::open_folder(Folder::Memory(files), true)?;
+        Self::from_opened(opened, options, &mut |_, _| {})
+    }
+
+    /// Opens only the tokenizer of a model, reading no weights.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open) and [`tokenizer`](Self::tokenizer).
+    pub fn open_tokenizer(path: impl AsRef<Path>, options: &Options) -> Result<Tokenizer> {
+        let (n_vocab, file, searched) =
+            match checkpoint::open_path(path.as_ref(), !options.no_mmap)? {
+                Opened::Checkpoint(c) => (c.config.n_vocab, c.tokenizer, c.tokenizer_search),
+                Opened::ModelFile(file) => format::tokenizer(&file)?,
+            };
+        let tokenizer = match (&options.tokenizer, file) {
+            (Some(path), _) => Tokenizer::open(path)?,
+            (None, Some(file)) => Tokenizer::from_bytes(&file.name, &file.bytes)?,
+            (None, None) => {
+                return Err(no_tokenizer(&path.as_ref().display().to_string(), &searched, n_vocab))
+            }
+        };
+        tokenizer.check_fits(n_vocab)?;
+        Ok(tokenizer)
+    }
+
+    fn from_opened(
+        opened: Opened,
+        options: &Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let kernels = KernelSet::select()?;
+        let pool = Pool::new(n_threads(options.threads)?);
+        let mut inner = match opened {
+            Opened::Checkpoint(checkpoint) => {
+                load::load(checkpoint, options.quant, pool, kernels, progress)?
+            }
+            Opened::ModelFile(file) => format::read(file, options.quant, pool, kernels)?,
+        };
+        if let Some(path) = &options.tokenizer {
+            let file = SourceFile::open_without_mapping(path)?;
+            inner.tokenizer.file = Some(TokenizerFile {
+                name: path.display().to_string(),
+                bytes: file.bytes(0..file.len())?,
+            });
+        }
+        Ok(Model(Arc::new(inner)))
+    }
+
+    /// Writes the model as one file, whole or not at all. Opened again it gives the same bits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`], or [`ErrorKind::Tokenizer`] when the tokenizer that would go into the file does
+    /// not fit the model.
+    pub fn save(&self, path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        if self.0.tokenizer.file.is_some() {
+            self.tokenizer()?;
+        }
+        format::write(&self.0, path.as_ref(), progress)
+    }
+
+    /// Reads every weight, which opening does not: of a model file the checksum must be right, and no
+    /// number may be NaN or infinite. Calls `progress(done, total)`, in bytes, while it works.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Format`], naming the tensor.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        if let Some(file) = &self.0.model_file {
+            format::verify_checksum(file, progress)?;
+        }
+        for tensor in self.0.network.tensors() {
+            if let Tensor::Matrix(matrix) = tensor {
+                matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Tokenizer`] when there is none, it is damaged, or it has more tokens than the model.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        let slot = &self.0.tokenizer;
+        if let Some(tokenizer) = slot.parsed.get() {
+            return Ok(tokenizer);
+        }
+        let missing = || no_tokenizer(&self.0.place, &slot.searched, self.n_vocab());
+        let file = slot.file.as_ref().ok_or_else(missing)?;
+        let tokenizer = Tokenizer::from_bytes(&file.name, &file.bytes)?;
+        tokenizer.check_fits(self.n_vocab())?;
+        Ok(slot.parsed.get_or_init(|| tokenizer))
+    }
+
+    /// Whether a tokenizer came with the model or the options; it may still turn out to be damaged.
+    pub fn has_tokenizer(&self) -> bool {
+        self.0.tokenizer.file.is_some()
+    }
+
+    /// Tokens of the vocabulary: length of a row of logits.
+    pub fn n_vocab(&self) -> usize {
+        self.0.config.n_vocab
+    }
+
+    /// The token that ends a text.
+    pub fn end_of_text(&self) -> u32 {
+        self.0.config.end_of_text
+    }
+
+    /// Facts about the model.
+    pub fn info(&self) -> Info {
+        let Inner { network, config, .. } = &*self.0;
+        let mut totals = Totals::default();
+        network.tensors().iter().for_each(|tensor| totals.add(tensor));
+        Info {
+            place: self.0.place.clone(),
+            architecture: ARCHITECTURE,
+            n_layer: config.n_layer,
+            n_embd: config.n_embd,
+            n_attention: config.n_attention,
+            n_hidden: config.n_hidden,
+            n_vocab: config.n_vocab,
+            context_length: config.context_length,
+            end_of_text: config.end_of_text,
+            n_params: totals.n_params,
+            quant: self.0.quant,
+            weight_bytes: totals.weight_bytes,
+            mapped_bytes: totals.mapped_bytes,
+            bits_per_weight: 8.0 * totals.matrix_bytes as f64 / totals.matrix_params as f64,
+            state_bytes: self.state_shape().len() * size_of::<f32>(),
+            kernels: self.0.kernels.name(),
+            threads: self.0.pool.n_threads(),
+            fingerprint: self.0.fingerprint,
+            tokenizer: self.0.tokenizer.file.as_ref().map(|file| file.name.clone()),
+        }
+    }
+
+    /// Every tensor, in the order in which a token needs them.
+    pub fn tensors(&self) -> Vec<TensorInfo> {
+        let info = |tensor: &Tensor<'_>| match tensor {
+            Tensor::Vector(vector) => TensorInfo {
+                name: vector.name.clone(),
+                shape: vec![vector.len()],
+                quant: Quant::F32,
+                size_bytes: 4 * vector.len() as u64,
+            },
+            Tensor::Matrix(matrix) => TensorInfo {
+                name: matrix.name.clone(),
+                shape: vec![matrix.n_rows, matrix.n_cols],
+                quant: matrix.quant(),
+                size_bytes: matrix.size_bytes(),
+            },
+        };
+        self.0.network.tensors().iter().map(info).collect()
+    }
+
+    fn state_shape(&self) -> StateShape {
+        let config = &self.0.config;
+        StateShape {
+            n_layer: config.n_layer,
+            n_embd: config.n_embd,
+            n_attention: config.n_attention,
+            n_vocab: config.n_vocab,
+            fingerprint: self.0.fingerprint,
+        }
+    }
+
+    /// The empty state: of a sequence before its first token.
+    pub fn new_state(&self) -> State {
+        State::new(self.state_shape())
+    }
+
+    /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut.
+    pub fn workspace(&self, rows_max: usize) -> Workspace {
+        let rows_max = rows_max.max(1);
+        let n_threads = self.0.pool.n_threads();
+        Workspace {
+            buffers: Buffers::new(&self.0.network.sizes, rows_max, n_threads),
+            segments: Vec::with_capacity(rows_max),
+            logit_rows: Vec::with_capacity(rows_max),
+        }
+    }
+
+    /// A sequence with its own state and memory, at the empty state.
+    pub fn session(&self) -> Session {
+        Session::new(self)
+    }
+
+    /// Feeds every span's tokens to its state, and writes the logits that the spans ask for to `logits`,
+    /// (rows, n_vocab), in the order of spans and tokens.
+    ///
+    /// Cutting tokens into more spans or calls gives the same states and logits: exactly for int8, to
+    /// rounding for f16 and f32, whose sums run in another order for many tokens at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a token beyond the vocabulary, logits of no token, or a wrong length of
+    /// `logits`, [`ErrorKind::State`] for a state of another model. Nothing has changed then.
+    pub fn forward(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        logits: &mut [f32],
+    ) -> Result<()> {
+        let shape = self.state_shape();
+        for (index, span) in spans.iter().enumerate() {
+            span.check(&shape).map_err(|e| match spans.len() {
+                1 => e,
+                _ => e.at(format_args!("span {index}")),
+            })?;
+        }
+        let n_vocab = self.n_vocab();
+        let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
+        if logits.len() != n_rows * n_vocab {
+            return Err(Error::argument(format!(
+                "room for {} logits, expected {n_rows} rows of {n_vocab}",
+                logits.len()
+            )));
+        }
+        let Workspace { buffers, segments, logit_rows } = workspace;
+        let machine = Machine { pool: &self.0.pool, kernels: self.0.kernels };
+        let mut left = logits;
+        let mut cutter = Cutter::new();
+        while cutter.next(spans, buffers.rows_max, segments, logit_rows) {
+            self.0.network.forward(machine, buffers, segments, spans);
+            if !logit_rows.is_empty() {
+                let (out, rest) = left.split_at_mut(logit_rows.len() * n_vocab);
+                self.0.network.logits(machine, buffers, logit_rows, out);
+                left = rest;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Model").field(&self.info()).finish()
+    }
+}
+
+impl std::fmt::Debug for Workspace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rows_max = &self.buffers.rows_max;
+        f.debug_struct("Workspace").field("rows_max", rows_max).finish_non_exhaustive()
+    }
+}
+
+fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
+    let hint = match n_vocab {
+        50_277 => {
+            "; a vocabulary of 50277 is that of the 20B tokenizer, which is the file tokenizer.json \
+             of EleutherAI/gpt-neox-20b on the Hugging Face hub"
+        }
+        65_536 => {
+            "; a vocabulary of 65536 is that of RWKV World, rwkv_vocab_v20230424.txt of \
+             github.com/BlinkDL/ChatRWKV"
+        }
+        _ => "",
+    };
+    Error::new(
+        ErrorKind::Tokenizer,
+        format!(
+            "{place}: no tokenizer: {searched}; name one with the tokenizer option{hint}"
+        ),
+    )
+}
+
+#[derive(Default)]
+struct Totals {
+    n_params: u64,
+    weight_bytes: u64,
+    mapped_bytes: u64,
+    matrix_params: u64,
+    matrix_bytes: u64,
+}
+
+impl Totals {
+    fn add(&mut self, tensor: &Tensor<'_>) {
+        match tensor {
+            Tensor::Vector(vector) => {
+                self.n_params += vector.len() as u64;
+                self.weight_bytes += 4 * vector.len() as u64;
+            }
+            Tensor::Matrix(matrix) => {
+                let n_params = (matrix.n_rows * matrix.n_cols) as u64;
+                self.n_params += n_params;
+                self.matrix_params += n_params;
+                self.matrix_bytes += matrix.size_bytes();
+                self.weight_bytes += matrix.size_bytes();
+                if matrix.is_in_file() {
+                    self.mapped_bytes += matrix.size_bytes();
+                }
+            }
+        }
+    }
+}
+
+fn n_threads(wanted: usize) -> Result<usize> {
+    if wanted > THREADS_MAX {
+        return Err(Error::argument(format!(
+            "{wanted} threads, expected at most {THREADS_MAX}"
+        )));
+    }
+    if wanted > 0 {
+        return Ok(wanted);
+    }
+    // A process may be confined to fewer processors than there are cores.
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(num_cpus::get_physical().min(allowed).max(1))
+}

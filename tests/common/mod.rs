@@ -1,0 +1,53 @@
+//! What several integration tests need: fixtures, reference results, and a random number or two.
+#![allow(dead_code)] // Every test binary uses its own part of this.
+
+use std::path::PathBuf;
+
+use rwkv_edge::{Model, Options, Quant};
+use serde_json::Value;
+
+/// Path of a file in the repository.
+pub fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+pub const GOLDEN: [&str; 2] = ["small-safetensors", "deep-sharded"];
+
+pub fn golden(name: &str) -> PathBuf {
+    repository("tests/fixtures/golden").join(name)
+}
+
+pub fn json(path: PathBuf) -> Value {
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).expect("fixtures are valid JSON")
+}
+
+pub fn floats(value: &Value) -> Vec<f64> {
+    let values = value.as_array().expect("an array").iter();
+    values.map(|value| value.as_f64().expect("a number")).collect()
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    let ids = value.as_array().expect("an array").iter();
+    ids.map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+pub fn open(path: PathBuf, quant: Quant, threads: usize) -> Model {
+    let options = Options { quant: Some(quant), threads, ..Options::default() };
+    Model::open(&path, &options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Numbers that look random and are the same everywhere.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    /// From -1 to 1.
+    pub fn float(&mut self) -> f32 {
+        (self.next() % 20_001) as f32 / 10_000.0 - 1.0
+    }
+}

@@ -1,0 +1,346 @@
+"""Compare int8 quantisation schemes for RWKV-4 models (fake quantisation: quantise, dequantise, run in f32).
+
+usage: int8_schemes.py [--golden DIR]... [--demo DIR] [--schemes A,B2s,...] [--acts none,i16,...]
+                       [--tokens 8192 | 0 for the whole file] [--norms] [--f32-check]
+
+A golden DIR holds a Hugging Face RWKV-4 model and expected.json (input_ids); a demo DIR also holds validation.txt and
+tokenizer.json. For golden models the figure is the relative L2 error of the logits over all positions against the same
+model in f32, on the ids of expected.json and on 256 random ids. For the demo it is the rise of the perplexity in
+percent. Needs numpy and safetensors, tokenizers for --demo, torch only for pytorch_model.bin.
+
+Orientation. Every matrix is quantised as it is stored in the int8 file: [out, in], but ffn.value is stored transposed,
+[hidden, out], one row for each hidden unit. So a "row scale" of ffn.value belongs to an input and multiplies the
+activation; its "column exponent" belongs to an output. The embedding is stored raw, one row for each token.
+"""
+import argparse, glob, json, os, sys, time
+import numpy as np
+
+F = np.float32
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+def load_model(d):
+    """All tensors of a Hugging Face directory as f32, by their Hugging Face names."""
+    t = {}
+    for f in sorted(glob.glob(os.path.join(d, "*.safetensors"))):
+        from safetensors.numpy import load_file
+        t.update(load_file(f))
+    if not t:
+        import torch
+        sd = torch.load(os.path.join(d, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+        t = {k: v.float().numpy() for k, v in sd.items()}
+    return {k: np.ascontiguousarray(v.astype(F)) for k, v in t.items()}
+
+
+def matrices(t):
+    """The quantised matrices in stored orientation: name -> array. ffn.value is transposed."""
+    out = {}
+    for k, v in t.items():
+        if v.ndim == 2 and "time_" not in k:
+            out[k] = np.ascontiguousarray(v.T) if k.endswith("feed_forward.value.weight") else v
+    return out
+
+
+# ---- weight quantisation -------------------------------------------------------------------------------------------
+
+def f16(x):
+    return x.astype(np.float16).astype(F)
+
+
+def norm(a, kind, axis):
+    if kind == "max": return a.max(axis)
+    p = {"rms": 2, "l4": 4, "l8": 8, "l16": 16}[kind]
+    m = a.max(axis, keepdims=True); m[m == 0] = 1            # factor the maximum out, so that p = 16 does not underflow
+    return np.squeeze(m, axis) * ((a / m) ** p).mean(axis) ** F(1 / p)
+
+
+def column_scales(w, kind="rms", rounds=3, pow2=True, row_kind="max"):
+    """Alternating equalisation. Row scale from the column-scaled matrix, column scale from the row-scaled one.
+    Powers of two if pow2, else f16. The largest power of two is then 2^0 (the row scale takes the rest)."""
+    a = np.abs(w)
+    c = np.ones(w.shape[1], F)
+    for _ in range(rounds):
+        s = norm(a / c, row_kind, 1); s[s == 0] = 1
+        c = norm(a / s[:, None], kind, 0)
+        c[c == 0] = c[c > 0].min() if (c > 0).any() else 1
+        c /= np.exp2(np.log2(c).mean())
+    if pow2: return np.exp2(np.round(np.log2(c))).astype(F)
+    return f16(c)
+
+
+def descend(w, c, steps=2):
+    """Coordinate descent on the exponents from c. The proxy is sum_r s_r^2 * sum_c c_c^2 with s_r the row maximum of
+    w/c: the expected squared rounding error. Each column tries one exponent up and down."""
+    a = np.abs(w); c = c.copy()
+    for _ in range(steps):
+        changed = False
+        for j in range(len(c)):
+            b = a / c
+            others = np.delete(b, j, 1).max(1) if w.shape[1] > 1 else np.zeros(len(a), F)
+            rest = (c ** 2).sum() - c[j] ** 2
+            cost = lambda x: (np.maximum(others, a[:, j] / x) ** 2).sum() * (rest + x * x)
+            best = min((c[j], c[j] * 2, c[j] / 2), key=cost)
+            if best != c[j]: c[j] = best; changed = True
+        if not changed: break
+    return c
+
+
+CLIPS = np.linspace(0.7, 1.0, 21).astype(F)
+
+
+def row_quant(w, c, clips=None, scale8=False):
+    """q, s for w ~ q * s_r * c_c. With clips: for each row the clip factor of least squared error in the weights."""
+    b = w / c
+    m = np.abs(b).max(1); m[m == 0] = 1e-8
+    best = None
+    for f in (clips if clips is not None else [F(1)]):
+        s = m * f / F(127)
+        s = np.exp2(np.round(np.log2(s) * 8) / 8).astype(F) if scale8 else f16(np.maximum(s, F(6e-8)))
+        q = np.clip(np.rint(b / s[:, None]), -127, 127)
+        e = (((b - q * s[:, None]) * c) ** 2).sum(1)
+        if best is None: best = [e, s, q]
+        else:
+            k = e < best[0]
+            best[0][k], best[1][k], best[2][k] = e[k], s[k], q[k]
+    return best[2], best[1], float(best[0].sum())
+
+
+class Mat:
+    """One matrix after quantisation. pure: q, s, c; else dense w. bits counts the scales."""
+    def __init__(self, q=None, s=None, c=None, w=None, bits=0):
+        self.q, self.s, self.c, self.bits = q, s, c, bits
+        self.w = w if w is not None else q * s[:, None] * c
+
+
+def pure(w, columns="none", kind="rms", rounds=3, clips=None, rule=0.5, scale8=False, colbits=None, row_kind="max"):
+    """columns: none | pow2 | f16 | descend (pow2 refined by coordinate descent) | best (of several, by squared error).
+    rule: use columns only if the scales of the matrix then cost at most so many bits a weight."""
+    n, m = w.shape
+    rbits = 8 / m if scale8 else 16 / m
+    cbits = (colbits or (16 if columns == "f16" else 8)) / n
+    one = np.ones(m, F)
+    if columns == "none" or rbits + cbits > rule + 1e-9:
+        q, s, _ = row_quant(w, one, clips, scale8)
+        return Mat(q, s, one, bits=n * m * (8 + rbits))
+    if columns == "best":
+        cands = [one] + [column_scales(w, k, rounds) for k in ("rms", "l4", "l8", "max")]
+        c = min(cands, key=lambda c: row_quant(w, c, clips, scale8)[2])
+    elif columns == "descend":
+        c = descend(w, column_scales(w, kind, rounds))
+    else:
+        c = column_scales(w, kind, rounds, columns == "pow2", row_kind)
+    q, s, _ = row_quant(w, c, clips, scale8)
+    return Mat(q, s, c, bits=n * m * (8 + rbits + cbits))
+
+
+def blocks(w, size, columns=False, kind="rms"):
+    """f16 scale for each block along the stored row (the last block of a row may be short)."""
+    n, m = w.shape
+    c = column_scales(w, kind, 3) if columns else np.ones(m, F)
+    b = w / c; out = np.empty_like(b)
+    for i in range(0, m, size):
+        x = b[:, i:i + size]
+        s = np.abs(x).max(1, keepdims=True) / F(127); s[s == 0] = 1e-8
+        s = f16(np.maximum(s, F(6e-8)))
+        out[:, i:i + size] = np.clip(np.rint(x / s), -127, 127) * s
+    nb = -(-m // size)
+    return Mat(w=out * c, bits=n * m * 8 + n * nb * 16 + (8 * m if columns else 0))
+
+
+NO_EMB = ("embeddings",)
+NO_EMB_HEAD = ("embeddings", "head")
+SCHEMES = {   # name: (description, function, matrices that get plain row scales instead of columns)
+    "A":    ("row scale", lambda w: pure(w), ()),
+    "A'":   ("row scale, searched", lambda w: pure(w, clips=CLIPS), ()),
+    "Brms": ("row + 2^e column, RMS", lambda w: pure(w, "pow2", "rms"), ()),
+    "Bl4":  ("row + 2^e column, L4", lambda w: pure(w, "pow2", "l4"), ()),
+    "Bl8":  ("row + 2^e column, L8", lambda w: pure(w, "pow2", "l8"), ()),
+    "Bmax": ("row + 2^e column, max", lambda w: pure(w, "pow2", "max"), ()),
+    "Bdes": ("row + 2^e column, coordinate descent", lambda w: pure(w, "descend", "l4"), ()),
+    "Brms'": ("Brms, searched", lambda w: pure(w, "pow2", "rms", clips=CLIPS), ()),
+    "Bl4'": ("Bl4, searched", lambda w: pure(w, "pow2", "l4", clips=CLIPS), ()),
+    "Bmax'": ("Bmax, searched", lambda w: pure(w, "pow2", "max", clips=CLIPS), ()),
+    "Bdes'": ("Bdes, searched", lambda w: pure(w, "descend", "l4", clips=CLIPS), ()),
+    "Bbest'": ("best of none, RMS, L4, L8, max by error, searched", lambda w: pure(w, "best", clips=CLIPS), ()),
+    "Bl4'-e": ("Bl4', none on emb", lambda w: pure(w, "pow2", "l4", clips=CLIPS), NO_EMB),
+    "Bl4'-eh": ("Bl4', none on emb and head", lambda w: pure(w, "pow2", "l4", clips=CLIPS), NO_EMB_HEAD),
+    "Bl4'all": ("Bl4', no bits rule", lambda w: pure(w, "pow2", "l4", clips=CLIPS, rule=9), ()),
+    "Bl4'n4": ("Bl4', 4-bit exponents", lambda w: pure(w, "pow2", "l4", clips=CLIPS, colbits=4), ()),
+    "Bl4'r8": ("Bl4', row scale one byte 2^(k/8)", lambda w: pure(w, "pow2", "l4", clips=CLIPS, scale8=True), ()),
+    "C":    ("row x f16 column, L4", lambda w: pure(w, "f16", "l4"), ()),
+    "C'":   ("C, searched", lambda w: pure(w, "f16", "l4", clips=CLIPS), ()),
+    "C'all": ("C', no bits rule", lambda w: pure(w, "f16", "l4", clips=CLIPS, rule=9), ()),
+    "D32":  ("blocks of 32", lambda w: blocks(w, 32), ()),
+    "D64":  ("blocks of 64", lambda w: blocks(w, 64), ()),
+    "D128": ("blocks of 128", lambda w: blocks(w, 128), ()),
+    "D32'": ("blocks of 32 + 2^e column", lambda w: blocks(w, 32, True, "l4"), ()),
+    "D64'": ("blocks of 64 + 2^e column", lambda w: blocks(w, 64, True, "l4"), ()),
+}
+
+
+def quantise(mats, scheme):
+    """Quantise every matrix. Returns name -> Mat and bits a weight over all of them."""
+    _, fn, plain = SCHEMES[scheme]
+    searched = "'" in scheme
+    out = {}
+    for k, w in mats.items():
+        if any(p in k for p in plain): out[k] = pure(w, clips=CLIPS if searched else None)
+        else: out[k] = fn(w)
+    return out, sum(m.bits for m in out.values()) / sum(w.size for w in mats.values())
+
+
+def unquantised(mats):
+    return {k: Mat(w=w) for k, w in mats.items()}
+
+
+# ---- activation quantisation ---------------------------------------------------------------------------------------
+
+def act_quant(x, mode):
+    """Fake-quantise activations, one row a token. i16, i12, i8: one scale a vector; i8b32, i8b64: one a block."""
+    if mode == "none": return x
+    bits, _, block = mode[1:].partition("b")
+    top = F(2 ** (int(bits) - 1) - 1)
+    n = x.shape[1]; size = int(block) if block else n
+    out = np.empty_like(x)
+    for i in range(0, n, size):
+        y = x[:, i:i + size]
+        s = np.abs(y).max(1, keepdims=True) / top; s[s == 0] = 1
+        out[:, i:i + size] = np.rint(y / s) * s
+    return out
+
+
+def product(m, x, act, transposed=False):
+    """x times a stored matrix; the scales that belong to the input go into x before x is quantised."""
+    if act == "none": return x @ (m.w if transposed else m.w.T)
+    if m.q is None: return act_quant(x, act) @ (m.w if transposed else m.w.T)
+    if transposed: return (act_quant(x * m.s, act) @ m.q) * m.c
+    return (act_quant(x * m.c, act) @ m.q.T) * m.s
+
+
+# ---- forward -------------------------------------------------------------------------------------------------------
+
+def layer_norm(x, w, b):
+    d = x - x.mean(1, keepdims=True)
+    return d / np.sqrt((d * d).mean(1, keepdims=True) + F(1e-5)) * w + b
+
+
+def shift(y):
+    out = np.zeros_like(y); out[1:] = y[:-1]
+    return out
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def wkv(w, u, k, v):
+    """The recurrence, serial over tokens; the running sums are scaled by the running maximum pp."""
+    out = np.empty_like(k); uk = k + u
+    aa = np.zeros_like(w); bb = np.zeros_like(w); pp = np.full_like(w, -1e30)
+    for t in range(len(k)):
+        q = np.maximum(pp, uk[t]); e1 = np.exp(pp - q); e2 = np.exp(uk[t] - q)
+        out[t] = (e1 * aa + e2 * v[t]) / (e1 * bb + e2)
+        pw = pp + w
+        q = np.maximum(pw, k[t]); e1 = np.exp(pw - q); e2 = np.exp(k[t] - q)
+        aa = e1 * aa + e2 * v[t]; bb = e1 * bb + e2; pp = q
+    return out
+
+
+def hidden(t, m, ids, act="none", act_sparse=None):
+    """The final hidden vectors (after ln_out) of a sequence from the empty state. act_sparse: for ffn.value's input."""
+    act_sparse = act if act_sparse is None else act_sparse
+    p = "rwkv.blocks.%d."
+    x = m["rwkv.embeddings.weight"].w[ids]
+    x = layer_norm(x, t["rwkv.blocks.0.pre_ln.weight"], t["rwkv.blocks.0.pre_ln.bias"])
+    n = 0
+    while p % n + "ln1.weight" in t:
+        b = p % n; a = b + "attention."; f = b + "feed_forward."
+        y = layer_norm(x, t[b + "ln1.weight"], t[b + "ln1.bias"]); z = shift(y)
+        mix = lambda name: (lambda g: y * g + z * (1 - g))(t[name].reshape(-1))
+        r = sigmoid(product(m[a + "receptance.weight"], mix(a + "time_mix_receptance"), act))
+        k = product(m[a + "key.weight"], mix(a + "time_mix_key"), act)
+        v = product(m[a + "value.weight"], mix(a + "time_mix_value"), act)
+        o = wkv(-np.exp(t[a + "time_decay"]), t[a + "time_first"], k, v)
+        x = x + product(m[a + "output.weight"], r * o, act)
+        y = layer_norm(x, t[b + "ln2.weight"], t[b + "ln2.bias"]); z = shift(y)
+        k = product(m[f + "key.weight"], mix(f + "time_mix_key"), act)
+        r = sigmoid(product(m[f + "receptance.weight"], mix(f + "time_mix_receptance"), act))
+        x = x + r * product(m[f + "value.weight"], np.square(np.maximum(k, 0)), act_sparse, True)
+        n += 1
+    return layer_norm(x, t["rwkv.ln_out.weight"], t["rwkv.ln_out.bias"])
+
+
+def logits(t, m, ids, act="none", act_sparse=None):
+    return product(m["head.weight"], hidden(t, m, ids, act, act_sparse), act)
+
+
+def perplexity(t, m, ids, act="none", act_sparse=None):
+    """exp of the mean loss of every token after the first; the head runs in pieces to bound memory."""
+    h = hidden(t, m, ids, act, act_sparse); loss = 0.0
+    for i in range(0, len(ids) - 1, 1024):
+        j = min(i + 1024, len(ids) - 1)
+        z = product(m["head.weight"], h[i:j], act).astype(np.float64)
+        z -= z.max(1, keepdims=True)
+        loss += (np.log(np.exp(z).sum(1)) - z[np.arange(j - i), ids[i + 1:j + 1]]).sum()
+    return float(np.exp(loss / (len(ids) - 1)))
+
+
+# ---- main ----------------------------------------------------------------------------------------------------------
+
+def rel(a, b):
+    return 100 * float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--golden", action="append", default=[])
+    ap.add_argument("--demo")
+    ap.add_argument("--schemes", default=",".join(SCHEMES))
+    ap.add_argument("--acts", default="none", help="ACT or ACT/ACT for ffn.value's input, comma separated")
+    ap.add_argument("--tokens", type=int, default=8192, help="tokens of validation.txt; 0: all")
+    ap.add_argument("--f32-check", action="store_true", help="only check the f32 forward against expected.json")
+    args = ap.parse_args()
+
+    golden = []
+    for d in args.golden:
+        t = load_model(d); mats = matrices(t); e = json.load(open(os.path.join(d, "expected.json")))
+        vocab = len(t["head.weight"])
+        seqs = [np.array(e["input_ids"]), np.random.default_rng(1).integers(0, vocab, 256)]
+        ref = [logits(t, unquantised(mats), s) for s in seqs]
+        if args.f32_check:
+            print(os.path.basename(d.rstrip("/")), "max difference of the last logits",
+                  np.abs(ref[0][-1] - np.array(e["logits_last"])).max())
+        golden.append((os.path.basename(d.rstrip("/")), t, mats, seqs, ref))
+    demo = None
+    if args.demo:
+        from tokenizers import Tokenizer
+        t = load_model(args.demo); mats = matrices(t)
+        tok = Tokenizer.from_file(os.path.join(args.demo, "tokenizer.json"))
+        ids = np.array(tok.encode(open(os.path.join(args.demo, "validation.txt"), encoding="utf-8", newline="").read()).ids)
+        if args.tokens: ids = ids[:args.tokens]
+        base = perplexity(t, unquantised(mats), ids)
+        print("demo: %d tokens, f32 perplexity %.5f" % (len(ids), base), flush=True)
+        demo = (t, mats, ids, base)
+    if args.f32_check: return
+
+    head = ["scheme", "activations"] + [g[0] for g in golden] + (["worst error", "most bits"] if golden else [])
+    head += ["demo bits", "demo perplexity"] if demo else []
+    print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
+    for s in args.schemes.split(","):
+        qs = [quantise(g[2], s) for g in golden]
+        dq = quantise(demo[1], s) if demo else None
+        for act in args.acts.split(","):
+            a, _, b = act.partition("/"); b = b or a
+            row = [s + ": " + SCHEMES[s][0], act]; errs = []
+            for (name, t, mats, seqs, ref), (m, bits) in zip(golden, qs):
+                e = [rel(logits(t, m, i, a, b), r) for i, r in zip(seqs, ref)]
+                errs += e; row.append("%.2f / %.2f" % tuple(e))
+            if golden: row += ["%.2f" % max(errs), "%.3f" % max(b_ for _, b_ in qs)]
+            if demo: row += ["%.3f" % dq[1], "%+.3f %%" % (100 * (perplexity(demo[0], dq[0], demo[2], a, b) / demo[3] - 1))]
+            print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    np.seterr(over="ignore")
+    main()
