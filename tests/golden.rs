@@ -46,13 +46,19 @@ fn f32_logits_equal_those_of_transformers() {
             let logits = model.session().eval_all(&tokens).expect("valid tokens");
             let rows: Vec<_> = logits.chunks_exact(model.n_vocab()).collect();
             let difference = max_difference(rows[tokens.len() - 1], &last);
-            assert!(difference <= tolerance, "{name}: {difference} > {tolerance}");
+            assert!(
+                difference <= tolerance,
+                "{name}: {difference} > {tolerance}"
+            );
             let argmaxes: Vec<_> = rows.iter().map(|row| argmax(row) as u32).collect();
             assert_eq!(argmaxes, ids(&expected["logits_argmax"]), "{name}");
             for (row, sum) in rows.iter().zip(floats(&expected["logits_sum_abs"])) {
                 let found: f64 = row.iter().map(|&x| f64::from(x.abs())).sum();
                 // The error of a sum is at most the sum of the errors.
-                assert!((found - sum).abs() <= tolerance * row.len() as f64, "{name}");
+                assert!(
+                    (found - sum).abs() <= tolerance * row.len() as f64,
+                    "{name}"
+                );
             }
         }
     }
@@ -64,7 +70,9 @@ fn f32_states_equal_those_of_transformers() {
         let expected = json(golden(name).join("expected.json"));
         let model = open(golden(name), Quant::F32, 2);
         let mut session = model.session();
-        session.eval(&ids(&expected["input_ids"])).expect("valid tokens");
+        session
+            .eval(&ids(&expected["input_ids"]))
+            .expect("valid tokens");
         let info = model.info();
         let state = session.state().as_slice();
         assert_eq!(state.len() * 4, info.state_bytes);
@@ -77,7 +85,10 @@ fn f32_states_equal_those_of_transformers() {
                 let expected = floats(&expected["state"][part][layer]);
                 let tolerance = LOGITS_TOLERANCE * standard_deviation(&expected).max(1e-3);
                 let difference = max_difference(&state[at..at + length], &expected);
-                assert!(difference <= tolerance, "{name} layer {layer} {part}: {difference}");
+                assert!(
+                    difference <= tolerance,
+                    "{name} layer {layer} {part}: {difference}"
+                );
                 at += length;
             }
         }
@@ -102,7 +113,11 @@ fn greedy_continuations_equal_those_of_transformers() {
 }
 
 /// Feeds the tokens in pieces and returns all logits.
-fn in_pieces(model: &Model, tokens: &[u32], mut length: impl FnMut() -> usize) -> (Session, Vec<f32>) {
+fn in_pieces(
+    model: &Model,
+    tokens: &[u32],
+    mut length: impl FnMut() -> usize,
+) -> (Session, Vec<f32>) {
     let mut session = model.session();
     let mut logits = Vec::new();
     let mut left = tokens;
@@ -121,7 +136,10 @@ fn in_pieces(model: &Model, tokens: &[u32], mut length: impl FnMut() -> usize) -
 #[test]
 fn prefill_in_any_chunking_equals_decode() {
     let mut random = Random(5);
-    for (name, quant) in GOLDEN.iter().flat_map(|name| [(name, Quant::F32), (name, Quant::F16), (name, Quant::Int8)]) {
+    for (name, quant) in GOLDEN
+        .iter()
+        .flat_map(|name| [(name, Quant::F32), (name, Quant::F16), (name, Quant::Int8)])
+    {
         let tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
         let one_thread = open(golden(name), quant, 1);
         let (decoded, decoded_logits) = in_pieces(&one_thread, &tokens, || 1);
@@ -133,7 +151,11 @@ fn prefill_in_any_chunking_equals_decode() {
             });
             if quant == Quant::Int8 {
                 assert_eq!(logits, decoded_logits, "{name}: integer sums are exact");
-                assert_eq!(session.state().as_slice(), decoded.state().as_slice(), "{name}");
+                assert_eq!(
+                    session.state().as_slice(),
+                    decoded.state().as_slice(),
+                    "{name}"
+                );
             } else {
                 let difference = distance(&logits, &decoded_logits);
                 assert!(difference < 3e-6, "{name} {quant}: {difference}");
@@ -144,9 +166,17 @@ fn prefill_in_any_chunking_equals_decode() {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    for (name, quant) in GOLDEN.iter().flat_map(|name| [(name, Quant::F32), (name, Quant::F16)]) {
+    for (name, quant) in GOLDEN
+        .iter()
+        .flat_map(|name| [(name, Quant::F32), (name, Quant::F16)])
+    {
         let tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
-        let of = |threads| open(golden(name), quant, threads).session().eval_all(&tokens).expect("ok");
+        let of = |threads| {
+            open(golden(name), quant, threads)
+                .session()
+                .eval_all(&tokens)
+                .expect("ok")
+        };
         let expected = of(1);
         for threads in [2, 3, 5] {
             assert_eq!(of(threads), expected, "{name} {quant} {threads} threads");
@@ -161,11 +191,21 @@ fn many_spans_at_once_equal_one_after_the_other() {
         let n_vocab = model.n_vocab();
         let mut random = Random(9);
         let lengths = [1, 17, 0, 5, 1, 40];
-        let outputs =
-            [Output::Last, Output::All, Output::None, Output::None, Output::All, Output::Last];
+        let outputs = [
+            Output::Last,
+            Output::All,
+            Output::None,
+            Output::None,
+            Output::All,
+            Output::Last,
+        ];
         let texts: Vec<Vec<u32>> = lengths
             .iter()
-            .map(|&n| (0..n).map(|_| random.next() as u32 % n_vocab as u32).collect())
+            .map(|&n| {
+                (0..n)
+                    .map(|_| random.next() as u32 % n_vocab as u32)
+                    .collect()
+            })
             .collect();
         let mut alone = Vec::new();
         let mut alone_states = Vec::new();
@@ -185,12 +225,18 @@ fn many_spans_at_once_equal_one_after_the_other() {
                 .iter_mut()
                 .zip(&texts)
                 .zip(outputs)
-                .map(|((state, tokens), output)| Span { state, tokens, output })
+                .map(|((state, tokens), output)| Span {
+                    state,
+                    tokens,
+                    output,
+                })
                 .collect();
             let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
             let mut logits = vec![0.0; n_rows * n_vocab];
             let mut workspace = model.workspace(rows_max);
-            model.forward(&mut workspace, &mut spans, &mut logits).expect("valid spans");
+            model
+                .forward(&mut workspace, &mut spans, &mut logits)
+                .expect("valid spans");
             let difference = distance(&logits, &alone);
             assert!(difference < 3e-6, "{quant} {rows_max}: {difference}");
             for (state, alone) in states.iter().zip(&alone_states) {
@@ -209,12 +255,18 @@ fn int8_and_f16_logits_are_close_to_f32() {
         let logits = |quant| {
             let model = open(golden(name), quant, 2);
             let bits = model.info().bits_per_weight;
-            (model.session().eval_all(&tokens).expect("valid tokens"), bits)
+            (
+                model.session().eval_all(&tokens).expect("valid tokens"),
+                bits,
+            )
         };
         let (exact, _) = logits(Quant::F32);
         let (int8, bits) = logits(Quant::Int8);
         let error = distance(&int8, &exact);
-        println!("{name}: int8 {:.2} % at {bits:.3} bits a weight", 100.0 * error);
+        println!(
+            "{name}: int8 {:.2} % at {bits:.3} bits a weight",
+            100.0 * error
+        );
         assert!(error < 0.06, "{name}: {error}");
         assert!(bits <= 8.5, "{name}: {bits} bits a weight");
         let (f16, bits) = logits(Quant::F16);
@@ -229,17 +281,33 @@ fn what_a_forward_pass_refuses_changes_nothing() {
     let model = open(golden("odd-bin"), Quant::Int8, 2);
     let mut session = model.session();
     session.eval(&[1, 2, 3]).expect("valid tokens");
-    let (state, logits) = (session.state().clone(), session.logits().map(<[f32]>::to_vec));
+    let (state, logits) = (
+        session.state().clone(),
+        session.logits().map(<[f32]>::to_vec),
+    );
     let n_vocab = model.n_vocab() as u32;
-    let error = session.eval(&[4, n_vocab]).expect_err("an id beyond the vocabulary");
-    assert_eq!(error.to_string(), format!("token 1: id {n_vocab}, expected less than {n_vocab} (the vocabulary)"));
+    let error = session
+        .eval(&[4, n_vocab])
+        .expect_err("an id beyond the vocabulary");
+    assert_eq!(
+        error.to_string(),
+        format!("token 1: id {n_vocab}, expected less than {n_vocab} (the vocabulary)")
+    );
     session.eval(&[]).expect_err("no tokens");
     let other = open(golden("small-safetensors"), Quant::Int8, 1);
-    session.restore(&other.new_state(), &[]).expect_err("a state of another model");
+    session
+        .restore(&other.new_state(), &[])
+        .expect_err("a state of another model");
     let mut workspace = model.workspace(4);
     let mut other_state = other.new_state();
-    let span = Span { state: &mut other_state, tokens: &[1], output: Output::None };
-    model.forward(&mut workspace, &mut [span], &mut []).expect_err("a state of another model");
+    let span = Span {
+        state: &mut other_state,
+        tokens: &[1],
+        output: Output::None,
+    };
+    model
+        .forward(&mut workspace, &mut [span], &mut [])
+        .expect_err("a state of another model");
     assert_eq!(session.state(), &state);
     assert_eq!(session.logits().map(<[f32]>::to_vec), logits);
 }
@@ -253,7 +321,10 @@ fn models_are_shared_between_threads() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..5 {
-                    assert_eq!(model.session().eval_all(&tokens).expect("valid tokens"), expected);
+                    assert_eq!(
+                        model.session().eval_all(&tokens).expect("valid tokens"),
+                        expected
+                    );
                 }
             });
         }

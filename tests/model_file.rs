@@ -24,19 +24,32 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
             let model = open(golden(name), quant, 2);
             let path = save(&model, &folder, &format!("{name}-{quant}"));
             for no_mmap in [false, true] {
-                let options = Options { no_mmap, threads: 1, ..Options::default() };
+                let options = Options {
+                    no_mmap,
+                    threads: 1,
+                    ..Options::default()
+                };
                 let saved = Model::open(&path, &options).expect("just written");
                 let (info, saved_info) = (model.info(), saved.info());
                 assert_eq!(saved_info.quant, quant);
                 assert_eq!(saved_info.fingerprint, info.fingerprint, "{name} {quant}");
                 assert_eq!(saved_info.weight_bytes, info.weight_bytes);
-                let matrices = saved.tensors().into_iter().filter(|tensor| tensor.shape.len() == 2);
+                let matrices = saved
+                    .tensors()
+                    .into_iter()
+                    .filter(|tensor| tensor.shape.len() == 2);
                 let bytes: u64 = matrices
                     .map(|t| t.shape.iter().product::<usize>() as u64 * bytes_per_weight(quant))
                     .sum();
-                assert!(saved_info.mapped_bytes >= bytes, "{name} {quant}: weights were copied");
+                assert!(
+                    saved_info.mapped_bytes >= bytes,
+                    "{name} {quant}: weights were copied"
+                );
                 let logits = model.session().eval_all(&tokens).expect("valid tokens");
-                assert_eq!(saved.session().eval_all(&tokens).expect("valid tokens"), logits);
+                assert_eq!(
+                    saved.session().eval_all(&tokens).expect("valid tokens"),
+                    logits
+                );
                 saved.verify(&mut |_, _| {}).expect("not damaged");
             }
         }
@@ -62,7 +75,10 @@ fn a_saved_model_can_be_quantised_further_but_not_back() {
     assert_eq!(logits(&open(wide, Quant::Int8, 1)), logits(&int8));
     let path = save(&int8, &folder, "int8");
     for quant in [Quant::F32, Quant::F16] {
-        let options = Options { quant: Some(quant), ..Options::default() };
+        let options = Options {
+            quant: Some(quant),
+            ..Options::default()
+        };
         let error = Model::open(&path, &options).expect_err("cannot become more exact");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("int8"), "{error}");
@@ -78,14 +94,23 @@ fn the_tokenizer_travels_inside() {
     let text = "Ownership is\n    fn main() {}";
     let tokenizer = saved.tokenizer().expect("is inside");
     let tokens = tokenizer.encode(text).expect("any text");
-    assert_eq!(tokens, model.tokenizer().expect("is beside").encode(text).expect("any text"));
+    assert_eq!(
+        tokens,
+        model
+            .tokenizer()
+            .expect("is beside")
+            .encode(text)
+            .expect("any text")
+    );
     assert_eq!(tokenizer.decode(&tokens).expect("valid ids"), text);
     // The safetensors format, as any tool reads it.
     let bytes = fs::read(&path).expect("readable");
     let (size, metadata) = safetensors::SafeTensors::read_metadata(&bytes).expect("valid");
     assert_eq!((size + 8) % 64, 0, "data starts on a boundary");
     let tensors = metadata.tensors();
-    let real = tensors.iter().filter(|(name, _)| !name.starts_with("padding."));
+    let real = tensors
+        .iter()
+        .filter(|(name, _)| !name.starts_with("padding."));
     for (name, tensor) in real {
         assert_eq!(tensor.data_offsets.0 % 64, 0, "{name} starts on a boundary");
     }
@@ -102,7 +127,13 @@ fn a_flipped_bit_is_found() {
         bad[at] ^= 1 << (at % 8);
         let path = folder.path().join("bad");
         fs::write(&path, &bad).expect("can be written");
-        if let Ok(model) = Model::open(&path, &Options { threads: 1, ..Options::default() }) {
+        if let Ok(model) = Model::open(
+            &path,
+            &Options {
+                threads: 1,
+                ..Options::default()
+            },
+        ) {
             opened += 1;
             let error = model.verify(&mut |_, _| {}).expect_err("one bit differs");
             assert_eq!(error.kind(), ErrorKind::Format, "byte {at}");
@@ -119,7 +150,10 @@ fn a_newer_format_is_refused_by_name() {
     let path = save(&open(golden("odd-bin"), Quant::Int8, 1), &folder, "model");
     let mut bytes = fs::read(&path).expect("readable");
     let old = b"\"format_version\":\"1\"";
-    let at = bytes.windows(old.len()).position(|window| window == old).expect("is there");
+    let at = bytes
+        .windows(old.len())
+        .position(|window| window == old)
+        .expect("is there");
     bytes[at + old.len() - 2] = b'9';
     fs::write(&path, bytes).expect("can be written");
     let error = Model::open(&path, &Options::default()).expect_err("from the future");
@@ -137,7 +171,9 @@ fn a_failed_write_leaves_the_old_file() {
     let saved = Model::open(&path, &Options::default()).expect("just written");
     saved.save(&path, &mut |_, _| {}).expect("can be written");
     assert_eq!(fs::read(&path).expect("readable"), old);
-    let error = model.save(folder.path(), &mut |_, _| {}).expect_err("is a folder");
+    let error = model
+        .save(folder.path(), &mut |_, _| {})
+        .expect_err("is a folder");
     assert_eq!(error.kind(), ErrorKind::Io);
     let error = model.save(folder.path().join("no/such/folder"), &mut |_, _| {});
     assert_eq!(error.expect_err("no such folder").kind(), ErrorKind::Io);

@@ -14,7 +14,10 @@ fn a_clone_goes_its_own_way() {
     let model = open(golden("small-safetensors"), Quant::Int8, 2);
     let mut session = model.session();
     session.eval(&TOKENS).expect("valid tokens");
-    let (state, logits) = (session.state().clone(), session.logits().expect("fed").to_vec());
+    let (state, logits) = (
+        session.state().clone(),
+        session.logits().expect("fed").to_vec(),
+    );
     let first = session.eval(&[7, 7]).expect("valid tokens").to_vec();
     session.restore(&state, &logits).expect("its own state");
     assert_eq!(session.logits(), Some(&logits[..]));
@@ -80,9 +83,13 @@ fn damaged_states_are_refused_and_change_nothing() {
     assert_eq!(Some(&logits[..]), session.logits());
     let without = session.state().to_bytes(&[]);
     assert!(state.load_bytes(&without).expect("as saved").is_empty());
-    let error = session.load_state(std::path::Path::new("no/such/file")).expect_err("no file");
+    let error = session
+        .load_state(std::path::Path::new("no/such/file"))
+        .expect_err("no file");
     assert_eq!(error.kind(), ErrorKind::Io);
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("empty"), b"").expect("can be written");
-    session.load_state(folder.path().join("empty")).expect_err("an empty file");
+    session
+        .load_state(folder.path().join("empty"))
+        .expect_err("an empty file");
 }

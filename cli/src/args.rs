@@ -53,8 +53,13 @@ impl std::str::FromStr for TokenList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split([',', ' ', '\t', '\n']).filter(|part| !part.is_empty());
-        let parse = |part: &str| part.parse().map_err(|_| format!("`{part}` is not a token id"));
+        let parts = text
+            .split([',', ' ', '\t', '\n'])
+            .filter(|part| !part.is_empty());
+        let parse = |part: &str| {
+            part.parse()
+                .map_err(|_| format!("`{part}` is not a token id"))
+        };
         parts.map(parse).collect::<Result<_, _>>().map(TokenList)
     }
 }

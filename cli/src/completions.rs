@@ -14,7 +14,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut crate::Cli::command(), "rwkv-edge", &mut script);
+    clap_complete::generate(
+        args.shell,
+        &mut crate::Cli::command(),
+        "rwkv-edge",
+        &mut script,
+    );
     io::stdout().lock().write_all(&script)?;
     Ok(())
 }

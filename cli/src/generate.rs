@@ -7,9 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
-use rwkv_edge::{
-    Ending, GenerateOptions, Generated, Model, Sampler, SamplerOptions, Session,
-};
+use rwkv_edge::{Ending, GenerateOptions, Generated, Model, Sampler, SamplerOptions, Session};
 use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
@@ -37,7 +35,12 @@ pub(crate) struct Args {
     ignore_eos: bool,
 
     /// 0 takes the likeliest token each time; higher is more varied
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     temperature: f32,
 
     /// Draw only from the likeliest tokens that together have this probability; 1: off
@@ -49,11 +52,21 @@ pub(crate) struct Args {
     top_k: usize,
 
     /// Lowers tokens that were generated before by so much; 0: off
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     presence_penalty: f32,
 
     /// Lowers a token by so much for each time it was generated before; 0: off
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     frequency_penalty: f32,
 
     /// Divides the positive and multiplies the negative scores of tokens that were generated before;
@@ -152,11 +165,17 @@ fn read_prompt(args: &Args, model: &Model) -> Result<Prompt> {
             Ok(tokenizer) => tokenizer.decode(tokens)?.into_bytes(),
             Err(_) => Vec::new(),
         };
-        return Ok(Prompt { tokens: tokens.clone(), text });
+        return Ok(Prompt {
+            tokens: tokens.clone(),
+            text,
+        });
     }
     let Some(text) = args.prompt.read()? else {
         if args.load_state.is_some() {
-            return Ok(Prompt { tokens: Vec::new(), text: Vec::new() });
+            return Ok(Prompt {
+                tokens: Vec::new(),
+                text: Vec::new(),
+            });
         }
         bail!("no prompt: give one as an argument, by --file or on stdin; see --help");
     };
@@ -183,7 +202,9 @@ impl Args {
 
 /// Differs from run to run: the standard library seeds its hash maps from the system's randomness.
 fn random_seed() -> u64 {
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
 }
 
 /// Prints text as it comes, or keeps it for the JSON object.
@@ -196,7 +217,11 @@ struct Printer<'a> {
 impl<'a> Printer<'a> {
     fn new(args: &'a Args, model: &Model) -> Self {
         let text = model.has_tokenizer().then(String::new);
-        Printer { args, text, error: None }
+        Printer {
+            args,
+            text,
+            error: None,
+        }
     }
 
     fn prompt(&self, text: &[u8]) -> io::Result<()> {
@@ -219,7 +244,10 @@ impl<'a> Printer<'a> {
             return ControlFlow::Continue(());
         }
         let mut stdout = io::stdout().lock();
-        match stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout
+            .write_all(piece.as_bytes())
+            .and_then(|()| stdout.flush())
+        {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 self.error = Some(error);

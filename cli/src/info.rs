@@ -102,19 +102,38 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         mb(info.mapped_bytes),
         mb(info.weight_bytes - info.mapped_bytes)
     )?;
-    writeln!(out, "state         {} bytes, for any number of tokens", info.state_bytes)?;
+    writeln!(
+        out,
+        "state         {} bytes, for any number of tokens",
+        info.state_bytes
+    )?;
     let tokenizer = info.tokenizer.as_deref().unwrap_or("none");
-    writeln!(out, "tokenizer     {tokenizer}; end of text is {}", info.end_of_text)?;
-    writeln!(out, "runs on       {} threads with {} kernels", info.threads, info.kernels)?;
+    writeln!(
+        out,
+        "tokenizer     {tokenizer}; end of text is {}",
+        info.end_of_text
+    )?;
+    writeln!(
+        out,
+        "runs on       {} threads with {} kernels",
+        info.threads, info.kernels
+    )?;
     if args.verify {
-        writeln!(out, "verified      every weight was read, nothing is damaged")?;
+        writeln!(
+            out,
+            "verified      every weight was read, nothing is damaged"
+        )?;
     }
     if args.tensors {
         writeln!(out)?;
         for tensor in model.tensors() {
             let shape = format!("{:?}", tensor.shape);
             let (name, quant) = (&tensor.name, tensor.quant.name());
-            writeln!(out, "{name:36} {quant:5} {shape:16} {:>12} bytes", tensor.size_bytes)?;
+            writeln!(
+                out,
+                "{name:36} {quant:5} {shape:16} {:>12} bytes",
+                tensor.size_bytes
+            )?;
         }
     }
     Ok(())

@@ -34,7 +34,9 @@ impl TextArgs {
             return Ok(None);
         }
         let mut text = Vec::new();
-        io::stdin().read_to_end(&mut text).context("stdin: cannot read")?;
+        io::stdin()
+            .read_to_end(&mut text)
+            .context("stdin: cannot read")?;
         Ok(Some(text))
     }
 }

@@ -72,7 +72,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn check(tokens: &[u32], model: &Model) -> Result<()> {
-    match tokens.iter().position(|&token| token as usize >= model.n_vocab()) {
+    match tokens
+        .iter()
+        .position(|&token| token as usize >= model.n_vocab())
+    {
         None => Ok(()),
         Some(at) => bail!(
             "token {at}: id {}, expected less than {} (the vocabulary)",

@@ -10,7 +10,10 @@ use crate::progress::Progress;
 #[cfg(feature = "demo")]
 const DEMO: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../demo/config.json")),
-    ("model.safetensors", include_bytes!("../demo/model.safetensors")),
+    (
+        "model.safetensors",
+        include_bytes!("../demo/model.safetensors"),
+    ),
     ("tokenizer.json", include_bytes!("../demo/tokenizer.json")),
 ];
 
@@ -57,10 +60,14 @@ fn demo_tokenizer() -> Result<Tokenizer> {
 
 #[cfg(not(feature = "demo"))]
 fn open_demo(_options: &Options) -> Result<Model> {
-    Err(anyhow::anyhow!("--model is needed: this build has no demo model"))
+    Err(anyhow::anyhow!(
+        "--model is needed: this build has no demo model"
+    ))
 }
 
 #[cfg(not(feature = "demo"))]
 fn demo_tokenizer() -> Result<Tokenizer> {
-    Err(anyhow::anyhow!("--model or --tokenizer is needed: this build has no demo model"))
+    Err(anyhow::anyhow!(
+        "--model or --tokenizer is needed: this build has no demo model"
+    ))
 }

@@ -48,7 +48,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut done = 0;
     for (tokens, targets) in inputs.chunks(ROWS_MAX).zip(targets.chunks(ROWS_MAX)) {
         let logits = &mut logits[..tokens.len() * n_vocab];
-        let span = Span { state: &mut state, tokens, output: Output::All };
+        let span = Span {
+            state: &mut state,
+            tokens,
+            output: Output::All,
+        };
         model.forward(&mut workspace, &mut [span], logits)?;
         for (row, &target) in logits.chunks_exact(n_vocab).zip(targets) {
             loss += negative_log_likelihood(row, target as usize);

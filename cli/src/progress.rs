@@ -14,12 +14,20 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn at_once(label: &'static str) -> Self {
         let visible_from = Instant::now();
-        Progress { label, visible_from, bar: None }
+        Progress {
+            label,
+            visible_from,
+            bar: None,
+        }
     }
 
     pub(crate) fn after_a_second(label: &'static str) -> Self {
         let visible_from = Instant::now() + Duration::from_secs(1);
-        Progress { label, visible_from, bar: None }
+        Progress {
+            label,
+            visible_from,
+            bar: None,
+        }
     }
 
     pub(crate) fn show(&mut self, done: u64, total: u64) {

@@ -26,7 +26,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             _ => false,
         };
         if same(source, &args.output) {
-            bail!("{}: is the model itself, expected another file", args.output.display());
+            bail!(
+                "{}: is the model itself, expected another file",
+                args.output.display()
+            );
         }
     }
     let mut model_args = args.model.clone();
@@ -43,7 +46,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         info.n_params,
         fs::metadata(&args.output)?.len() as f64 / 1e6,
         info.bits_per_weight,
-        if model.has_tokenizer() { "" } else { "; without a tokenizer, since none was found" }
+        if model.has_tokenizer() {
+            ""
+        } else {
+            "; without a tokenizer, since none was found"
+        }
     );
     Ok(())
 }

@@ -46,7 +46,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let TokenList(tokens) = list.map_err(|e| anyhow!(e))?;
     let unknown = |&&token: &&u32| token as usize >= tokenizer.n_tokens();
     if let Some(token) = tokens.iter().find(unknown) {
-        bail!("token id {token}, expected less than {}", tokenizer.n_tokens());
+        bail!(
+            "token id {token}, expected less than {}",
+            tokenizer.n_tokens()
+        );
     }
     let text = tokenizer.decode(&tokens)?;
     if args.json {

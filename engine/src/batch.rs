@@ -53,7 +53,9 @@ impl Span<'_> {
             return Err(Error::state("the state belongs to another model"));
         }
         if self.output == Output::Last && self.tokens.is_empty() {
-            return Err(Error::argument("no tokens, expected at least one for logits"));
+            return Err(Error::argument(
+                "no tokens, expected at least one for logits",
+            ));
         }
         Ok(())
     }

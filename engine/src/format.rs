@@ -52,20 +52,26 @@ struct Part<'a> {
 impl<'a> Part<'a> {
     fn new(name: &str, dtype: &'static str, shape: Vec<usize>, bytes: &'a [u8]) -> Self {
         let name = name.to_owned();
-        Part { name, dtype, shape, bytes }
+        Part {
+            name,
+            dtype,
+            shape,
+            bytes,
+        }
     }
 }
 
 /// Writes a model; calls `progress(done, total)` in bytes.
-pub(crate) fn write(
-    model: &Inner,
-    path: &Path,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
+pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
     let tensors = model.network.tensors();
     let mut parts: Vec<_> = tensors.iter().flat_map(tensor_parts).collect();
     if let Some(file) = &model.tokenizer.file {
-        parts.push(Part::new(TOKENIZER, "U8", vec![file.bytes.len()], &file.bytes));
+        parts.push(Part::new(
+            TOKENIZER,
+            "U8",
+            vec![file.bytes.len()],
+            &file.bytes,
+        ));
     }
     let parts = with_padding(parts);
     let header = header(model, &parts);
@@ -97,14 +103,29 @@ fn tensor_parts<'a>(tensor: &Tensor<'a>) -> Vec<Part<'a>> {
     };
     let (name, shape) = (&matrix.name, vec![matrix.n_rows, matrix.n_cols]);
     match &matrix.weights {
-        Weights::F32(w) => vec![Part::new(name, "F32", shape, bytemuck::cast_slice(w.as_slice()))],
-        Weights::F16(w) => vec![Part::new(name, "F16", shape, bytemuck::cast_slice(w.as_slice()))],
+        Weights::F32(w) => vec![Part::new(
+            name,
+            "F32",
+            shape,
+            bytemuck::cast_slice(w.as_slice()),
+        )],
+        Weights::F16(w) => vec![Part::new(
+            name,
+            "F16",
+            shape,
+            bytemuck::cast_slice(w.as_slice()),
+        )],
         Weights::Int8(int8) => {
             let values = bytemuck::cast_slice(int8.values.as_slice());
             let rows = bytemuck::cast_slice(&int8.row_scales);
             let mut parts = vec![
                 Part::new(name, "I8", shape, values),
-                Part::new(&format!("{name}{ROW_SCALES}"), "F16", vec![matrix.n_rows], rows),
+                Part::new(
+                    &format!("{name}{ROW_SCALES}"),
+                    "F16",
+                    vec![matrix.n_rows],
+                    rows,
+                ),
             ];
             if int8.has_exponents() {
                 let columns = bytemuck::cast_slice(&int8.column_exponents);
@@ -203,7 +224,9 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(u64, u
         Some(written) if written == computed => Ok(()),
         written => {
             let written = written.unwrap_or_default();
-            Err(failed(format!("damaged: checksum {computed}, expected {written}")))
+            Err(failed(format!(
+                "damaged: checksum {computed}, expected {written}"
+            )))
         }
     }
 }
@@ -227,20 +250,18 @@ pub(crate) fn read(
     }
     let tokenizer = tokenizer_file(&file, &meta)?;
     let mut weights = FileWeights {
-        entries: file.tensors.iter().map(|entry| (entry.name.clone(), entry)).collect(),
+        entries: file
+            .tensors
+            .iter()
+            .map(|entry| (entry.name.clone(), entry))
+            .collect(),
         file: &file,
         stored,
         quant,
         pool: &pool,
     };
     let config = &meta.config;
-    let sizes = Sizes {
-        n_vocab: config.n_vocab,
-        n_embd: config.n_embd,
-        n_layer: config.n_layer,
-        n_attention: config.n_attention,
-        n_hidden: config.n_hidden,
-    };
+    let sizes = Sizes::of(config);
     let network = Network::build(&mut weights, sizes, config.layer_norm_epsilon)?;
     weights.nothing_left()?;
     Ok(Inner {
@@ -263,11 +284,13 @@ pub(crate) fn read(
 const SEARCHED: &str = "looked for one inside the model file";
 
 /// Only n_vocab, the tokenizer, and where it was looked for.
-pub(crate) fn tokenizer(
-    file: &SafetensorsFile,
-) -> Result<(usize, Option<TokenizerFile>, String)> {
+pub(crate) fn tokenizer(file: &SafetensorsFile) -> Result<(usize, Option<TokenizerFile>, String)> {
     let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
-    Ok((meta.config.n_vocab, tokenizer_file(file, &meta)?, SEARCHED.into()))
+    Ok((
+        meta.config.n_vocab,
+        tokenizer_file(file, &meta)?,
+        SEARCHED.into(),
+    ))
 }
 
 struct Metadata {
@@ -349,7 +372,10 @@ impl FileWeights<'_> {
     }
 
     fn error(&self, tensor: &str, text: &str) -> Error {
-        Error::format(format!("{}: tensor {tensor}: {text}", self.file.file.name()))
+        Error::format(format!(
+            "{}: tensor {tensor}: {text}",
+            self.file.file.name()
+        ))
     }
 
     fn nothing_left(&self) -> Result<()> {
@@ -367,7 +393,10 @@ impl FileWeights<'_> {
         let row_scales: Vec<f16> = bytemuck::pod_collect_to_vec(&rows);
         let bad = |scale: &f16| !(scale.is_finite() && scale.is_sign_positive());
         if let Some(row) = row_scales.iter().position(bad) {
-            let text = format!("scale {} of row {row}, expected 0 or above", row_scales[row]);
+            let text = format!(
+                "scale {} of row {row}, expected 0 or above",
+                row_scales[row]
+            );
             return Err(self.error(&rows_name, &text));
         }
         let columns_name = format!("{name}{COLUMN_EXPONENTS}");
@@ -412,7 +441,13 @@ impl WeightSource for FileWeights<'_> {
             Quant::F16 => Dtype::F16,
             Quant::Int8 => {
                 let weights = Weights::Int8(self.int8(&name, n_rows, n_cols)?);
-                return Ok(Matrix { name, n_rows, n_cols, layout, weights });
+                return Ok(Matrix {
+                    name,
+                    n_rows,
+                    n_cols,
+                    layout,
+                    weights,
+                });
             }
         };
         self.take(&name, dtype, &[n_rows, n_cols])?;

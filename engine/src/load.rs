@@ -40,20 +40,24 @@ pub(crate) fn load(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Inner> {
     let config = &checkpoint.config;
-    let sizes = Sizes {
-        n_vocab: config.n_vocab,
-        n_embd: config.n_embd,
-        n_layer: config.n_layer,
-        n_attention: config.n_attention,
-        n_hidden: config.n_hidden,
-    };
+    let sizes = Sizes::of(config);
     let quant = wanted.unwrap_or_else(|| stored_quant(&checkpoint));
     let mut hash = Xxh3::new();
     hash.update(ARCHITECTURE.as_bytes());
-    for size in [sizes.n_vocab, sizes.n_embd, sizes.n_layer, sizes.n_attention, sizes.n_hidden] {
+    for size in [
+        sizes.n_vocab,
+        sizes.n_embd,
+        sizes.n_layer,
+        sizes.n_attention,
+        sizes.n_hidden,
+    ] {
         hash.update(&(size as u64).to_le_bytes());
     }
-    let total = checkpoint.tensors.values().map(|tensor| tensor.len() as u64).sum();
+    let total = checkpoint
+        .tensors
+        .values()
+        .map(|tensor| tensor.len() as u64)
+        .sum();
     let mut weights = CheckpointWeights {
         checkpoint: &checkpoint,
         quant,
@@ -74,14 +78,21 @@ pub(crate) fn load(
         fingerprint,
         pool,
         kernels,
-        tokenizer: TokenizerSlot { file: checkpoint.tokenizer, searched, parsed: OnceLock::new() },
+        tokenizer: TokenizerSlot {
+            file: checkpoint.tokenizer,
+            searched,
+            parsed: OnceLock::new(),
+        },
         model_file: None,
     })
 }
 
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit.
 fn stored_quant(checkpoint: &Checkpoint) -> Quant {
-    let mut matrices = checkpoint.tensors.iter().filter(|(name, _)| is_matrix(name));
+    let mut matrices = checkpoint
+        .tensors
+        .iter()
+        .filter(|(name, _)| is_matrix(name));
     if matrices.any(|(_, tensor)| tensor.dtype == Dtype::F32) {
         Quant::F32
     } else {
@@ -138,7 +149,9 @@ impl WeightSource for CheckpointWeights<'_> {
         if stored_name != name {
             // In f64: the decay is applied once a token, for ever.
             let decay_log = |value: f32| -(f64::from(value).exp() as f32);
-            values.iter_mut().for_each(|value| *value = decay_log(*value));
+            values
+                .iter_mut()
+                .for_each(|value| *value = decay_log(*value));
             if let Some(index) = values.iter().position(|value| !value.is_finite()) {
                 let text = format!("exp() of number {index} is not a number");
                 return Err(Error::format(text).at(tensor.place()));
@@ -175,7 +188,7 @@ fn transposed(mut tensor: RawTensor) -> RawTensor {
     tensor
 }
 
-/// Makes a matrix of a tensor whose rows are the rows to be stored.
+/// Makes a matrix of a tensor whose rows are the rows to be stored: in place, if it is stored as wanted.
 pub(crate) fn convert(
     tensor: &RawTensor,
     name: String,
@@ -187,21 +200,31 @@ pub(crate) fn convert(
         let text = format!("shape {:?}, expected a matrix", tensor.shape);
         return Err(Error::format(text).at(tensor.place()));
     };
-    let weights = match quant {
-        Quant::F32 => Weights::F32(match in_place(tensor, Dtype::F32)? {
-            Some(weights) => weights,
-            None => Buffer::Owned(to_f32(tensor, n_rows, n_cols, pool)?),
-        }),
-        Quant::F16 => Weights::F16(match in_place(tensor, Dtype::F16)? {
-            Some(weights) => weights,
-            None => Buffer::Owned(to_f16(tensor, n_rows, n_cols, pool)?),
-        }),
-        Quant::Int8 => {
-            let mut blocks = Blocks::new(tensor, n_rows, n_cols, pool);
-            Weights::Int8(quant::to_int8(&mut blocks)?)
-        }
+    let in_place = match quant {
+        Quant::F32 => in_place(tensor, Dtype::F32)?.map(Weights::F32),
+        Quant::F16 => in_place(tensor, Dtype::F16)?.map(Weights::F16),
+        Quant::Int8 => None,
     };
-    Ok(Matrix { name, n_rows, n_cols, layout, weights })
+    let weights = match in_place {
+        Some(weights) => weights,
+        None => convert_rows(&mut Blocks::new(tensor, n_rows, n_cols, pool), quant)?,
+    };
+    Ok(Matrix {
+        name,
+        n_rows,
+        n_cols,
+        layout,
+        weights,
+    })
+}
+
+/// Makes weights of rows, in memory of their own.
+pub(crate) fn convert_rows(blocks: &mut Blocks<'_>, quant: Quant) -> Result<Weights> {
+    Ok(match quant {
+        Quant::F32 => Weights::F32(Buffer::Owned(to_f32(blocks)?)),
+        Quant::F16 => Weights::F16(Buffer::Owned(to_f16(blocks)?)),
+        Quant::Int8 => Weights::Int8(quant::to_int8(blocks)?),
+    })
 }
 
 /// The tensor's own bytes, if they are what is wanted.
@@ -213,24 +236,27 @@ fn in_place<T: bytemuck::Pod>(tensor: &RawTensor, dtype: Dtype) -> Result<Option
     Ok(bytes.and_then(Buffer::in_file))
 }
 
-fn to_f32(tensor: &RawTensor, n_rows: usize, n_cols: usize, pool: &Pool) -> Result<Vec<f32>> {
-    let mut out = reserve(n_rows * n_cols)?;
-    Blocks::new(tensor, n_rows, n_cols, pool).for_each(|_, block| {
+fn to_f32(blocks: &mut Blocks<'_>) -> Result<Vec<f32>> {
+    let mut out = reserve(blocks.n_rows * blocks.n_cols)?;
+    blocks.for_each(|_, block| {
         out.extend_from_slice(block);
         Ok(())
     })?;
     Ok(out)
 }
 
-fn to_f16(tensor: &RawTensor, n_rows: usize, n_cols: usize, pool: &Pool) -> Result<Vec<f16>> {
-    let mut out: Vec<f16> = reserve(n_rows * n_cols)?;
-    Blocks::new(tensor, n_rows, n_cols, pool).for_each(|rows, block| {
+fn to_f16(blocks: &mut Blocks<'_>) -> Result<Vec<f16>> {
+    let (n_cols, pool, source) = (blocks.n_cols, blocks.pool, blocks.source);
+    let mut out: Vec<f16> = reserve(blocks.n_rows * n_cols)?;
+    blocks.for_each(|rows, block| {
         let start = out.len();
         out.resize(start + block.len(), f16::ZERO);
         let new = &mut out[start..];
         pool.run_chunks(new, TASK_ROWS * n_cols, |task, new| {
             let block = &block[task * TASK_ROWS * n_cols..][..new.len()];
-            new.iter_mut().zip(block).for_each(|(new, &value)| *new = f16::from_f32(value));
+            new.iter_mut()
+                .zip(block)
+                .for_each(|(new, &value)| *new = f16::from_f32(value));
         });
         match new.iter().position(|value| !value.is_finite()) {
             None => Ok(()),
@@ -240,7 +266,7 @@ fn to_f16(tensor: &RawTensor, n_rows: usize, n_cols: usize, pool: &Pool) -> Resu
                     "{} at [{row}, {column}], which is beyond the range of f16: use --quant f32",
                     block[at]
                 );
-                Err(Error::unsupported(text).at(tensor.place()))
+                Err(Error::unsupported(text).at(source.place()))
             }
         }
     })?;
@@ -257,10 +283,49 @@ pub(crate) fn reserve<T>(n: usize) -> Result<Vec<T>> {
     Ok(vec)
 }
 
+/// Where the rows of a matrix come from.
+pub(crate) trait RowSource: Sync {
+    /// Fills `out`, (rows, columns), with finite numbers.
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// The rows are not needed for now.
+    fn release(&self, _rows: Range<usize>) {}
+
+    /// How many rows to read at once at best.
+    fn task_rows(&self) -> usize {
+        TASK_ROWS
+    }
+
+    /// For error texts.
+    fn place(&self) -> String;
+}
+
+impl RowSource for RawTensor {
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        RawTensor::read_rows(self, rows, out)
+    }
+
+    fn release(&self, rows: Range<usize>) {
+        RawTensor::release(self, rows);
+    }
+
+    fn task_rows(&self) -> usize {
+        if self.is_contiguous() {
+            TASK_ROWS
+        } else {
+            TASK_ROWS_ACROSS
+        }
+    }
+
+    fn place(&self) -> String {
+        RawTensor::place(self)
+    }
+}
+
 /// Reads a matrix block of rows by block of rows, as often as needed. What fits into one block is
 /// read once.
 pub(crate) struct Blocks<'a> {
-    pub(crate) tensor: &'a RawTensor,
+    pub(crate) source: &'a dyn RowSource,
     pub(crate) n_rows: usize,
     pub(crate) n_cols: usize,
     pub(crate) pool: &'a Pool,
@@ -270,9 +335,21 @@ pub(crate) struct Blocks<'a> {
 }
 
 impl<'a> Blocks<'a> {
-    fn new(tensor: &'a RawTensor, n_rows: usize, n_cols: usize, pool: &'a Pool) -> Self {
+    pub(crate) fn new(
+        source: &'a dyn RowSource,
+        n_rows: usize,
+        n_cols: usize,
+        pool: &'a Pool,
+    ) -> Self {
         let (buffer, held) = (Vec::new(), 0..0);
-        Blocks { tensor, n_rows, n_cols, pool, buffer, held }
+        Blocks {
+            source,
+            n_rows,
+            n_cols,
+            pool,
+            buffer,
+            held,
+        }
     }
 
     /// Calls `work(rows, numbers)` for every block in order.
@@ -293,20 +370,25 @@ impl<'a> Blocks<'a> {
         if self.held == rows {
             return Ok(());
         }
-        let (tensor, n_cols) = (self.tensor, self.n_cols);
-        let task_rows = if tensor.is_contiguous() { TASK_ROWS } else { TASK_ROWS_ACROSS };
+        let (source, n_cols) = (self.source, self.n_cols);
+        let task_rows = source.task_rows();
+        self.held = 0..0;
         self.buffer.resize(rows.len() * n_cols, 0.0);
         let error = Mutex::new(None);
-        self.pool.run_chunks(&mut self.buffer, task_rows * n_cols, |task, out| {
-            let start = rows.start + task * task_rows;
-            if let Err(e) = tensor.read_rows(start..start + out.len() / n_cols, out) {
-                if let Ok(mut error) = error.lock() {
-                    error.get_or_insert(e);
+        self.pool
+            .run_chunks(&mut self.buffer, task_rows * n_cols, |task, out| {
+                let start = rows.start + task * task_rows;
+                if let Err(e) = source.read_rows(start..start + out.len() / n_cols, out) {
+                    if let Ok(mut error) = error.lock() {
+                        error.get_or_insert(e);
+                    }
                 }
-            }
-        });
-        tensor.release(rows.clone());
+            });
+        source.release(rows.clone());
+        if let Some(error) = error.into_inner().ok().flatten() {
+            return Err(error);
+        }
         self.held = rows;
-        error.into_inner().ok().flatten().map_or(Ok(()), Err)
+        Ok(())
     }
 }

@@ -63,7 +63,9 @@ impl Quant {
 
     /// The quantisation of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Quant::F32, Quant::F16, Quant::Int8].into_iter().find(|quant| quant.name() == name)
+        [Quant::F32, Quant::F16, Quant::Int8]
+            .into_iter()
+            .find(|quant| quant.name() == name)
     }
 }
 
@@ -140,14 +142,16 @@ impl Int8 {
     /// then stay far inside the range of f32.
     pub(crate) const EXPONENT_MAX: i8 = 24;
 
-    pub(crate) fn new(
-        values: Buffer<i8>,
-        row_scales: Vec<f16>,
-        column_exponents: Vec<i8>,
-    ) -> Self {
+    pub(crate) fn new(values: Buffer<i8>, row_scales: Vec<f16>, column_exponents: Vec<i8>) -> Self {
         let row_factors = row_scales.iter().map(|scale| scale.to_f32()).collect();
         let column_factors = column_exponents.iter().map(|&e| power_of_two(e)).collect();
-        Int8 { values, row_scales, column_exponents, row_factors, column_factors }
+        Int8 {
+            values,
+            row_scales,
+            column_exponents,
+            row_factors,
+            column_factors,
+        }
     }
 }
 
@@ -222,7 +226,9 @@ impl Matrix {
             Weights::F32(weights) => out.copy_from_slice(&weights.as_slice()[range]),
             Weights::F16(weights) => {
                 let row = &weights.as_slice()[range];
-                out.iter_mut().zip(row).for_each(|(out, w)| *out = w.to_f32());
+                out.iter_mut()
+                    .zip(row)
+                    .for_each(|(out, w)| *out = w.to_f32());
             }
             Weights::Int8(int8) => {
                 let values = &int8.values.as_slice()[range];

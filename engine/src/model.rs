@@ -17,6 +17,7 @@ use crate::load;
 use crate::matrix::Quant;
 use crate::session::Session;
 use crate::state::{State, StateShape};
+use crate::synthetic::{self, SyntheticSize};
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
 use crate::v4::{Buffers, Machine, Network, Tensor, ARCHITECTURE};
@@ -188,11 +189,35 @@ impl Model {
             (Some(path), _) => Tokenizer::open(path)?,
             (None, Some(file)) => Tokenizer::from_bytes(&file.name, &file.bytes)?,
             (None, None) => {
-                return Err(no_tokenizer(&path.as_ref().display().to_string(), &searched, n_vocab))
+                return Err(no_tokenizer(
+                    &path.as_ref().display().to_string(),
+                    &searched,
+                    n_vocab,
+                ))
             }
         };
         tokenizer.check_fits(n_vocab)?;
         Ok(tokenizer)
+    }
+
+    /// A model of a published size with made-up weights: for measuring speed and memory, which do not
+    /// depend on what the weights are. The same seedless weights every time. About half of the hidden
+    /// units of the channel mixing are 0, where trained models have more.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for too many threads, [`ErrorKind::Memory`].
+    pub fn synthetic(
+        size: SyntheticSize,
+        options: &Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let kernels = KernelSet::select()?;
+        let pool = Pool::new(n_threads(options.threads)?);
+        let quant = options.quant.unwrap_or(Quant::F16);
+        Ok(Model(Arc::new(synthetic::build(
+            size, quant, pool, kernels, progress,
+        )?)))
     }
 
     fn from_opened(
@@ -283,9 +308,14 @@ impl Model {
 
     /// Facts about the model.
     pub fn info(&self) -> Info {
-        let Inner { network, config, .. } = &*self.0;
+        let Inner {
+            network, config, ..
+        } = &*self.0;
         let mut totals = Totals::default();
-        network.tensors().iter().for_each(|tensor| totals.add(tensor));
+        network
+            .tensors()
+            .iter()
+            .for_each(|tensor| totals.add(tensor));
         Info {
             place: self.0.place.clone(),
             architecture: ARCHITECTURE,
@@ -391,8 +421,15 @@ impl Model {
                 logits.len()
             )));
         }
-        let Workspace { buffers, segments, logit_rows } = workspace;
-        let machine = Machine { pool: &self.0.pool, kernels: self.0.kernels };
+        let Workspace {
+            buffers,
+            segments,
+            logit_rows,
+        } = workspace;
+        let machine = Machine {
+            pool: &self.0.pool,
+            kernels: self.0.kernels,
+        };
         let mut left = logits;
         let mut cutter = Cutter::new();
         while cutter.next(spans, buffers.rows_max, segments, logit_rows) {
@@ -416,7 +453,9 @@ impl std::fmt::Debug for Model {
 impl std::fmt::Debug for Workspace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rows_max = &self.buffers.rows_max;
-        f.debug_struct("Workspace").field("rows_max", rows_max).finish_non_exhaustive()
+        f.debug_struct("Workspace")
+            .field("rows_max", rows_max)
+            .finish_non_exhaustive()
     }
 }
 
@@ -434,9 +473,7 @@ fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
     };
     Error::new(
         ErrorKind::Tokenizer,
-        format!(
-            "{place}: no tokenizer: {searched}; name one with the tokenizer option{hint}"
-        ),
+        format!("{place}: no tokenizer: {searched}; name one with the tokenizer option{hint}"),
     )
 }
 

@@ -23,7 +23,9 @@ impl OutputFile {
         if path.is_dir() {
             return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
         let mut builder = tempfile::Builder::new();
         builder.prefix(".rwkv-edge-").suffix(".part");
         #[cfg(unix)]
@@ -33,13 +35,20 @@ impl OutputFile {
             // process's umask still applies.
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder.unwrap_or(Path::new("."))).map_err(failed)?;
+        let file = builder
+            .tempfile_in(folder.unwrap_or(Path::new(".")))
+            .map_err(failed)?;
         // Large pieces: weights are written row by row.
-        Ok(OutputFile { path: path.to_owned(), writer: BufWriter::with_capacity(1 << 20, file) })
+        Ok(OutputFile {
+            path: path.to_owned(),
+            writer: BufWriter::with_capacity(1 << 20, file),
+        })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))
+        self.writer
+            .write_all(bytes)
+            .map_err(|e| Error::io("write", &self.path, e))
     }
 
     /// Overwrites bytes written before.
@@ -54,16 +63,23 @@ impl OutputFile {
 
     /// The file behind the buffer, flushed, to read back what was written.
     pub(crate) fn file(&mut self) -> Result<&mut File> {
-        self.writer.flush().map_err(|e| Error::io("write", &self.path, e))?;
+        self.writer
+            .flush()
+            .map_err(|e| Error::io("write", &self.path, e))?;
         Ok(self.writer.get_mut().as_file_mut())
     }
 
     /// Syncs the file and gives it its name.
     pub(crate) fn commit(self) -> Result<()> {
         let OutputFile { path, writer } = self;
-        let file = writer.into_inner().map_err(|e| Error::io("write", &path, e.into_error()))?;
-        file.as_file().sync_all().map_err(|e| Error::io("sync", &path, e))?;
-        file.persist(&path).map_err(|e| Error::io("rename to", &path, e.error))?;
+        let file = writer
+            .into_inner()
+            .map_err(|e| Error::io("write", &path, e.into_error()))?;
+        file.as_file()
+            .sync_all()
+            .map_err(|e| Error::io("sync", &path, e))?;
+        file.persist(&path)
+            .map_err(|e| Error::io("rename to", &path, e.error))?;
         Ok(())
     }
 }

@@ -105,7 +105,10 @@ impl Activations {
                 let factors = int8.input_factors(matrix.layout);
                 let integers = &mut self.integers[..n_rows * width];
                 let scales = &mut self.scales[..n_rows];
-                let rows = (Columns::new(values, n_inputs), Columns::new(integers, width));
+                let rows = (
+                    Columns::new(values, n_inputs),
+                    Columns::new(integers, width),
+                );
                 pool.run_rows(rows, scales, |row, values, integers, scale| {
                     fill(row, values);
                     kernels.scale(values, factors);
@@ -148,7 +151,11 @@ impl Activations {
 
     /// The part of the lists of nonzero inputs that belongs to `row`.
     fn nonzero_range(&self, row: usize) -> std::ops::Range<usize> {
-        let start = if row == 0 { 0 } else { self.nonzero_ends[row - 1] };
+        let start = if row == 0 {
+            0
+        } else {
+            self.nonzero_ends[row - 1]
+        };
         start..self.nonzero_ends[row]
     }
 }
@@ -181,21 +188,31 @@ pub(crate) fn multiply<const N: usize>(
     });
     let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
     let mut outputs = parts.map(|(_, _, columns)| columns);
-    pool.run_blocks(&mut outputs, BLOCK_OUTPUTS, scratch, |index, block, scratch| {
-        let (matrix, input) = operands[index];
-        let task = Task { kernels, matrix, input, n_rows: input.n_rows };
-        match &matrix.weights {
-            Weights::Int8(int8) => task.int8(int8, block, scratch),
-            Weights::F32(weights) => {
-                let weights = weights.as_slice();
-                task.float(FloatWeights::F32(weights), block, scratch);
+    pool.run_blocks(
+        &mut outputs,
+        BLOCK_OUTPUTS,
+        scratch,
+        |index, block, scratch| {
+            let (matrix, input) = operands[index];
+            let task = Task {
+                kernels,
+                matrix,
+                input,
+                n_rows: input.n_rows,
+            };
+            match &matrix.weights {
+                Weights::Int8(int8) => task.int8(int8, block, scratch),
+                Weights::F32(weights) => {
+                    let weights = weights.as_slice();
+                    task.float(FloatWeights::F32(weights), block, scratch);
+                }
+                Weights::F16(weights) => {
+                    let weights = weights.as_slice();
+                    task.float(FloatWeights::F16(weights), block, scratch);
+                }
             }
-            Weights::F16(weights) => {
-                let weights = weights.as_slice();
-                task.float(FloatWeights::F16(weights), block, scratch);
-            }
-        }
-    });
+        },
+    );
 }
 
 /// One block of outputs of one product.
@@ -321,23 +338,43 @@ impl Task<'_> {
         let by_output = self.matrix.layout == Layout::RowPerOutput;
         match weights {
             FloatWeights::F32(w) if by_output => {
-                let strides = Strides { output: stride, input: 1 };
-                gemm::multiply_f32(x, n_inputs, &w[columns.start * stride..], strides, n, product);
+                let strides = Strides {
+                    output: stride,
+                    input: 1,
+                };
+                gemm::multiply_f32(
+                    x,
+                    n_inputs,
+                    &w[columns.start * stride..],
+                    strides,
+                    n,
+                    product,
+                );
             }
             FloatWeights::F32(w) => {
-                let strides = Strides { output: 1, input: stride };
+                let strides = Strides {
+                    output: 1,
+                    input: stride,
+                };
                 gemm::multiply_f32(x, n_inputs, &w[columns.start..], strides, n, product);
             }
             FloatWeights::F16(w) => {
                 let wide = &mut scratch.wide[..n_inputs * n];
                 let strides = if by_output {
-                    self.kernels.widen_f16(&w[columns.start * stride..columns.end * stride], wide);
-                    Strides { output: n_inputs, input: 1 }
+                    self.kernels
+                        .widen_f16(&w[columns.start * stride..columns.end * stride], wide);
+                    Strides {
+                        output: n_inputs,
+                        input: 1,
+                    }
                 } else {
                     for (wide, row) in wide.chunks_exact_mut(n).zip(w.chunks_exact(stride)) {
                         self.kernels.widen_f16(&row[columns.clone()], wide);
                     }
-                    Strides { output: 1, input: n }
+                    Strides {
+                        output: 1,
+                        input: n,
+                    }
                 };
                 gemm::multiply_f32(x, n_inputs, wide, strides, n, product);
             }

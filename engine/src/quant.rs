@@ -75,7 +75,10 @@ fn column_exponents(blocks: &mut Blocks<'_>) -> Result<Vec<i8>> {
         set_sizes(&mut sizes_log, &sums, n_rows);
     }
     let limit = f32::from(Int8::EXPONENT_MAX);
-    Ok(sizes_log.iter().map(|size| size.round().clamp(-limit, limit) as i8).collect())
+    Ok(sizes_log
+        .iter()
+        .map(|size| size.round().clamp(-limit, limit) as i8)
+        .collect())
 }
 
 /// Sizes from sums of fourth powers, with a geometric mean of 1. Columns of zeros take the smallest
@@ -97,7 +100,7 @@ fn set_sizes(sizes_log: &mut [f32], sums: &[f32], n_rows: usize) {
 /// Rounds to integers, with the scale that makes a row's largest one 127.
 fn round(blocks: &mut Blocks<'_>, column_exponents: Vec<i8>) -> Result<Int8> {
     let (n_rows, n_cols, pool) = (blocks.n_rows, blocks.n_cols, blocks.pool);
-    let tensor = blocks.tensor;
+    let source = blocks.source;
     let inverses: Vec<f32> = column_exponents.iter().map(|&e| power_of_two(-e)).collect();
     let mut values: Vec<i8> = reserve(n_rows * n_cols)?;
     let mut row_scales: Vec<f16> = reserve(n_rows)?;
@@ -109,27 +112,44 @@ fn round(blocks: &mut Blocks<'_>, column_exponents: Vec<i8>) -> Result<Int8> {
                 *scale = f16::from_f32(largest_product(row, &inverses) / 127.0);
             }
         });
-        let infinite = row_scales[rows.start..].iter().position(|scale| !scale.is_finite());
+        let infinite = row_scales[rows.start..]
+            .iter()
+            .position(|scale| !scale.is_finite());
         if let Some(row) = infinite {
             let row = rows.start + row;
             let text = format!("row {row}: weights too large for int8, expected less than 8e6");
-            return Err(Error::unsupported(text).at(tensor.place()));
+            return Err(Error::unsupported(text).at(source.place()));
         }
         values.resize(rows.end * n_cols, 0);
         let scales = &row_scales[rows.start..];
-        pool.run_chunks(&mut values[rows.start * n_cols..], TASK_ROWS * n_cols, |task, values| {
-            let first = task * TASK_ROWS;
-            let rows = block[first * n_cols..].chunks_exact(n_cols);
-            for ((values, row), scale) in
-                values.chunks_exact_mut(n_cols).zip(rows).zip(&scales[first..])
-            {
-                let scale = scale.to_f32();
-                round_row(row, &inverses, if scale > 0.0 { 1.0 / scale } else { 0.0 }, values);
-            }
-        });
+        pool.run_chunks(
+            &mut values[rows.start * n_cols..],
+            TASK_ROWS * n_cols,
+            |task, values| {
+                let first = task * TASK_ROWS;
+                let rows = block[first * n_cols..].chunks_exact(n_cols);
+                for ((values, row), scale) in values
+                    .chunks_exact_mut(n_cols)
+                    .zip(rows)
+                    .zip(&scales[first..])
+                {
+                    let scale = scale.to_f32();
+                    round_row(
+                        row,
+                        &inverses,
+                        if scale > 0.0 { 1.0 / scale } else { 0.0 },
+                        values,
+                    );
+                }
+            },
+        );
         Ok(())
     })?;
-    Ok(Int8::new(Buffer::Owned(values), row_scales, column_exponents))
+    Ok(Int8::new(
+        Buffer::Owned(values),
+        row_scales,
+        column_exponents,
+    ))
 }
 
 /// The largest `|row[c] * factors[c]|`.

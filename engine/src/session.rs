@@ -111,7 +111,9 @@ impl Session {
         }
         if !logits.is_empty() && logits.len() != self.model.n_vocab() {
             let (found, expected) = (logits.len(), self.model.n_vocab());
-            return Err(Error::argument(format!("{found} logits, expected {expected}")));
+            return Err(Error::argument(format!(
+                "{found} logits, expected {expected}"
+            )));
         }
         self.state.clone_from(state);
         self.logits.clear();
@@ -151,11 +153,18 @@ impl Session {
     pub fn eval(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let workspace = match tokens.len() {
             0 | 1 => &mut self.decode,
-            _ => self.prefill.get_or_insert_with(|| self.model.workspace(PREFILL_ROWS)),
+            _ => self
+                .prefill
+                .get_or_insert_with(|| self.model.workspace(PREFILL_ROWS)),
         };
         let output = Output::Last;
-        let span = Span { state: &mut self.state, tokens, output };
-        self.model.forward(workspace, &mut [span], &mut self.next_logits)?;
+        let span = Span {
+            state: &mut self.state,
+            tokens,
+            output,
+        };
+        self.model
+            .forward(workspace, &mut [span], &mut self.next_logits)?;
         self.logits.clear();
         self.logits.extend_from_slice(&self.next_logits);
         Ok(&self.logits)
@@ -168,9 +177,15 @@ impl Session {
     /// Those of [`eval`](Self::eval).
     pub fn eval_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let n_vocab = self.model.n_vocab();
-        let workspace = self.prefill.get_or_insert_with(|| self.model.workspace(PREFILL_ROWS));
+        let workspace = self
+            .prefill
+            .get_or_insert_with(|| self.model.workspace(PREFILL_ROWS));
         let mut logits = vec![0.0; tokens.len() * n_vocab];
-        let span = Span { state: &mut self.state, tokens, output: Output::All };
+        let span = Span {
+            state: &mut self.state,
+            tokens,
+            output: Output::All,
+        };
         self.model.forward(workspace, &mut [span], &mut logits)?;
         if let Some(last) = logits.chunks_exact(n_vocab).next_back() {
             self.logits.clear();
@@ -195,7 +210,9 @@ impl Session {
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
         if self.logits.is_empty() {
-            return Err(Error::argument("the prompt is empty, expected at least one token"));
+            return Err(Error::argument(
+                "the prompt is empty, expected at least one token",
+            ));
         }
         let model = self.model.clone();
         let mut text = match model.tokenizer() {
@@ -243,6 +260,10 @@ impl Session {
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        GenerateOptions { max_new_tokens: 128, ignore_end_of_text: false, stop: Vec::new() }
+        GenerateOptions {
+            max_new_tokens: 128,
+            ignore_end_of_text: false,
+            stop: Vec::new(),
+        }
     }
 }

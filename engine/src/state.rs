@@ -64,7 +64,11 @@ pub(crate) struct LayerState<'a> {
 
 impl State {
     pub(crate) fn new(shape: StateShape) -> Self {
-        let mut state = State { shape, n_tokens: 0, data: vec![0.0; shape.len()] };
+        let mut state = State {
+            shape,
+            n_tokens: 0,
+            data: vec![0.0; shape.len()],
+        };
         state.reset();
         state
     }
@@ -109,7 +113,11 @@ impl State {
         let layer = &mut self.data[layer * length..(layer + 1) * length];
         let (ffn_previous, rest) = layer.split_at_mut(n_embd);
         let (att_previous, wkv) = rest.split_at_mut(n_embd);
-        LayerState { ffn_previous, att_previous, wkv }
+        LayerState {
+            ffn_previous,
+            att_previous,
+            wkv,
+        }
     }
 
     /// Last normalised input of the time mixing of a layer (n_embd).
@@ -161,7 +169,10 @@ impl State {
             value.copy_from_slice(four);
             f32::from_le_bytes(value)
         });
-        self.data.iter_mut().zip(&mut values).for_each(|(slot, value)| *slot = value);
+        self.data
+            .iter_mut()
+            .zip(&mut values)
+            .for_each(|(slot, value)| *slot = value);
         self.n_tokens = u64_at(bytes, 40);
         Ok(values.take(n_logits).collect())
     }
@@ -172,7 +183,10 @@ impl State {
             return Err(Error::state("not a saved state"));
         }
         if bytes[7] != MAGIC[7] {
-            let text = format!("state of format version {}, expected {}", bytes[7], MAGIC[7]);
+            let text = format!(
+                "state of format version {}, expected {}",
+                bytes[7], MAGIC[7]
+            );
             return Err(Error::state(text));
         }
         let shape = &self.shape;
@@ -198,7 +212,9 @@ impl State {
             return Err(Error::state(text));
         }
         if u64_at(bytes, 16) != checksum(bytes) {
-            return Err(Error::state("saved state is damaged: its checksum does not match"));
+            return Err(Error::state(
+                "saved state is damaged: its checksum does not match",
+            ));
         }
         Ok(sizes[3])
     }

@@ -10,9 +10,10 @@
 
 #![forbid(unsafe_code)]
 
+use crate::batch::{Segment, Span};
+use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::kernels::{KernelSet, WkvChannels};
-use crate::batch::{Segment, Span};
 use crate::matrix::{Layout, Matrix, Vector, WeightSource};
 use crate::product::{multiply, Activations, Product, Scratch};
 use crate::threads::{ColumnBlock, Columns, Pool};
@@ -36,6 +37,18 @@ pub(crate) struct Sizes {
     pub(crate) n_attention: usize,
     /// Hidden units of the channel mixing; 4 n_embd in every published model.
     pub(crate) n_hidden: usize,
+}
+
+impl Sizes {
+    pub(crate) fn of(config: &Config) -> Self {
+        Sizes {
+            n_vocab: config.n_vocab,
+            n_embd: config.n_embd,
+            n_layer: config.n_layer,
+            n_attention: config.n_attention,
+            n_hidden: config.n_hidden,
+        }
+    }
 }
 
 /// A layer norm's parameters.
@@ -172,11 +185,7 @@ impl Layer {
 
 impl Network {
     /// Takes all weights from `source`, in the order in which a token needs them.
-    pub(crate) fn build(
-        source: &mut dyn WeightSource,
-        sizes: Sizes,
-        epsilon: f32,
-    ) -> Result<Self> {
+    pub(crate) fn build(source: &mut dyn WeightSource, sizes: Sizes, epsilon: f32) -> Result<Self> {
         let (d, v) = (sizes.n_embd, sizes.n_vocab);
         let embedding = source.matrix("emb.weight".into(), v, d, Layout::RowPerOutput)?;
         let norm_in = Norm::build(source, "blocks.0.ln0", d, epsilon)?;
@@ -269,7 +278,9 @@ impl Norm {
         let n = self.weight.len();
         machine.pool.run_chunks(out, n, |row, out| {
             let x = &x[row * n..(row + 1) * n];
-            machine.kernels.layer_norm(x, &self.weight, &self.bias, self.epsilon, out);
+            machine
+                .kernels
+                .layer_norm(x, &self.weight, &self.bias, self.epsilon, out);
         });
     }
 }
@@ -292,7 +303,12 @@ impl Network {
         }
         self.embed(machine, buffers, segments, spans);
         for (index, layer) in self.layers.iter().enumerate() {
-            let part = LayerPass { machine, index, n_rows, segments };
+            let part = LayerPass {
+                machine,
+                index,
+                n_rows,
+                segments,
+            };
             part.time_mixing(&layer.time_mixing, buffers, spans);
             part.channel_mixing(&layer.channel_mixing, buffers, spans);
         }
@@ -318,7 +334,8 @@ impl Network {
             }
         }
         let n = buffers.starts.len() * n_embd;
-        self.norm_in.apply(machine, &buffers.normed[..n], &mut buffers.residual[..n]);
+        self.norm_in
+            .apply(machine, &buffers.normed[..n], &mut buffers.residual[..n]);
     }
 
     /// Logits of some rows of the last forward pass: `rows[i]` gives `out[i]`, (rows.len(), n_vocab).
@@ -330,12 +347,29 @@ impl Network {
         out: &mut [f32],
     ) {
         let (n_embd, norm) = (self.sizes.n_embd, &self.norm_out);
-        let Buffers { residual, input_a, scratch, .. } = buffers;
-        input_a.prepare(machine.pool, machine.kernels, &self.head, rows.len(), |i, input| {
-            let x = &residual[rows[i] * n_embd..][..n_embd];
-            machine.kernels.layer_norm(x, &norm.weight, &norm.bias, norm.epsilon, input);
-        });
-        let product = Product { matrix: &self.head, input: input_a, out };
+        let Buffers {
+            residual,
+            input_a,
+            scratch,
+            ..
+        } = buffers;
+        input_a.prepare(
+            machine.pool,
+            machine.kernels,
+            &self.head,
+            rows.len(),
+            |i, input| {
+                let x = &residual[rows[i] * n_embd..][..n_embd];
+                machine
+                    .kernels
+                    .layer_norm(x, &norm.weight, &norm.bias, norm.epsilon, input);
+            },
+        );
+        let product = Product {
+            matrix: &self.head,
+            input: input_a,
+            out,
+        };
         multiply(machine.pool, machine.kernels, scratch, [product]);
     }
 }
@@ -356,7 +390,8 @@ impl LayerPass<'_> {
         let (n_embd, n_attention) = (part.mix_key.len(), part.decay_log.len());
         let b = buffers;
         let normed = &mut b.normed[..n_rows * n_embd];
-        part.norm.apply(self.machine, &b.residual[..n_rows * n_embd], normed);
+        part.norm
+            .apply(self.machine, &b.residual[..n_rows * n_embd], normed);
         let normed = &*normed;
 
         let key_out = &mut b.key[..n_rows * n_attention];
@@ -372,15 +407,36 @@ impl LayerPass<'_> {
                 kernels.token_shift(&normed[row * n_embd..][..n_embd], previous, mix, out);
             };
             let (mix_k, mix_v, mix_r) = (&part.mix_key, &part.mix_value, &part.mix_receptance);
-            b.input_a.prepare(pool, kernels, &part.key, n_rows, |row, out| shift(row, mix_k, out));
-            b.input_b.prepare(pool, kernels, &part.value, n_rows, |row, out| shift(row, mix_v, out));
+            b.input_a
+                .prepare(pool, kernels, &part.key, n_rows, |row, out| {
+                    shift(row, mix_k, out)
+                });
+            b.input_b
+                .prepare(pool, kernels, &part.value, n_rows, |row, out| {
+                    shift(row, mix_v, out)
+                });
             let receptance = &part.receptance;
-            b.input_c.prepare(pool, kernels, receptance, n_rows, |row, out| shift(row, mix_r, out));
+            b.input_c
+                .prepare(pool, kernels, receptance, n_rows, |row, out| {
+                    shift(row, mix_r, out)
+                });
         }
         let products = [
-            Product { matrix: &part.key, input: &b.input_a, out: key_out },
-            Product { matrix: &part.value, input: &b.input_b, out: value_out },
-            Product { matrix: &part.receptance, input: &b.input_c, out: receptance_out },
+            Product {
+                matrix: &part.key,
+                input: &b.input_a,
+                out: key_out,
+            },
+            Product {
+                matrix: &part.value,
+                input: &b.input_b,
+                out: value_out,
+            },
+            Product {
+                matrix: &part.receptance,
+                input: &b.input_c,
+                out: receptance_out,
+            },
         ];
         multiply(pool, kernels, &mut b.scratch, products);
 
@@ -388,16 +444,23 @@ impl LayerPass<'_> {
         for segment in self.segments {
             let layer = spans[segment.span].state.layer_mut(self.index);
             let last = segment.first_row + segment.n_rows - 1;
-            layer.att_previous.copy_from_slice(&normed[last * n_embd..][..n_embd]);
+            layer
+                .att_previous
+                .copy_from_slice(&normed[last * n_embd..][..n_embd]);
             self.wkv(part, segment, inputs, layer.wkv, &mut b.gated);
         }
 
         let gated = &b.gated;
-        b.input_a.prepare(pool, kernels, &part.output, n_rows, |row, out| {
-            out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
-        });
+        b.input_a
+            .prepare(pool, kernels, &part.output, n_rows, |row, out| {
+                out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
+            });
         let out = &mut b.key[..n_rows * n_embd];
-        let product = Product { matrix: &part.output, input: &b.input_a, out };
+        let product = Product {
+            matrix: &part.output,
+            input: &b.input_a,
+            out,
+        };
         multiply(pool, kernels, &mut b.scratch, [product]);
         let delta = &b.key;
         pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
@@ -419,40 +482,53 @@ impl LayerPass<'_> {
         let rows = segment.first_row * n..(segment.first_row + segment.n_rows) * n;
         let (key, value) = (&key[rows.clone()], &value[rows.clone()]);
         let receptance = &receptance[rows.clone()];
-        let step = |row: usize, columns: std::ops::Range<usize>, s: [&mut [f32]; 3], out: &mut _| {
-            let at = row * n + columns.start..row * n + columns.end;
-            let channels = WkvChannels {
-                decay_log: &part.decay_log[columns.clone()],
-                bonus: &part.bonus[columns],
+        let step =
+            |row: usize, columns: std::ops::Range<usize>, s: [&mut [f32]; 3], out: &mut _| {
+                let at = row * n + columns.start..row * n + columns.end;
+                let channels = WkvChannels {
+                    decay_log: &part.decay_log[columns.clone()],
+                    bonus: &part.bonus[columns],
+                };
+                let (key, value) = (&key[at.clone()], &value[at.clone()]);
+                let [numerator, denominator, exponent_max] = s;
+                kernels.wkv_step(
+                    channels,
+                    key,
+                    value,
+                    &receptance[at],
+                    numerator,
+                    denominator,
+                    exponent_max,
+                    out,
+                );
             };
-            let (key, value) = (&key[at.clone()], &value[at.clone()]);
-            let [numerator, denominator, exponent_max] = s;
-            kernels.wkv_step(
-                channels,
-                key,
-                value,
-                &receptance[at],
-                numerator,
-                denominator,
-                exponent_max,
-                out,
-            );
-        };
         if segment.n_rows == 1 {
             // One token is a few microseconds: less than spreading it costs.
             let (numerator, rest) = state.split_at_mut(n);
             let (denominator, exponent_max) = rest.split_at_mut(n);
-            return step(0, 0..n, [numerator, denominator, exponent_max], &mut gated[rows]);
+            return step(
+                0,
+                0..n,
+                [numerator, denominator, exponent_max],
+                &mut gated[rows],
+            );
         }
         let mut out = Columns::new(&mut gated[rows], n);
         let mut state = Columns::new(state, n);
         let work = |mut out: ColumnBlock<'_, f32>, mut state: ColumnBlock<'_, f32>| {
             let columns = out.columns();
             for row in 0..segment.n_rows {
-                step(row, columns.clone(), state.three_rows_mut(), out.row_mut(row));
+                step(
+                    row,
+                    columns.clone(),
+                    state.three_rows_mut(),
+                    out.row_mut(row),
+                );
             }
         };
-        self.machine.pool.run_paired_blocks(&mut out, &mut state, WKV_CHANNELS, work);
+        self.machine
+            .pool
+            .run_paired_blocks(&mut out, &mut state, WKV_CHANNELS, work);
     }
 
     /// `x += sigmoid(receptance * xr) * (value * relu(key * xk)^2)`
@@ -462,7 +538,8 @@ impl LayerPass<'_> {
         let (n_embd, n_hidden) = (part.mix_key.len(), part.key.n_outputs());
         let b = buffers;
         let normed = &mut b.normed[..n_rows * n_embd];
-        part.norm.apply(self.machine, &b.residual[..n_rows * n_embd], normed);
+        part.norm
+            .apply(self.machine, &b.residual[..n_rows * n_embd], normed);
         let normed = &*normed;
 
         let hidden_out = &mut b.hidden[..n_rows * n_hidden];
@@ -477,28 +554,49 @@ impl LayerPass<'_> {
                 kernels.token_shift(&normed[row * n_embd..][..n_embd], previous, mix, out);
             };
             let (mix_k, mix_r) = (&part.mix_key, &part.mix_receptance);
-            b.input_a.prepare(pool, kernels, &part.key, n_rows, |row, out| shift(row, mix_k, out));
+            b.input_a
+                .prepare(pool, kernels, &part.key, n_rows, |row, out| {
+                    shift(row, mix_k, out)
+                });
             let receptance = &part.receptance;
-            b.input_b.prepare(pool, kernels, receptance, n_rows, |row, out| shift(row, mix_r, out));
+            b.input_b
+                .prepare(pool, kernels, receptance, n_rows, |row, out| {
+                    shift(row, mix_r, out)
+                });
         }
         let products = [
-            Product { matrix: &part.key, input: &b.input_a, out: hidden_out },
-            Product { matrix: &part.receptance, input: &b.input_b, out: receptance_out },
+            Product {
+                matrix: &part.key,
+                input: &b.input_a,
+                out: hidden_out,
+            },
+            Product {
+                matrix: &part.receptance,
+                input: &b.input_b,
+                out: receptance_out,
+            },
         ];
         multiply(pool, kernels, &mut b.scratch, products);
         for segment in self.segments {
             let layer = spans[segment.span].state.layer_mut(self.index);
             let last = segment.first_row + segment.n_rows - 1;
-            layer.ffn_previous.copy_from_slice(&normed[last * n_embd..][..n_embd]);
+            layer
+                .ffn_previous
+                .copy_from_slice(&normed[last * n_embd..][..n_embd]);
         }
 
         let hidden = &b.hidden;
-        b.input_hidden.prepare(pool, kernels, &part.value, n_rows, |row, out| {
-            out.copy_from_slice(&hidden[row * n_hidden..][..n_hidden]);
-            kernels.squared_relu(out);
-        });
+        b.input_hidden
+            .prepare(pool, kernels, &part.value, n_rows, |row, out| {
+                out.copy_from_slice(&hidden[row * n_hidden..][..n_hidden]);
+                kernels.squared_relu(out);
+            });
         let out = &mut b.value[..n_rows * n_embd];
-        let product = Product { matrix: &part.value, input: &b.input_hidden, out };
+        let product = Product {
+            matrix: &part.value,
+            input: &b.input_hidden,
+            out,
+        };
         multiply(pool, kernels, &mut b.scratch, [product]);
         let (gate, delta) = (&b.receptance, &b.value);
         pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 /// Path of a file in the repository.
 pub fn repository(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(path)
 }
 
 pub const GOLDEN: [&str; 2] = ["small-safetensors", "deep-sharded"];
@@ -24,7 +26,9 @@ pub fn json(path: PathBuf) -> Value {
 
 pub fn floats(value: &Value) -> Vec<f64> {
     let values = value.as_array().expect("an array").iter();
-    values.map(|value| value.as_f64().expect("a number")).collect()
+    values
+        .map(|value| value.as_f64().expect("a number"))
+        .collect()
 }
 
 pub fn ids(value: &Value) -> Vec<u32> {
@@ -33,7 +37,11 @@ pub fn ids(value: &Value) -> Vec<u32> {
 }
 
 pub fn open(path: PathBuf, quant: Quant, threads: usize) -> Model {
-    let options = Options { quant: Some(quant), threads, ..Options::default() };
+    let options = Options {
+        quant: Some(quant),
+        threads,
+        ..Options::default()
+    };
     Model::open(&path, &options).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -42,7 +50,10 @@ pub struct Random(pub u64);
 
 impl Random {
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         self.0 >> 33
     }
 

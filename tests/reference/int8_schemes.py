@@ -1,7 +1,7 @@
 """Compare int8 quantisation schemes for RWKV-4 models (fake quantisation: quantise, dequantise, run in f32).
 
-usage: int8_schemes.py [--golden DIR]... [--demo DIR] [--schemes A,B2s,...] [--acts none,i16,...]
-                       [--tokens 8192 | 0 for the whole file] [--norms] [--f32-check]
+usage: int8_schemes.py [--golden DIR]... [--demo DIR] [--schemes A,Bl4,...] [--acts none,i16,...]
+                       [--tokens 8192 | 0 for the whole file] [--f32-check]
 
 A golden DIR holds a Hugging Face RWKV-4 model and expected.json (input_ids); a demo DIR also holds validation.txt and
 tokenizer.json. For golden models the figure is the relative L2 error of the logits over all positions against the same
@@ -197,7 +197,8 @@ def unquantised(mats):
 # ---- activation quantisation ---------------------------------------------------------------------------------------
 
 def act_quant(x, mode):
-    """Fake-quantise activations, one row a token. i16, i12, i8: one scale a vector; i8b32, i8b64: one a block."""
+    """Fake-quantise activations, one row a token. i16, i12, i8: one scale a vector; i8b32, i8b64: one a block.
+    i16's scale is also large enough that 128 * sum(|integers|) < 2^31: no dot product with int8 leaves an i32."""
     if mode == "none": return x
     bits, _, block = mode[1:].partition("b")
     top = F(2 ** (int(bits) - 1) - 1)
@@ -205,7 +206,9 @@ def act_quant(x, mode):
     out = np.empty_like(x)
     for i in range(0, n, size):
         y = x[:, i:i + size]
-        s = np.abs(y).max(1, keepdims=True) / top; s[s == 0] = 1
+        s = np.abs(y).max(1, keepdims=True) / top
+        if bits == "16": s = np.maximum(s, np.abs(y).sum(1, keepdims=True) / F(2 ** 24 - n))
+        s[s == 0] = 1
         out[:, i:i + size] = np.rint(y / s) * s
     return out
 

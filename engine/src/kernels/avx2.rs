@@ -29,7 +29,7 @@ pulp::simd_type!({
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2 {
+pub struct Avx2 {
     _features: Features,
 }
 

@@ -66,14 +66,20 @@ mod tests {
     fn both_layouts_give_the_plain_product() {
         let (n, n_in, n_out) = (7, 13, 5);
         let x: Vec<f32> = (0..n * n_in).map(|i| (i * 37 % 11) as f32 - 5.0).collect();
-        let w: Vec<f32> = (0..n_in * n_out).map(|i| (i * 29 % 13) as f32 - 6.0).collect();
+        let w: Vec<f32> = (0..n_in * n_out)
+            .map(|i| (i * 29 % 13) as f32 - 6.0)
+            .collect();
         for (output, input) in [(n_in, 1), (1, n_out)] {
             let mut out = vec![0.0; n * n_out];
             multiply_f32(&x, n_in, &w, Strides { output, input }, n_out, &mut out);
             for t in 0..n {
                 for o in 0..n_out {
                     let terms = (0..n_in).map(|i| x[t * n_in + i] * w[o * output + i * input]);
-                    assert_eq!(out[t * n_out + o], terms.sum::<f32>(), "small integers are exact");
+                    assert_eq!(
+                        out[t * n_out + o],
+                        terms.sum::<f32>(),
+                        "small integers are exact"
+                    );
                 }
             }
         }

@@ -32,19 +32,21 @@ use half::f16;
 use crate::error::{Error, Result};
 
 /// Columns of outputs that [`KernelSet::multiply_panel_i8`] computes at once.
-pub(crate) const PANEL_WIDTH: usize = 16;
+pub const PANEL_WIDTH: usize = 16;
 
 /// One instruction set's kernels. A value of this type proves that the CPU has the set.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum KernelSet {
+pub enum KernelSet {
+    /// Plain Rust, the specification of the others.
     Scalar,
+    /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
 }
 
 impl KernelSet {
     /// Every set that this CPU can run, slowest first.
-    pub(crate) fn available() -> Vec<Self> {
+    pub fn available() -> Vec<Self> {
         #[allow(unused_mut)]
         let mut sets = vec![KernelSet::Scalar];
         #[cfg(target_arch = "x86_64")]
@@ -74,7 +76,7 @@ impl KernelSet {
     }
 
     /// The name that `info` shows and `RWKV_EDGE_KERNELS` takes.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             KernelSet::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
@@ -95,7 +97,7 @@ macro_rules! dispatch {
                 $(#[$doc])*
                 #[inline]
                 #[allow(clippy::too_many_arguments)]
-                pub(crate) fn $name(self, $($arg: $type),*) $(-> $ret)? {
+                pub fn $name(self, $($arg: $type),*) $(-> $ret)? {
                     $($check)?
                     match self {
                         KernelSet::Scalar => $scalar::$name($($arg),*),
@@ -243,11 +245,11 @@ dispatch! { scalar;
 
 /// Per-channel constants of WKV.
 #[derive(Clone, Copy)]
-pub(crate) struct WkvChannels<'a> {
+pub struct WkvChannels<'a> {
     /// Log of the decay a step, <= 0.
-    pub(crate) decay_log: &'a [f32],
+    pub decay_log: &'a [f32],
     /// Extra log-weight of the present token.
-    pub(crate) bonus: &'a [f32],
+    pub bonus: &'a [f32],
 }
 
 fn check_gather(
