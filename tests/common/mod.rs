@@ -13,7 +13,7 @@ pub fn repository(path: &str) -> PathBuf {
         .join(path)
 }
 
-pub const GOLDEN: [&str; 2] = ["small-safetensors", "deep-sharded"];
+pub const GOLDEN: [&str; 3] = ["small-safetensors", "odd-bin", "deep-sharded"];
 
 pub fn golden(name: &str) -> PathBuf {
     repository("tests/fixtures/golden").join(name)
