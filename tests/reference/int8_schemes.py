@@ -1,12 +1,12 @@
 """Compare int8 quantisation schemes for RWKV-4 models (fake quantisation: quantise, dequantise, run in f32).
 
 usage: int8_schemes.py [--golden DIR]... [--demo DIR] [--schemes A,Bl4,...] [--acts none,i16,...]
-                       [--tokens 8192 | 0 for the whole file] [--f32-check]
+                       [--tokens 8192 | 0 for the whole file] [--each] [--f32-check]
 
 A golden DIR holds a Hugging Face RWKV-4 model and expected.json (input_ids); a demo DIR also holds validation.txt and
 tokenizer.json. For golden models the figure is the relative L2 error of the logits over all positions against the same
 model in f32, on the ids of expected.json and on 256 random ids. For the demo it is the rise of the perplexity in
-percent. Needs numpy and safetensors, tokenizers for --demo, torch only for pytorch_model.bin.
+percent and the mean KL divergence from f32. Needs numpy and safetensors, tokenizers for --demo, torch only for pytorch_model.bin.
 
 Orientation. Every matrix is quantised as it is stored in the int8 file: [out, in], but ffn.value is stored transposed,
 [hidden, out], one row for each hidden unit. So a "row scale" of ffn.value belongs to an input and multiplies the
@@ -55,9 +55,9 @@ def norm(a, kind, axis):
     return np.squeeze(m, axis) * ((a / m) ** p).mean(axis) ** F(1 / p)
 
 
-def column_scales(w, kind="rms", rounds=3, pow2=True, row_kind="max"):
+def column_scales(w, kind="rms", rounds=3, steps=1, row_kind="max"):
     """Alternating equalisation. Row scale from the column-scaled matrix, column scale from the row-scaled one.
-    Powers of two if pow2, else f16. The largest power of two is then 2^0 (the row scale takes the rest)."""
+    Columns of zeros get the smallest scale; the geometric mean is 1. Powers of 2^(1/steps), or f16 if steps is 0."""
     a = np.abs(w)
     c = np.ones(w.shape[1], F)
     for _ in range(rounds):
@@ -65,7 +65,7 @@ def column_scales(w, kind="rms", rounds=3, pow2=True, row_kind="max"):
         c = norm(a / s[:, None], kind, 0)
         c[c == 0] = c[c > 0].min() if (c > 0).any() else 1
         c /= np.exp2(np.log2(c).mean())
-    if pow2: return np.exp2(np.round(np.log2(c))).astype(F)
+    if steps: return np.exp2(np.round(np.log2(c) * steps) / steps).astype(F)
     return f16(c)
 
 
@@ -113,8 +113,9 @@ class Mat:
         self.w = w if w is not None else q * s[:, None] * c
 
 
-def pure(w, columns="none", kind="rms", rounds=3, clips=None, rule=0.5, scale8=False, colbits=None, row_kind="max"):
-    """columns: none | pow2 | f16 | descend (pow2 refined by coordinate descent) | best (of several, by squared error).
+def pure(w, columns="none", kind="rms", rounds=3, clips=None, rule=0.5, scale8=False, colbits=None, row_kind="max",
+         steps=1):
+    """columns: none | pow2 (of 2^(1/steps)) | f16 | descend (pow2 refined by coordinate descent) | best (of several, by squared error).
     rule: use columns only if the scales of the matrix then cost at most so many bits a weight."""
     n, m = w.shape
     rbits = 8 / m if scale8 else 16 / m
@@ -129,7 +130,7 @@ def pure(w, columns="none", kind="rms", rounds=3, clips=None, rule=0.5, scale8=F
     elif columns == "descend":
         c = descend(w, column_scales(w, kind, rounds))
     else:
-        c = column_scales(w, kind, rounds, columns == "pow2", row_kind)
+        c = column_scales(w, kind, rounds, 0 if columns == "f16" else steps, row_kind)
     q, s, _ = row_quant(w, c, clips, scale8)
     return Mat(q, s, c, bits=n * m * (8 + rbits + cbits))
 
@@ -156,6 +157,18 @@ SCHEMES = {   # name: (description, function, matrices that get plain row scales
     "Brms": ("row + 2^e column, RMS", lambda w: pure(w, "pow2", "rms"), ()),
     "Bl4":  ("row + 2^e column, L4", lambda w: pure(w, "pow2", "l4"), ()),
     "Bl8":  ("row + 2^e column, L8", lambda w: pure(w, "pow2", "l8"), ()),
+    "Bl16": ("row + 2^e column, L16", lambda w: pure(w, "pow2", "l16"), ()),
+    "Bl4-1": ("Bl4, 1 round", lambda w: pure(w, "pow2", "l4", 1), ()),
+    "Bl4-2": ("Bl4, 2 rounds", lambda w: pure(w, "pow2", "l4", 2), ()),
+    "Bl4-9": ("Bl4, 9 rounds", lambda w: pure(w, "pow2", "l4", 9), ()),
+    "Bl4R": ("Bl4, rows by RMS while balancing", lambda w: pure(w, "pow2", "l4", row_kind="rms"), ()),
+    "Bl4/2": ("row + 2^(e/2) column, L4", lambda w: pure(w, "pow2", "l4", steps=2), ()),
+    "Bl4/4": ("row + 2^(e/4) column, L4", lambda w: pure(w, "pow2", "l4", steps=4), ()),
+    "Bl4/8": ("row + 2^(e/8) column, L4", lambda w: pure(w, "pow2", "l4", steps=8), ()),
+    "Bl8/4": ("row + 2^(e/4) column, L8", lambda w: pure(w, "pow2", "l8", steps=4), ()),
+    "Bl4/4'": ("Bl4/4, searched", lambda w: pure(w, "pow2", "l4", steps=4, clips=CLIPS), ()),
+    "Bl4-e": ("Bl4, none on emb", lambda w: pure(w, "pow2", "l4"), NO_EMB),
+    "Bl4-eh": ("Bl4, none on emb and head", lambda w: pure(w, "pow2", "l4"), NO_EMB_HEAD),
     "Bmax": ("row + 2^e column, max", lambda w: pure(w, "pow2", "max"), ()),
     "Bdes": ("row + 2^e column, coordinate descent", lambda w: pure(w, "descend", "l4"), ()),
     "Brms'": ("Brms, searched", lambda w: pure(w, "pow2", "rms", clips=CLIPS), ()),
@@ -278,15 +291,22 @@ def logits(t, m, ids, act="none", act_sparse=None):
     return product(m["head.weight"], hidden(t, m, ids, act, act_sparse), act)
 
 
-def perplexity(t, m, ids, act="none", act_sparse=None):
-    """exp of the mean loss of every token after the first; the head runs in pieces to bound memory."""
-    h = hidden(t, m, ids, act, act_sparse); loss = 0.0
+def log_softmax(z):
+    z = z.astype(np.float64); z -= z.max(1, keepdims=True)
+    return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+
+def perplexity(t, m, ids, act="none", act_sparse=None, ref=None):
+    """exp of the mean loss of every token after the first; the head runs in pieces to bound memory. ref: the hidden
+    vectors of f32 and its head; then also the mean KL divergence from f32."""
+    h = hidden(t, m, ids, act, act_sparse); loss = kl = 0.0
     for i in range(0, len(ids) - 1, 1024):
         j = min(i + 1024, len(ids) - 1)
-        z = product(m["head.weight"], h[i:j], act).astype(np.float64)
-        z -= z.max(1, keepdims=True)
-        loss += (np.log(np.exp(z).sum(1)) - z[np.arange(j - i), ids[i + 1:j + 1]]).sum()
-    return float(np.exp(loss / (len(ids) - 1)))
+        z = log_softmax(product(m["head.weight"], h[i:j], act))
+        loss -= z[np.arange(j - i), ids[i + 1:j + 1]].sum()
+        if ref is not None:
+            y = log_softmax(product(ref[1], ref[0][i:j], "none")); kl += (np.exp(y) * (y - z)).sum()
+    return float(np.exp(loss / (len(ids) - 1))), kl / (len(ids) - 1)
 
 
 # ---- main ----------------------------------------------------------------------------------------------------------
@@ -302,6 +322,7 @@ def main():
     ap.add_argument("--schemes", default=",".join(SCHEMES))
     ap.add_argument("--acts", default="none", help="ACT or ACT/ACT for ffn.value's input, comma separated")
     ap.add_argument("--tokens", type=int, default=8192, help="tokens of validation.txt; 0: all")
+    ap.add_argument("--each", action="store_true", help="a column for each golden model: own ids / random ids")
     ap.add_argument("--f32-check", action="store_true", help="only check the f32 forward against expected.json")
     args = ap.parse_args()
 
@@ -322,13 +343,15 @@ def main():
         tok = Tokenizer.from_file(os.path.join(args.demo, "tokenizer.json"))
         ids = np.array(tok.encode(open(os.path.join(args.demo, "validation.txt"), encoding="utf-8", newline="").read()).ids)
         if args.tokens: ids = ids[:args.tokens]
-        base = perplexity(t, unquantised(mats), ids)
+        plain = unquantised(mats)
+        base, ref = perplexity(t, plain, ids)[0], (hidden(t, plain, ids), plain["head.weight"])
         print("demo: %d tokens, f32 perplexity %.5f" % (len(ids), base), flush=True)
-        demo = (t, mats, ids, base)
+        demo = (t, mats, ids, base, ref)
     if args.f32_check: return
 
-    head = ["scheme", "activations"] + [g[0] for g in golden] + (["worst error", "most bits"] if golden else [])
-    head += ["demo bits", "demo perplexity"] if demo else []
+    head = ["scheme", "activations"] + ([g[0] for g in golden] if args.each else [])
+    head += ["worst", "mean", "worst, random ids", "mean, random ids", "most bits"] if golden else []
+    head += ["demo bits", "demo perplexity", "demo KL * 1e4"] if demo else []
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     for s in args.schemes.split(","):
         qs = [quantise(g[2], s) for g in golden]
@@ -338,9 +361,13 @@ def main():
             row = [s + ": " + SCHEMES[s][0], act]; errs = []
             for (name, t, mats, seqs, ref), (m, bits) in zip(golden, qs):
                 e = [rel(logits(t, m, i, a, b), r) for i, r in zip(seqs, ref)]
-                errs += e; row.append("%.2f / %.2f" % tuple(e))
-            if golden: row += ["%.2f" % max(errs), "%.3f" % max(b_ for _, b_ in qs)]
-            if demo: row += ["%.3f" % dq[1], "%+.3f %%" % (100 * (perplexity(demo[0], dq[0], demo[2], a, b) / demo[3] - 1))]
+                errs.append(e)
+                if args.each: row.append("%.2f / %.2f" % tuple(e))
+            for e in zip(*errs): row += ["%.2f" % max(e), "%.2f" % (sum(e) / len(e))]
+            if golden: row.append("%.3f" % max(b_ for _, b_ in qs))
+            if demo:
+                ppl, kl = perplexity(demo[0], dq[0], demo[2], a, b, demo[4])
+                row += ["%.3f" % dq[1], "%+.3f %%" % (100 * (ppl / demo[3] - 1)), "%.2f" % (kl * 1e4)]
             print("| " + " | ".join(row) + " |", flush=True)
 
 
