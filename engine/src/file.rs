@@ -1,13 +1,502 @@
-//! Stand-in until the readers are merged.
-use std::ops::Deref;
+//! Files as ranges of bytes: mapped into memory, read on demand, or built into the program.
+//!
+//! The bottom of the way of the data: readers of checkpoints and model files ask a [`SourceFile`] for
+//! ranges and get [`FileBytes`], which stay valid for as long as they are held. Every range is checked
+//! against the length of the file, and offsets are 64-bit on every target, so a file larger than the
+//! address space works: what cannot be mapped whole is mapped one range at a time.
+//!
+//! This is the only place where files are mapped. A mapped file must not be rewritten in place while
+//! it is in use; this project's own writers replace files by renaming, which leaves the mapped one
+//! as it was.
+
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use memmap2::{Mmap, MmapOptions};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Files up to this size are mapped whole. A 32-bit address space has at most 2 to 4 GiB for
+/// everything, and seldom more than one of them in one piece.
+const MAP_WHOLE_MAX: u64 = if usize::BITS >= 64 { u64::MAX } else { 1 << 30 };
+
+/// What is released is rounded inwards to this, the largest page of the systems we know: a page is
+/// then never dropped while half of it belongs to someone else's range.
+const RELEASE_ALIGN: u64 = 64 << 10;
+
+/// Where buffers of files that are not mapped start: as the tensors of model files are aligned.
+const BUFFER_ALIGN: usize = 64;
+
+/// How the bytes of a file on disk are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Mapped: whole when the file is at most this long, else one range at a time.
+    Mapped { whole_max: u64 },
+    /// Read into memory, one range at a time.
+    Read,
+}
+
+impl Access {
+    /// Mapped, as is best on this target, or read.
+    pub(crate) fn new(mapped: bool) -> Self {
+        if mapped {
+            Access::Mapped {
+                whole_max: MAP_WHOLE_MAX,
+            }
+        } else {
+            Access::Read
+        }
+    }
+}
+
+/// An open file of known length. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct FileBytes(Arc<Vec<u8>>);
+pub(crate) struct SourceFile(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    len: u64,
+    backing: Backing,
+}
+
+enum Backing {
+    Static(&'static [u8]),
+    Whole(Arc<Mmap>),
+    Windows(ReadAt),
+    Read(ReadAt),
+}
+
+impl SourceFile {
+    /// Opens a file and maps it.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, Access::new(true))
+    }
+
+    /// Opens a file whose ranges are read into memory when they are asked for.
+    pub(crate) fn open_without_mapping(path: &Path) -> Result<Self> {
+        Self::open_with(path, Access::Read)
+    }
+
+    /// Opens a regular, non-empty file.
+    pub(crate) fn open_with(path: &Path, access: Access) -> Result<Self> {
+        // Asked before opening, because opening a named pipe waits for a writer.
+        let found = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        require_regular(path, &found)?;
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let found = file
+            .metadata()
+            .map_err(|e| Error::io("read the length", path, e))?;
+        require_regular(path, &found)?;
+        let len = found.len();
+        if len == 0 {
+            return Err(Error::format("the file is empty").at(path.display()));
+        }
+        let backing = match access {
+            Access::Read => Backing::Read(ReadAt::new(file)),
+            Access::Mapped { whole_max } => match map_whole(&file, len, whole_max) {
+                Some(map) => Backing::Whole(Arc::new(map)),
+                None => Backing::Windows(ReadAt::new(file)),
+            },
+        };
+        Ok(SourceFile(Arc::new(Inner {
+            name: path.display().to_string(),
+            len,
+            backing,
+        })))
+    }
+
+    /// A file that is part of the program.
+    pub(crate) fn from_static(name: &str, bytes: &'static [u8]) -> Self {
+        SourceFile(Arc::new(Inner {
+            name: name.to_owned(),
+            len: bytes.len() as u64,
+            backing: Backing::Static(bytes),
+        }))
+    }
+
+    /// The path, for error texts.
+    pub(crate) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.len
+    }
+
+    /// Whether the bytes come from the page cache without a copy.
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(self.0.backing, Backing::Whole(_) | Backing::Windows(_))
+    }
+
+    /// The bytes of a range.
+    ///
+    /// # Errors
+    /// A range outside the file, a failed read, or a range too large for the memory.
+    pub(crate) fn bytes(&self, range: Range<u64>) -> Result<FileBytes> {
+        if range.start > range.end || range.end > self.len() {
+            return Err(self.outside(&range));
+        }
+        if range.is_empty() {
+            return Ok(FileBytes::from_static(&[]));
+        }
+        let size = usize::try_from(range.end - range.start).map_err(|_| self.too_large(&range))?;
+        match &self.0.backing {
+            Backing::Static(bytes) => Ok(FileBytes::from_static(bytes)
+                .slice(self.in_memory(&range)?)
+                .ok_or_else(|| self.outside(&range))?),
+            Backing::Whole(map) => FileBytes::new(Storage::Mapped(map.clone()))
+                .slice(self.in_memory(&range)?)
+                .ok_or_else(|| self.outside(&range)),
+            Backing::Windows(file) => match map_range(file.file(), range.start, size) {
+                Some(map) => Ok(FileBytes::new(Storage::Mapped(Arc::new(map)))),
+                None => self.read(file, &range, size),
+            },
+            Backing::Read(file) => self.read(file, &range, size),
+        }
+    }
+
+    /// Says that the bytes of this range are not needed for now, so that a mapped file read once from
+    /// end to end does not count as used memory. They may be asked for again; they are read again then.
+    pub(crate) fn release(&self, range: Range<u64>) {
+        let start = range.start.next_multiple_of(RELEASE_ALIGN);
+        let end = range.end.min(self.len()) / RELEASE_ALIGN * RELEASE_ALIGN;
+        if let (Backing::Whole(map), Ok(start), Ok(end)) = (
+            &self.0.backing,
+            usize::try_from(start),
+            usize::try_from(end),
+        ) {
+            if start < end {
+                drop_pages(map, start..end);
+            }
+        }
+    }
+
+    fn read(&self, file: &ReadAt, range: &Range<u64>, size: usize) -> Result<FileBytes> {
+        let (mut bytes, start) = aligned_buffer(size).ok_or_else(|| self.too_large(range))?;
+        let wanted = bytes
+            .get_mut(start..start + size)
+            .ok_or_else(|| self.too_large(range))?;
+        file.read_exact_at(wanted, range.start)
+            .map_err(|e| Error::io("read", Path::new(self.name()), e))?;
+        FileBytes::new(Storage::Owned(Arc::new(bytes)))
+            .slice(start..start + size)
+            .ok_or_else(|| self.too_large(range))
+    }
+
+    fn in_memory(&self, range: &Range<u64>) -> Result<Range<usize>> {
+        match (usize::try_from(range.start), usize::try_from(range.end)) {
+            (Ok(start), Ok(end)) => Ok(start..end),
+            _ => Err(self.too_large(range)),
+        }
+    }
+
+    fn outside(&self, range: &Range<u64>) -> Error {
+        Error::format(format!(
+            "bytes {}..{} are outside the file, which has {}",
+            range.start,
+            range.end,
+            self.len()
+        ))
+        .at(self.name())
+    }
+
+    fn too_large(&self, range: &Range<u64>) -> Error {
+        let message = format!(
+            "no memory for the {} bytes at {}",
+            range.end - range.start,
+            range.start
+        );
+        Error::new(ErrorKind::Memory, message).at(self.name())
+    }
+}
+
+impl std::fmt::Debug for SourceFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SourceFile({:?}, {} bytes)", self.name(), self.len())
+    }
+}
+
+fn require_regular(path: &Path, found: &std::fs::Metadata) -> Result<()> {
+    let what = if found.is_file() {
+        return Ok(());
+    } else if found.is_dir() {
+        "a directory"
+    } else {
+        "a pipe, socket or device"
+    };
+    let message = format!("{}: {what}, expected a regular file", path.display());
+    Err(Error::new(ErrorKind::Io, message))
+}
+
+/// `None` where the whole file does not fit the address space, or the system maps no such file.
+fn map_whole(file: &File, len: u64, whole_max: u64) -> Option<Mmap> {
+    let size = usize::try_from(len).ok().filter(|_| len <= whole_max)?;
+    map_range(file, 0, size)
+}
+
+fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
+    // SAFETY: the mapping is read-only and within the length the file had when it was opened. Its
+    // bytes stay as they are unless another process rewrites or cuts the file in place; files of
+    // checkpoints are replaced by renaming, which leaves the mapped one untouched, and whoever cannot
+    // promise that opens without mapping (see the module documentation).
+    unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
+}
+
+#[cfg(unix)]
+fn drop_pages(map: &Mmap, range: Range<usize>) {
+    let advice = memmap2::UncheckedAdvice::DontNeed;
+    // SAFETY: the pages are a shared read-only mapping of a file, within the mapping. Dropped pages
+    // are read from the file again when touched, and hold the same bytes: nobody can see a change.
+    let dropped = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+    // Advice: where the system does not take it, the pages just stay.
+    let _ = dropped;
+}
+
+#[cfg(not(unix))]
+fn drop_pages(_map: &Mmap, _range: Range<usize>) {}
+
+/// A buffer and where in it `size` bytes start on a 64-byte boundary; `None` without the memory.
+fn aligned_buffer(size: usize) -> Option<(Vec<u8>, usize)> {
+    let with_slack = size.checked_add(BUFFER_ALIGN)?;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(with_slack).ok()?;
+    bytes.resize(with_slack, 0);
+    let start = bytes.as_ptr().align_offset(BUFFER_ALIGN);
+    (start <= BUFFER_ALIGN).then_some((bytes, start))
+}
+
+/// Reads at an offset, from several threads at once.
+struct ReadAt {
+    file: File,
+    /// Held over seek and read, where the system has no read at an offset.
+    #[cfg(not(unix))]
+    position: std::sync::Mutex<()>,
+}
+
+impl ReadAt {
+    fn new(file: File) -> Self {
+        ReadAt {
+            file,
+            #[cfg(not(unix))]
+            position: std::sync::Mutex::new(()),
+        }
+    }
+
+    fn file(&self) -> &File {
+        &self.file
+    }
+
+    #[cfg(unix)]
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
+    }
+
+    #[cfg(not(unix))]
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        use std::io::{Read, Seek, SeekFrom};
+        let _held = self.position.lock();
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(buffer)
+    }
+}
+
+/// Bytes of a file, kept readable for as long as this is held. Cheap to clone and to slice.
+#[derive(Clone)]
+pub(crate) struct FileBytes {
+    storage: Storage,
+    /// Within the storage: checked by every constructor.
+    range: Range<usize>,
+}
+
+#[derive(Clone)]
+enum Storage {
+    Static(&'static [u8]),
+    Mapped(Arc<Mmap>),
+    Owned(Arc<Vec<u8>>),
+}
+
+impl Storage {
+    fn all(&self) -> &[u8] {
+        match self {
+            Storage::Static(bytes) => bytes,
+            Storage::Mapped(map) => map,
+            Storage::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl FileBytes {
+    fn new(storage: Storage) -> Self {
+        let range = 0..storage.all().len();
+        FileBytes { storage, range }
+    }
+
+    /// Bytes that are part of the program.
+    pub(crate) fn from_static(bytes: &'static [u8]) -> Self {
+        Self::new(Storage::Static(bytes))
+    }
+
+    /// A part of these bytes, sharing them; `None` if the range is not within them.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Option<Self> {
+        if range.start > range.end || range.end > self.range.len() {
+            return None;
+        }
+        Some(FileBytes {
+            storage: self.storage.clone(),
+            range: self.range.start + range.start..self.range.start + range.end,
+        })
+    }
+}
 
 impl Deref for FileBytes {
     type Target = [u8];
+
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.storage.all()[self.range.clone()]
+    }
+}
+
+impl From<Vec<u8>> for FileBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::new(Storage::Owned(Arc::new(bytes)))
+    }
+}
+
+impl std::fmt::Debug for FileBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileBytes({} bytes)", self.len())
+    }
+}
+
+/// A folder on disk, or a set of files that are part of the program.
+#[derive(Clone, Debug)]
+pub(crate) enum Folder {
+    Disk(PathBuf),
+    Memory(&'static [(&'static str, &'static [u8])]),
+}
+
+impl Folder {
+    /// The file of that name; `None` if there is none.
+    pub(crate) fn open(&self, name: &str, mapped: bool) -> Result<Option<SourceFile>> {
+        match self {
+            Folder::Disk(folder) => {
+                let path = folder.join(name);
+                match std::fs::metadata(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    _ => SourceFile::open_with(&path, Access::new(mapped)).map(Some),
+                }
+            }
+            Folder::Memory(files) => Ok(files
+                .iter()
+                .find(|(file_name, _)| *file_name == name)
+                .map(|(_, bytes)| SourceFile::from_static(name, bytes))),
+        }
+    }
+
+    /// The names of what is in the folder, sorted. Names that are not UTF-8 are left out: none of the
+    /// files that are looked for has one.
+    pub(crate) fn list(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = match self {
+            Folder::Disk(folder) => std::fs::read_dir(folder)
+                .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
+                .map_err(|e| Error::io("list", folder, e))?
+                .into_iter()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect(),
+            Folder::Memory(files) => files.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        };
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// What to call the folder in texts for people.
+    pub(crate) fn place(&self) -> String {
+        match self {
+            Folder::Disk(folder) => folder.display().to_string(),
+            Folder::Memory(_) => "the built-in model".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn sample() -> (tempfile::NamedTempFile, Vec<u8>) {
+        let content: Vec<u8> = (0..300_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+        file.write_all(&content).expect("write");
+        (file, content)
+    }
+
+    /// Every way to reach a file gives the same bytes, at any offset, before and after a release.
+    #[test]
+    fn all_ways_to_read_agree() {
+        let (file, content) = sample();
+        let ways = [
+            Access::new(true),
+            Access::Mapped { whole_max: 0 },
+            Access::Read,
+        ];
+        for access in ways {
+            let source = SourceFile::open_with(file.path(), access).expect("open");
+            assert_eq!(source.len(), 300_000);
+            assert_eq!(source.is_mapped(), access != Access::Read);
+            for range in [0..1, 4095..4097, 70_001..299_999, 5..5, 0..300_000] {
+                let bytes = source.bytes(range.start..range.end).expect("range");
+                let range = range.start as usize..range.end as usize;
+                assert_eq!(&*bytes, &content[range.clone()], "{access:?} {range:?}");
+                source.release(0..300_000);
+                assert_eq!(&*bytes, &content[range.clone()], "{access:?} {range:?}");
+            }
+            let outside = source.bytes(299_999..300_001).expect_err("outside");
+            assert!(outside.to_string().contains("299999..300001"), "{outside}");
+            assert!(source.bytes(Range { start: 9, end: 8 }).is_err());
+            let bytes = source.bytes(64..256).expect("range");
+            assert_eq!(&*bytes.slice(3..7).expect("part"), &content[67..71]);
+            assert!(bytes.slice(0..193).is_none());
+            if access == Access::Read {
+                assert_eq!(bytes.as_ptr().align_offset(BUFFER_ALIGN), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let missing = SourceFile::open(&folder.path().join("no")).expect_err("missing");
+        assert_eq!(missing.kind(), ErrorKind::Io);
+        let directory = SourceFile::open(folder.path()).expect_err("directory");
+        assert!(directory.to_string().contains("a directory"), "{directory}");
+        let empty = tempfile::NamedTempFile::new().expect("temporary file");
+        let empty = SourceFile::open(empty.path()).expect_err("empty");
+        assert_eq!(empty.kind(), ErrorKind::Format);
+        assert!(empty.to_string().contains("empty"), "{empty}");
+        #[cfg(unix)]
+        {
+            let device = SourceFile::open(Path::new("/dev/zero")).expect_err("device");
+            assert!(device.to_string().contains("device"), "{device}");
+        }
+    }
+
+    #[test]
+    fn folders_on_disk_and_in_memory() {
+        static FILES: [(&str, &[u8]); 2] = [("b", b"two"), ("a", b"one")];
+        let disk = tempfile::tempdir().expect("temporary folder");
+        for (name, bytes) in FILES {
+            std::fs::write(disk.path().join(name), bytes).expect("write");
+        }
+        for folder in [Folder::Memory(&FILES), Folder::Disk(disk.path().into())] {
+            assert_eq!(folder.list().expect("list"), ["a", "b"]);
+            let file = folder.open("a", true).expect("open").expect("there");
+            assert_eq!(&*file.bytes(0..3).expect("bytes"), b"one");
+            assert!(folder.open("c", true).expect("open").is_none());
+        }
     }
 }

@@ -1,0 +1,61 @@
+//! Checkpoints: from files of several formats to one table of named tensors and one configuration.
+//!
+//! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which RWKV-4
+//! is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or Hugging Face's
+//! names. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are exactly those of
+//! RWKV-4, with the shapes its [`Config`] says, or an error that names file, tensor, expected and
+//! found. Nothing here does arithmetic on weights, and nothing in a file is ever executed.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use crate::file::FileBytes;
+
+pub(crate) mod config;
+mod json;
+mod names;
+mod open;
+mod pickle;
+pub(crate) mod safetensors;
+pub(crate) mod tensor;
+#[cfg(test)]
+mod tests;
+mod torch;
+mod zip;
+
+pub(crate) use config::Config;
+#[allow(unused_imports)]
+pub(crate) use open::{find_tokenizer, open_folder, open_path};
+pub(crate) use safetensors::SafetensorsFile;
+#[allow(unused_imports)]
+pub(crate) use tensor::{Dtype, RawTensor};
+
+/// All that is known of a model before its weights are read.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    /// The file or folder, for texts.
+    pub(crate) place: String,
+    pub(crate) config: Config,
+    /// By BlinkDL's names, such as `blocks.0.att.key.weight`. A tied head is the embedding again.
+    pub(crate) tensors: BTreeMap<String, RawTensor>,
+    pub(crate) tokenizer: Option<TokenizerFile>,
+    /// Which tokenizer files were looked for and where, for the error of whoever needs one.
+    pub(crate) tokenizer_search: String,
+}
+
+/// A tokenizer file beside the weights. Its content is not looked at here.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenizerFile {
+    /// Without its folder: `tokenizer.json`, or a vocabulary list such as `rwkv_vocab_v20230424.txt`.
+    pub(crate) name: String,
+    pub(crate) bytes: FileBytes,
+}
+
+/// What a path turned out to hold.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    Checkpoint(Checkpoint),
+    /// This project's own single-file format: its reader takes it from here.
+    ModelFile(SafetensorsFile),
+}

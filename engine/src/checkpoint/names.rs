@@ -1,0 +1,287 @@
+//! Which tensors an RWKV-4 model has: their names in both spellings, and their shapes.
+//!
+//! Input: the tensors of all files, under the names they have there. Output: the same under BlinkDL's
+//! names, complete, with nothing left over, each of the shape that the configuration says. Tensors of
+//! other architectures are recognised, so that the error says what the model is.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use super::config::{Config, N_LAYER_MAX};
+use super::tensor::RawTensor;
+use crate::error::{Error, Result};
+
+/// Hugging Face's and BlinkDL's names of what a block holds. Names that are the same are not listed.
+const BLOCK_NAMES: [(&str, &str); 3] = [
+    ("pre_ln.", "ln0."),
+    ("attention.", "att."),
+    ("feed_forward.", "ffn."),
+];
+
+/// Hugging Face's and BlinkDL's endings of the token shift's vectors.
+const MIX_NAMES: [(&str, &str); 3] = [
+    ("time_mix_key", "time_mix_k"),
+    ("time_mix_value", "time_mix_v"),
+    ("time_mix_receptance", "time_mix_r"),
+];
+
+/// Tensors that RWKV-4 does not have, and what does have them. The first line that matches any tensor
+/// names the model: newer versions keep some tensors of older ones, so the newest come first.
+const OTHER_ARCHITECTURES: [(&str, &[&str]); 5] = [
+    (
+        "RWKV-7",
+        &[
+            "att.x_", "att.w0", "att.a0", "att.k_k", "att.r_k", "ffn.x_k", "attn.x_", "attn.k_k",
+        ],
+    ),
+    (
+        "RWKV-6",
+        &[
+            "att.time_maa",
+            "ffn.time_maa",
+            "att.time_decay_w",
+            "att.time_mix_w1",
+        ],
+    ),
+    (
+        "RWKV-5",
+        &["att.ln_x.", "att.gate.", "att.time_mix_g", "att.time_faaaa"],
+    ),
+    (
+        "a variant of RWKV-4 with extra attention, such as RWKV-4a",
+        &[
+            "att.qq.",
+            "att.time_mix_qq",
+            "att.att_mask",
+            "tiny_",
+            "head_q.",
+            "copy_mask",
+        ],
+    ),
+    (
+        "a variant of RWKV-4 with another channel mixing, such as RWKV-4b",
+        &["ffn.aa.", "ffn.bb."],
+    ),
+];
+
+/// What shape a tensor must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Matrix(usize, usize),
+    /// Any shape with this many elements along one dimension: both [D] and [1, 1, D] are in use.
+    Vector(usize),
+}
+
+impl Want {
+    fn admits(self, shape: &[usize]) -> bool {
+        match self {
+            Want::Matrix(rows, cols) => shape == [rows, cols],
+            Want::Vector(n) => {
+                let long = shape.iter().filter(|&&dim| dim != 1).count();
+                long <= 1 && !shape.is_empty() && shape.iter().product::<usize>() == n
+            }
+        }
+    }
+
+    fn shape(self) -> Vec<usize> {
+        match self {
+            Want::Matrix(rows, cols) => vec![rows, cols],
+            Want::Vector(n) => vec![n],
+        }
+    }
+}
+
+/// Tensors under BlinkDL's names.
+pub(super) struct Named {
+    place: String,
+    tensors: BTreeMap<String, RawTensor>,
+}
+
+impl Named {
+    /// Renames the tensors found at `place`.
+    ///
+    /// # Errors
+    /// A tensor that only another architecture has, or one that occurs twice.
+    pub(super) fn new(place: String, found: Vec<RawTensor>) -> Result<Self> {
+        let mut tensors = BTreeMap::<String, RawTensor>::new();
+        for tensor in found {
+            let name = canonical(&tensor.name);
+            if let Some(other) = tensors.get(&name) {
+                let message = format!("the same as tensor {} of {}", other.name, other.file.name());
+                return Err(Error::format(message).at(tensor.place()));
+            }
+            tensors.insert(name, tensor);
+        }
+        refuse_other_architectures(&place, &tensors)?;
+        Ok(Named { place, tensors })
+    }
+
+    /// The sizes that the shapes show, where no file says them.
+    pub(super) fn infer_config(&self) -> Result<Config> {
+        let blocks = self.tensors.keys().filter_map(|name| block_number(name));
+        let n_layer = blocks.max().map_or(0, |highest| highest + 1);
+        let [n_vocab, n_embd] = self.matrix("emb.weight")?;
+        let [n_attention, _] = self.matrix("blocks.0.att.key.weight")?;
+        let [n_hidden, _] = self.matrix("blocks.0.ffn.key.weight")?;
+        Config::from_sizes([n_vocab, n_embd, n_layer, n_attention, n_hidden])
+            .map_err(|e| e.at(&self.place))
+    }
+
+    /// The tensors, once they are exactly those of `config`; `source` says where that came from.
+    pub(super) fn into_exact(
+        mut self,
+        config: &Config,
+        source: &str,
+    ) -> Result<BTreeMap<String, RawTensor>> {
+        if config.tie_word_embeddings && !self.tensors.contains_key("head.weight") {
+            let embedding = self.tensors.get("emb.weight").cloned();
+            let head = embedding.map(|tensor| ("head.weight".to_owned(), tensor));
+            self.tensors.extend(head);
+        }
+        let wanted = wanted(config);
+        for (name, want) in &wanted {
+            let Some(tensor) = self.tensors.get(name) else {
+                let message = format!("missing, expected shape {:?} by {source}", want.shape());
+                return Err(Error::format(message).at(format!("{}: tensor {name}", self.place)));
+            };
+            if !want.admits(&tensor.shape) {
+                return Err(Error::format(format!(
+                    "shape {:?}, expected {:?} by {source}",
+                    tensor.shape,
+                    want.shape()
+                ))
+                .at(tensor.place()));
+            }
+            if !tensor.dtype.is_weight() {
+                let message = format!("dtype {}, expected F32, F16 or BF16", tensor.dtype);
+                return Err(Error::unsupported(message).at(tensor.place()));
+            }
+        }
+        match self
+            .tensors
+            .iter()
+            .find(|(name, _)| !wanted.contains_key(*name))
+        {
+            None => Ok(self.tensors),
+            Some((_, tensor)) => Err(Error::format(format!(
+                "not part of an RWKV-4 model with {} layers, as expected by {source}",
+                config.n_layer
+            ))
+            .at(tensor.place())),
+        }
+    }
+
+    fn matrix(&self, name: &str) -> Result<[usize; 2]> {
+        let Some(tensor) = self.tensors.get(name) else {
+            let message = format!("{}: tensor {name}: missing", self.place);
+            return Err(Error::format(message));
+        };
+        <[usize; 2]>::try_from(&tensor.shape[..]).map_err(|_| {
+            let message = format!("shape {:?}, expected a matrix", tensor.shape);
+            Error::format(message).at(tensor.place())
+        })
+    }
+}
+
+/// BlinkDL's name of a tensor, from either spelling. Names of neither are left as they are.
+fn canonical(name: &str) -> String {
+    let name = name.strip_prefix("rwkv.").unwrap_or(name);
+    if let Some(rest) = name.strip_prefix("embeddings.") {
+        return format!("emb.{rest}");
+    }
+    let Some((block, rest)) = split_block(name) else {
+        return name.to_owned();
+    };
+    let renamed = BLOCK_NAMES
+        .iter()
+        .find_map(|(theirs, ours)| Some((*ours, rest.strip_prefix(theirs)?)));
+    let (part, leaf) = renamed.unwrap_or(("", rest));
+    let mut rest = format!("{part}{leaf}");
+    for (theirs, ours) in MIX_NAMES {
+        if let Some(part) = rest.strip_suffix(theirs) {
+            rest = format!("{part}{ours}");
+        }
+    }
+    format!("blocks.{block}.{rest}")
+}
+
+/// `blocks.N.REST` as N and REST.
+fn split_block(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("blocks.")?.split_once('.')
+}
+
+fn block_number(name: &str) -> Option<usize> {
+    let (digits, _) = split_block(name)?;
+    let number: usize = digits.parse().ok()?;
+    // A block far out of range is left over later, by its name, and must not size anything here.
+    ((number as u64) < N_LAYER_MAX && number.to_string() == digits).then_some(number)
+}
+
+fn refuse_other_architectures(place: &str, tensors: &BTreeMap<String, RawTensor>) -> Result<()> {
+    for (architecture, patterns) in OTHER_ARCHITECTURES {
+        let shows = |name: &str| {
+            let rest = split_block(name).map_or(name, |(_, rest)| rest);
+            patterns.iter().any(|pattern| rest.starts_with(pattern))
+        };
+        if let Some((_, tensor)) = tensors.iter().find(|(name, _)| shows(name)) {
+            let message = format!("shows {architecture}, expected RWKV-4");
+            return Err(Error::unsupported(message).at(tensor.place()));
+        }
+    }
+    if tensors
+        .keys()
+        .any(|name| name.starts_with("blocks.") || name.starts_with("emb."))
+    {
+        return Ok(());
+    }
+    Err(match tensors.values().next() {
+        None => Error::format(format!(
+            "{place}: no tensors, expected those of an RWKV-4 model"
+        )),
+        Some(tensor) => {
+            Error::unsupported("no name of an RWKV model, expected RWKV-4").at(tensor.place())
+        }
+    })
+}
+
+/// Every tensor of a model of these sizes.
+fn wanted(config: &Config) -> BTreeMap<String, Want> {
+    let (d, a, f) = (config.n_embd, config.n_attention, config.n_hidden);
+    let block = [
+        ("ln1.weight", Want::Vector(d)),
+        ("ln1.bias", Want::Vector(d)),
+        ("ln2.weight", Want::Vector(d)),
+        ("ln2.bias", Want::Vector(d)),
+        ("att.time_decay", Want::Vector(a)),
+        ("att.time_first", Want::Vector(a)),
+        ("att.time_mix_k", Want::Vector(d)),
+        ("att.time_mix_v", Want::Vector(d)),
+        ("att.time_mix_r", Want::Vector(d)),
+        ("att.key.weight", Want::Matrix(a, d)),
+        ("att.value.weight", Want::Matrix(a, d)),
+        ("att.receptance.weight", Want::Matrix(a, d)),
+        ("att.output.weight", Want::Matrix(d, a)),
+        ("ffn.time_mix_k", Want::Vector(d)),
+        ("ffn.time_mix_r", Want::Vector(d)),
+        ("ffn.key.weight", Want::Matrix(f, d)),
+        ("ffn.receptance.weight", Want::Matrix(d, d)),
+        ("ffn.value.weight", Want::Matrix(d, f)),
+    ];
+    let ends = [
+        ("emb.weight", Want::Matrix(config.n_vocab, d)),
+        ("blocks.0.ln0.weight", Want::Vector(d)),
+        ("blocks.0.ln0.bias", Want::Vector(d)),
+        ("ln_out.weight", Want::Vector(d)),
+        ("ln_out.bias", Want::Vector(d)),
+        ("head.weight", Want::Matrix(config.n_vocab, d)),
+    ];
+    let mut wanted: BTreeMap<String, Want> = ends
+        .into_iter()
+        .map(|(name, want)| (name.to_owned(), want))
+        .collect();
+    for layer in 0..config.n_layer {
+        wanted.extend(block.map(|(name, want)| (format!("blocks.{layer}.{name}"), want)));
+    }
+    wanted
+}
