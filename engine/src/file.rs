@@ -162,7 +162,9 @@ impl SourceFile {
     /// Says that the bytes of this range are not needed for now, so that a mapped file read once from
     /// end to end does not count as used memory. They may be asked for again; they are read again then.
     pub(crate) fn release(&self, range: Range<u64>) {
-        let start = range.start.next_multiple_of(RELEASE_ALIGN);
+        let Some(start) = range.start.checked_next_multiple_of(RELEASE_ALIGN) else {
+            return;
+        };
         let end = range.end.min(self.len()) / RELEASE_ALIGN * RELEASE_ALIGN;
         if let (Backing::Whole(map), Ok(start), Ok(end)) = (
             &self.0.backing,

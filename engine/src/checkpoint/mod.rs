@@ -10,7 +10,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::file::FileBytes;
+use crate::error::Error;
+use crate::file::{FileBytes, SourceFile};
 
 pub(crate) mod config;
 mod json;
@@ -58,4 +59,13 @@ pub(crate) enum Opened {
     Checkpoint(Checkpoint),
     /// This project's own single-file format: its reader takes it from here.
     ModelFile(SafetensorsFile),
+}
+
+/// Puts the name of a file before an error, unless the error comes from below and has it already.
+fn name_file(error: Error, file: &SourceFile) -> Error {
+    if error.to_string().starts_with(file.name()) {
+        error
+    } else {
+        error.at(file.name())
+    }
 }

@@ -285,3 +285,11 @@ fn wanted(config: &Config) -> BTreeMap<String, Want> {
     }
     wanted
 }
+
+#[cfg(test)]
+pub(super) mod tests_support {
+    /// How many tensors a model of these sizes has.
+    pub(in super::super) fn n_tensors(config: &super::Config) -> usize {
+        super::wanted(config).len()
+    }
+}

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::json::UniqueMap;
+use super::name_file;
 use super::tensor::{Dtype, RawTensor};
 use crate::error::{Error, Result};
 use crate::file::SourceFile;
@@ -49,7 +50,7 @@ pub(crate) struct TensorEntry {
 impl SafetensorsFile {
     /// Reads and checks the header.
     pub(crate) fn open(file: SourceFile) -> Result<Self> {
-        Self::read(&file).map_err(|e| e.at(file.name()))
+        Self::read(&file).map_err(|e| name_file(e, &file))
     }
 
     /// Whether the first bytes look like this format: a length, then a JSON object.

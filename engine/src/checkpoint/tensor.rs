@@ -91,7 +91,7 @@ pub(crate) struct Checksum {
 }
 
 impl Checksum {
-    fn check(&self, file: &SourceFile) -> Result<()> {
+    fn check(&self, file: &SourceFile, place: impl Fn() -> String) -> Result<()> {
         let found = match self.found.get() {
             Some(found) => *found,
             None => {
@@ -103,11 +103,10 @@ impl Checksum {
             return Ok(());
         }
         Err(Error::format(format!(
-            "{}: record {}: damaged: checksum {found:08x}, expected {:08x}",
-            file.name(),
-            self.record,
-            self.crc32
-        )))
+            "record {}: damaged: checksum {found:08x}, expected {:08x}",
+            self.record, self.crc32
+        ))
+        .at(place()))
     }
 }
 
@@ -320,7 +319,7 @@ impl RawTensor {
     /// Checks the record that holds the tensor, if this was not done before.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.checksum {
-            Some(checksum) => checksum.check(&self.file).map_err(|e| e.at(&self.name)),
+            Some(checksum) => checksum.check(&self.file, || self.place()),
             None => Ok(()),
         }
     }

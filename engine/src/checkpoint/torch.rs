@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
+use super::name_file;
 use super::pickle::{self, PickledTensor, Storage};
 use super::tensor::{self, Checksum, RawTensor};
 use super::zip::{self, Record};
@@ -29,11 +30,7 @@ pub(super) fn recognises(start: &[u8]) -> bool {
 
 /// The tensors of a torch file, in its order.
 pub(super) fn read(file: &SourceFile) -> Result<Vec<RawTensor>> {
-    read_archive(file).map_err(|e| match e.to_string().starts_with(file.name()) {
-        // Errors of single tensors name the file already.
-        true => e,
-        false => e.at(file.name()),
-    })
+    read_archive(file).map_err(|e| name_file(e, file))
 }
 
 fn read_archive(file: &SourceFile) -> Result<Vec<RawTensor>> {
