@@ -63,7 +63,7 @@ struct Inner {
 }
 
 enum Backing {
-    Static(&'static [u8]),
+    Bytes(FileBytes),
     Whole(Arc<Mmap>),
     Windows(ReadAt),
     Read(ReadAt),
@@ -110,10 +110,15 @@ impl SourceFile {
 
     /// A file that is part of the program.
     pub(crate) fn from_static(name: &str, bytes: &'static [u8]) -> Self {
+        Self::from_bytes(name, FileBytes::from_static(bytes))
+    }
+
+    /// A file whose content is in memory.
+    pub(crate) fn from_bytes(name: &str, bytes: FileBytes) -> Self {
         SourceFile(Arc::new(Inner {
             name: name.to_owned(),
             len: bytes.len() as u64,
-            backing: Backing::Static(bytes),
+            backing: Backing::Bytes(bytes),
         }))
     }
 
@@ -145,9 +150,9 @@ impl SourceFile {
         }
         let size = usize::try_from(range.end - range.start).map_err(|_| self.too_large(&range))?;
         match &self.0.backing {
-            Backing::Static(bytes) => Ok(FileBytes::from_static(bytes)
+            Backing::Bytes(bytes) => bytes
                 .slice(self.in_memory(&range)?)
-                .ok_or_else(|| self.outside(&range))?),
+                .ok_or_else(|| self.outside(&range)),
             Backing::Whole(map) => FileBytes::new(Storage::Mapped(map.clone()))
                 .slice(self.in_memory(&range)?)
                 .ok_or_else(|| self.outside(&range)),

@@ -108,7 +108,10 @@ impl Named {
         for tensor in found {
             let name = canonical(&tensor.name);
             if let Some(other) = tensors.get(&name) {
-                let message = format!("the same as tensor {} of {}", other.name, other.file.name());
+                let mut message = format!("the same as tensor {}", other.name);
+                if other.file.name() != tensor.file.name() {
+                    message += &format!(" of {}", other.file.name());
+                }
                 return Err(Error::format(message).at(tensor.place()));
             }
             tensors.insert(name, tensor);

@@ -39,17 +39,22 @@ pub(crate) fn open_path(path: &Path, mapped: bool) -> Result<Opened> {
         return open_folder(Folder::Disk(path.to_owned()), mapped);
     }
     let file = SourceFile::open_with(path, Access::new(mapped))?;
-    let tensors = match read_weights(file)? {
-        Weights::ModelFile(file) => return Ok(Opened::ModelFile(file)),
-        Weights::Tensors(tensors) => tensors,
-    };
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let folder = Folder::Disk(parent.to_owned());
-    let place = path.display().to_string();
-    finish(place, tensors, None, &folder, mapped).map(Opened::Checkpoint)
+    open_file(file, &Folder::Disk(parent.to_owned()), mapped)
+}
+
+/// A lone file: from the folder around it only a tokenizer is taken.
+pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Result<Opened> {
+    let place = file.name().to_owned();
+    match read_weights(file)? {
+        Weights::ModelFile(file) => Ok(Opened::ModelFile(file)),
+        Weights::Tensors(tensors) => {
+            finish(place, tensors, None, folder, mapped).map(Opened::Checkpoint)
+        }
+    }
 }
 
 /// Opens a folder that holds a checkpoint or a model file.
@@ -225,7 +230,7 @@ fn read_shards(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec<
             return refuse(format!("shard {shard:?}, expected a plain file name"));
         }
         let Some(file) = folder.open(shard, mapped)? else {
-            return refuse(format!("shard {shard}: no such file in {}", folder.place()));
+            return refuse(format!("shard {shard}: no such file in its folder"));
         };
         let Weights::Tensors(found) = read_weights(file)? else {
             return refuse(format!(
@@ -236,11 +241,11 @@ fn read_shards(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec<
             match shard_of.get(&tensor.name) {
                 Some(listed) if listed == shard => {}
                 Some(listed) => {
-                    let message = format!("in this shard, but by {} in {listed}", index.name());
+                    let message = format!("in this shard, but in {listed} by the index");
                     return Err(Error::format(message).at(tensor.place()));
                 }
                 None => {
-                    let message = format!("in this shard, but not listed in {}", index.name());
+                    let message = "in this shard, but not listed in the index";
                     return Err(Error::format(message).at(tensor.place()));
                 }
             }

@@ -1,1 +1,645 @@
+//! Files that must be refused, each with a message that says what is wrong with which file.
 
+use super::build::*;
+use super::{fixture, run, Case};
+use crate::error::ErrorKind::{self, Format, Unsupported};
+
+fn file(
+    name: &'static str,
+    bytes: Vec<u8>,
+    kind: ErrorKind,
+    words: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        files: vec![("m", bytes)],
+        file: Some("m"),
+        kind,
+        words,
+    }
+}
+
+fn read_fixture(name: &str) -> Vec<u8> {
+    std::fs::read(fixture("checkpoints").join(name)).unwrap()
+}
+
+#[test]
+fn files_of_other_formats() {
+    let legacy = read_fixture("refused-before-1.6.pth");
+    run(&[
+        file("empty", vec![], Format, &["empty"]),
+        file("one byte", vec![1], Format, &["not a checkpoint"]),
+        file("noise", vec![0x5a; 4096], Format, &["not a checkpoint"]),
+        file(
+            "gguf",
+            b"GGUF\x03\0\0\0aaaaaaaa".to_vec(),
+            Unsupported,
+            &["GGUF"],
+        ),
+        file(
+            "rwkv.cpp",
+            b"fmgg\x65\0\0\0aaaaaaaa".to_vec(),
+            Unsupported,
+            &["rwkv.cpp"],
+        ),
+        file(
+            "lfs",
+            b"version https://git-lfs.github.com/spec/v1\n".to_vec(),
+            Format,
+            &["LFS"],
+        ),
+        file(
+            "old torch",
+            legacy,
+            Unsupported,
+            &["before 1.6", "torch.save"],
+        ),
+        file("pickle", b"\x80\x04}.".to_vec(), Unsupported, &["pickle"]),
+    ]);
+}
+
+#[test]
+fn damaged_archives() {
+    let whole = read_fixture("raw-f32.pth");
+    let cut = whole[..whole.len() - 10].to_vec();
+    let half = whole[..whole.len() / 2].to_vec();
+    let padded = [&whole[..], &[0; 7]].concat();
+    let prefixed = [&whole[..64], &whole[..]].concat();
+    let mut flipped = whole.clone();
+    // Before the second storage's header are 16 bytes of sizes, and before those the first's numbers.
+    let name = b"raw-f32/data/1";
+    let at = whole.windows(name.len()).position(|w| w == name).unwrap();
+    flipped[at - 60] ^= 4;
+    let table = Pickle::dict().tensor("emb.weight", &PLACE).end();
+    let with = |change: fn(&mut Vec<ZipRecord>)| {
+        zip_with(&[("m/data.pkl", &table), ("m/data/0", &[0; 16])], change)
+    };
+    let mut many = with(|_| {});
+    let end = many.len() - 22 - 20 - 56;
+    many[end + 24..end + 40].fill(0x7f);
+    let big = zip(&[
+        ("m/data.pkl", &table),
+        ("m/byteorder", b"big"),
+        ("m/data/0", &[0; 16]),
+    ]);
+    run(&[
+        file("cut", cut, Format, &["truncated or padded"]),
+        file("half", half, Format, &["truncated or padded"]),
+        file("padded", padded, Format, &["truncated or padded"]),
+        file("prefixed", prefixed, Format, &["zip directory is damaged"]),
+        file(
+            "bit flipped",
+            flipped,
+            Format,
+            &["tensor", "record data/0", "checksum"],
+        ),
+        file(
+            "deflated",
+            with(|r| r[1].method = 8),
+            Unsupported,
+            &["record m/data/0", "compressed"],
+        ),
+        file(
+            "overlap",
+            with(|r| r[1].offset = r[0].offset + 1),
+            Format,
+            &["record m/data/0"],
+        ),
+        file(
+            "same record",
+            with(|r| {
+                r[1] = ZipRecord {
+                    name: "m/x".into(),
+                    ..r[0].clone()
+                }
+            }),
+            Format,
+            &["m/x"],
+        ),
+        file(
+            "beyond",
+            with(|r| r[1].size = 1 << 40),
+            Format,
+            &["m/data/0", "1099511627776"],
+        ),
+        file(
+            "far",
+            with(|r| r[1].offset = u64::MAX - 4),
+            Format,
+            &["m/data/0", "directory"],
+        ),
+        file(
+            "twice",
+            with(|r| r[1] = r[0].clone()),
+            Format,
+            &["m/data.pkl", "twice"],
+        ),
+        file("count", many, Format, &["zip directory", "records"]),
+        file(
+            "no table",
+            zip(&[("a/b", b"c")]),
+            Unsupported,
+            &["data.pkl"],
+        ),
+        file("empty zip", zip(&[]), Format, &["not a checkpoint"]),
+        file(
+            "two tables",
+            zip(&[("a/data.pkl", b"c"), ("b/data.pkl", b"c")]),
+            Format,
+            &["several"],
+        ),
+        file("big endian", big, Unsupported, &["big", "little"]),
+        file(
+            "checksum of the table",
+            with(|r| r[0].crc32 ^= 1),
+            Format,
+            &["data.pkl", "checksum"],
+        ),
+    ]);
+}
+
+#[test]
+fn pickles_that_are_no_tables() {
+    let program = |bytes: &[u8]| torch(bytes.to_vec());
+    let evil = b"\x80\x02cos\nsystem\nX\x04\0\0\0echo\x85R.";
+    let stack_global = b"\x80\x04\x8c\x02os\x8c\x06system\x93)R.";
+    let deep = [&b"\x80\x02)"[..], &[0x85; 100_000], b"."].concat();
+    let recursive = b"\x80\x02}q\0X\x01\0\0\0ah\0s.";
+    run(&[
+        file(
+            "calls",
+            program(evil),
+            Unsupported,
+            &["os.system", "nothing was executed"],
+        ),
+        file(
+            "calls too",
+            program(stack_global),
+            Unsupported,
+            &["os.system"],
+        ),
+        file(
+            "instruction",
+            program(b"\x80\x02I1\n."),
+            Unsupported,
+            &["instruction 0x49"],
+        ),
+        file(
+            "truncated",
+            program(b"\x80\x02}X\xff\0\0\0a"),
+            Format,
+            &["truncated"],
+        ),
+        file("no end", program(b"\x80\x02}"), Format, &["truncated"]),
+        file(
+            "more behind",
+            program(b"\x80\x02}.}"),
+            Format,
+            &["after the end"],
+        ),
+        file("empty stack", program(b"\x80\x02."), Format, &["not there"]),
+        file(
+            "memo",
+            program(b"\x80\x02h\x07."),
+            Format,
+            &["recalls value 7"],
+        ),
+        file(
+            "huge integer",
+            program(b"\x80\x02\x8a\x09123456789."),
+            Format,
+            &["9 bytes"],
+        ),
+        file(
+            "protocol",
+            program(b"\x80\x01}."),
+            Unsupported,
+            &["protocol 1"],
+        ),
+        file("no dictionary", program(&deep), Format, &["no dictionary"]),
+        file(
+            "recursive",
+            program(recursive),
+            Unsupported,
+            &["dictionary under"],
+        ),
+        file(
+            "no tensors",
+            program(b"\x80\x02}."),
+            Format,
+            &["no tensors"],
+        ),
+        file(
+            "number",
+            program(b"\x80\x02}X\x01\0\0\0aK\x01s."),
+            Unsupported,
+            &["\"a\"", "no tensor"],
+        ),
+        file(
+            "nested",
+            read_fixture("refused-nested.pth"),
+            Unsupported,
+            &["\"model\""],
+        ),
+        file(
+            "not utf-8",
+            program(b"\x80\x02}X\x01\0\0\0\xffK\x01s."),
+            Format,
+            &["UTF-8"],
+        ),
+    ]);
+}
+
+#[test]
+fn tensors_outside_their_storage() {
+    let at = |place: Place<'_>| torch(Pickle::dict().tensor("emb.weight", &place).end());
+    let twice = Pickle::dict().tensor("a", &PLACE).tensor("a", &PLACE).end();
+    let half = Place {
+        storage_type: "HalfStorage",
+        ..PLACE
+    };
+    let torn = Pickle::dict().tensor("a", &PLACE).tensor("b", &half).end();
+    const MAX: i64 = i64::MAX;
+    run(&[
+        file(
+            "first",
+            at(Place { first: 1, ..PLACE }),
+            Format,
+            &["emb.weight", "outside"],
+        ),
+        file(
+            "negative first",
+            at(Place { first: -1, ..PLACE }),
+            Format,
+            &["-1"],
+        ),
+        file(
+            "shape",
+            at(Place {
+                shape: &[3, 2],
+                ..PLACE
+            }),
+            Format,
+            &["[3, 2]", "4 elements"],
+        ),
+        file(
+            "strides",
+            at(Place {
+                strides: &[3, 1],
+                ..PLACE
+            }),
+            Format,
+            &["[3, 1]", "outside"],
+        ),
+        file(
+            "negative",
+            at(Place {
+                shape: &[2, -2],
+                ..PLACE
+            }),
+            Format,
+            &["-2"],
+        ),
+        file(
+            "wrapping",
+            at(Place {
+                strides: &[MAX, MAX],
+                ..PLACE
+            }),
+            Format,
+            &["outside"],
+        ),
+        file(
+            "product",
+            at(Place {
+                shape: &[MAX, MAX],
+                ..PLACE
+            }),
+            Format,
+            &["shape"],
+        ),
+        file(
+            "expanded",
+            at(Place {
+                shape: &[1 << 40, 2],
+                strides: &[0, 1],
+                ..PLACE
+            }),
+            Format,
+            &["overlap"],
+        ),
+        file(
+            "dimensions",
+            at(Place {
+                strides: &[1],
+                ..PLACE
+            }),
+            Format,
+            &["strides [1]"],
+        ),
+        file(
+            "storage",
+            at(Place { key: "9", ..PLACE }),
+            Format,
+            &["data/9", "missing"],
+        ),
+        file(
+            "path",
+            at(Place {
+                key: "../0",
+                ..PLACE
+            }),
+            Format,
+            &["../0", "missing"],
+        ),
+        file(
+            "length",
+            at(Place {
+                storage_len: 5,
+                ..PLACE
+            }),
+            Format,
+            &["16 bytes", "5 elements"],
+        ),
+        file(
+            "negative length",
+            at(Place {
+                storage_len: -4,
+                ..PLACE
+            }),
+            Format,
+            &["storage"],
+        ),
+        file("type", at(half), Format, &["16 bytes", "4 elements of F16"]),
+        file(
+            "type",
+            at(Place {
+                storage_type: "QInt8Storage",
+                ..PLACE
+            }),
+            Unsupported,
+            &["QInt8Storage"],
+        ),
+        file("name twice", torch(twice), Format, &["tensor a", "twice"]),
+        file(
+            "storage torn",
+            torch(torn),
+            Format,
+            &["storage 0", "F16", "F32"],
+        ),
+    ]);
+}
+
+#[test]
+fn safetensors_headers() {
+    let one = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    let header = |text: &str| safetensors(text, &[0; 8]);
+    let sound = header(one);
+    let with_length = |length: u64| [&length.to_le_bytes()[..], &sound[8..]].concat();
+    let a = |rest: &str| header(&format!(r#"{{"a":{{{rest}}}}}"#));
+    run(&[
+        file(
+            "oversized",
+            with_length(u64::MAX),
+            Format,
+            &["header of 18446744073709551615 bytes"],
+        ),
+        file(
+            "too long",
+            with_length(1000),
+            Format,
+            &["header of 1000 bytes"],
+        ),
+        file("short", with_length(20), Format, &["safetensors header"]),
+        file(
+            "truncated",
+            sound[..sound.len() - 1].to_vec(),
+            Format,
+            &["7 bytes of tensors", "8"],
+        ),
+        file(
+            "padded",
+            [&sound[..], &[0]].concat(),
+            Format,
+            &["9 bytes of tensors", "8"],
+        ),
+        file(
+            "no json",
+            header("{nonsense"),
+            Format,
+            &["safetensors header"],
+        ),
+        file(
+            "duplicate",
+            header(&format!("{},{}", &one[..one.len() - 1], &one[1..])),
+            Format,
+            &["\"a\"", "twice"],
+        ),
+        file(
+            "hole",
+            a(r#""dtype":"F32","shape":[1],"data_offsets":[4,8]"#),
+            Format,
+            &["a"],
+        ),
+        file(
+            "backwards",
+            a(r#""dtype":"F32","shape":[2],"data_offsets":[8,0]"#),
+            Format,
+            &["a"],
+        ),
+        file(
+            "shape",
+            a(r#""dtype":"F32","shape":[3],"data_offsets":[0,8]"#),
+            Format,
+            &["header"],
+        ),
+        file(
+            "product",
+            a(r#""dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,8]"#),
+            Format,
+            &["header"],
+        ),
+        file(
+            "dtype",
+            a(r#""dtype":"F31","shape":[2],"data_offsets":[0,8]"#),
+            Format,
+            &["F31"],
+        ),
+        file(
+            "negative",
+            a(r#""dtype":"F32","shape":[-2],"data_offsets":[0,8]"#),
+            Format,
+            &["a"],
+        ),
+        file(
+            "overlap",
+            header(concat!(
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"#,
+                r#""b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#
+            )),
+            Format,
+            &["b"],
+        ),
+        file(
+            "metadata",
+            header(r#"{"__metadata__":{"x":1}}"#),
+            Format,
+            &["__metadata__"],
+        ),
+        file(
+            "zero times many",
+            a(concat!(
+                r#""dtype":"F32","shape":[0,9223372036854775807,9],"#,
+                r#""data_offsets":[0,0]"#
+            )),
+            Format,
+            &["m"],
+        ),
+    ]);
+}
+
+#[test]
+fn models_that_are_not_rwkv_4() {
+    let reshaped = |name, shape: &[usize]| {
+        let shape = shape.to_vec();
+        changed(name, move |part| part.shape = shape)
+    };
+    let without = |name: &str| {
+        let mut parts = tiny_model();
+        parts.retain(|part| part.name != name);
+        safetensors_of(&parts)
+    };
+    let as_i32 = changed("blocks.1.ln1.bias", |part| part.dtype = "I32");
+    let number = |name, value: f32| {
+        changed(name, move |part| {
+            part.bytes[12..16].copy_from_slice(&value.to_le_bytes())
+        })
+    };
+    let llama = safetensors_of(&[Part {
+        name: "model.norm.weight".into(),
+        ..tiny_model().remove(0)
+    }]);
+    run(&[
+        file(
+            "v5",
+            with_extra("blocks.0.att.ln_x.weight"),
+            Unsupported,
+            &["RWKV-5", "ln_x"],
+        ),
+        file(
+            "v5 hf",
+            with_extra("rwkv.blocks.1.attention.gate.weight"),
+            Unsupported,
+            &["RWKV-5"],
+        ),
+        file(
+            "v6",
+            with_extra("blocks.0.att.time_maa_x"),
+            Unsupported,
+            &["RWKV-6", "time_maa_x"],
+        ),
+        file(
+            "v7",
+            with_extra("blocks.0.att.x_r"),
+            Unsupported,
+            &["RWKV-7", "att.x_r"],
+        ),
+        file(
+            "4a",
+            with_extra("blocks.1.att.qq.weight"),
+            Unsupported,
+            &["4a", "qq"],
+        ),
+        file(
+            "4b",
+            with_extra("blocks.1.ffn.aa.weight"),
+            Unsupported,
+            &["4b", "aa"],
+        ),
+        file("llama", llama, Unsupported, &["model.norm.weight"]),
+        file(
+            "extra",
+            with_extra("blocks.0.foo"),
+            Format,
+            &["blocks.0.foo", "not part"],
+        ),
+        file(
+            "far block",
+            with_extra("blocks.99999.ln1.bias"),
+            Format,
+            &["blocks.99999", "not part"],
+        ),
+        file(
+            "odd block",
+            with_extra("blocks.01.ln1.bias"),
+            Format,
+            &["blocks.01", "not part"],
+        ),
+        file(
+            "one block more",
+            with_extra("blocks.2.att.time_first"),
+            Format,
+            &["blocks.2.", "missing"],
+        ),
+        file(
+            "spelled twice",
+            with_extra("rwkv.blocks.0.attention.time_mix_key"),
+            Format,
+            &["time_mix_k", "the same"],
+        ),
+        file(
+            "missing",
+            without("blocks.1.ln2.bias"),
+            Format,
+            &["blocks.1.ln2.bias", "missing", "[4]"],
+        ),
+        file(
+            "no head",
+            without("head.weight"),
+            Format,
+            &["head.weight", "missing", "[7, 4]"],
+        ),
+        file(
+            "no embedding",
+            without("emb.weight"),
+            Format,
+            &["emb.weight", "missing"],
+        ),
+        file(
+            "shape",
+            reshaped("blocks.1.att.key.weight", &[4, 6]),
+            Format,
+            &["blocks.1.att.key.weight", "[4, 6]", "[6, 4]"],
+        ),
+        file(
+            "flat",
+            reshaped("blocks.1.ffn.value.weight", &[20]),
+            Format,
+            &["[20]", "[4, 5]"],
+        ),
+        file(
+            "square vector",
+            reshaped("blocks.1.ln1.bias", &[2, 2]),
+            Format,
+            &["[2, 2]", "[4]"],
+        ),
+        file(
+            "dtype",
+            as_i32,
+            Unsupported,
+            &["blocks.1.ln1.bias", "I32", "BF16"],
+        ),
+        file(
+            "nan",
+            number("blocks.0.ffn.key.weight", f32::NAN),
+            Format,
+            &["blocks.0.ffn.key.weight", "NaN at [0, 3]"],
+        ),
+        file(
+            "inf",
+            number("blocks.1.att.time_decay", f32::NEG_INFINITY),
+            Format,
+            &["blocks.1.att.time_decay", "-inf at [3]"],
+        ),
+    ]);
+}

@@ -159,3 +159,82 @@ pub(super) fn zip_with(
 pub(super) fn zip(contents: &[(&str, &[u8])]) -> Vec<u8> {
     zip_with(contents, |_| {})
 }
+
+/// A tensor of a safetensors file.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) dtype: &'static str,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// The tensors of the tiny model of the fixtures.
+pub(super) fn tiny_model() -> Vec<Part> {
+    let path = super::fixture("checkpoints/raw.safetensors");
+    let checkpoint = super::open(&path, true).unwrap();
+    let part = |(name, tensor): (&String, &super::super::RawTensor)| Part {
+        name: name.clone(),
+        dtype: "F32",
+        shape: tensor.shape.clone(),
+        bytes: tensor.contiguous_bytes().unwrap().unwrap().to_vec(),
+    };
+    checkpoint.tensors.iter().map(part).collect()
+}
+
+/// A safetensors file of these tensors.
+pub(super) fn safetensors_of(parts: &[Part]) -> Vec<u8> {
+    let mut entries = Vec::new();
+    let mut data = Vec::new();
+    for part in parts {
+        let begin = data.len();
+        data.extend_from_slice(&part.bytes);
+        entries.push(format!(
+            r#""{}":{{"dtype":"{}","shape":{:?},"data_offsets":[{begin},{}]}}"#,
+            part.name,
+            part.dtype,
+            part.shape,
+            data.len()
+        ));
+    }
+    safetensors(&format!("{{{}}}", entries.join(",")), &data)
+}
+
+/// The tiny model after a change to the tensor of that name.
+pub(super) fn changed(name: &str, change: impl FnOnce(&mut Part)) -> Vec<u8> {
+    let mut parts = tiny_model();
+    change(parts.iter_mut().find(|part| part.name == name).unwrap());
+    safetensors_of(&parts)
+}
+
+/// The tiny model with one more tensor, of two numbers.
+pub(super) fn with_extra(name: &str) -> Vec<u8> {
+    let mut parts = tiny_model();
+    parts.push(Part {
+        name: name.to_owned(),
+        dtype: "F32",
+        shape: vec![2],
+        bytes: vec![0; 8],
+    });
+    safetensors_of(&parts)
+}
+
+/// A torch file of a table and two storages: key 0 of four f32, key 1 of four f16.
+pub(super) fn torch(table: Vec<u8>) -> Vec<u8> {
+    zip(&[
+        ("m/data.pkl", &table),
+        ("m/byteorder", b"little"),
+        ("m/data/0", &[0; 16]),
+        ("m/data/1", &[0; 8]),
+    ])
+}
+
+/// A sound place in key 0 of [`torch`].
+pub(super) const PLACE: Place<'static> = Place {
+    storage_type: "FloatStorage",
+    key: "0",
+    storage_len: 4,
+    first: 0,
+    shape: &[2, 2],
+    strides: &[2, 1],
+};

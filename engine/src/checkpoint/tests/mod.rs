@@ -6,10 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{open_path, Checkpoint, Opened};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
+mod bad_folders;
 mod bad_input;
 mod build;
+mod damage;
 mod fixtures;
 mod large;
 
@@ -46,4 +48,50 @@ fn read_all(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<f32>)>> {
         all.push((name.clone(), values));
     }
     Ok(all)
+}
+
+/// A folder of files whose opening, or reading, must fail.
+struct Case {
+    name: &'static str,
+    files: Vec<(&'static str, Vec<u8>)>,
+    /// The file to open; the folder if `None`.
+    file: Option<&'static str>,
+    kind: ErrorKind,
+    /// What the message must hold.
+    words: &'static [&'static str],
+}
+
+/// Runs all cases, mapped and not, and reports every one that did not fail as it should.
+fn run(cases: &[Case]) {
+    let mut failures = Vec::new();
+    for case in cases {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes) in &case.files {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        let path = case
+            .file
+            .map_or(folder.path().to_owned(), |name| folder.path().join(name));
+        for mapped in [true, false] {
+            let result = open(&path, mapped).and_then(|checkpoint| read_all(&checkpoint));
+            let message = match result {
+                Ok(_) => "it was read".to_owned(),
+                Err(e) if e.kind() != case.kind => format!("{e:?}, expected {:?}", case.kind),
+                Err(e) => {
+                    let text = e.to_string();
+                    let folder = folder.path().display().to_string();
+                    let complete = case.words.iter().all(|word| text.contains(word));
+                    if complete && text.starts_with(&folder) && text.matches(&folder).count() == 1 {
+                        continue;
+                    }
+                    format!(
+                        "{text:?}, expected {:?} and the file named once",
+                        case.words
+                    )
+                }
+            };
+            failures.push(format!("{} (mapped: {mapped}): {message}", case.name));
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
