@@ -1,8 +1,8 @@
 //! The command line, black box: what is printed where, exit codes, and the JSON that scripts rely on.
 
-mod common;
 #[path = "common/command.rs"]
 mod command;
+mod common;
 
 use std::fs;
 use std::process::Stdio;
@@ -29,8 +29,21 @@ fn the_demo_model_continues_prompts_as_transformers_does() {
         let n = case["ids"].as_array().expect("ids").len().to_string();
         let output = run(["--quant", "f32", "-n", &n, prompt]);
         assert_eq!(stdout(&output), format!("{prompt}{expected}"));
-        assert_eq!(stderr(&output), "", "only text, and no progress bar without a terminal");
-        let output = run(["generate", "--no-echo", "--json", "--quant", "f32", "-n", &n, prompt]);
+        assert_eq!(
+            stderr(&output),
+            "",
+            "only text, and no progress bar without a terminal"
+        );
+        let output = run([
+            "generate",
+            "--no-echo",
+            "--json",
+            "--quant",
+            "f32",
+            "-n",
+            &n,
+            prompt,
+        ]);
         let object = parse(&stdout(&output));
         assert_eq!(object["text"].as_str(), Some(expected));
         assert_eq!(ids(&object["tokens"]), ids(&case["ids"]));
@@ -46,7 +59,9 @@ fn int8_text_is_the_same_on_every_kernel_set_and_number_of_threads() {
     let text = |kernels: &str, threads: &str| {
         let mut command = command();
         command.env("RWKV_EDGE_KERNELS", kernels);
-        let output = command.args(["--quant", "int8", "-t", threads, "Ownership is"]).output();
+        let output = command
+            .args(["--quant", "int8", "-t", threads, "Ownership is"])
+            .output();
         stdout(&output.expect("the binary starts"))
     };
     let expected = text("", "2");
@@ -65,17 +80,30 @@ fn golden_models_run_by_token_ids() {
         let n_prompt = expected["greedy_prompt_len"].as_u64().expect("a length") as usize;
         let list = |ids: &[u32]| ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let prompt = list(&greedy[..n_prompt]);
-        let args = ["--model", &model, "--tokens", &prompt, "--ignore-eos", "-n", "40"];
+        let args = [
+            "--model",
+            &model,
+            "--tokens",
+            &prompt,
+            "--ignore-eos",
+            "-n",
+            "40",
+        ];
         let output = run(args.iter().chain(&["--json"]));
         let object = parse(&stdout(&output));
         assert_eq!(ids(&object["tokens"]), greedy[n_prompt..], "{name}");
         assert_eq!(object["text"], Value::Null, "there is no tokenizer");
-        assert_eq!(stdout(&run(args)), format!("{}\n", list(&greedy[n_prompt..])));
+        assert_eq!(
+            stdout(&run(args)),
+            format!("{}\n", list(&greedy[n_prompt..]))
+        );
 
         let tokens = list(&ids(&expected["input_ids"]));
         let output = run(["logits", "--model", &model, "--tokens", &tokens, "--json"]);
         let last = parse(&stdout(&output));
-        let output = run(["logits", "--model", &model, "--tokens", &tokens, "--json", "--all"]);
+        let output = run([
+            "logits", "--model", &model, "--tokens", &tokens, "--json", "--all",
+        ]);
         let all = parse(&stdout(&output));
         assert_eq!(ids(&last["tokens"]), ids(&expected["input_ids"]));
         let rows = all["logits"].as_array().expect("rows");
@@ -85,7 +113,10 @@ fn golden_models_run_by_token_ids() {
         for found in [floats(&last["logits"][0]), floats(&rows[47])] {
             let pairs = found.iter().zip(&expected);
             let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            assert!(found.len() == expected.len() && difference < 1e-4, "{name}: {difference}");
+            assert!(
+                found.len() == expected.len() && difference < 1e-4,
+                "{name}: {difference}"
+            );
         }
     }
 }
@@ -100,21 +131,40 @@ fn prompts_come_from_argument_file_or_stdin_unchanged() {
     assert!(expected.starts_with(prompt) && expected.len() > prompt.len());
     let file = file.to_str().expect("UTF-8");
     assert_eq!(stdout(&run(["-n", "5", "--file", file])), expected);
-    assert_eq!(stdout(&run_with_stdin(["-n", "5"], prompt.as_bytes())), expected);
+    assert_eq!(
+        stdout(&run_with_stdin(["-n", "5"], prompt.as_bytes())),
+        expected
+    );
     let tokens = stdout(&run(["tokenize", prompt]));
-    assert_eq!(stdout(&run(["-n", "5", "--tokens", tokens.trim()])), expected);
+    assert_eq!(
+        stdout(&run(["-n", "5", "--tokens", tokens.trim()])),
+        expected
+    );
     let new = stdout(&run(["-n", "5", "--no-echo", prompt]));
     assert_eq!(format!("{prompt}{new}"), expected);
     assert_eq!(stdout(&run(["-n", "0", prompt])), prompt);
     // Bytes that are no UTF-8 are fed as U+FFFD, and echoed as they came.
     let output = run_with_stdin(["-n", "0"], b"a\xffb");
-    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"a\xffb"[..]));
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(0), &b"a\xffb"[..])
+    );
 }
 
 #[test]
 fn sampling_follows_the_seed_and_stops_where_it_should() {
     let sample = |seed: &str| {
-        let args = ["--temperature", "1", "--top-p", "0.9", "--top-k", "50", "--seed", seed, "A trait"];
+        let args = [
+            "--temperature",
+            "1",
+            "--top-p",
+            "0.9",
+            "--top-k",
+            "50",
+            "--seed",
+            seed,
+            "A trait",
+        ];
         stdout(&run(args))
     };
     assert_eq!(sample("7"), sample("7"));
@@ -124,7 +174,14 @@ fn sampling_follows_the_seed_and_stops_where_it_should() {
     let plain = stdout(&run(["Ownership is"]));
     let penalised = stdout(&run(["Ownership is", "--repetition-penalty", "1.5"]));
     assert_ne!(plain, penalised);
-    let output = run(["Ownership is", "--json", "--stop", "never there", "--stop", "problem"]);
+    let output = run([
+        "Ownership is",
+        "--json",
+        "--stop",
+        "never there",
+        "--stop",
+        "problem",
+    ]);
     let object = parse(&stdout(&output));
     assert_eq!(object["text"].as_str(), Some(" therefore not a "));
     assert_eq!(object["ending"].as_str(), Some("stop"));
@@ -142,9 +199,20 @@ fn states_are_saved_and_gone_on_from() {
     // A prompt of no tokens moves nothing.
     let again = stdout(&run(["--load-state", state, "-n", "20", ""]));
     assert_eq!(again, second);
-    let output = run(["--load-state", state, "--model", &path(golden("odd-bin")), "--tokens", "1"]);
+    let output = run([
+        "--load-state",
+        state,
+        "--model",
+        &path(golden("odd-bin")),
+        "--tokens",
+        "1",
+    ]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("another model"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("another model"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -154,18 +222,39 @@ fn quantize_writes_one_file_that_is_a_whole_model() {
     let file = file.to_str().expect("UTF-8");
     let output = run(["quantize", "--quant", "int8", "-o", file]);
     assert_eq!(stdout(&output), "", "everything but text goes to stderr");
-    assert!(stderr(&output).contains("8.07 bits a weight"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("8.07 bits a weight"),
+        "{}",
+        stderr(&output)
+    );
     assert!(fs::metadata(file).expect("was written").len() < 10_000_000);
     let expected = stdout(&run(["--quant", "int8", "A trait is"]));
     assert_eq!(stdout(&run(["--model", file, "A trait is"])), expected);
-    assert_eq!(stdout(&run(["--model", file, "--no-mmap", "A trait is"])), expected);
-    let info = parse(&stdout(&run(["info", "--json", "--verify", "--tensors", "-m", file])));
+    assert_eq!(
+        stdout(&run(["--model", file, "--no-mmap", "A trait is"])),
+        expected
+    );
+    let info = parse(&stdout(&run([
+        "info",
+        "--json",
+        "--verify",
+        "--tensors",
+        "-m",
+        file,
+    ])));
     assert_eq!(info["quant"], "int8");
     assert_eq!(info["verified"], true);
-    assert_eq!(info["tensors"].as_array().map(Vec::len), Some(4 + 2 + 8 * 18));
+    assert_eq!(
+        info["tensors"].as_array().map(Vec::len),
+        Some(4 + 2 + 8 * 18)
+    );
     let output = run(["quantize", "-m", file, "-o", file]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("is the model itself"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("is the model itself"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -199,46 +288,85 @@ fn perplexity_is_that_of_transformers() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = path(repository("cli/demo/validation.txt"));
     let expected = json(repository("cli/demo/reference.json"));
-    let expected = expected["validation"]["perplexity"].as_f64().expect("a number");
+    let expected = expected["validation"]["perplexity"]
+        .as_f64()
+        .expect("a number");
     let of = |quant: &str| {
-        let object = parse(&stdout(&run(["perplexity", &file, "--json", "--quant", quant])));
+        let object = parse(&stdout(&run([
+            "perplexity",
+            &file,
+            "--json",
+            "--quant",
+            quant,
+        ])));
         assert_eq!(object["tokens"], 32_282);
         assert_eq!(object["quant"], quant);
         object["perplexity"].as_f64().expect("a number")
     };
     let f32 = of("f32");
-    assert!((f32 / expected - 1.0).abs() < 1e-5, "{f32}, expected {expected}");
+    assert!(
+        (f32 / expected - 1.0).abs() < 1e-5,
+        "{f32}, expected {expected}"
+    );
     let int8 = of("int8");
     let rise = int8 / f32 - 1.0;
-    println!("perplexity: f32 {f32:.5}, int8 {int8:.5}, {:+.3} %", 100.0 * rise);
+    println!(
+        "perplexity: f32 {f32:.5}, int8 {int8:.5}, {:+.3} %",
+        100.0 * rise
+    );
     assert!(rise < 0.002, "int8 costs {rise}");
     let short = folder.path().join("short");
     fs::write(&short, "a").expect("can be written");
     let output = run(["perplexity", short.to_str().expect("UTF-8")]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("1 tokens, expected at least 2"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("1 tokens, expected at least 2"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
 fn exit_codes_and_streams() {
-    for args in [&["--no-such-option"][..], &["--temperature", "x"], &["quantize"], &["logits"]] {
+    for args in [
+        &["--no-such-option"][..],
+        &["--temperature", "x"],
+        &["quantize"],
+        &["logits"],
+    ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
     }
-    for args in [&["--help"][..], &["--version"], &["completions", "bash"], &["info", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["--version"],
+        &["completions", "bash"],
+        &["info", "--help"],
+    ] {
         assert!(!stdout(&run(args)).is_empty());
     }
     let script = stdout(&run(["completions", "fish"]));
     assert!(script.contains("perplexity"));
-    let output = command().env("RWKV_EDGE_KERNELS", "mmx").arg("A").output().expect("starts");
+    let output = command()
+        .env("RWKV_EDGE_KERNELS", "mmx")
+        .arg("A")
+        .output()
+        .expect("starts");
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("RWKV_EDGE_KERNELS=mmx"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("RWKV_EDGE_KERNELS=mmx"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
 fn a_closed_pipe_is_success() {
-    for args in [&["-n", "400", "--ignore-eos", "A"][..], &["info", "--tensors"]] {
+    for args in [
+        &["-n", "400", "--ignore-eos", "A"][..],
+        &["info", "--tensors"],
+    ] {
         let mut child = command()
             .args(args)
             .stdout(Stdio::piped())
@@ -247,6 +375,10 @@ fn a_closed_pipe_is_success() {
             .expect("starts");
         drop(child.stdout.take());
         let output = child.wait_with_output().expect("ends");
-        assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()), "{args:?}");
+        assert_eq!(
+            (output.status.code(), stderr(&output)),
+            (Some(0), String::new()),
+            "{args:?}"
+        );
     }
 }

@@ -1,5 +1,61 @@
-//! RWKV language models on small machines (crate documentation follows).
-#![allow(dead_code)]
+//! RWKV language models on small machines: int8 and f16 inference on the CPU, from files used in place.
+//!
+//! RWKV is a recurrent network of the quality of a transformer of its size. All it remembers is a
+//! [`State`] of fixed size, for one token or a million: memory never grows, and keeping a conversation is
+//! copying a few hundred kilobytes. This crate runs RWKV-4 models: Hugging Face directories, raw `.pth`
+//! and `.safetensors` checkpoints, and the model files it writes itself.
+//!
+//! # Text from a model
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//! use rwkv_edge::{GenerateOptions, Model, Options, Quant, Sampler, SamplerOptions};
+//!
+//! # fn main() -> rwkv_edge::Result<()> {
+//! let options = Options { quant: Some(Quant::Int8), ..Options::default() };
+//! let model = Model::open("../cli/demo", &options)?;
+//! let mut session = model.session();
+//! session.eval(&model.tokenizer()?.encode("Ownership is")?)?;
+//! let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
+//! session.generate(&mut sampler, &GenerateOptions::default(), |text| {
+//!     print!("{text}");
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # One token at a time
+//!
+//! [`Session::eval`] gives the logits of what follows; what to do with them is the caller's. A state can
+//! be cloned at any point, and gone back to.
+//!
+//! ```
+//! use rwkv_edge::{Model, Options, Sampler, SamplerOptions, TextStream};
+//!
+//! # fn main() -> rwkv_edge::Result<()> {
+//! let model = Model::open("../cli/demo", &Options::default())?;
+//! let options = SamplerOptions { temperature: 0.7, top_p: 0.9, seed: 1, ..Default::default() };
+//! let mut sampler = Sampler::new(options, model.n_vocab())?;
+//! let mut stream = TextStream::new(model.tokenizer()?);
+//! let mut session = model.session();
+//! let mut logits = session.eval(&model.tokenizer()?.encode("A trait is")?)?;
+//! for _ in 0..32 {
+//!     let token = sampler.sample(logits);
+//!     print!("{}", stream.push(token)?); // whole characters only
+//!     logits = session.eval(&[token])?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Many sequences at once, each with its own state: [`Model::forward`]. Cargo features: `tokenizer` (on by
+//! default) reads `tokenizer.json`; without it only token ids are understood.
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("weights are used as they lie in files, which are little-endian");
+
+mod batch;
 mod checkpoint;
 mod error;
 mod file;
@@ -8,20 +64,25 @@ mod kernels;
 mod load;
 mod math;
 mod matrix;
+mod model;
 mod output;
 mod product;
 mod quant;
 mod sampler;
+mod session;
 mod state;
 mod synthetic;
 mod text;
 mod threads;
 mod tokenizer;
+mod v4;
 
 pub use batch::{Output, Span};
 pub use error::{Error, ErrorKind, Result};
 pub use matrix::Quant;
+pub use model::{Info, Model, Options, TensorInfo, Workspace};
 pub use sampler::{Sampler, SamplerOptions};
+pub use session::{Ending, GenerateOptions, Generated, Session};
 pub use state::State;
 pub use synthetic::SyntheticSize;
 pub use text::{StopTexts, TextStream};

@@ -18,7 +18,11 @@ pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
 
 pub fn run_with_stdin<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>, stdin: &[u8]) -> Output {
     let mut command = command();
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary starts");
     let mut pipe = child.stdin.take().expect("was asked for");
     // A program that fails early does not read its input.
@@ -33,6 +37,11 @@ pub fn stderr(output: &Output) -> String {
 
 /// What a successful command printed.
 pub fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{:?}: {}", output.status, stderr(output));
+    assert!(
+        output.status.success(),
+        "{:?}: {}",
+        output.status,
+        stderr(output)
+    );
     String::from_utf8(output.stdout.clone()).expect("output is UTF-8")
 }
