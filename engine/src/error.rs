@@ -32,7 +32,10 @@ pub enum ErrorKind {
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation failed. See the [module documentation](self) for the form of the text.
+/// Why an operation failed.
+///
+/// Its text says what, where, expected and found:
+/// `model.safetensors: tensor blocks.3.att.key.weight: shape [768, 512], expected [768, 768]`.
 pub struct Error(Box<Inner>);
 
 struct Inner {

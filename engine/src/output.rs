@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -59,14 +58,6 @@ impl OutputFile {
             self.writer.seek(SeekFrom::End(0)).map(|_| ())
         };
         overwrite().map_err(|e| Error::io("write", &self.path, e))
-    }
-
-    /// The file behind the buffer, flushed, to read back what was written.
-    pub(crate) fn file(&mut self) -> Result<&mut File> {
-        self.writer
-            .flush()
-            .map_err(|e| Error::io("write", &self.path, e))?;
-        Ok(self.writer.get_mut().as_file_mut())
     }
 
     /// Syncs the file and gives it its name.

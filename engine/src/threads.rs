@@ -292,16 +292,6 @@ impl<T> ColumnBlock<'_, T> {
         self.columns.clone()
     }
 
-    /// Rows of the matrix.
-    pub(crate) fn n_rows(&self) -> usize {
-        self.n_rows
-    }
-
-    /// Distance of two rows of the matrix in elements.
-    pub(crate) fn stride(&self) -> usize {
-        self.stride
-    }
-
     /// This block's part of all three rows of a matrix of three.
     ///
     /// # Panics
@@ -527,7 +517,7 @@ mod tests {
         let mut outputs = [Columns::new(&mut a, 50), Columns::new(&mut b, 7)];
         pool.run_blocks(&mut outputs, 16, &mut scratch, |index, mut block, used| {
             *used += 1;
-            for row in 0..block.n_rows() {
+            for row in 0..block.n_rows {
                 block.row_mut(row).iter_mut().for_each(|v| *v += index + 1);
             }
         });

@@ -155,7 +155,8 @@ pub(super) fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 {
         by_largest
     };
     // Below this 1 / scale would overflow; such a vector is 0 for every purpose. NaN ends here too.
-    if !(scale > 1e-35) {
+    let is_usable = scale > 1e-35;
+    if !is_usable {
         out.fill(0);
         return 0.0;
     }
