@@ -11,6 +11,7 @@ use std::hint::black_box;
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use half::f16;
 use rwkv_edge::internals::{KernelSet, WkvChannels, PANEL_WIDTH};
+use rwkv_edge::{Sampler, SamplerOptions};
 
 const N_EMBD: usize = 768;
 const N_HIDDEN: usize = 3072;
@@ -144,5 +145,27 @@ fn elementwise(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matrix_vector, matrix_matrix, elementwise);
+fn sampler(c: &mut Criterion) {
+    // As peaked as a trained model's: the best token has a few per cent.
+    let logits = floats(50_277);
+    let logits: Vec<f32> = logits.iter().map(|x| 8.0 * x * x * x.abs()).collect();
+    let mut group = c.benchmark_group("sampler 50277");
+    for (name, temperature, top_p, top_k) in [
+        ("greedy", 0.0, 1.0, 0),
+        ("temperature", 1.0, 1.0, 0),
+        ("top-p 0.9", 1.0, 0.9, 0),
+        ("top-p 0.9, top-k 40", 1.0, 0.9, 40),
+    ] {
+        let options = SamplerOptions {
+            temperature,
+            top_p,
+            top_k,
+            ..SamplerOptions::default()
+        };
+        let mut sampler = Sampler::new(options, logits.len()).expect("valid options");
+        group.bench_function(name, |b| b.iter(|| sampler.sample(black_box(&logits))));
+    }
+}
+
+criterion_group!(benches, matrix_vector, matrix_matrix, elementwise, sampler);
 criterion_main!(benches);

@@ -197,10 +197,10 @@ fn sequences_for_a_seed_are_pinned() {
     }
 }
 
-const PINNED_PLAIN: [u32; 10] = [0; 10];
-const PINNED_CUT: [u32; 10] = [0; 10];
-const PINNED_NUCLEUS: [u32; 10] = [0; 10];
-const PINNED_PENALISED: [u32; 10] = [0; 10];
+const PINNED_PLAIN: [u32; 10] = [661, 939, 430, 613, 317, 140, 347, 812, 759, 262];
+const PINNED_CUT: [u32; 10] = [644, 639, 422, 33, 592, 445, 358, 284, 818, 931];
+const PINNED_NUCLEUS: [u32; 10] = [489, 90, 484, 939, 753, 592, 180, 779, 559, 532];
+const PINNED_PENALISED: [u32; 10] = [661, 426, 401, 430, 644, 820, 252, 966, 358, 954];
 
 #[test]
 fn greedy_takes_the_highest_and_the_first_of_equals() {
@@ -428,40 +428,4 @@ fn options_out_of_range_are_refused_by_name() {
 #[should_panic(expected = "logits must be one row")]
 fn a_row_of_another_length_is_the_callers_mistake() {
     sampler(options(0.0), 3).sample(&[0.0; 4]);
-}
-
-/// `cargo test --release -p rwkv-edge --test sampler -- --ignored --nocapture`
-#[test]
-#[ignore = "prints times"]
-fn sampling_times() {
-    // As peaked as a trained model's (the best token has a few per cent), and as flat as noise.
-    let flat = noise(50_277, 1);
-    let peaked: Vec<f32> = flat
-        .iter()
-        .map(|x| x.abs().powf(1.2) * x.signum())
-        .collect();
-    for (name, logits) in [("peaked", peaked), ("flat", flat)] {
-        for (temperature, top_p, top_k) in [
-            (0.0, 1.0, 0),
-            (1.0, 1.0, 0),
-            (1.0, 0.9, 0),
-            (1.0, 1.0, 40),
-            (1.0, 0.9, 40),
-        ] {
-            let options = SamplerOptions {
-                top_p,
-                top_k,
-                presence_penalty: if top_p < 1.0 { 0.1 } else { 0.0 },
-                ..options(temperature)
-            };
-            let mut sampler = sampler(options, logits.len());
-            let start = std::time::Instant::now();
-            let mut sum = 0;
-            for _ in 0..1000 {
-                sum += u64::from(sampler.sample(&logits));
-            }
-            let us = start.elapsed().as_micros() as f64 / 1000.0;
-            println!("{name} T {temperature} top_p {top_p} top_k {top_k}: {us:.0} us ({sum})");
-        }
-    }
 }

@@ -17,7 +17,8 @@
 //! The same seed, options and logits give the same tokens on every platform: `exp` is our own, sums
 //! are f64 and run in a fixed order, and ChaCha8 gives one 53-bit uniform number a draw.
 //!
-//! MEASURED
+//! A row of 50,277 logits takes 0.04 ms greedily and 0.2 to 0.4 ms by drawing (`cargo bench --bench
+//! kernels -- sampler`), where a token of the 169M model takes more than 5.
 
 #![forbid(unsafe_code)]
 
