@@ -290,9 +290,49 @@ fn wanted(config: &Config) -> BTreeMap<String, Want> {
 }
 
 #[cfg(test)]
-pub(super) mod tests_support {
-    /// How many tensors a model of these sizes has.
-    pub(in super::super) fn n_tensors(config: &super::Config) -> usize {
-        super::wanted(config).len()
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings() {
+        let cases = [
+            ("rwkv.embeddings.weight", "emb.weight"),
+            ("emb.weight", "emb.weight"),
+            ("rwkv.blocks.0.pre_ln.bias", "blocks.0.ln0.bias"),
+            (
+                "rwkv.blocks.11.attention.time_mix_receptance",
+                "blocks.11.att.time_mix_r",
+            ),
+            (
+                "blocks.1.feed_forward.value.weight",
+                "blocks.1.ffn.value.weight",
+            ),
+            ("blocks.1.ffn.time_mix_k", "blocks.1.ffn.time_mix_k"),
+            ("rwkv.ln_out.weight", "ln_out.weight"),
+            ("head.weight", "head.weight"),
+            ("transformer.h.0", "transformer.h.0"),
+        ];
+        for (theirs, ours) in cases {
+            assert_eq!(canonical(theirs), ours);
+        }
+    }
+
+    #[test]
+    fn vectors_of_any_shape() {
+        let vector = Want::Vector(4);
+        for shape in [&[4][..], &[1, 1, 4], &[4, 1]] {
+            assert!(vector.admits(shape), "{shape:?}");
+        }
+        for shape in [&[][..], &[2, 2], &[3], &[1, 5], &[4, 0]] {
+            assert!(!vector.admits(shape), "{shape:?}");
+        }
+        assert!(Want::Vector(1).admits(&[1, 1]) && !Want::Matrix(1, 4).admits(&[4]));
+    }
+
+    #[test]
+    fn counts() {
+        // 18 a layer, the embedding, ln0, ln_out and the head: what the 169M checkpoint has.
+        let config = Config::from_sizes([50277, 768, 12, 768, 3072]).expect("sizes");
+        assert_eq!(wanted(&config).len(), 12 * 18 + 6);
     }
 }

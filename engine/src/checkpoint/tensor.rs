@@ -463,3 +463,83 @@ fn first_non_finite(values: &[f32]) -> Option<usize> {
         Some(i * CHUNK + at)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(dtype: Dtype, shape: &[usize], strides: &[usize], bytes: Vec<u8>) -> RawTensor {
+        let len = bytes.len() as u64;
+        // One byte before the numbers, so that no address is aligned.
+        let bytes = [&[0][..], &bytes].concat();
+        let file = SourceFile::from_bytes("file", bytes.into());
+        let place = (shape.to_vec(), strides.to_vec());
+        RawTensor::new("t".into(), file, dtype, place, 0, 1..len + 1).expect("tensor")
+    }
+
+    /// Every 16-bit pattern: finite ones are exact, the others are refused where they stand.
+    #[test]
+    fn halves() {
+        let patterns: Vec<u16> = (0..=u16::MAX).collect();
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let value = |bits: u16| match dtype {
+                Dtype::F16 => f16::from_bits(bits).to_f32(),
+                _ => bf16::from_bits(bits).to_f32(),
+            };
+            let bytes: Vec<u8> = patterns
+                .iter()
+                .flat_map(|bits| bits.to_le_bytes())
+                .collect();
+            let first_bad = patterns.iter().position(|&bits| !value(bits).is_finite());
+            let error = tensor(dtype, &[65536], &[1], bytes).read_vector(65536);
+            let error = error.expect_err("not finite").to_string();
+            let place = format!("inf at [{}]", first_bad.expect("infinity"));
+            assert!(
+                error.contains("tensor t") && error.contains(&place),
+                "{error}"
+            );
+
+            let mut finite = patterns.clone();
+            finite.retain(|&bits| value(bits).is_finite());
+            let bytes: Vec<u8> = finite.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+            let n = finite.len();
+            let found = tensor(dtype, &[n], &[1], bytes.clone())
+                .read_vector(n)
+                .expect("finite");
+            let strided = tensor(dtype, &[n, 1], &[1, 9], bytes)
+                .read_vector(n)
+                .expect("finite");
+            for (i, &bits) in finite.iter().enumerate() {
+                assert_eq!(found[i].to_bits(), value(bits).to_bits());
+                assert_eq!(strided[i].to_bits(), value(bits).to_bits());
+            }
+        }
+    }
+
+    /// Rows of views over the numbers 0, 1, 2, ... are what the strides say.
+    #[test]
+    fn rows_of_views() {
+        let bytes: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let cases: [(&[usize], &[usize]); 6] = [
+            (&[8, 8], &[8, 1]),
+            (&[8, 8], &[1, 8]),
+            (&[3, 5], &[16, 2]),
+            (&[5, 3], &[2, 16]),
+            (&[1, 4], &[99, 3]),
+            (&[4, 1], &[3, 99]),
+        ];
+        for (shape, strides) in cases {
+            let tensor = tensor(Dtype::F32, shape, strides, bytes.clone());
+            let [rows, cols] = shape[..] else { continue };
+            for start in 0..rows {
+                let mut out = vec![0.0; (rows - start) * cols];
+                tensor.read_rows(start..rows, &mut out).expect("rows");
+                for (i, &value) in out.iter().enumerate() {
+                    let expected = (start + i / cols) * strides[0] + i % cols * strides[1];
+                    assert_eq!(value, expected as f32, "{shape:?} {strides:?}");
+                }
+                tensor.release(start..rows);
+            }
+        }
+    }
+}

@@ -17,8 +17,9 @@ use super::zip::{self, Record};
 use crate::error::{Error, Result};
 use crate::file::{FileBytes, SourceFile};
 
-/// The table has some hundred bytes a tensor.
-const PICKLE_BYTES_MAX: u64 = 64 << 20;
+/// The table has some hundred bytes a tensor, and the largest models some hundred tensors. What it
+/// builds in memory is at most some forty times as large.
+const PICKLE_BYTES_MAX: u64 = 4 << 20;
 
 /// The name of the table, within the archive's own folder.
 const TABLE: &str = "data.pkl";
