@@ -1,10 +1,11 @@
 //! Checkpoints: from files of several formats to one table of named tensors and one configuration.
 //!
-//! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which RWKV-4
-//! is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or Hugging Face's
-//! names. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are exactly those of
-//! RWKV-4, with the shapes its [`Config`] says, or an error that names file, tensor, expected and
-//! found. Nothing here does arithmetic on weights, and nothing in a file is ever executed.
+//! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which
+//! RWKV-4 is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
+//! Hugging Face's names. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
+//! exactly those of RWKV-4, with the shapes its [`Config`] says, or an error that names file,
+//! tensor, expected and found. Nothing here does arithmetic on weights, and nothing in a file is
+//! ever executed.
 
 #![forbid(unsafe_code)]
 
@@ -48,7 +49,8 @@ pub(crate) struct Checkpoint {
 /// A tokenizer file beside the weights. Its content is not looked at here.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenizerFile {
-    /// Without its folder: `tokenizer.json`, or a vocabulary list such as `rwkv_vocab_v20230424.txt`.
+    /// Without its folder: `tokenizer.json`, or a vocabulary list such as
+    /// `rwkv_vocab_v20230424.txt`.
     pub(crate) name: String,
     pub(crate) bytes: FileBytes,
 }

@@ -1,8 +1,8 @@
 //! Which tensors an RWKV-4 model has: their names in both spellings, and their shapes.
 //!
-//! Input: the tensors of all files, under the names they have there. Output: the same under BlinkDL's
-//! names, complete, with nothing left over, each of the shape that the configuration says. Tensors of
-//! other architectures are recognised, so that the error says what the model is.
+//! Input: the tensors of all files, under the names they have there. Output: the same under
+//! BlinkDL's names, complete, with nothing left over, each of the shape that the configuration
+//! says. Tensors of other architectures are recognised, so that the error says what the model is.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,8 @@ use super::config::{Config, N_LAYER_MAX};
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 
-/// Hugging Face's and BlinkDL's names of what a block holds. Names that are the same are not listed.
+/// Hugging Face's and BlinkDL's names of what a block holds. Names that are the same are not
+/// listed.
 const BLOCK_NAMES: [(&str, &str); 3] = [
     ("pre_ln.", "ln0."),
     ("attention.", "att."),
@@ -26,8 +27,9 @@ const MIX_NAMES: [(&str, &str); 3] = [
     ("time_mix_receptance", "time_mix_r"),
 ];
 
-/// Tensors that RWKV-4 does not have, and what does have them. The first line that matches any tensor
-/// names the model: newer versions keep some tensors of older ones, so the newest come first.
+/// Tensors that RWKV-4 does not have, and what does have them. The first line that matches any
+/// tensor names the model: newer versions keep some tensors of older ones, so the newest come
+/// first.
 const OTHER_ARCHITECTURES: [(&str, &[&str]); 5] = [
     (
         "RWKV-7",

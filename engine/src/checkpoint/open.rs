@@ -1,7 +1,8 @@
 //! Finds out what a path or folder holds, and puts a checkpoint together from its files.
 //!
 //! The format of a file is told from its first bytes, never from its name. A lone file brings no
-//! configuration: its sizes come from its shapes. A folder's `config.json` must agree with the tensors.
+//! configuration: its sizes come from its shapes. A folder's `config.json` must agree with the
+//! tensors.
 
 #![forbid(unsafe_code)]
 

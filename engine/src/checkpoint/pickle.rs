@@ -1,10 +1,10 @@
 //! Reads the pickled table of a torch file: names, and where their tensors lie.
 //!
 //! Used by `torch.rs`. Pickle is a small language whose programs can call anything in Python; this
-//! knows the few instructions that a state dict consists of, and stands for what they would build by
-//! plain values. Nothing is ever executed: any other instruction or name is an error that says which.
-//! Values refer to each other by index, so no input nests deeply, and each is paid for by at least one
-//! byte of input, so none takes more memory than some fixed multiple of its length.
+//! knows the few instructions that a state dict consists of, and stands for what they would build
+//! by plain values. Nothing is ever executed: any other instruction or name is an error that says
+//! which. Values refer to each other by index, so no input nests deeply, and each is paid for by at
+//! least one byte of input, so none takes more memory than some fixed multiple of its length.
 
 #![forbid(unsafe_code)]
 
@@ -358,9 +358,11 @@ impl<'a> Machine<'a> {
             return Err(refuse());
         };
         let items = self.tuples.get(id).ok_or_else(refuse)?;
-        let &[Value::Text(kind), Value::Global(Global::StorageOf(dtype)), Value::Text(key), _, Value::Int(len)] =
-            &items[..]
+        let &[Value::Text(kind), storage_type, Value::Text(key), _, Value::Int(len)] = &items[..]
         else {
+            return Err(refuse());
+        };
+        let Value::Global(Global::StorageOf(dtype)) = storage_type else {
             return Err(refuse());
         };
         let key = self.text_at(key);
@@ -390,6 +392,7 @@ impl<'a> Machine<'a> {
 
     /// Stands for a call: of the three functions that tables of tensors use.
     fn reduce(&mut self) -> Result<()> {
+        use Value::{Int, Storage, Tuple};
         let refuse =
             || Error::unsupported("calls a function in a way that no table of tensors needs");
         let (function, arguments) = match self.pop_many(2)?[..] {
@@ -407,7 +410,7 @@ impl<'a> Machine<'a> {
             (Global::RebuildParameter, &[tensor @ Value::Tensor(_), _, _]) => self.push(tensor),
             (
                 Global::RebuildTensor,
-                &[Value::Storage(storage), Value::Int(first), Value::Tuple(shape), Value::Tuple(strides), _, _],
+                &[Storage(storage), Int(first), Tuple(shape), Tuple(strides), _, _],
             ) => {
                 let tensor = PickledTensor {
                     storage: self.storages.get(storage).cloned().ok_or_else(refuse)?,

@@ -1,8 +1,8 @@
 //! The safetensors format: a JSON header, then the tensors one after the other.
 //!
-//! Used for checkpoints and for this project's own model files. The header is read with a bound, and
-//! checked by the safetensors crate: the tensors must tile the rest of the file exactly, so that none
-//! overlap, none leave the file and nothing is hidden between them.
+//! Used for checkpoints and for this project's own model files. The header is read with a bound,
+//! and checked by the safetensors crate: the tensors must tile the rest of the file exactly, so
+//! that none overlap, none leave the file and nothing is hidden between them.
 
 #![forbid(unsafe_code)]
 
@@ -71,8 +71,8 @@ impl SafetensorsFile {
         let room = file.len() - LENGTH_BYTES;
         if header_bytes > HEADER_MAX.min(room) {
             return Err(Error::format(format!(
-                "safetensors header of {header_bytes} bytes, in a file with {room} after its length \
-                 and a limit of {HEADER_MAX}"
+                "safetensors header of {header_bytes} bytes, in a file with {room} after its \
+                 length and a limit of {HEADER_MAX}"
             )));
         }
         let data_offset = LENGTH_BYTES + header_bytes;

@@ -1,8 +1,9 @@
 //! A tensor as it lies in a file: where it is, of what type, and how to read it as f32.
 //!
 //! Made by the readers of safetensors and torch files, used by whoever turns a checkpoint into a
-//! model. The readers check that every element lies within the file; this module checks the numbers:
-//! what it hands out is finite. A large tensor is read a few rows at a time and never held whole.
+//! model. The readers check that every element lies within the file; this module checks the
+//! numbers: what it hands out is finite. A large tensor is read a few rows at a time and never held
+//! whole.
 
 #![forbid(unsafe_code)]
 
@@ -270,8 +271,8 @@ impl RawTensor {
         Ok(out)
     }
 
-    /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by side
-    /// in order. Their values are not looked at.
+    /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by
+    /// side in order. Their values are not looked at.
     pub(crate) fn contiguous_bytes(&self) -> Option<Result<FileBytes>> {
         let size = self.dtype.size()? as u64;
         if !self.is_contiguous() {
@@ -284,8 +285,8 @@ impl RawTensor {
         )
     }
 
-    /// Says that these rows are not needed for now; see [`SourceFile::release`]. Rows of a transposed
-    /// tensor lie scattered: they are released together with its last row.
+    /// Says that these rows are not needed for now; see [`SourceFile::release`]. Rows of a
+    /// transposed tensor lie scattered: they are released together with its last row.
     pub(crate) fn release(&self, rows: Range<usize>) {
         let (Ok(plane), Some(size)) = (self.plane(), self.dtype.size()) else {
             return;

@@ -1,5 +1,5 @@
-//! torch's checkpoint files, `.pth` and `.bin`: a zip archive with a pickled table and one record for
-//! each storage.
+//! torch's checkpoint files, `.pth` and `.bin`: a zip archive with a pickled table and one record
+//! for each storage.
 //!
 //! Joins `zip.rs` and `pickle.rs`: every tensor of the table is given its place in the file, which
 //! must lie within its storage's record. The records themselves are only touched when a tensor is
