@@ -70,11 +70,6 @@ enum Backing {
 }
 
 impl SourceFile {
-    /// Opens a file and maps it.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, Access::new(true))
-    }
-
     /// Opens a file whose ranges are read into memory when they are asked for.
     pub(crate) fn open_without_mapping(path: &Path) -> Result<Self> {
         Self::open_with(path, Access::Read)
@@ -133,6 +128,7 @@ impl SourceFile {
     }
 
     /// Whether the bytes come from the page cache without a copy.
+    #[cfg(test)]
     pub(crate) fn is_mapped(&self) -> bool {
         matches!(self.0.backing, Backing::Whole(_) | Backing::Windows(_))
     }
@@ -436,6 +432,10 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    fn open(path: &Path) -> Result<SourceFile> {
+        SourceFile::open_with(path, Access::new(true))
+    }
+
     fn sample() -> (tempfile::NamedTempFile, Vec<u8>) {
         let content: Vec<u8> = (0..300_000u32).map(|i| (i * 31 % 251) as u8).collect();
         let mut file = tempfile::NamedTempFile::new().expect("temporary file");
@@ -478,17 +478,17 @@ mod tests {
     #[test]
     fn what_is_no_file_is_refused() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let missing = SourceFile::open(&folder.path().join("no")).expect_err("missing");
+        let missing = open(&folder.path().join("no")).expect_err("missing");
         assert_eq!(missing.kind(), ErrorKind::Io);
-        let directory = SourceFile::open(folder.path()).expect_err("directory");
+        let directory = open(folder.path()).expect_err("directory");
         assert!(directory.to_string().contains("a directory"), "{directory}");
         let empty = tempfile::NamedTempFile::new().expect("temporary file");
-        let empty = SourceFile::open(empty.path()).expect_err("empty");
+        let empty = open(empty.path()).expect_err("empty");
         assert_eq!(empty.kind(), ErrorKind::Format);
         assert!(empty.to_string().contains("empty"), "{empty}");
         #[cfg(unix)]
         {
-            let device = SourceFile::open(Path::new("/dev/zero")).expect_err("device");
+            let device = open(Path::new("/dev/zero")).expect_err("device");
             assert!(device.to_string().contains("device"), "{device}");
         }
     }

@@ -27,10 +27,8 @@ mod torch;
 mod zip;
 
 pub(crate) use config::Config;
-#[allow(unused_imports)]
-pub(crate) use open::{find_tokenizer, open_folder, open_path};
+pub(crate) use open::{open_folder, open_path};
 pub(crate) use safetensors::SafetensorsFile;
-#[allow(unused_imports)]
 pub(crate) use tensor::{Dtype, RawTensor};
 
 /// All that is known of a model before its weights are read.

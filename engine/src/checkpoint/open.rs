@@ -77,10 +77,7 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
-pub(crate) fn find_tokenizer(
-    folder: &Folder,
-    mapped: bool,
-) -> Result<(Option<TokenizerFile>, String)> {
+fn find_tokenizer(folder: &Folder, mapped: bool) -> Result<(Option<TokenizerFile>, String)> {
     let search = format!(
         "looked for tokenizer.json, rwkv_vocab*.txt and vocab.txt in {}",
         folder.place()

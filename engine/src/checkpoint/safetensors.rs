@@ -32,8 +32,6 @@ pub(crate) struct SafetensorsFile {
     pub(crate) metadata: BTreeMap<String, String>,
     /// In file order.
     pub(crate) tensors: Vec<TensorEntry>,
-    /// Where the tensors start in the file.
-    pub(crate) data_offset: u64,
 }
 
 /// A tensor's line in the header.
@@ -95,7 +93,6 @@ impl SafetensorsFile {
             file: file.clone(),
             metadata,
             tensors,
-            data_offset,
         })
     }
 
