@@ -1,13 +1,13 @@
 //! Files as ranges of bytes: mapped into memory, read on demand, or built into the program.
 //!
-//! The bottom of the way of the data: readers of checkpoints and model files ask a [`SourceFile`] for
-//! ranges and get [`FileBytes`], which stay valid for as long as they are held. Every range is checked
-//! against the length of the file, and offsets are 64-bit on every target, so a file larger than the
-//! address space works: what cannot be mapped whole is mapped one range at a time.
+//! The bottom of the way of the data: readers of checkpoints and model files ask a [`SourceFile`]
+//! for ranges and get [`FileBytes`], which stay valid for as long as they are held. Every range is
+//! checked against the length of the file, and offsets are 64-bit on every target, so a file larger
+//! than the address space works: what cannot be mapped whole is mapped one range at a time.
 //!
-//! This is the only place where files are mapped. A mapped file must not be rewritten in place while
-//! it is in use; this project's own writers replace files by renaming, which leaves the mapped one
-//! as it was.
+//! This is the only place where files are mapped. A mapped file must not be rewritten in place
+//! while it is in use; this project's own writers replace files by renaming, which leaves the
+//! mapped one as it was.
 
 use std::fs::File;
 use std::io;
@@ -70,11 +70,6 @@ enum Backing {
 }
 
 impl SourceFile {
-    /// Opens a file and maps it.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, Access::new(true))
-    }
-
     /// Opens a file whose ranges are read into memory when they are asked for.
     pub(crate) fn open_without_mapping(path: &Path) -> Result<Self> {
         Self::open_with(path, Access::Read)
@@ -133,6 +128,7 @@ impl SourceFile {
     }
 
     /// Whether the bytes come from the page cache without a copy.
+    #[cfg(test)]
     pub(crate) fn is_mapped(&self) -> bool {
         matches!(self.0.backing, Backing::Whole(_) | Backing::Windows(_))
     }
@@ -164,8 +160,9 @@ impl SourceFile {
         }
     }
 
-    /// Says that the bytes of this range are not needed for now, so that a mapped file read once from
-    /// end to end does not count as used memory. They may be asked for again; they are read again then.
+    /// Says that the bytes of this range are not needed for now, so that a mapped file read once
+    /// from end to end does not count as used memory. They may be asked for again; they are read
+    /// again then.
     pub(crate) fn release(&self, range: Range<u64>) {
         let Some(start) = range.start.checked_next_multiple_of(RELEASE_ALIGN) else {
             return;
@@ -248,8 +245,8 @@ fn map_whole(file: &File, len: u64, whole_max: u64) -> Option<Mmap> {
 fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
     // SAFETY: the mapping is read-only and within the length the file had when it was opened. Its
     // bytes stay as they are unless another process rewrites or cuts the file in place; files of
-    // checkpoints are replaced by renaming, which leaves the mapped one untouched, and whoever cannot
-    // promise that opens without mapping (see the module documentation).
+    // checkpoints are replaced by renaming, which leaves the mapped one untouched, and whoever
+    // cannot promise that opens without mapping (see the module documentation).
     unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
 }
 
@@ -405,8 +402,8 @@ impl Folder {
         }
     }
 
-    /// The names of what is in the folder, sorted. Names that are not UTF-8 are left out: none of the
-    /// files that are looked for has one.
+    /// The names of what is in the folder, sorted. Names that are not UTF-8 are left out: none of
+    /// the files that are looked for has one.
     pub(crate) fn list(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = match self {
             Folder::Disk(folder) => std::fs::read_dir(folder)
@@ -434,6 +431,10 @@ impl Folder {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    fn open(path: &Path) -> Result<SourceFile> {
+        SourceFile::open_with(path, Access::new(true))
+    }
 
     fn sample() -> (tempfile::NamedTempFile, Vec<u8>) {
         let content: Vec<u8> = (0..300_000u32).map(|i| (i * 31 % 251) as u8).collect();
@@ -477,17 +478,17 @@ mod tests {
     #[test]
     fn what_is_no_file_is_refused() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let missing = SourceFile::open(&folder.path().join("no")).expect_err("missing");
+        let missing = open(&folder.path().join("no")).expect_err("missing");
         assert_eq!(missing.kind(), ErrorKind::Io);
-        let directory = SourceFile::open(folder.path()).expect_err("directory");
+        let directory = open(folder.path()).expect_err("directory");
         assert!(directory.to_string().contains("a directory"), "{directory}");
         let empty = tempfile::NamedTempFile::new().expect("temporary file");
-        let empty = SourceFile::open(empty.path()).expect_err("empty");
+        let empty = open(empty.path()).expect_err("empty");
         assert_eq!(empty.kind(), ErrorKind::Format);
         assert!(empty.to_string().contains("empty"), "{empty}");
         #[cfg(unix)]
         {
-            let device = SourceFile::open(Path::new("/dev/zero")).expect_err("device");
+            let device = open(Path::new("/dev/zero")).expect_err("device");
             assert!(device.to_string().contains("device"), "{device}");
         }
     }

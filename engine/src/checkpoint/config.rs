@@ -1,8 +1,8 @@
 //! The sizes of a model: from `config.json`, or from the shapes of its tensors.
 //!
-//! Fields that are missing or `null` take the values that transformers' `RwkvConfig` gives them. The
-//! sizes are bounded here, so that products of two of them never overflow; that the tensors agree
-//! with them is checked by `names.rs`.
+//! Fields that are missing or `null` take the values that transformers' `RwkvConfig` gives them.
+//! The sizes are bounded here, so that products of two of them never overflow; that the tensors
+//! agree with them is checked by `names.rs`.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! JSON as checkpoints use it: maps in which no key may occur twice, and bounded files.
 //!
-//! serde's maps keep the last of two equal keys in silence. In a table of tensors that would hide one
-//! of them, so the tables here are lists of pairs, checked while they are read.
+//! serde's maps keep the last of two equal keys in silence. In a table of tensors that would hide
+//! one of them, so the tables here are lists of pairs, checked while they are read.
 
 #![forbid(unsafe_code)]
 

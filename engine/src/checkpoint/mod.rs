@@ -1,10 +1,11 @@
 //! Checkpoints: from files of several formats to one table of named tensors and one configuration.
 //!
-//! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which RWKV-4
-//! is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or Hugging Face's
-//! names. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are exactly those of
-//! RWKV-4, with the shapes its [`Config`] says, or an error that names file, tensor, expected and
-//! found. Nothing here does arithmetic on weights, and nothing in a file is ever executed.
+//! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which
+//! RWKV-4 is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
+//! Hugging Face's names. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
+//! exactly those of RWKV-4, with the shapes its [`Config`] says, or an error that names file,
+//! tensor, expected and found. Nothing here does arithmetic on weights, and nothing in a file is
+//! ever executed.
 
 #![forbid(unsafe_code)]
 
@@ -26,10 +27,8 @@ mod torch;
 mod zip;
 
 pub(crate) use config::Config;
-#[allow(unused_imports)]
-pub(crate) use open::{find_tokenizer, open_folder, open_path};
+pub(crate) use open::{open_folder, open_path};
 pub(crate) use safetensors::SafetensorsFile;
-#[allow(unused_imports)]
 pub(crate) use tensor::{Dtype, RawTensor};
 
 /// All that is known of a model before its weights are read.
@@ -48,7 +47,8 @@ pub(crate) struct Checkpoint {
 /// A tokenizer file beside the weights. Its content is not looked at here.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenizerFile {
-    /// Without its folder: `tokenizer.json`, or a vocabulary list such as `rwkv_vocab_v20230424.txt`.
+    /// Without its folder: `tokenizer.json`, or a vocabulary list such as
+    /// `rwkv_vocab_v20230424.txt`.
     pub(crate) name: String,
     pub(crate) bytes: FileBytes,
 }

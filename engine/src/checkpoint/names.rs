@@ -1,8 +1,8 @@
 //! Which tensors an RWKV-4 model has: their names in both spellings, and their shapes.
 //!
-//! Input: the tensors of all files, under the names they have there. Output: the same under BlinkDL's
-//! names, complete, with nothing left over, each of the shape that the configuration says. Tensors of
-//! other architectures are recognised, so that the error says what the model is.
+//! Input: the tensors of all files, under the names they have there. Output: the same under
+//! BlinkDL's names, complete, with nothing left over, each of the shape that the configuration
+//! says. Tensors of other architectures are recognised, so that the error says what the model is.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,8 @@ use super::config::{Config, N_LAYER_MAX};
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 
-/// Hugging Face's and BlinkDL's names of what a block holds. Names that are the same are not listed.
+/// Hugging Face's and BlinkDL's names of what a block holds. Names that are the same are not
+/// listed.
 const BLOCK_NAMES: [(&str, &str); 3] = [
     ("pre_ln.", "ln0."),
     ("attention.", "att."),
@@ -26,8 +27,9 @@ const MIX_NAMES: [(&str, &str); 3] = [
     ("time_mix_receptance", "time_mix_r"),
 ];
 
-/// Tensors that RWKV-4 does not have, and what does have them. The first line that matches any tensor
-/// names the model: newer versions keep some tensors of older ones, so the newest come first.
+/// Tensors that RWKV-4 does not have, and what does have them. The first line that matches any
+/// tensor names the model: newer versions keep some tensors of older ones, so the newest come
+/// first.
 const OTHER_ARCHITECTURES: [(&str, &[&str]); 5] = [
     (
         "RWKV-7",
@@ -290,9 +292,49 @@ fn wanted(config: &Config) -> BTreeMap<String, Want> {
 }
 
 #[cfg(test)]
-pub(super) mod tests_support {
-    /// How many tensors a model of these sizes has.
-    pub(in super::super) fn n_tensors(config: &super::Config) -> usize {
-        super::wanted(config).len()
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings() {
+        let cases = [
+            ("rwkv.embeddings.weight", "emb.weight"),
+            ("emb.weight", "emb.weight"),
+            ("rwkv.blocks.0.pre_ln.bias", "blocks.0.ln0.bias"),
+            (
+                "rwkv.blocks.11.attention.time_mix_receptance",
+                "blocks.11.att.time_mix_r",
+            ),
+            (
+                "blocks.1.feed_forward.value.weight",
+                "blocks.1.ffn.value.weight",
+            ),
+            ("blocks.1.ffn.time_mix_k", "blocks.1.ffn.time_mix_k"),
+            ("rwkv.ln_out.weight", "ln_out.weight"),
+            ("head.weight", "head.weight"),
+            ("transformer.h.0", "transformer.h.0"),
+        ];
+        for (theirs, ours) in cases {
+            assert_eq!(canonical(theirs), ours);
+        }
+    }
+
+    #[test]
+    fn vectors_of_any_shape() {
+        let vector = Want::Vector(4);
+        for shape in [&[4][..], &[1, 1, 4], &[4, 1]] {
+            assert!(vector.admits(shape), "{shape:?}");
+        }
+        for shape in [&[][..], &[2, 2], &[3], &[1, 5], &[4, 0]] {
+            assert!(!vector.admits(shape), "{shape:?}");
+        }
+        assert!(Want::Vector(1).admits(&[1, 1]) && !Want::Matrix(1, 4).admits(&[4]));
+    }
+
+    #[test]
+    fn counts() {
+        // 18 a layer, the embedding, ln0, ln_out and the head: what the 169M checkpoint has.
+        let config = Config::from_sizes([50277, 768, 12, 768, 3072]).expect("sizes");
+        assert_eq!(wanted(&config).len(), 12 * 18 + 6);
     }
 }

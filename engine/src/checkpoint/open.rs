@@ -1,7 +1,8 @@
 //! Finds out what a path or folder holds, and puts a checkpoint together from its files.
 //!
 //! The format of a file is told from its first bytes, never from its name. A lone file brings no
-//! configuration: its sizes come from its shapes. A folder's `config.json` must agree with the tensors.
+//! configuration: its sizes come from its shapes. A folder's `config.json` must agree with the
+//! tensors.
 
 #![forbid(unsafe_code)]
 
@@ -76,10 +77,7 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
-pub(crate) fn find_tokenizer(
-    folder: &Folder,
-    mapped: bool,
-) -> Result<(Option<TokenizerFile>, String)> {
+fn find_tokenizer(folder: &Folder, mapped: bool) -> Result<(Option<TokenizerFile>, String)> {
     let search = format!(
         "looked for tokenizer.json, rwkv_vocab*.txt and vocab.txt in {}",
         folder.place()

@@ -1,17 +1,24 @@
 //! Reads the pickled table of a torch file: names, and where their tensors lie.
 //!
 //! Used by `torch.rs`. Pickle is a small language whose programs can call anything in Python; this
-//! knows the few instructions that a state dict consists of, and stands for what they would build by
-//! plain values. Nothing is ever executed: any other instruction or name is an error that says which.
-//! Values refer to each other by index, so no input nests deeply, and each is paid for by at least one
-//! byte of input, so no input grows.
+//! knows the few instructions that a state dict consists of, and stands for what they would build
+//! by plain values. Nothing is ever executed: any other instruction or name is an error that says
+//! which. Values refer to each other by index, so no input nests deeply, and each is paid for by at
+//! least one byte of input, so none takes more memory than some fixed multiple of its length.
 
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::tensor::Dtype;
 use crate::error::{Error, Result};
+
+/// Of a tensor; RWKV-4 has at most 3.
+const DIMENSIONS_MAX: usize = 8;
+
+/// Of the calls that tables of tensors make.
+const ARGUMENTS_MAX: usize = 6;
 
 /// A tensor of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +33,8 @@ pub(super) struct PickledTensor {
 /// What a tensor's numbers are kept in; several tensors may share one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Storage {
-    /// Name of its record in the archive.
-    pub(super) key: String,
+    /// Name of its record in the archive. Shared, since any number of tensors may refer to it.
+    pub(super) key: Arc<str>,
     pub(super) dtype: Dtype,
     /// Number of elements.
     pub(super) len: u64,
@@ -351,9 +358,11 @@ impl<'a> Machine<'a> {
             return Err(refuse());
         };
         let items = self.tuples.get(id).ok_or_else(refuse)?;
-        let &[Value::Text(kind), Value::Global(Global::StorageOf(dtype)), Value::Text(key), _, Value::Int(len)] =
-            &items[..]
+        let &[Value::Text(kind), storage_type, Value::Text(key), _, Value::Int(len)] = &items[..]
         else {
+            return Err(refuse());
+        };
+        let Value::Global(Global::StorageOf(dtype)) = storage_type else {
             return Err(refuse());
         };
         let key = self.text_at(key);
@@ -364,7 +373,7 @@ impl<'a> Machine<'a> {
         let next = self.storages.len();
         let index = *self.storage_of_key.entry(key).or_insert(next);
         let storage = Storage {
-            key: key.to_owned(),
+            key: key.into(),
             dtype,
             len,
         };
@@ -383,19 +392,25 @@ impl<'a> Machine<'a> {
 
     /// Stands for a call: of the three functions that tables of tensors use.
     fn reduce(&mut self) -> Result<()> {
+        use Value::{Int, Storage, Tuple};
         let refuse =
             || Error::unsupported("calls a function in a way that no table of tensors needs");
         let (function, arguments) = match self.pop_many(2)?[..] {
             [Value::Global(function), Value::Tuple(arguments)] => (function, arguments),
             _ => return Err(refuse()),
         };
-        let arguments = self.tuples.get(arguments).cloned().unwrap_or_default();
+        // Copied, but never more than a call can need: a tuple may be used any number of times.
+        let arguments = self
+            .tuples
+            .get(arguments)
+            .filter(|all| all.len() <= ARGUMENTS_MAX);
+        let arguments = arguments.cloned().ok_or_else(refuse)?;
         match (function, &arguments[..]) {
             (Global::OrderedDict, []) => self.push_dict(),
-            (Global::RebuildParameter, &[tensor @ Value::Tensor(_), ..]) => self.push(tensor),
+            (Global::RebuildParameter, &[tensor @ Value::Tensor(_), _, _]) => self.push(tensor),
             (
                 Global::RebuildTensor,
-                &[Value::Storage(storage), Value::Int(first), Value::Tuple(shape), Value::Tuple(strides), _, _],
+                &[Storage(storage), Int(first), Tuple(shape), Tuple(strides), _, _],
             ) => {
                 let tensor = PickledTensor {
                     storage: self.storages.get(storage).cloned().ok_or_else(refuse)?,
@@ -428,6 +443,10 @@ impl<'a> Machine<'a> {
             .get(tuple)
             .map(Vec::as_slice)
             .unwrap_or_default();
+        if items.len() > DIMENSIONS_MAX {
+            let message = format!("a tensor of {} dimensions", items.len());
+            return Err(Error::unsupported(message));
+        }
         let size = |item: &Value| match *item {
             Value::Int(size) => usize::try_from(size)
                 .map_err(|_| Error::format(format!("a size or stride of {size}"))),
@@ -500,4 +519,26 @@ fn long(digits: &[u8]) -> Result<i64> {
         *to = *from;
     }
     Ok(i64::from_le_bytes(wide))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_integers() {
+        let cases: [(&[u8], i64); 7] = [
+            (&[], 0),
+            (&[5], 5),
+            (&[0xff], -1),
+            (&[0xff, 0], 255),
+            (&[0, 0, 0, 0x80, 0], 1 << 31),
+            (&[0, 0, 0, 0, 1], 1 << 32),
+            (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], i64::MAX),
+        ];
+        for (digits, number) in cases {
+            assert_eq!(long(digits).ok(), Some(number), "{digits:?}");
+        }
+        assert!(long(&[1; 9]).is_err());
+    }
 }

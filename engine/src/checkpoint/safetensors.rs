@@ -1,8 +1,8 @@
 //! The safetensors format: a JSON header, then the tensors one after the other.
 //!
-//! Used for checkpoints and for this project's own model files. The header is read with a bound, and
-//! checked by the safetensors crate: the tensors must tile the rest of the file exactly, so that none
-//! overlap, none leave the file and nothing is hidden between them.
+//! Used for checkpoints and for this project's own model files. The header is read with a bound,
+//! and checked by the safetensors crate: the tensors must tile the rest of the file exactly, so
+//! that none overlap, none leave the file and nothing is hidden between them.
 
 #![forbid(unsafe_code)]
 
@@ -32,8 +32,6 @@ pub(crate) struct SafetensorsFile {
     pub(crate) metadata: BTreeMap<String, String>,
     /// In file order.
     pub(crate) tensors: Vec<TensorEntry>,
-    /// Where the tensors start in the file.
-    pub(crate) data_offset: u64,
 }
 
 /// A tensor's line in the header.
@@ -71,8 +69,8 @@ impl SafetensorsFile {
         let room = file.len() - LENGTH_BYTES;
         if header_bytes > HEADER_MAX.min(room) {
             return Err(Error::format(format!(
-                "safetensors header of {header_bytes} bytes, in a file with {room} after its length \
-                 and a limit of {HEADER_MAX}"
+                "safetensors header of {header_bytes} bytes, in a file with {room} after its \
+                 length and a limit of {HEADER_MAX}"
             )));
         }
         let data_offset = LENGTH_BYTES + header_bytes;
@@ -95,7 +93,6 @@ impl SafetensorsFile {
             file: file.clone(),
             metadata,
             tensors,
-            data_offset,
         })
     }
 

@@ -1,8 +1,9 @@
 //! A tensor as it lies in a file: where it is, of what type, and how to read it as f32.
 //!
 //! Made by the readers of safetensors and torch files, used by whoever turns a checkpoint into a
-//! model. The readers check that every element lies within the file; this module checks the numbers:
-//! what it hands out is finite. A large tensor is read a few rows at a time and never held whole.
+//! model. The readers check that every element lies within the file; this module checks the
+//! numbers: what it hands out is finite. A large tensor is read a few rows at a time and never held
+//! whole.
 
 #![forbid(unsafe_code)]
 
@@ -270,8 +271,8 @@ impl RawTensor {
         Ok(out)
     }
 
-    /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by side
-    /// in order. Their values are not looked at.
+    /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by
+    /// side in order. Their values are not looked at.
     pub(crate) fn contiguous_bytes(&self) -> Option<Result<FileBytes>> {
         let size = self.dtype.size()? as u64;
         if !self.is_contiguous() {
@@ -284,8 +285,8 @@ impl RawTensor {
         )
     }
 
-    /// Says that these rows are not needed for now; see [`SourceFile::release`]. Rows of a transposed
-    /// tensor lie scattered: they are released together with its last row.
+    /// Says that these rows are not needed for now; see [`SourceFile::release`]. Rows of a
+    /// transposed tensor lie scattered: they are released together with its last row.
     pub(crate) fn release(&self, rows: Range<usize>) {
         let (Ok(plane), Some(size)) = (self.plane(), self.dtype.size()) else {
             return;
@@ -462,4 +463,84 @@ fn first_non_finite(values: &[f32]) -> Option<usize> {
         let at = bad.then(|| chunk.iter().position(|v| !v.is_finite()))??;
         Some(i * CHUNK + at)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(dtype: Dtype, shape: &[usize], strides: &[usize], bytes: Vec<u8>) -> RawTensor {
+        let len = bytes.len() as u64;
+        // One byte before the numbers, so that no address is aligned.
+        let bytes = [&[0][..], &bytes].concat();
+        let file = SourceFile::from_bytes("file", bytes.into());
+        let place = (shape.to_vec(), strides.to_vec());
+        RawTensor::new("t".into(), file, dtype, place, 0, 1..len + 1).expect("tensor")
+    }
+
+    /// Every 16-bit pattern: finite ones are exact, the others are refused where they stand.
+    #[test]
+    fn halves() {
+        let patterns: Vec<u16> = (0..=u16::MAX).collect();
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let value = |bits: u16| match dtype {
+                Dtype::F16 => f16::from_bits(bits).to_f32(),
+                _ => bf16::from_bits(bits).to_f32(),
+            };
+            let bytes: Vec<u8> = patterns
+                .iter()
+                .flat_map(|bits| bits.to_le_bytes())
+                .collect();
+            let first_bad = patterns.iter().position(|&bits| !value(bits).is_finite());
+            let error = tensor(dtype, &[65536], &[1], bytes).read_vector(65536);
+            let error = error.expect_err("not finite").to_string();
+            let place = format!("inf at [{}]", first_bad.expect("infinity"));
+            assert!(
+                error.contains("tensor t") && error.contains(&place),
+                "{error}"
+            );
+
+            let mut finite = patterns.clone();
+            finite.retain(|&bits| value(bits).is_finite());
+            let bytes: Vec<u8> = finite.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+            let n = finite.len();
+            let found = tensor(dtype, &[n], &[1], bytes.clone())
+                .read_vector(n)
+                .expect("finite");
+            let strided = tensor(dtype, &[n, 1], &[1, 9], bytes)
+                .read_vector(n)
+                .expect("finite");
+            for (i, &bits) in finite.iter().enumerate() {
+                assert_eq!(found[i].to_bits(), value(bits).to_bits());
+                assert_eq!(strided[i].to_bits(), value(bits).to_bits());
+            }
+        }
+    }
+
+    /// Rows of views over the numbers 0, 1, 2, ... are what the strides say.
+    #[test]
+    fn rows_of_views() {
+        let bytes: Vec<u8> = (0..64).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let cases: [(&[usize], &[usize]); 6] = [
+            (&[8, 8], &[8, 1]),
+            (&[8, 8], &[1, 8]),
+            (&[3, 5], &[16, 2]),
+            (&[5, 3], &[2, 16]),
+            (&[1, 4], &[99, 3]),
+            (&[4, 1], &[3, 99]),
+        ];
+        for (shape, strides) in cases {
+            let tensor = tensor(Dtype::F32, shape, strides, bytes.clone());
+            let [rows, cols] = shape[..] else { continue };
+            for start in 0..rows {
+                let mut out = vec![0.0; (rows - start) * cols];
+                tensor.read_rows(start..rows, &mut out).expect("rows");
+                for (i, &value) in out.iter().enumerate() {
+                    let expected = (start + i / cols) * strides[0] + i % cols * strides[1];
+                    assert_eq!(value, expected as f32, "{shape:?} {strides:?}");
+                }
+                tensor.release(start..rows);
+            }
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! torch's checkpoint files, `.pth` and `.bin`: a zip archive with a pickled table and one record for
-//! each storage.
+//! torch's checkpoint files, `.pth` and `.bin`: a zip archive with a pickled table and one record
+//! for each storage.
 //!
 //! Joins `zip.rs` and `pickle.rs`: every tensor of the table is given its place in the file, which
 //! must lie within its storage's record. The records themselves are only touched when a tensor is
@@ -17,8 +17,9 @@ use super::zip::{self, Record};
 use crate::error::{Error, Result};
 use crate::file::{FileBytes, SourceFile};
 
-/// The table has some hundred bytes a tensor.
-const PICKLE_BYTES_MAX: u64 = 64 << 20;
+/// The table has some hundred bytes a tensor, and the largest models some hundred tensors. What it
+/// builds in memory is at most some forty times as large.
+const PICKLE_BYTES_MAX: u64 = 4 << 20;
 
 /// The name of the table, within the archive's own folder.
 const TABLE: &str = "data.pkl";

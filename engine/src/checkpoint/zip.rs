@@ -1,9 +1,9 @@
-//! The part of the zip format that torch writes: records stored as they are, found by a directory at
-//! the end of the file, with 64-bit sizes where they are needed.
+//! The part of the zip format that torch writes: records stored as they are, found by a directory
+//! at the end of the file, with 64-bit sizes where they are needed.
 //!
-//! Used by `torch.rs`. The directory is trusted for nothing: every record is checked against its own
-//! header, must lie before the directory, and may not overlap another one. The checksum of a record
-//! is handed on, to be checked when the record is read.
+//! Used by `torch.rs`. The directory is trusted for nothing: every record is checked against its
+//! own header, must lie before the directory, and may not overlap another one. The checksum of a
+//! record is handed on, to be checked when the record is read.
 
 #![forbid(unsafe_code)]
 
@@ -124,8 +124,8 @@ struct Directory {
     entries: u64,
 }
 
-/// Finds the directory from the end of the file. It must end where its own end mark begins, so that a
-/// file with something before or behind the archive is not taken for a sound one.
+/// Finds the directory from the end of the file. It must end where its own end mark begins, so that
+/// a file with something before or behind the archive is not taken for a sound one.
 fn find_directory(file: &SourceFile) -> Result<Directory> {
     let damaged = || Error::format("no zip directory at the end of the file: truncated or padded");
     let tail_start = file.len().saturating_sub(END_BYTES + u64::from(u16::MAX));
@@ -167,7 +167,8 @@ fn find_directory(file: &SourceFile) -> Result<Directory> {
     let (entries, size, start) = directory;
     if start.checked_add(size) != Some(end) {
         return Err(Error::format(format!(
-            "zip directory of {size} bytes at {start}, expected to end at {end}: truncated or padded"
+            "zip directory of {size} bytes at {start}, expected to end at {end}: \
+             truncated or padded"
         )));
     }
     Ok(Directory {
@@ -237,7 +238,8 @@ impl Entry {
             .to_owned();
         let mut wide = zip64_field(fields.bytes(lengths[1])?);
         fields.bytes(lengths[2])?; // comment
-                                   // The 64-bit field holds those numbers that are all ones above, in this order.
+                                   // The 64-bit field holds those numbers that are all ones above,
+                                   // in this order.
         let mut widened = |narrow: u32| match narrow {
             IN_ZIP64 => wide.as_mut()?.u64(),
             _ => Some(u64::from(narrow)),

@@ -1,5 +1,5 @@
-//! Small sound files, damaged in every place: reading them may fail, but must not panic, and what is
-//! read has passed all checks.
+//! Small sound files, damaged in every place: reading them may fail, but must not panic, and what
+//! is read has passed all checks.
 
 use super::super::open::open_file;
 use super::super::Opened;
@@ -28,7 +28,8 @@ fn flipped_bytes() {
         let sound = std::fs::read(fixture("checkpoints").join(name)).unwrap();
         assert!(reads(sound.clone()), "{name}");
         let mut read = 0;
-        // One flip a byte, of a bit that walks, and every third byte to a value that is often special.
+        // One flip a byte, of a bit that walks, and every third byte to a value that is often
+        // special.
         for at in 0..sound.len() {
             let mut bytes = sound.clone();
             bytes[at] ^= 1 << (at * 5 % 8);

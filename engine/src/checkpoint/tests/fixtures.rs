@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::super::names::tests_support::n_tensors;
 use super::super::{Config, Dtype};
 use super::{fixture, open, read_all};
 
@@ -111,7 +110,7 @@ fn golden_models_open() {
             ..tiny_config()
         };
         assert_eq!(checkpoint.config, sizes, "{name}");
-        assert_eq!(checkpoint.tensors.len(), n_tensors(&sizes), "{name}");
+        assert_eq!(checkpoint.tensors.len(), 18 * n_layer + 6, "{name}");
         let read = read_all(&checkpoint).unwrap();
         assert!(
             read.iter()
@@ -161,4 +160,30 @@ fn model_files_are_told_apart() {
         .unwrap_err()
         .to_string()
         .contains("dtype I8"));
+}
+
+#[test]
+fn tokenizers_beside_the_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("some.safetensors");
+    std::fs::copy(fixture("checkpoints/raw.safetensors"), &model).unwrap();
+    let found = || open(&model, true).unwrap();
+    let add = |name: &str| std::fs::write(folder.path().join(name), name).unwrap();
+    let name = |found: super::Checkpoint| found.tokenizer.map(|tokenizer| tokenizer.name);
+    assert_eq!(name(found()), None);
+    add("vocab.txt");
+    assert_eq!(name(found()).as_deref(), Some("vocab.txt"));
+    add("rwkv_vocab_b.txt");
+    assert_eq!(name(found()).as_deref(), Some("rwkv_vocab_b.txt"));
+    add("rwkv_vocab_a.txt");
+    assert!(found().tokenizer_search.contains("several"));
+    assert_eq!(name(found()), None);
+    add("tokenizer.json");
+    let tokenizer = found().tokenizer.unwrap();
+    assert_eq!(
+        (&*tokenizer.name, &*tokenizer.bytes),
+        ("tokenizer.json", &b"tokenizer.json"[..])
+    );
+    // The folder itself opens too: it holds one model.
+    assert_eq!(open(folder.path(), true).unwrap().config, tiny_config());
 }

@@ -10,6 +10,7 @@ use crate::error::{ErrorKind, Result};
 
 mod bad_folders;
 mod bad_input;
+mod bad_pickles;
 mod build;
 mod damage;
 mod fixtures;
@@ -94,4 +95,24 @@ fn run(cases: &[Case]) {
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+/// A lone file that must be refused.
+fn file(
+    name: &'static str,
+    bytes: Vec<u8>,
+    kind: ErrorKind,
+    words: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        files: vec![("m", bytes)],
+        file: Some("m"),
+        kind,
+        words,
+    }
+}
+
+fn read_fixture(name: &str) -> Vec<u8> {
+    std::fs::read(fixture("checkpoints").join(name)).unwrap()
 }
