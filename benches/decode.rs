@@ -24,6 +24,13 @@ fn decode(c: &mut Criterion) {
         group.sample_size(10);
 
         let mut session = model.session();
+        session.eval(&[187]).expect("a valid token");
+        eprintln!(
+            "{quant}: weights {:.1} MB, state {} bytes, process {:.1} MB resident",
+            info.weight_bytes as f64 / 1e6,
+            info.state_bytes,
+            resident_bytes() as f64 / 1e6
+        );
         group.throughput(Throughput::Elements(1));
         group.bench_function("decode", |b| {
             b.iter(|| session.eval(&[187]).map(|_| ()).expect("a valid token"))
@@ -47,6 +54,14 @@ fn decode(c: &mut Criterion) {
             })
         });
     }
+}
+
+/// Memory that this process occupies; 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    1024 * kib.unwrap_or(0)
 }
 
 criterion_group!(benches, decode);

@@ -123,7 +123,7 @@ pub(crate) enum Weights {
     Int8(Int8),
 }
 
-/// `weight[r, c] = values[r, c] * row_scales[r] * 2^column_exponents[c]`.
+/// `weight[r, c] = values[r, c] * row_scales[r] * 2^(column_exponents[c] / 4)`.
 pub(crate) struct Int8 {
     /// (n_rows, n_cols), -127 ..= 127
     pub(crate) values: Buffer<i8>,
@@ -133,18 +133,29 @@ pub(crate) struct Int8 {
     pub(crate) column_exponents: Vec<i8>,
     /// (n_rows) the scales as f32
     row_factors: Vec<f32>,
-    /// (n_cols) 2^exponent
+    /// (n_cols) 2^(exponent / 4)
     column_factors: Vec<f32>,
 }
 
 impl Int8 {
-    /// Column exponents lie within plus and minus this: products of scales, exponents and activations
+    /// Column exponents, which count quarters, lie within plus and minus this: products of scales, exponents and activations
     /// then stay far inside the range of f32.
-    pub(crate) const EXPONENT_MAX: i8 = 24;
+    pub(crate) const EXPONENT_MAX: i8 = 96;
+
+    /// 2^(exponent / 4), the same bits on every platform.
+    pub(crate) fn column_factor(exponent: i8) -> f32 {
+        const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, 1.414_213_5, 1.681_792_8];
+        let whole = i32::from(exponent).div_euclid(4);
+        let power_of_two = f32::from_bits(((whole + 127) as u32) << 23);
+        QUARTERS[usize::from(exponent.rem_euclid(4) as u8)] * power_of_two
+    }
 
     pub(crate) fn new(values: Buffer<i8>, row_scales: Vec<f16>, column_exponents: Vec<i8>) -> Self {
         let row_factors = row_scales.iter().map(|scale| scale.to_f32()).collect();
-        let column_factors = column_exponents.iter().map(|&e| power_of_two(e)).collect();
+        let column_factors = column_exponents
+            .iter()
+            .map(|&e| Self::column_factor(e))
+            .collect();
         Int8 {
             values,
             row_scales,
@@ -153,11 +164,6 @@ impl Int8 {
             column_factors,
         }
     }
-}
-
-/// 2^exponent, exactly, for exponents from -126 on.
-pub(crate) fn power_of_two(exponent: i8) -> f32 {
-    f32::from_bits(((i32::from(exponent).max(-126) + 127) as u32) << 23)
 }
 
 impl Matrix {

@@ -1,8 +1,8 @@
-//! Quantisation to int8: `weight[r, c] ~ q[r, c] * scale[r] * 2^exponent[c]`.
+//! Quantisation to int8: `weight[r, c] ~ q[r, c] * scale[r] * 2^(exponent[c] / 4)`.
 //!
 //! Trained RWKV has rows and columns much larger than the rest. The f16 scale of a row takes care of the
-//! one, a power of two a column of the other; a power of two multiplies without rounding, so it can be
-//! moved into the activations. docs/QUANTIZATION.md has what else was tried, and the numbers.
+//! one, a power of 2^(1/4) a column, which is multiplied into the activations, of the other.
+//! docs/QUANTIZATION.md has what else was tried, and the numbers.
 //!
 //! The matrix is read block by block, several times, so that nothing but the result is held. Everything
 //! is summed in one order: the result does not depend on blocks, threads or the CPU.
@@ -13,10 +13,9 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::load::{reserve, Blocks};
-use crate::matrix::{power_of_two, Buffer, Int8};
+use crate::matrix::{Buffer, Int8};
 
-/// Passes that balance rows and columns against each other; the fourth changes no exponent of the
-/// models it was tried on.
+/// Passes that balance rows and columns against each other; more change nothing that can be measured.
 const ROUNDS: usize = 3;
 /// Column exponents are left out where scales would cost more than half a bit a weight: only in
 /// matrices narrower than about 50, which no published model has.
@@ -77,7 +76,7 @@ fn column_exponents(blocks: &mut Blocks<'_>) -> Result<Vec<i8>> {
     let limit = f32::from(Int8::EXPONENT_MAX);
     Ok(sizes_log
         .iter()
-        .map(|size| size.round().clamp(-limit, limit) as i8)
+        .map(|size| (4.0 * size).round().clamp(-limit, limit) as i8)
         .collect())
 }
 
@@ -101,7 +100,10 @@ fn set_sizes(sizes_log: &mut [f32], sums: &[f32], n_rows: usize) {
 fn round(blocks: &mut Blocks<'_>, column_exponents: Vec<i8>) -> Result<Int8> {
     let (n_rows, n_cols, pool) = (blocks.n_rows, blocks.n_cols, blocks.pool);
     let source = blocks.source;
-    let inverses: Vec<f32> = column_exponents.iter().map(|&e| power_of_two(-e)).collect();
+    let inverses: Vec<f32> = column_exponents
+        .iter()
+        .map(|&e| 1.0 / Int8::column_factor(e))
+        .collect();
     let mut values: Vec<i8> = reserve(n_rows * n_cols)?;
     let mut row_scales: Vec<f16> = reserve(n_rows)?;
     blocks.for_each(|rows, block| {
