@@ -77,7 +77,7 @@ impl Session {
         }
     }
 
-    /// The model of this session.
+    /// The model that the session runs.
     pub fn model(&self) -> &Model {
         &self.model
     }
