@@ -144,7 +144,7 @@ impl Int8 {
 
     /// 2^(exponent / 4), the same bits on every platform.
     pub(crate) fn column_factor(exponent: i8) -> f32 {
-        const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, 1.414_213_5, 1.681_792_8];
+        const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, std::f32::consts::SQRT_2, 1.681_792_8];
         let whole = i32::from(exponent).div_euclid(4);
         let power_of_two = f32::from_bits(((whole + 127) as u32) << 23);
         QUARTERS[usize::from(exponent.rem_euclid(4) as u8)] * power_of_two
