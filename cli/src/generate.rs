@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
 use crate::input::TextArgs;
-use crate::model;
+use crate::{memory, model};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -296,6 +296,8 @@ impl Report<'_> {
                 Ending::Caller => "closed",
             },
             "seed": self.seed,
+            "peak_rss_bytes": memory::peak_resident_bytes(),
+            "private_bytes": memory::private_bytes(),
         })
     }
 

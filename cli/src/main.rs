@@ -6,13 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod completions;
 mod generate;
 mod info;
 mod input;
 mod logits;
+mod memory;
 mod model;
 mod perplexity;
+mod plot;
 mod progress;
 mod quantize;
 mod tokenize;
@@ -50,6 +53,8 @@ enum Command {
     Logits(logits::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
+    /// Measure speed and memory, beside what this machine can do at most
+    Bench(bench::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
         Some(Command::Tokenize(args)) => tokenize::run(&args),
         Some(Command::Logits(args)) => logits::run(&args),
         Some(Command::Perplexity(args)) => perplexity::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
     };
     match result {

@@ -18,7 +18,14 @@ const DEMO: &[(&str, &[u8])] = &[
 ];
 
 pub(crate) fn open(args: &ModelArgs) -> Result<Model> {
-    let options = options(args);
+    open_with(args, false)
+}
+
+pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
+    let options = Options {
+        no_sparsity,
+        ..options(args)
+    };
     match &args.model {
         Some(path) => {
             let mut progress = Progress::after_a_second("loading");
@@ -44,6 +51,7 @@ fn options(args: &ModelArgs) -> Options {
         threads: args.threads,
         tokenizer: args.tokenizer.clone(),
         no_mmap: args.no_mmap,
+        ..Options::default()
     }
 }
 

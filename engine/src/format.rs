@@ -270,6 +270,7 @@ pub(crate) fn read(
         fingerprint: meta.fingerprint,
         pool,
         kernels,
+        no_sparsity: false,
         tokenizer: TokenizerSlot {
             file: tokenizer,
             searched: SEARCHED.into(),

@@ -61,6 +61,7 @@ mod error;
 mod file;
 mod format;
 mod kernels;
+mod limits;
 mod load;
 mod math;
 mod matrix;
@@ -79,6 +80,7 @@ mod v4;
 
 pub use batch::{Output, Span};
 pub use error::{Error, ErrorKind, Result};
+pub use limits::Yardstick;
 pub use matrix::Quant;
 pub use model::{Info, Model, Options, TensorInfo, Workspace};
 pub use sampler::{Sampler, SamplerOptions};

@@ -78,6 +78,7 @@ pub(crate) fn load(
         fingerprint,
         pool,
         kernels,
+        no_sparsity: false,
         tokenizer: TokenizerSlot {
             file: checkpoint.tokenizer,
             searched,

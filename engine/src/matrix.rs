@@ -189,9 +189,23 @@ impl Matrix {
         }
     }
 
+    pub(crate) fn n_weights(&self) -> u64 {
+        (self.n_rows * self.n_cols) as u64
+    }
+
+    /// Bytes of one stored row with its scale.
+    pub(crate) fn row_size_bytes(&self) -> u64 {
+        let n = self.n_cols as u64;
+        match &self.weights {
+            Weights::F32(_) => 4 * n,
+            Weights::F16(_) => 2 * n,
+            Weights::Int8(_) => n + 2,
+        }
+    }
+
     /// Bytes of weights and scales as stored.
     pub(crate) fn size_bytes(&self) -> u64 {
-        let n = (self.n_rows * self.n_cols) as u64;
+        let n = self.n_weights();
         match &self.weights {
             Weights::F32(_) => 4 * n,
             Weights::F16(_) => 2 * n,

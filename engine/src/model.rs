@@ -37,6 +37,8 @@ pub struct Options {
     pub tokenizer: Option<PathBuf>,
     /// Reads files into memory instead of mapping them.
     pub no_mmap: bool,
+    /// Reads the weights of hidden units that are 0 too: the same results, slower. For measuring.
+    pub no_sparsity: bool,
 }
 
 /// Facts about an open model.
@@ -71,6 +73,13 @@ pub struct Info {
     pub mapped_bytes: u64,
     /// Bits of the matrices a weight, scales included.
     pub bits_per_weight: f64,
+    /// Those of the weights that one token of decode needs, as stored: all matrices, but a single row of
+    /// the embedding. Rows that sparsity saves are counted.
+    pub decode_bytes: u64,
+    /// Multiply-adds of one token's matrix products, without the head.
+    pub layer_macs: u64,
+    /// Multiply-adds of one row of logits.
+    pub head_macs: u64,
     /// Of one sequence's recurrent state.
     pub state_bytes: usize,
     /// The kernel set in use.
@@ -113,6 +122,7 @@ pub(crate) struct Inner {
     pub(crate) fingerprint: u64,
     pub(crate) pool: Pool,
     pub(crate) kernels: KernelSet,
+    pub(crate) no_sparsity: bool,
     pub(crate) tokenizer: TokenizerSlot,
     /// The model file this was opened from, if it was one.
     pub(crate) model_file: Option<SourceFile>,
@@ -215,9 +225,9 @@ impl Model {
         let kernels = KernelSet::select()?;
         let pool = Pool::new(n_threads(options.threads)?);
         let quant = options.quant.unwrap_or(Quant::F16);
-        Ok(Model(Arc::new(synthetic::build(
-            size, quant, pool, kernels, progress,
-        )?)))
+        let mut inner = synthetic::build(size, quant, pool, kernels, progress)?;
+        inner.no_sparsity = options.no_sparsity;
+        Ok(Model(Arc::new(inner)))
     }
 
     fn from_opened(
@@ -233,6 +243,7 @@ impl Model {
             }
             Opened::ModelFile(file) => format::read(file, options.quant, pool, kernels)?,
         };
+        inner.no_sparsity = options.no_sparsity;
         if let Some(path) = &options.tokenizer {
             let file = SourceFile::open_without_mapping(path)?;
             inner.tokenizer.file = Some(TokenizerFile {
@@ -316,6 +327,7 @@ impl Model {
             .tensors()
             .iter()
             .for_each(|tensor| totals.add(tensor));
+        let head_macs = network.head.n_weights();
         Info {
             place: self.0.place.clone(),
             architecture: ARCHITECTURE,
@@ -331,6 +343,10 @@ impl Model {
             weight_bytes: totals.weight_bytes,
             mapped_bytes: totals.mapped_bytes,
             bits_per_weight: 8.0 * totals.matrix_bytes as f64 / totals.matrix_params as f64,
+            decode_bytes: totals.matrix_bytes - network.embedding.size_bytes()
+                + network.embedding.row_size_bytes(),
+            layer_macs: totals.matrix_params - head_macs - network.embedding.n_weights(),
+            head_macs,
             state_bytes: self.state_shape().len() * size_of::<f32>(),
             kernels: self.0.kernels.name(),
             threads: self.0.pool.n_threads(),
@@ -369,6 +385,10 @@ impl Model {
         }
     }
 
+    pub(crate) fn machine(&self) -> (&Pool, KernelSet) {
+        (&self.0.pool, self.0.kernels)
+    }
+
     /// The empty state: of a sequence before its first token.
     pub fn new_state(&self) -> State {
         State::new(self.state_shape())
@@ -379,7 +399,12 @@ impl Model {
         let rows_max = rows_max.max(1);
         let n_threads = self.0.pool.n_threads();
         Workspace {
-            buffers: Buffers::new(&self.0.network.sizes, rows_max, n_threads),
+            buffers: Buffers::new(
+                &self.0.network.sizes,
+                rows_max,
+                n_threads,
+                self.0.no_sparsity,
+            ),
             segments: Vec::with_capacity(rows_max),
             logit_rows: Vec::with_capacity(rows_max),
         }
@@ -450,6 +475,14 @@ impl std::fmt::Debug for Model {
     }
 }
 
+impl Workspace {
+    /// Rows of `ffn.value` that sparsity saved, of those that there were, over all batches of few tokens
+    /// so far: with more tokens at once all rows are used.
+    pub fn sparsity(&self) -> (u64, u64) {
+        self.buffers.sparsity()
+    }
+}
+
 impl std::fmt::Debug for Workspace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rows_max = &self.buffers.rows_max;
@@ -494,7 +527,7 @@ impl Totals {
                 self.weight_bytes += 4 * vector.len() as u64;
             }
             Tensor::Matrix(matrix) => {
-                let n_params = (matrix.n_rows * matrix.n_cols) as u64;
+                let n_params = matrix.n_weights();
                 self.n_params += n_params;
                 self.matrix_params += n_params;
                 self.matrix_bytes += matrix.size_bytes();

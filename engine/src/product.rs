@@ -69,6 +69,11 @@ pub(crate) struct Activations {
     nonzero_integers: Vec<i16>,
     /// (n_rows) where each row's part of these lists ends
     nonzero_ends: Vec<usize>,
+    /// Lists all inputs, for measuring what the lists are worth.
+    keep_zeros: bool,
+    /// Inputs that were looked at for the lists so far, and those that are on them.
+    n_seen: u64,
+    n_listed: u64,
 }
 
 impl Activations {
@@ -84,7 +89,19 @@ impl Activations {
             nonzero_values: Vec::with_capacity(n_inputs * n_rows),
             nonzero_integers: Vec::with_capacity(n_inputs * n_rows),
             nonzero_ends: Vec::with_capacity(n_rows),
+            keep_zeros: false,
+            n_seen: 0,
+            n_listed: 0,
         }
+    }
+
+    pub(crate) fn keep_zeros(self, keep_zeros: bool) -> Self {
+        Activations { keep_zeros, ..self }
+    }
+
+    /// Inputs of a matrix stored row per input that were 0, of all so far.
+    pub(crate) fn sparsity(&self) -> (u64, u64) {
+        (self.n_seen - self.n_listed, self.n_seen)
     }
 
     /// Fills `n_rows` rows by `fill(row, out)` and brings them into the form that `matrix` wants.
@@ -132,14 +149,14 @@ impl Activations {
         for row in 0..self.n_rows {
             if matches!(matrix.weights, Weights::Int8(_)) {
                 for (i, &q) in self.integers[row * width..][..n_inputs].iter().enumerate() {
-                    if q != 0 {
+                    if q != 0 || self.keep_zeros {
                         self.nonzero.push(i as u32);
                         self.nonzero_integers.push(q);
                     }
                 }
             } else {
                 for (i, &v) in self.values[row * n_inputs..][..n_inputs].iter().enumerate() {
-                    if v != 0.0 {
+                    if v != 0.0 || self.keep_zeros {
                         self.nonzero.push(i as u32);
                         self.nonzero_values.push(v);
                     }
@@ -147,6 +164,8 @@ impl Activations {
             }
             self.nonzero_ends.push(self.nonzero.len());
         }
+        self.n_seen += (self.n_rows * n_inputs) as u64;
+        self.n_listed += self.nonzero.len() as u64;
     }
 
     /// The part of the lists of nonzero inputs that belongs to `row`.

@@ -12,9 +12,6 @@ use crate::sampler::Sampler;
 use crate::state::State;
 use crate::text::{StopTexts, TextStream};
 
-/// Tokens of a prompt that are fed at once.
-const PREFILL_ROWS: usize = 128;
-
 /// A sequence of tokens in the making. It keeps its model alive and belongs to one thread at a time.
 ///
 /// See the [crate documentation](crate) for an example.
@@ -65,6 +62,9 @@ pub struct Generated {
 }
 
 impl Session {
+    /// Tokens of a prompt that are fed at once; longer prompts go in pieces.
+    pub const PREFILL_ROWS: usize = 128;
+
     /// A session at the empty state.
     pub fn new(model: &Model) -> Self {
         Session {
@@ -90,6 +90,11 @@ impl Session {
     /// The logits (n_vocab) for what follows the last token, or `None` before the first one.
     pub fn logits(&self) -> Option<&[f32]> {
         (!self.logits.is_empty()).then_some(&self.logits[..])
+    }
+
+    /// Rows of `ffn.value` that decode did not read because their hidden unit was 0, of all so far.
+    pub fn sparsity(&self) -> (u64, u64) {
+        self.decode.sparsity()
     }
 
     /// Back to the empty state.
@@ -155,7 +160,7 @@ impl Session {
             0 | 1 => &mut self.decode,
             _ => self
                 .prefill
-                .get_or_insert_with(|| self.model.workspace(PREFILL_ROWS)),
+                .get_or_insert_with(|| self.model.workspace(Self::PREFILL_ROWS)),
         };
         let output = Output::Last;
         let span = Span {
@@ -179,7 +184,7 @@ impl Session {
         let n_vocab = self.model.n_vocab();
         let workspace = self
             .prefill
-            .get_or_insert_with(|| self.model.workspace(PREFILL_ROWS));
+            .get_or_insert_with(|| self.model.workspace(Self::PREFILL_ROWS));
         let mut logits = vec![0.0; tokens.len() * n_vocab];
         let span = Span {
             state: &mut self.state,

@@ -100,6 +100,7 @@ pub(crate) fn build(
         quant,
         pool,
         kernels,
+        no_sparsity: false,
         tokenizer: TokenizerSlot {
             file: None,
             searched,

@@ -241,7 +241,7 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize) -> Self {
+    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Self {
         let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
         let widest = n_embd.max(sizes.n_attention);
         let floats = |width: usize| vec![0.0; rows_max * width];
@@ -253,7 +253,7 @@ impl Buffers {
             input_a: Activations::new(widest, rows_max),
             input_b: Activations::new(n_embd, rows_max),
             input_c: Activations::new(n_embd, rows_max),
-            input_hidden: Activations::new(n_hidden, rows_max),
+            input_hidden: Activations::new(n_hidden, rows_max).keep_zeros(no_sparsity),
             key: floats(widest),
             value: floats(widest),
             receptance: floats(widest),
@@ -262,6 +262,13 @@ impl Buffers {
             scratch: (0..n_threads).map(|_| scratch()).collect(),
             starts: Vec::with_capacity(rows_max),
         }
+    }
+}
+
+impl Buffers {
+    /// Rows of `ffn.value` that were not read, of those that there were.
+    pub(crate) fn sparsity(&self) -> (u64, u64) {
+        self.input_hidden.sparsity()
     }
 }
 

@@ -350,7 +350,8 @@ def main():
     if args.f32_check: return
 
     head = ["scheme", "activations"] + ([g[0] for g in golden] if args.each else [])
-    head += ["worst", "mean", "worst, random ids", "mean, random ids", "most bits"] if golden else []
+    head += [h + i for i in ("", ", random ids") for h in ("worst", "geometric mean", "over 6 %")] if golden else []
+    head += ["most bits"] if golden else []
     head += ["demo bits", "demo perplexity", "demo KL * 1e4"] if demo else []
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     for s in args.schemes.split(","):
@@ -363,7 +364,7 @@ def main():
                 e = [rel(logits(t, m, i, a, b), r) for i, r in zip(seqs, ref)]
                 errs.append(e)
                 if args.each: row.append("%.2f / %.2f" % tuple(e))
-            for e in zip(*errs): row += ["%.2f" % max(e), "%.2f" % (sum(e) / len(e))]
+            for e in zip(*errs): row += ["%.2f" % max(e), "%.2f" % np.exp(np.log(e).mean()), str(sum(x > 6 for x in e))]
             if golden: row.append("%.3f" % max(b_ for _, b_ in qs))
             if demo:
                 ppl, kl = perplexity(demo[0], dq[0], demo[2], a, b, demo[4])

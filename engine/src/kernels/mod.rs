@@ -20,6 +20,7 @@
 mod elementwise;
 pub(crate) mod gemm;
 mod scalar;
+mod yardstick;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,6 +34,8 @@ use crate::error::{Error, Result};
 
 /// Columns of outputs that [`KernelSet::multiply_panel_i8`] computes at once.
 pub const PANEL_WIDTH: usize = 16;
+
+pub(crate) use yardstick::{FLOAT_ROUND, INTEGER_ROUND};
 
 /// One instruction set's kernels. A value of this type proves that the CPU has the set.
 #[derive(Clone, Copy, Debug)]
@@ -241,6 +244,18 @@ dispatch! { scalar;
         assert_eq!(x.len() % width, 0);
         assert_eq!(out.len(), x.len() / width * PANEL_WIDTH);
     };
+}
+
+dispatch! { yardstick;
+    /// Exclusive or of all words: nothing but reading, as fast as this set reads memory.
+    fn read_words(words: &[u64]) -> u64;
+
+    /// [`FLOAT_ROUND`] multiply-adds a round from registers to registers, each lane's result returned
+    /// in one sum so that none can be left out.
+    fn multiply_add_floats(rounds: usize) -> f32;
+
+    /// [`INTEGER_ROUND`] multiply-adds a round, as the int8 products do them.
+    fn multiply_add_integers(rounds: usize) -> i32;
 }
 
 /// Per-channel constants of WKV.
