@@ -4,7 +4,7 @@
 //! because on a shared machine both move.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -413,7 +413,7 @@ fn decode(args: &Args, model: &Model, context: usize) -> Result<f64> {
     Ok(median((0..args.rounds).map(once).collect::<Result<_>>()?))
 }
 
-fn draw(args: &Args, model: &Model, path: &PathBuf) -> Result<()> {
+fn draw(args: &Args, model: &Model, path: &Path) -> Result<()> {
     let info = model.info();
     let mut threads = Series::new("threads");
     let threads_max = std::thread::available_parallelism().map_or(1, usize::from);
