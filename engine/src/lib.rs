@@ -55,6 +55,7 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("weights are used as they lie in files, which are little-endian");
 
+mod aligned;
 mod batch;
 mod checkpoint;
 mod error;
@@ -93,5 +94,5 @@ pub use tokenizer::Tokenizer;
 /// For the benchmarks of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::kernels::{KernelSet, WkvChannels, PANEL_WIDTH};
+    pub use crate::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
 }

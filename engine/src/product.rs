@@ -1,55 +1,62 @@
 //! Products of many rows of activations with one matrix, on all threads.
 //!
-//! Sits between `kernels` (one block on one thread) and the networks (`v4.rs`). Three ways, by the
-//! number of rows:
+//! Sits between `kernels` (one block on one thread) and the networks (`v4.rs`). Three ways:
 //!
 //! ```text
-//! few rows, row per output   matrix-vector kernels; a block of weights serves all rows from the cache
-//! few rows, row per input    only the weight rows whose activation is not 0 are read
-//! many rows                  int8: 16 outputs are widened to a panel once, for all rows
-//!                            f32, f16: the gemm crate, f16 widened block by block
+//! row per output             blocks of outputs; each row of weights meets all rows of activations
+//! row per input, few rows    only the weight rows whose activation is not 0 are read, by chunks of inputs
+//! row per input, many rows   16 outputs at a time, a chunk of inputs is widened to a panel for all rows
 //! ```
 //!
-//! Integer products are exact, so their results do not depend on the way taken. Float products sum in
-//! another order in each way; within a way the order is fixed. No way depends on the threads.
+//! Integer products are exact in any order. Float products are summed in the same order in every way: a
+//! matrix stored row per input adds its inputs one after the other within chunks of [`CHUNK_INPUTS`], and
+//! the chunks in order. So a prompt gives the same bits in one piece and token by token, and no result
+//! depends on the threads.
 
 #![forbid(unsafe_code)]
 
-use half::f16;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::kernels::gemm::{self, Strides};
-use crate::kernels::{KernelSet, PANEL_WIDTH};
+use crate::aligned::Aligned;
+use crate::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::matrix::{Int8, Layout, Matrix, Weights};
 use crate::threads::{ColumnBlock, Columns, Pool};
 
 /// Outputs of a matrix that one task computes. 64 rows of 768 int8 weights are 48 KiB, about 3 us of
 /// memory traffic: small enough to spread, large enough that taking a task costs nothing.
 const BLOCK_OUTPUTS: usize = 64;
-/// From this many rows on, weights are widened once for all rows instead of once a row.
+/// Inputs of a matrix stored row per input that one task sums up, and that one panel holds: a panel of f32 is then 16 KiB.
+const CHUNK_INPUTS: usize = 256;
+/// From this many rows on, weights stored row per input are widened once for all rows.
 const MANY_ROWS: usize = 8;
 
 /// Memory of one thread for intermediate results of its block.
-#[derive(Default)]
 pub(crate) struct Scratch {
-    panel: Vec<i16>,
-    sums: Vec<i32>,
-    wide: Vec<f32>,
-    product: Vec<f32>,
+    /// (rows, BLOCK_OUTPUTS)
+    sums: Aligned<i32>,
+    product: Aligned<f32>,
+    /// (CHUNK_INPUTS, PANEL_WIDTH)
+    panel: Aligned<f32>,
+    panel_integers: Aligned<i16>,
+    /// (CHUNK_INPUTS) inputs that are not 0
+    indices: Vec<u32>,
+    values: Aligned<f32>,
+    integers: Aligned<i16>,
 }
 
 impl Scratch {
-    /// Room for matrices of up to `n_inputs` inputs and batches of up to `n_rows` rows.
-    pub(crate) fn new(n_inputs: usize, n_rows: usize) -> Self {
-        let mut scratch = Scratch {
-            sums: vec![0; BLOCK_OUTPUTS.max(n_rows * PANEL_WIDTH)],
-            ..Scratch::default()
-        };
-        if n_rows >= MANY_ROWS {
-            scratch.panel = vec![0; n_inputs.next_multiple_of(2) * PANEL_WIDTH];
-            scratch.wide = vec![0.0; n_inputs * BLOCK_OUTPUTS];
-            scratch.product = vec![0.0; n_rows * BLOCK_OUTPUTS];
+    /// Room for batches of up to `n_rows` rows.
+    pub(crate) fn new(n_rows: usize) -> Self {
+        Scratch {
+            sums: Aligned::new(0, n_rows * BLOCK_OUTPUTS),
+            product: Aligned::new(0.0, n_rows * BLOCK_OUTPUTS),
+            panel: Aligned::new(0.0, CHUNK_INPUTS * PANEL_WIDTH),
+            panel_integers: Aligned::new(0, CHUNK_INPUTS * PANEL_WIDTH),
+            indices: vec![0; CHUNK_INPUTS],
+            values: Aligned::new(0.0, CHUNK_INPUTS),
+            integers: Aligned::new(0, CHUNK_INPUTS),
         }
-        scratch
     }
 }
 
@@ -57,23 +64,11 @@ impl Scratch {
 pub(crate) struct Activations {
     n_rows: usize,
     /// (n_rows, n_inputs); overwritten by the quantisation
-    values: Vec<f32>,
+    values: Aligned<f32>,
     /// (n_rows, n_inputs rounded up to even), the last column of odd rows 0
-    integers: Vec<i16>,
+    integers: Aligned<i16>,
     /// (n_rows) of `integers`
     scales: Vec<f32>,
-    /// For a matrix stored row per input: which inputs of each row are not 0, row after row.
-    nonzero: Vec<u32>,
-    /// The values of those inputs: floats or integers, as the matrix wants.
-    nonzero_values: Vec<f32>,
-    nonzero_integers: Vec<i16>,
-    /// (n_rows) where each row's part of these lists ends
-    nonzero_ends: Vec<usize>,
-    /// Lists all inputs, for measuring what the lists are worth.
-    keep_zeros: bool,
-    /// Inputs that were looked at for the lists so far, and those that are on them.
-    n_seen: u64,
-    n_listed: u64,
 }
 
 impl Activations {
@@ -81,27 +76,10 @@ impl Activations {
     pub(crate) fn new(n_inputs: usize, n_rows: usize) -> Self {
         Activations {
             n_rows: 0,
-            values: vec![0.0; n_inputs * n_rows],
-            integers: vec![0; n_inputs.next_multiple_of(2) * n_rows],
+            values: Aligned::new(0.0, n_inputs * n_rows),
+            integers: Aligned::new(0, n_inputs.next_multiple_of(2) * n_rows),
             scales: vec![0.0; n_rows],
-            // Only address space where many rows go another way.
-            nonzero: Vec::with_capacity(n_inputs * n_rows),
-            nonzero_values: Vec::with_capacity(n_inputs * n_rows),
-            nonzero_integers: Vec::with_capacity(n_inputs * n_rows),
-            nonzero_ends: Vec::with_capacity(n_rows),
-            keep_zeros: false,
-            n_seen: 0,
-            n_listed: 0,
         }
-    }
-
-    pub(crate) fn keep_zeros(self, keep_zeros: bool) -> Self {
-        Activations { keep_zeros, ..self }
-    }
-
-    /// Inputs of a matrix stored row per input that were 0, of all so far.
-    pub(crate) fn sparsity(&self) -> (u64, u64) {
-        (self.n_seen - self.n_listed, self.n_seen)
     }
 
     /// Fills `n_rows` rows by `fill(row, out)` and brings them into the form that `matrix` wants.
@@ -117,73 +95,42 @@ impl Activations {
         let width = n_inputs.next_multiple_of(2);
         self.n_rows = n_rows;
         let values = &mut self.values[..n_rows * n_inputs];
-        match &matrix.weights {
-            Weights::Int8(int8) => {
-                let factors = int8.input_factors(matrix.layout);
-                let integers = &mut self.integers[..n_rows * width];
-                let scales = &mut self.scales[..n_rows];
-                let rows = (
-                    Columns::new(values, n_inputs),
-                    Columns::new(integers, width),
-                );
-                pool.run_rows(rows, scales, |row, values, integers, scale| {
-                    fill(row, values);
-                    kernels.scale(values, factors);
-                    *scale = kernels.quantise_activations(values, &mut integers[..n_inputs]);
-                    integers[n_inputs..].fill(0);
-                });
-            }
-            Weights::F32(_) | Weights::F16(_) => pool.run_chunks(values, n_inputs, fill),
-        }
-        if matrix.layout == Layout::RowPerInput && !goes_by_blocks(kernels, matrix, n_rows) {
-            self.list_nonzero(matrix, n_inputs, width);
-        }
-    }
-
-    /// Lists the inputs that are not 0, row by row, and packs their values.
-    fn list_nonzero(&mut self, matrix: &Matrix, n_inputs: usize, width: usize) {
-        self.nonzero.clear();
-        self.nonzero_values.clear();
-        self.nonzero_integers.clear();
-        self.nonzero_ends.clear();
-        for row in 0..self.n_rows {
-            if matches!(matrix.weights, Weights::Int8(_)) {
-                for (i, &q) in self.integers[row * width..][..n_inputs].iter().enumerate() {
-                    if q != 0 || self.keep_zeros {
-                        self.nonzero.push(i as u32);
-                        self.nonzero_integers.push(q);
-                    }
-                }
-            } else {
-                for (i, &v) in self.values[row * n_inputs..][..n_inputs].iter().enumerate() {
-                    if v != 0.0 || self.keep_zeros {
-                        self.nonzero.push(i as u32);
-                        self.nonzero_values.push(v);
-                    }
-                }
-            }
-            self.nonzero_ends.push(self.nonzero.len());
-        }
-        self.n_seen += (self.n_rows * n_inputs) as u64;
-        self.n_listed += self.nonzero.len() as u64;
-    }
-
-    /// The part of the lists of nonzero inputs that belongs to `row`.
-    fn nonzero_range(&self, row: usize) -> std::ops::Range<usize> {
-        let start = if row == 0 {
-            0
-        } else {
-            self.nonzero_ends[row - 1]
+        let Weights::Int8(int8) = &matrix.weights else {
+            return pool.run_chunks(values, n_inputs, fill);
         };
-        start..self.nonzero_ends[row]
+        let factors = int8.input_factors(matrix.layout);
+        let integers = &mut self.integers[..n_rows * width];
+        let scales = &mut self.scales[..n_rows];
+        let rows = (
+            Columns::new(values, n_inputs),
+            Columns::new(integers, width),
+        );
+        pool.run_rows(rows, scales, |row, values, integers, scale| {
+            fill(row, values);
+            kernels.scale(values, factors);
+            *scale = kernels.quantise_activations(values, &mut integers[..n_inputs]);
+            integers[n_inputs..].fill(0);
+        });
     }
-}
 
-/// Whether a product of so many rows widens blocks of weights once for all of them. The scalar set
-/// does so for integers only: the gemm crate chooses its own instructions.
-fn goes_by_blocks(kernels: KernelSet, matrix: &Matrix, n_rows: usize) -> bool {
-    let integers = matches!(matrix.weights, Weights::Int8(_));
-    n_rows >= MANY_ROWS && (integers || !matches!(kernels, KernelSet::Scalar))
+    /// All rows, from input `first` on, of a matrix of `n_inputs`.
+    fn floats(&self, n_inputs: usize, first: usize) -> Rows<'_, f32> {
+        Rows {
+            values: &self.values[first..self.n_rows * n_inputs],
+            stride: n_inputs,
+            n: self.n_rows,
+        }
+    }
+
+    /// The same, as integers.
+    fn integers(&self, n_inputs: usize, first: usize) -> Rows<'_, i16> {
+        let stride = n_inputs.next_multiple_of(2);
+        Rows {
+            values: &self.integers[first..self.n_rows * stride],
+            stride,
+            n: self.n_rows,
+        }
+    }
 }
 
 /// One product: `out[t, o] = sum over i of input[t, i] * matrix[o, i]`.
@@ -194,7 +141,8 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
-/// Computes several independent products in one go of the pool; all have the same number of rows.
+/// Computes several independent products with matrices stored row per output in one go of the pool; all
+/// have the same number of rows.
 pub(crate) fn multiply<const N: usize>(
     pool: &Pool,
     kernels: KernelSet,
@@ -203,6 +151,7 @@ pub(crate) fn multiply<const N: usize>(
 ) {
     let parts = products.map(|product| {
         let (matrix, input) = (product.matrix, product.input);
+        debug_assert!(matrix.layout == Layout::RowPerOutput);
         (matrix, input, Columns::new(product.out, matrix.n_outputs()))
     });
     let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
@@ -213,193 +162,271 @@ pub(crate) fn multiply<const N: usize>(
         scratch,
         |index, block, scratch| {
             let (matrix, input) = operands[index];
-            let task = Task {
-                kernels,
-                matrix,
-                input,
-                n_rows: input.n_rows,
-            };
-            match &matrix.weights {
-                Weights::Int8(int8) => task.int8(int8, block, scratch),
-                Weights::F32(weights) => {
-                    let weights = weights.as_slice();
-                    task.float(FloatWeights::F32(weights), block, scratch);
-                }
-                Weights::F16(weights) => {
-                    let weights = weights.as_slice();
-                    task.float(FloatWeights::F16(weights), block, scratch);
-                }
-            }
+            multiply_block(kernels, matrix, input, block, scratch);
         },
     );
 }
 
-/// One block of outputs of one product.
-struct Task<'a> {
+fn multiply_block(
+    kernels: KernelSet,
+    matrix: &Matrix,
+    input: &Activations,
+    mut block: ColumnBlock<'_, f32>,
+    scratch: &mut Scratch,
+) {
+    let columns = block.columns();
+    let (n_inputs, n) = (matrix.n_inputs(), columns.len());
+    let range = columns.start * n_inputs..columns.end * n_inputs;
+    let x = || input.floats(n_inputs, 0);
+    let product = &mut scratch.product[..input.n_rows * n];
+    match &matrix.weights {
+        Weights::Int8(int8) => {
+            let sums = &mut scratch.sums[..input.n_rows * n];
+            let weights = &int8.values.as_slice()[range];
+            kernels.dots_i8(weights, input.integers(n_inputs, 0), n_inputs, sums);
+            let factors = &int8.output_factors(matrix.layout)[columns];
+            for (row, sums) in sums.chunks_exact(n).enumerate() {
+                kernels.rescale_sums(sums, input.scales[row], factors, block.row_mut(row));
+            }
+            return;
+        }
+        Weights::F32(w) => kernels.dots_f32(&w.as_slice()[range], x(), n_inputs, product),
+        Weights::F16(w) => kernels.dots_f16(&w.as_slice()[range], x(), n_inputs, product),
+    }
+    for (row, product) in product.chunks_exact(n).enumerate() {
+        block.row_mut(row).copy_from_slice(product);
+    }
+}
+
+/// What is needed for products with a matrix stored row per input.
+pub(crate) struct Transposed {
+    /// Sums of chunks of inputs of a few rows, f32 or i32 as bits: (rows, chunks, outputs)
+    partial: Aligned<f32>,
+    /// Reads the weights of inputs that are 0 too, for measuring what leaving them out is worth.
+    no_sparsity: bool,
+    /// Inputs looked at so far by products of a few rows, and those that were not 0.
+    n_seen: AtomicU64,
+    n_used: AtomicU64,
+}
+
+impl Transposed {
+    /// Room for batches of up to `n_rows` rows of matrices of these sizes.
+    pub(crate) fn new(n_inputs: usize, n_outputs: usize, n_rows: usize, no_sparsity: bool) -> Self {
+        let few = n_rows.min(MANY_ROWS - 1);
+        Transposed {
+            partial: Aligned::new(0.0, few * n_inputs.div_ceil(CHUNK_INPUTS) * n_outputs),
+            no_sparsity,
+            n_seen: AtomicU64::new(0),
+            n_used: AtomicU64::new(0),
+        }
+    }
+
+    /// Inputs that were 0, of all so far, in batches of a few rows.
+    pub(crate) fn sparsity(&self) -> (u64, u64) {
+        let [seen, used] = [&self.n_seen, &self.n_used].map(|n| n.load(Ordering::Relaxed));
+        (seen - used, seen)
+    }
+
+    /// Computes a product with a matrix stored row per input.
+    pub(crate) fn multiply(
+        &mut self,
+        pool: &Pool,
+        kernels: KernelSet,
+        scratch: &mut [Scratch],
+        product: Product<'_>,
+    ) {
+        let Product { matrix, input, out } = product;
+        debug_assert!(matrix.layout == Layout::RowPerInput);
+        if input.n_rows < MANY_ROWS {
+            return self.multiply_few(pool, kernels, scratch, matrix, input, out);
+        }
+        let mut outputs = [Columns::new(out, matrix.n_outputs())];
+        pool.run_blocks(
+            &mut outputs,
+            BLOCK_OUTPUTS,
+            scratch,
+            |_, block, scratch| match &matrix.weights {
+                Weights::Int8(int8) => {
+                    multiply_panels_i8(kernels, matrix, int8, input, block, scratch);
+                }
+                Weights::F32(w) => {
+                    let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
+                        let weights = rows(matrix, w.as_slice(), &inputs);
+                        kernels.pack_f32(weights, matrix.n_cols, first, n, panel);
+                    };
+                    multiply_panels(kernels, matrix, input, block, scratch, pack);
+                }
+                Weights::F16(w) => {
+                    let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
+                        let weights = rows(matrix, w.as_slice(), &inputs);
+                        kernels.pack_f16(weights, matrix.n_cols, first, n, panel);
+                    };
+                    multiply_panels(kernels, matrix, input, block, scratch, pack);
+                }
+            },
+        );
+    }
+
+    fn multiply_few(
+        &mut self,
+        pool: &Pool,
+        kernels: KernelSet,
+        scratch: &mut [Scratch],
+        matrix: &Matrix,
+        input: &Activations,
+        out: &mut [f32],
+    ) {
+        let (n_inputs, n_outputs) = (matrix.n_inputs(), matrix.n_outputs());
+        let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
+        let partial = &mut self.partial[..input.n_rows * n_chunks * n_outputs];
+        let (n_used, no_sparsity) = (&self.n_used, self.no_sparsity);
+        let mut tasks = [Columns::new(&mut *partial, input.n_rows * n_chunks * n_outputs)];
+        pool.run_blocks(&mut tasks, n_outputs, scratch, |_, mut block, scratch| {
+            let task = block.columns().start / n_outputs;
+            let (row, chunk) = (task / n_chunks, task % n_chunks);
+            let first = chunk * CHUNK_INPUTS;
+            let inputs = first..(first + CHUNK_INPUTS).min(n_inputs);
+            let gather = Gather { kernels, matrix, input, inputs, no_sparsity };
+            let used = gather.run(row, scratch, block.row_mut(0));
+            n_used.fetch_add(used as u64, Ordering::Relaxed);
+        });
+        self.n_seen.fetch_add((input.n_rows * n_inputs) as u64, Ordering::Relaxed);
+        let rows = partial.chunks_exact_mut(n_chunks * n_outputs);
+        for (row, (partial, out)) in rows.zip(out.chunks_exact_mut(n_outputs)).enumerate() {
+            if let Weights::Int8(int8) = &matrix.weights {
+                let partial: &mut [i32] = bytemuck::cast_slice_mut(partial);
+                let (sums, rest) = partial.split_at_mut(n_outputs);
+                rest.chunks_exact(n_outputs).for_each(|part| kernels.add_sums(sums, part));
+                let factors = int8.output_factors(matrix.layout);
+                kernels.rescale_sums(sums, input.scales[row], factors, out);
+            } else {
+                out.fill(0.0);
+                partial.chunks_exact(n_outputs).for_each(|part| kernels.add(out, part));
+            }
+        }
+    }
+}
+
+/// The stored rows that belong to some inputs.
+fn rows<'a, T>(matrix: &Matrix, weights: &'a [T], inputs: &Range<usize>) -> &'a [T] {
+    &weights[inputs.start * matrix.n_cols..inputs.end * matrix.n_cols]
+}
+
+/// One row of activations times the stored rows of a chunk of inputs, those that are 0 left out.
+struct Gather<'a> {
     kernels: KernelSet,
     matrix: &'a Matrix,
     input: &'a Activations,
-    n_rows: usize,
+    inputs: Range<usize>,
+    no_sparsity: bool,
 }
 
-enum FloatWeights<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
+impl Gather<'_> {
+    /// Writes f32 sums, or i32 sums as bits, to `out`; returns how many inputs were not 0.
+    fn run(&self, row: usize, scratch: &mut Scratch, out: &mut [f32]) -> usize {
+        let (kernels, matrix) = (self.kernels, self.matrix);
+        let (n, n_inputs) = (self.inputs.len(), matrix.n_inputs());
+        let Scratch { indices, values, integers, .. } = scratch;
+        if self.no_sparsity {
+            indices.iter_mut().zip(0..).for_each(|(index, i)| *index = i);
+        }
+        if let Weights::Int8(int8) = &matrix.weights {
+            let x = self.input.integers(n_inputs, self.inputs.start);
+            let x = &x.values[row * x.stride..][..n];
+            let used = match self.no_sparsity {
+                true => {
+                    integers[..n].copy_from_slice(x);
+                    n
+                }
+                false => kernels.list_nonzero_i16(x, 0, indices, integers),
+            };
+            let weights = rows(matrix, int8.values.as_slice(), &self.inputs);
+            let sums = bytemuck::cast_slice_mut(out);
+            kernels.gather_i8(weights, &indices[..used], &integers[..used], sums);
+            return used;
+        }
+        let x = self.input.floats(n_inputs, self.inputs.start);
+        let x = &x.values[row * x.stride..][..n];
+        let used = match self.no_sparsity {
+            true => {
+                values[..n].copy_from_slice(x);
+                n
+            }
+            false => kernels.list_nonzero_f32(x, 0, indices, values),
+        };
+        let (indices, values) = (&indices[..used], &values[..used]);
+        match &matrix.weights {
+            Weights::F32(w) => {
+                kernels.gather_f32(rows(matrix, w.as_slice(), &self.inputs), indices, values, out);
+            }
+            Weights::F16(w) => {
+                kernels.gather_f16(rows(matrix, w.as_slice(), &self.inputs), indices, values, out);
+            }
+            Weights::Int8(_) => {}
+        }
+        used
+    }
 }
 
-impl Task<'_> {
-    fn int8(&self, int8: &Int8, mut block: ColumnBlock<'_, f32>, scratch: &mut Scratch) {
-        let (kernels, matrix) = (self.kernels, self.matrix);
-        let columns = block.columns();
-        let weights = int8.values.as_slice();
-        let factors = int8.output_factors(matrix.layout);
-        let n_inputs = matrix.n_inputs();
-        let width = n_inputs.next_multiple_of(2);
-        let stride = matrix.n_cols;
-        if goes_by_blocks(kernels, matrix, self.n_rows) {
-            return self.int8_panels(weights, factors, block, scratch);
+/// Inputs of a matrix in chunks, in order.
+fn chunks(n_inputs: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n_inputs)
+        .step_by(CHUNK_INPUTS)
+        .map(move |first| first..(first + CHUNK_INPUTS).min(n_inputs))
+}
+
+fn multiply_panels_i8(
+    kernels: KernelSet,
+    matrix: &Matrix,
+    int8: &Int8,
+    input: &Activations,
+    mut block: ColumnBlock<'_, f32>,
+    scratch: &mut Scratch,
+) {
+    let (columns, n_inputs) = (block.columns(), matrix.n_inputs());
+    let factors = int8.output_factors(matrix.layout);
+    let sums = &mut scratch.sums[..input.n_rows * PANEL_WIDTH];
+    for first in columns.clone().step_by(PANEL_WIDTH) {
+        let n = PANEL_WIDTH.min(columns.end - first);
+        sums.fill(0);
+        for inputs in chunks(n_inputs) {
+            let width = inputs.len().next_multiple_of(2);
+            let panel = &mut scratch.panel_integers[..width * PANEL_WIDTH];
+            let weights = rows(matrix, int8.values.as_slice(), &inputs);
+            kernels.pack_i8(weights, matrix.n_cols, first, n, panel);
+            kernels.multiply_panel_i8(panel, input.integers(n_inputs, inputs.start), sums);
         }
-        let sums = &mut scratch.sums[..columns.len()];
-        for row in 0..self.n_rows {
-            match matrix.layout {
-                Layout::RowPerOutput => {
-                    let weights = &weights[columns.start * stride..columns.end * stride];
-                    let x = &self.input.integers[row * width..][..n_inputs];
-                    kernels.matvec_i8(weights, x, sums);
-                }
-                Layout::RowPerInput => {
-                    let range = self.input.nonzero_range(row);
-                    let rows = &self.input.nonzero[range.clone()];
-                    let values = &self.input.nonzero_integers[range];
-                    kernels.gather_i8(weights, stride, columns.start, rows, values, sums);
-                }
-            }
-            let scale = self.input.scales[row];
-            kernels.rescale_sums(sums, scale, &factors[columns.clone()], block.row_mut(row));
+        let (factors, at) = (&factors[first..][..n], first - columns.start);
+        for (row, sums) in sums.chunks_exact(PANEL_WIDTH).enumerate() {
+            let out = &mut block.row_mut(row)[at..at + n];
+            kernels.rescale_sums(&sums[..n], input.scales[row], factors, out);
         }
     }
+}
 
-    fn int8_panels(
-        &self,
-        weights: &[i8],
-        factors: &[f32],
-        mut block: ColumnBlock<'_, f32>,
-        scratch: &mut Scratch,
-    ) {
-        let (kernels, stride) = (self.kernels, self.matrix.n_cols);
-        let columns = block.columns();
-        let width = self.matrix.n_inputs().next_multiple_of(2);
-        let panel = &mut scratch.panel[..width * PANEL_WIDTH];
-        let sums = &mut scratch.sums[..self.n_rows * PANEL_WIDTH];
-        for first in columns.clone().step_by(PANEL_WIDTH) {
-            let n = PANEL_WIDTH.min(columns.end - first);
-            match self.matrix.layout {
-                Layout::RowPerOutput => {
-                    kernels.pack_rows_i8(&weights[first * stride..][..n * stride], stride, panel);
-                }
-                Layout::RowPerInput => kernels.pack_columns_i8(weights, stride, first, n, panel),
-            }
-            kernels.multiply_panel_i8(panel, &self.input.integers[..self.n_rows * width], sums);
-            let (factors, at) = (&factors[first..][..n], first - columns.start);
-            for (row, sums) in sums.chunks_exact(PANEL_WIDTH).enumerate() {
-                let out = &mut block.row_mut(row)[at..at + n];
-                kernels.rescale_sums(&sums[..n], self.input.scales[row], factors, out);
-            }
+/// `pack(panel, inputs, first output, outputs)` widens weights into a panel.
+fn multiply_panels(
+    kernels: KernelSet,
+    matrix: &Matrix,
+    input: &Activations,
+    mut block: ColumnBlock<'_, f32>,
+    scratch: &mut Scratch,
+    pack: impl Fn(&mut [f32], Range<usize>, usize, usize),
+) {
+    let (columns, n_inputs) = (block.columns(), matrix.n_inputs());
+    let product = &mut scratch.product[..input.n_rows * PANEL_WIDTH];
+    for first in columns.clone().step_by(PANEL_WIDTH) {
+        let n = PANEL_WIDTH.min(columns.end - first);
+        product.fill(0.0);
+        for inputs in chunks(n_inputs) {
+            let panel = &mut scratch.panel[..inputs.len() * PANEL_WIDTH];
+            let x = input.floats(n_inputs, inputs.start);
+            pack(panel, inputs, first, n);
+            kernels.multiply_panel_f32(panel, x, product);
         }
-    }
-
-    fn float(
-        &self,
-        weights: FloatWeights<'_>,
-        mut block: ColumnBlock<'_, f32>,
-        scratch: &mut Scratch,
-    ) {
-        let (kernels, matrix) = (self.kernels, self.matrix);
-        let (columns, stride) = (block.columns(), matrix.n_cols);
-        let n_inputs = matrix.n_inputs();
-        if goes_by_blocks(kernels, matrix, self.n_rows) {
-            return self.float_many(weights, block, scratch);
-        }
-        for row in 0..self.n_rows {
-            let out = block.row_mut(row);
-            match matrix.layout {
-                Layout::RowPerOutput => {
-                    let x = &self.input.values[row * n_inputs..][..n_inputs];
-                    let range = columns.start * stride..columns.end * stride;
-                    match weights {
-                        FloatWeights::F32(w) => kernels.matvec_f32(&w[range], x, out),
-                        FloatWeights::F16(w) => kernels.matvec_f16(&w[range], x, out),
-                    }
-                }
-                Layout::RowPerInput => {
-                    let (first, range) = (columns.start, self.input.nonzero_range(row));
-                    let rows = &self.input.nonzero[range.clone()];
-                    let x = &self.input.nonzero_values[range];
-                    match weights {
-                        FloatWeights::F32(w) => kernels.gather_f32(w, stride, first, rows, x, out),
-                        FloatWeights::F16(w) => kernels.gather_f16(w, stride, first, rows, x, out),
-                    }
-                }
-            }
-        }
-    }
-
-    fn float_many(
-        &self,
-        weights: FloatWeights<'_>,
-        mut block: ColumnBlock<'_, f32>,
-        scratch: &mut Scratch,
-    ) {
-        let (columns, stride) = (block.columns(), self.matrix.n_cols);
-        let (n_inputs, n) = (self.matrix.n_inputs(), columns.len());
-        let x = &self.input.values[..self.n_rows * n_inputs];
-        let product = &mut scratch.product[..self.n_rows * n];
-        let by_output = self.matrix.layout == Layout::RowPerOutput;
-        match weights {
-            FloatWeights::F32(w) if by_output => {
-                let strides = Strides {
-                    output: stride,
-                    input: 1,
-                };
-                gemm::multiply_f32(
-                    x,
-                    n_inputs,
-                    &w[columns.start * stride..],
-                    strides,
-                    n,
-                    product,
-                );
-            }
-            FloatWeights::F32(w) => {
-                let strides = Strides {
-                    output: 1,
-                    input: stride,
-                };
-                gemm::multiply_f32(x, n_inputs, &w[columns.start..], strides, n, product);
-            }
-            FloatWeights::F16(w) => {
-                let wide = &mut scratch.wide[..n_inputs * n];
-                let strides = if by_output {
-                    self.kernels
-                        .widen_f16(&w[columns.start * stride..columns.end * stride], wide);
-                    Strides {
-                        output: n_inputs,
-                        input: 1,
-                    }
-                } else {
-                    for (wide, row) in wide.chunks_exact_mut(n).zip(w.chunks_exact(stride)) {
-                        self.kernels.widen_f16(&row[columns.clone()], wide);
-                    }
-                    Strides {
-                        output: 1,
-                        input: n,
-                    }
-                };
-                gemm::multiply_f32(x, n_inputs, wide, strides, n, product);
-            }
-        }
-        for (row, product) in product.chunks_exact(n).enumerate() {
-            block.row_mut(row).copy_from_slice(product);
+        let at = first - columns.start;
+        for (row, product) in product.chunks_exact(PANEL_WIDTH).enumerate() {
+            block.row_mut(row)[at..at + n].copy_from_slice(&product[..n]);
         }
     }
 }

@@ -40,8 +40,8 @@ const INSIDE: u64 = OPEN - 1;
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Option<&'static Job<'static>>>,
-    n_tasks: AtomicUsize,
-    next_task: AtomicUsize,
+    /// One a thread.
+    parts: Box<[Part]>,
     n_sleeping: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -50,6 +50,47 @@ struct Shared {
 // SAFETY: `job` is written only by the thread that holds `Pool::busy`, while the job is closed and no
 // worker is inside, and read only by workers that entered while it was open.
 unsafe impl Sync for Shared {}
+
+/// Tasks that nobody has begun: the first in the low half, the end of them in the high half. On a cache
+/// line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Part(AtomicU64);
+
+impl Part {
+    fn set(&self, tasks: Range<usize>) {
+        let packed = (tasks.end as u64) << 32 | tasks.start as u64;
+        self.0.store(packed, Ordering::Relaxed);
+    }
+
+    /// Takes the first task.
+    fn first(&self) -> Option<usize> {
+        self.take(|start, end| (start, (start + 1, end)))
+    }
+
+    /// Takes the last task.
+    fn last(&self) -> Option<usize> {
+        self.take(|start, end| (end - 1, (start, end - 1)))
+    }
+
+    /// `choose(start, end)` gives the task and what is left.
+    fn take(&self, choose: impl Fn(u64, u64) -> (u64, (u64, u64))) -> Option<usize> {
+        let mut packed = self.0.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = (packed & u64::from(u32::MAX), packed >> 32);
+            if start >= end {
+                return None;
+            }
+            let (task, left) = choose(start, end);
+            let new = left.1 << 32 | left.0;
+            let order = Ordering::Relaxed;
+            match self.0.compare_exchange_weak(packed, new, order, order) {
+                Ok(_) => return Some(task as usize),
+                Err(changed) => packed = changed,
+            }
+        }
+    }
+}
 
 /// A fixed set of worker threads.
 pub(crate) struct Pool {
@@ -66,8 +107,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            n_tasks: AtomicUsize::new(0),
-            next_task: AtomicUsize::new(0),
+            parts: (0..n_threads.max(1)).map(|_| Part::default()).collect(),
             n_sleeping: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -100,7 +140,7 @@ impl Pool {
     /// # Panics
     /// When a task panics, after all others have ended.
     pub(crate) fn run(&self, n_tasks: usize, job: &Job<'_>) {
-        let alone = n_tasks <= 1 || self.workers.is_empty();
+        let alone = n_tasks <= 1 || n_tasks > u32::MAX as usize || self.workers.is_empty();
         if alone || self.busy.swap(true, Ordering::Acquire) {
             (0..n_tasks).for_each(|task| job(task, 0));
             return;
@@ -111,8 +151,10 @@ impl Pool {
         let job_static = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
         // SAFETY: `busy` was taken, the last job is closed and no worker is inside: nobody reads.
         unsafe { *shared.job.get() = Some(job_static) };
-        shared.n_tasks.store(n_tasks, Ordering::Relaxed);
-        shared.next_task.store(0, Ordering::Relaxed);
+        let n_threads = self.n_threads();
+        for (thread, part) in shared.parts.iter().enumerate().take(n_threads) {
+            part.set(n_tasks * thread / n_threads..n_tasks * (thread + 1) / n_threads);
+        }
         let closing = Closing { pool: self };
         let number = (shared.state.load(Ordering::Relaxed) & !(JOB_ONE - 1)).wrapping_add(JOB_ONE);
         shared.state.store(number | OPEN, Ordering::SeqCst);
@@ -138,9 +180,7 @@ impl Drop for Closing<'_> {
     fn drop(&mut self) {
         let shared = &*self.pool.shared;
         // A panicking caller leaves tasks behind: nobody need start them.
-        shared
-            .next_task
-            .fetch_max(usize::MAX / 2, Ordering::Relaxed);
+        shared.parts.iter().for_each(|part| part.set(0..0));
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut spins = 0;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
@@ -168,13 +208,13 @@ impl Drop for Pool {
 
 impl Shared {
     fn take_tasks(&self, job: &Job<'_>, thread: usize) {
-        let n_tasks = self.n_tasks.load(Ordering::Relaxed);
-        loop {
-            let task = self.next_task.fetch_add(1, Ordering::Relaxed);
-            if task >= n_tasks {
-                return;
-            }
+        while let Some(task) = self.parts[thread].first() {
             job(task, thread);
+        }
+        for part in &self.parts {
+            while let Some(task) = part.last() {
+                job(task, thread);
+            }
         }
     }
 

@@ -10,12 +10,13 @@
 
 #![forbid(unsafe_code)]
 
+use crate::aligned::Aligned;
 use crate::batch::{Segment, Span};
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::kernels::{KernelSet, WkvChannels};
 use crate::matrix::{Layout, Matrix, Vector, WeightSource};
-use crate::product::{multiply, Activations, Product, Scratch};
+use crate::product::{multiply, Activations, Product, Scratch, Transposed};
 use crate::threads::{ColumnBlock, Columns, Pool};
 
 /// The name in model files.
@@ -217,23 +218,24 @@ impl Network {
 pub(crate) struct Buffers {
     pub(crate) rows_max: usize,
     /// (rows, n_embd) residual stream
-    residual: Vec<f32>,
+    residual: Aligned<f32>,
     /// (rows, n_embd) normalised input of a block
-    normed: Vec<f32>,
+    normed: Aligned<f32>,
     /// inputs of the matrices
     input_a: Activations,
     input_b: Activations,
     input_c: Activations,
     /// (rows, n_hidden) input of channel mixing's value matrix
     input_hidden: Activations,
+    transposed: Transposed,
     /// (rows, n_attention) or (rows, n_embd) outputs of the matrices
-    key: Vec<f32>,
-    value: Vec<f32>,
-    receptance: Vec<f32>,
+    key: Aligned<f32>,
+    value: Aligned<f32>,
+    receptance: Aligned<f32>,
     /// (rows, n_attention) gated WKV
-    gated: Vec<f32>,
+    gated: Aligned<f32>,
     /// (rows, n_hidden)
-    hidden: Vec<f32>,
+    hidden: Aligned<f32>,
     /// One a thread.
     scratch: Vec<Scratch>,
     /// For each row: the segment whose first row it is.
@@ -244,8 +246,8 @@ impl Buffers {
     pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Self {
         let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
         let widest = n_embd.max(sizes.n_attention);
-        let floats = |width: usize| vec![0.0; rows_max * width];
-        let scratch = || Scratch::new(widest.max(n_hidden), rows_max);
+        let floats = |width: usize| Aligned::new(0.0, rows_max * width);
+        let scratch = || Scratch::new(rows_max);
         Buffers {
             rows_max,
             residual: floats(n_embd),
@@ -253,7 +255,8 @@ impl Buffers {
             input_a: Activations::new(widest, rows_max),
             input_b: Activations::new(n_embd, rows_max),
             input_c: Activations::new(n_embd, rows_max),
-            input_hidden: Activations::new(n_hidden, rows_max).keep_zeros(no_sparsity),
+            input_hidden: Activations::new(n_hidden, rows_max),
+            transposed: Transposed::new(n_hidden, n_embd, rows_max, no_sparsity),
             key: floats(widest),
             value: floats(widest),
             receptance: floats(widest),
@@ -268,7 +271,7 @@ impl Buffers {
 impl Buffers {
     /// Rows of `ffn.value` that were not read, of those that there were.
     pub(crate) fn sparsity(&self) -> (u64, u64) {
-        self.input_hidden.sparsity()
+        self.transposed.sparsity()
     }
 }
 
@@ -604,7 +607,8 @@ impl LayerPass<'_> {
             input: &b.input_hidden,
             out,
         };
-        multiply(pool, kernels, &mut b.scratch, [product]);
+        b.transposed
+            .multiply(pool, kernels, &mut b.scratch, product);
         let (gate, delta) = (&b.receptance, &b.value);
         pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
             let at = row * n_embd..(row + 1) * n_embd;

@@ -2,9 +2,8 @@
 //!
 //! ```text
 //! elementwise.rs  vector operations, written once in plain Rust, compiled once per instruction set
-//! gemm.rs         f32 products of many rows, by the gemm crate
 //! scalar.rs       matrix kernels in plain Rust: the specification
-//! avx2.rs         the same for x86-64 with AVX2, FMA and F16C
+//! avx2.rs         the same for x86-64 with AVX2, FMA and F16C (avx2/: one file a kind of kernel)
 //! (neon.rs        will hold those for ARM)
 //! ```
 //!
@@ -18,7 +17,6 @@
 //!   of summation is the same.
 
 mod elementwise;
-pub(crate) mod gemm;
 mod scalar;
 mod yardstick;
 
@@ -32,7 +30,7 @@ use half::f16;
 
 use crate::error::{Error, Result};
 
-/// Columns of outputs that [`KernelSet::multiply_panel_i8`] computes at once.
+/// Columns of outputs that [`KernelSet::multiply_panel_i8`] and its twin for floats compute at once.
 pub const PANEL_WIDTH: usize = 16;
 
 pub(crate) use yardstick::{FLOAT_ROUND, INTEGER_ROUND};
@@ -151,6 +149,22 @@ dispatch! { elementwise;
         assert_eq!(x.len(), y.len());
     };
 
+    /// `x += y` in integers.
+    fn add_sums(x: &mut [i32], y: &[i32]) where {
+        assert_eq!(x.len(), y.len());
+    };
+
+    /// Lists the elements of `x` that are not 0: their indices, plus `first`, and their values.
+    /// Returns how many there are.
+    fn list_nonzero_f32(x: &[f32], first: u32, indices: &mut [u32], values: &mut [f32]) -> usize where {
+        assert!(indices.len() >= x.len() && values.len() >= x.len());
+    };
+
+    /// As [`list_nonzero_f32`](Self::list_nonzero_f32) for integers.
+    fn list_nonzero_i16(x: &[i16], first: u32, indices: &mut [u32], values: &mut [i16]) -> usize where {
+        assert!(indices.len() >= x.len() && values.len() >= x.len());
+    };
+
     /// `x += sigmoid(gate) * y`.
     fn add_gated(x: &mut [f32], gate: &[f32], y: &[f32]) where {
         assert!(gate.len() == x.len() && y.len() == x.len());
@@ -181,68 +195,71 @@ dispatch! { elementwise;
 }
 
 dispatch! { scalar;
-    /// `out[r] = sum over c of weights[r, c] * x[c]`; `weights` is (out.len(), x.len()).
-    fn matvec_f32(weights: &[f32], x: &[f32], out: &mut [f32]) where {
-        assert_eq!(weights.len(), x.len() * out.len());
+    /// `out[t, o] = sum over c of weights[o, c] * x[t, c]`: each row of `weights`, (n_out, cols), times
+    /// each row of `x`; `out` is (n, n_out).
+    fn dots_f32(weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f32]) where {
+        check_dots(weights.len(), &x, cols, out.len());
     };
 
-    /// As [`matvec_f32`](Self::matvec_f32), weights in f16.
-    fn matvec_f16(weights: &[f16], x: &[f32], out: &mut [f32]) where {
-        assert_eq!(weights.len(), x.len() * out.len());
+    /// As [`dots_f32`](Self::dots_f32), weights in f16.
+    fn dots_f16(weights: &[f16], x: Rows<'_, f32>, cols: usize, out: &mut [f32]) where {
+        check_dots(weights.len(), &x, cols, out.len());
     };
 
-    /// As [`matvec_f32`](Self::matvec_f32) in integers, exact as long as no sum leaves the i32,
-    /// which [`quantise_activations`](Self::quantise_activations) makes sure of.
-    fn matvec_i8(weights: &[i8], x: &[i16], out: &mut [i32]) where {
-        assert_eq!(weights.len(), x.len() * out.len());
+    /// As [`dots_f32`](Self::dots_f32) in integers, exact as long as no sum leaves the i32, which
+    /// [`quantise_activations`](Self::quantise_activations) makes sure of.
+    fn dots_i8(weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]) where {
+        check_dots(weights.len(), &x, cols, out.len());
     };
 
-    /// `out[c] = sum over i of values[i] * weights[rows[i], first + c]` for a matrix of rows of
-    /// length `stride`: the product with a transposed matrix, of which only the named rows are read.
-    fn gather_f32(
-        weights: &[f32], stride: usize, first: usize, rows: &[u32], values: &[f32], out: &mut [f32],
-    ) where {
-        check_gather(weights.len(), stride, first, rows, values.len(), out.len());
+    /// `out[c] = sum over i of values[i] * weights[rows[i], c]`, `weights` being (.., out.len()): the
+    /// product with a transposed matrix, of which only the named rows are read.
+    fn gather_f32(weights: &[f32], rows: &[u32], values: &[f32], out: &mut [f32]) where {
+        check_gather(weights.len(), rows, values.len(), out.len());
     };
 
     /// As [`gather_f32`](Self::gather_f32), weights in f16.
-    fn gather_f16(
-        weights: &[f16], stride: usize, first: usize, rows: &[u32], values: &[f32], out: &mut [f32],
-    ) where {
-        check_gather(weights.len(), stride, first, rows, values.len(), out.len());
+    fn gather_f16(weights: &[f16], rows: &[u32], values: &[f32], out: &mut [f32]) where {
+        check_gather(weights.len(), rows, values.len(), out.len());
     };
 
-    /// As [`gather_f32`](Self::gather_f32) in integers; exact like [`matvec_i8`](Self::matvec_i8).
-    fn gather_i8(
-        weights: &[i8], stride: usize, first: usize, rows: &[u32], values: &[i16], out: &mut [i32],
-    ) where {
-        check_gather(weights.len(), stride, first, rows, values.len(), out.len());
+    /// As [`gather_f32`](Self::gather_f32) in integers; exact like [`dots_i8`](Self::dots_i8).
+    fn gather_i8(weights: &[i8], rows: &[u32], values: &[i16], out: &mut [i32]) where {
+        check_gather(weights.len(), rows, values.len(), out.len());
     };
 
-    /// Widens `n <= 16` rows of int8 weights, `weights` being (n, cols), into a panel:
-    /// (ceil(cols / 2), [`PANEL_WIDTH`], 2), columns in pairs, missing rows and columns 0.
-    fn pack_rows_i8(weights: &[i8], cols: usize, panel: &mut [i16]) where {
-        assert!(cols > 0 && weights.len() % cols == 0 && weights.len() / cols <= PANEL_WIDTH);
-        assert_eq!(panel.len(), cols.div_ceil(2) * PANEL_WIDTH * 2);
+    /// Copies `n <= 16` columns, beginning with `first`, of a matrix (rows, stride) into a panel (rows,
+    /// [`PANEL_WIDTH`]), missing columns 0.
+    fn pack_f32(weights: &[f32], stride: usize, first: usize, n: usize, panel: &mut [f32]) where {
+        check_pack(weights.len(), stride, first, n);
+        assert_eq!(panel.len(), weights.len() / stride * PANEL_WIDTH);
     };
 
-    /// The same panel from `n <= 16` columns, beginning with `first`, of a matrix (rows, stride) that
-    /// is stored transposed: its rows become the panel's columns.
-    fn pack_columns_i8(
-        weights: &[i8], stride: usize, first: usize, n: usize, panel: &mut [i16],
-    ) where {
-        assert!(stride > 0 && weights.len() % stride == 0);
-        assert!(n <= PANEL_WIDTH && first + n <= stride);
+    /// As [`pack_f32`](Self::pack_f32), widened from f16.
+    fn pack_f16(weights: &[f16], stride: usize, first: usize, n: usize, panel: &mut [f32]) where {
+        check_pack(weights.len(), stride, first, n);
+        assert_eq!(panel.len(), weights.len() / stride * PANEL_WIDTH);
+    };
+
+    /// As [`pack_f32`](Self::pack_f32), widened from int8, rows in pairs: (ceil(rows / 2),
+    /// [`PANEL_WIDTH`], 2), a missing row 0.
+    fn pack_i8(weights: &[i8], stride: usize, first: usize, n: usize, panel: &mut [i16]) where {
+        check_pack(weights.len(), stride, first, n);
         assert_eq!(panel.len(), (weights.len() / stride).div_ceil(2) * PANEL_WIDTH * 2);
     };
 
-    /// `out[t, o] = sum over c of x[t, c] * panel[c, o]` for every row of `x`; `x` is
-    /// (n, 2 * ceil(cols / 2)) with a 0 behind an odd number of columns, `out` is (n, PANEL_WIDTH).
-    fn multiply_panel_i8(panel: &[i16], x: &[i16], out: &mut [i32]) where {
-        let width = panel.len() / PANEL_WIDTH;
-        assert!(width > 0 && width % 2 == 0 && panel.len() % PANEL_WIDTH == 0);
-        assert_eq!(x.len() % width, 0);
-        assert_eq!(out.len(), x.len() / width * PANEL_WIDTH);
+    /// `out[t, o] += sum over i of x[t, i] * panel[i, o]` for every row of `x`; `out` is (n, PANEL_WIDTH).
+    fn multiply_panel_f32(panel: &[f32], x: Rows<'_, f32>, out: &mut [f32]) where {
+        assert!(panel.len() % PANEL_WIDTH == 0);
+        x.check(panel.len() / PANEL_WIDTH);
+        assert_eq!(out.len(), x.n * PANEL_WIDTH);
+    };
+
+    /// The same in integers; a panel of an odd number of rows wants a 0 behind each row of `x`.
+    fn multiply_panel_i8(panel: &[i16], x: Rows<'_, i16>, out: &mut [i32]) where {
+        assert!(panel.len() % (2 * PANEL_WIDTH) == 0);
+        x.check(panel.len() / PANEL_WIDTH);
+        assert_eq!(out.len(), x.n * PANEL_WIDTH);
     };
 }
 
@@ -267,16 +284,38 @@ pub struct WkvChannels<'a> {
     pub bonus: &'a [f32],
 }
 
-fn check_gather(
-    n_weights: usize,
-    stride: usize,
-    first: usize,
-    rows: &[u32],
-    n_values: usize,
-    n_out: usize,
-) {
+/// Rows of activations.
+#[derive(Clone, Copy)]
+pub struct Rows<'a, T> {
+    /// The first row, and all that lies behind it.
+    pub values: &'a [T],
+    /// From the beginning of one row to that of the next.
+    pub stride: usize,
+    /// How many rows there are.
+    pub n: usize,
+}
+
+impl<T> Rows<'_, T> {
+    /// Whether every row has so many columns.
+    fn check(&self, cols: usize) {
+        assert!(self.n > 0 && (self.n - 1) * self.stride + cols <= self.values.len());
+    }
+}
+
+fn check_dots<T>(n_weights: usize, x: &Rows<'_, T>, cols: usize, n_out: usize) {
+    x.check(cols);
+    assert!(cols > 0 && n_weights % cols == 0);
+    assert_eq!(n_out, n_weights / cols * x.n);
+}
+
+fn check_gather(n_weights: usize, rows: &[u32], n_values: usize, width: usize) {
     assert_eq!(rows.len(), n_values);
-    assert!(first + n_out <= stride && n_weights % stride == 0);
-    let n_rows = n_weights / stride;
+    assert!(width > 0 && n_weights % width == 0);
+    let n_rows = n_weights / width;
     assert!(rows.iter().all(|&row| (row as usize) < n_rows));
+}
+
+fn check_pack(n_weights: usize, stride: usize, first: usize, n: usize) {
+    assert!(stride > 0 && n_weights % stride == 0);
+    assert!(n <= PANEL_WIDTH && first + n <= stride);
 }

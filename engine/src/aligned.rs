@@ -1,0 +1,59 @@
+//! Buffers that begin on a cache line. A load of a register that crosses two lines costs two: products
+//! ran a fifth slower on buffers where the allocator had put them, 16 bytes behind one.
+
+#![forbid(unsafe_code)]
+
+use std::ops::{Deref, DerefMut};
+
+/// Bytes of a cache line on every CPU this is made for.
+const CACHE_LINE: usize = 64;
+
+/// Numbers of fixed count, the first at the beginning of a cache line.
+pub(crate) struct Aligned<T> {
+    /// With room to move the beginning; never grows, so it stays where it is.
+    data: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Copy> Aligned<T> {
+    /// `len` times `value`.
+    pub(crate) fn new(value: T, len: usize) -> Self {
+        let data = vec![value; len + CACHE_LINE / size_of::<T>().max(1)];
+        let start = data.as_ptr().align_offset(CACHE_LINE);
+        Aligned {
+            start: start.min(data.len() - len),
+            data,
+            len,
+        }
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.data[self.start..self.start + self.len]
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.data[self.start..self.start + self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_begins_a_cache_line() {
+        for len in [0, 1, 5, 1000] {
+            let numbers = Aligned::new(7.0_f32, len);
+            assert_eq!(numbers.as_ptr() as usize % CACHE_LINE, 0);
+            assert_eq!(*numbers, vec![7.0; len]);
+            assert_eq!(Aligned::new(1_u8, len).as_ptr() as usize % CACHE_LINE, 0);
+        }
+    }
+}
