@@ -1,4 +1,4 @@
-//! Every kernel on every instruction set of this CPU, at the shapes of the 169M model, on one thread.
+//! Every kernel on every instruction set of this CPU, at the shapes of the published models, on one thread.
 //!
 //! `cargo bench --bench kernels`; the matrix-vector kernels state bytes of weights a second, since reading
 //! those is what bounds decode. The matrices fit into the last-level cache of many CPUs: compare with
@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use half::f16;
-use rwkv_edge::internals::{KernelSet, WkvChannels, PANEL_WIDTH};
+use rwkv_edge::internals::{Aligned, KernelSet, Rows, WkvChannels, PANEL_WIDTH};
 use rwkv_edge::{Sampler, SamplerOptions};
 
 const N_EMBD: usize = 768;
@@ -28,74 +28,190 @@ fn floats(n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn matrix_vector(c: &mut Criterion) {
-    let weights = floats(N_HIDDEN * N_EMBD);
-    let weights_f16: Vec<f16> = weights.iter().map(|&w| f16::from_f32(w)).collect();
-    let weights_i8: Vec<i8> = weights.iter().map(|&w| (127.0 * w) as i8).collect();
-    let x = floats(N_EMBD);
-    let x_i16: Vec<i16> = x.iter().map(|&x| (20_000.0 * x) as i16).collect();
-    // One hidden unit of ten is not 0, as in trained models.
-    let rows: Vec<u32> = (0..N_HIDDEN as u32).step_by(10).collect();
-    let values = floats(rows.len());
-    let values_i16: Vec<i16> = values.iter().map(|&x| (20_000.0 * x) as i16).collect();
-    let (mut out, mut sums) = (vec![0.0; N_HIDDEN], vec![0; N_HIDDEN]);
-    let n = weights.len() as u64;
-    let read = (rows.len() * N_EMBD) as u64;
-    for set in KernelSet::available() {
-        let mut group = c.benchmark_group(format!("matvec 3072x768/{}", set.name()));
-        group.throughput(Throughput::Bytes(4 * n));
-        group.bench_function("f32", |b| {
-            b.iter(|| set.matvec_f32(black_box(&weights), &x, &mut out))
-        });
-        group.throughput(Throughput::Bytes(2 * n));
-        group.bench_function("f16", |b| {
-            b.iter(|| set.matvec_f16(black_box(&weights_f16), &x, &mut out))
-        });
-        group.throughput(Throughput::Bytes(n));
-        group.bench_function("int8", |b| {
-            b.iter(|| set.matvec_i8(black_box(&weights_i8), &x_i16, &mut sums))
-        });
-        group.finish();
+/// Outputs and inputs of the matrices of the published sizes: n_embd 768, 1024 and 2048.
+const SHAPES: [(usize, usize); 3] = [(3072, 768), (1024, 1024), (2048, 2048)];
 
-        let (out, sums) = (&mut out[..N_EMBD], &mut sums[..N_EMBD]);
-        let mut group = c.benchmark_group(format!("gather 307 of 3072x768/{}", set.name()));
-        group.throughput(Throughput::Bytes(4 * read));
-        group.bench_function("f32", |b| {
-            b.iter(|| set.gather_f32(black_box(&weights), N_EMBD, 0, &rows, &values, out))
-        });
-        group.throughput(Throughput::Bytes(2 * read));
-        group.bench_function("f16", |b| {
-            b.iter(|| set.gather_f16(black_box(&weights_f16), N_EMBD, 0, &rows, &values, out))
-        });
-        group.throughput(Throughput::Bytes(read));
-        group.bench_function("int8", |b| {
-            b.iter(|| set.gather_i8(black_box(&weights_i8), N_EMBD, 0, &rows, &values_i16, sums))
-        });
+/// Outputs of one call, as products cut them.
+const BLOCK: usize = 64;
+
+fn aligned<T: Copy + Default>(values: &[T]) -> Aligned<T> {
+    let mut out = Aligned::new(T::default(), values.len());
+    out.copy_from_slice(values);
+    out
+}
+
+/// Every product of `n_out` rows of weights with `n` rows of activations, on every set, in blocks.
+fn dots(c: &mut Criterion) {
+    for (n_out, cols) in SHAPES {
+        let weights = floats(n_out * cols);
+        let weights_f16: Vec<f16> = weights.iter().map(|&w| f16::from_f32(w)).collect();
+        let weights_i8: Vec<i8> = weights.iter().map(|&w| (127.0 * w) as i8).collect();
+        let x = aligned(&floats(N_TOKENS * cols));
+        let x_i16: Vec<i16> = x.iter().map(|&x| (20_000.0 * x) as i16).collect();
+        let x_i16 = aligned(&x_i16);
+        let block = BLOCK * cols;
+        for set in KernelSet::available() {
+            for n in [1, 16, N_TOKENS] {
+                let mut out = Aligned::new(0.0, n * BLOCK);
+                let mut sums = Aligned::new(0, n * BLOCK);
+                let mut all = vec![0.0; n * n_out];
+                let (values, stride) = (&x[..], cols);
+                let x = Rows { values, stride, n };
+                let values = &x_i16[..];
+                let x_i16 = Rows { values, stride, n };
+                let name = format!("dots {n_out}x{cols}, {n} rows/{}", set.name());
+                let mut group = c.benchmark_group(name);
+                let n_weights = (n_out * cols) as u64;
+                group.throughput(throughput(n, 4 * n_weights, n_weights));
+                group.bench_function("f32", |b| {
+                    b.iter(|| {
+                        for weights in black_box(&weights).chunks_exact(block) {
+                            set.dots_f32(weights, x, cols, &mut out);
+                        }
+                    })
+                });
+                if n > 1 {
+                    group.bench_function("f32 by the gemm crate", |b| {
+                        b.iter(|| gemm_f32(black_box(&weights), x, cols, &mut all))
+                    });
+                }
+                group.throughput(throughput(n, 2 * n_weights, n_weights));
+                group.bench_function("f16", |b| {
+                    b.iter(|| {
+                        for weights in black_box(&weights_f16).chunks_exact(block) {
+                            set.dots_f16(weights, x, cols, &mut out);
+                        }
+                    })
+                });
+                group.throughput(throughput(n, n_weights, n_weights));
+                group.bench_function("int8", |b| {
+                    b.iter(|| {
+                        for weights in black_box(&weights_i8).chunks_exact(block) {
+                            set.dots_i8(weights, x_i16, cols, &mut sums);
+                        }
+                    })
+                });
+            }
+        }
     }
 }
 
-fn matrix_matrix(c: &mut Criterion) {
-    let weights: Vec<i8> = floats(PANEL_WIDTH * N_EMBD)
-        .iter()
-        .map(|&w| (127.0 * w) as i8)
-        .collect();
-    let x: Vec<i16> = floats(N_TOKENS * N_EMBD)
-        .iter()
-        .map(|&x| (20_000.0 * x) as i16)
-        .collect();
-    let mut panel = vec![0; PANEL_WIDTH * N_EMBD];
-    let mut out = vec![0; N_TOKENS * PANEL_WIDTH];
+/// The same product by a library, which chooses its own instructions.
+fn gemm_f32(weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f32]) {
+    let n_out = weights.len() / cols;
+    assert!(out.len() == x.n * n_out && x.values.len() >= x.n * x.stride && x.stride >= cols);
+    // SAFETY: `out` is (n, n_out), `x` (n, stride) and `weights` (n_out, cols), as asserted; strides are
+    // given columns first, and `weights` is read transposed.
+    unsafe {
+        gemm::gemm(
+            x.n,
+            n_out,
+            cols,
+            out.as_mut_ptr(),
+            1,
+            n_out as isize,
+            false,
+            x.values.as_ptr(),
+            1,
+            x.stride as isize,
+            weights.as_ptr(),
+            cols as isize,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// Bytes of weights for one row of activations, multiply-adds for many.
+fn throughput(n: usize, bytes: u64, n_weights: u64) -> Throughput {
+    match n {
+        1 => Throughput::Bytes(bytes),
+        _ => Throughput::Elements(n as u64 * n_weights),
+    }
+}
+
+/// Rows of `ffn.value` whose hidden unit is not 0: one of ten, as in trained models, and all.
+fn gather(c: &mut Criterion) {
+    for (n_rows, width) in SHAPES {
+        let weights = floats(n_rows * width);
+        let weights_f16: Vec<f16> = weights.iter().map(|&w| f16::from_f32(w)).collect();
+        let weights_i8: Vec<i8> = weights.iter().map(|&w| (127.0 * w) as i8).collect();
+        let (mut out, mut sums) = (vec![0.0; width], vec![0; width]);
+        for step in [1, 10] {
+            let rows: Vec<u32> = (0..n_rows as u32).step_by(step).collect();
+            let values = floats(rows.len());
+            let values_i16: Vec<i16> = values.iter().map(|&x| (20_000.0 * x) as i16).collect();
+            let read = (rows.len() * width) as u64;
+            for set in KernelSet::available() {
+                let name = format!("gather {} of {n_rows}x{width}/{}", rows.len(), set.name());
+                let mut group = c.benchmark_group(name);
+                group.throughput(Throughput::Bytes(4 * read));
+                group.bench_function("f32", |b| {
+                    b.iter(|| set.gather_f32(black_box(&weights), &rows, &values, &mut out))
+                });
+                group.throughput(Throughput::Bytes(2 * read));
+                group.bench_function("f16", |b| {
+                    b.iter(|| set.gather_f16(black_box(&weights_f16), &rows, &values, &mut out))
+                });
+                group.throughput(Throughput::Bytes(read));
+                group.bench_function("int8", |b| {
+                    b.iter(|| set.gather_i8(black_box(&weights_i8), &rows, &values_i16, &mut sums))
+                });
+            }
+        }
+    }
+}
+
+/// Inputs of one panel, as products use it.
+const PANEL_INPUTS: usize = 256;
+
+fn panels(c: &mut Criterion) {
+    let weights = floats(PANEL_INPUTS * N_EMBD);
+    let weights_f16: Vec<f16> = weights.iter().map(|&w| f16::from_f32(w)).collect();
+    let weights_i8: Vec<i8> = weights.iter().map(|&w| (127.0 * w) as i8).collect();
+    let values = floats(N_TOKENS * PANEL_INPUTS);
+    let values_i16: Vec<i16> = values.iter().map(|&x| (20_000.0 * x) as i16).collect();
+    let (stride, n) = (PANEL_INPUTS, N_TOKENS);
+    let (values, values_i16) = (&values[..], &values_i16[..]);
+    let x = Rows { values, stride, n };
+    let values = values_i16;
+    let x_i16 = Rows { values, stride, n };
+    let mut panel = vec![0.0; PANEL_WIDTH * PANEL_INPUTS];
+    let mut panel_i16 = vec![0; PANEL_WIDTH * PANEL_INPUTS];
+    let (mut out, mut sums) = (vec![0.0; n * PANEL_WIDTH], vec![0; n * PANEL_WIDTH]);
     for set in KernelSet::available() {
-        let mut group = c.benchmark_group(format!("int8 panel 16x768, 128 rows/{}", set.name()));
-        group.throughput(Throughput::Elements(
-            (PANEL_WIDTH * N_EMBD * N_TOKENS) as u64,
-        ));
-        group.bench_function("multiply", |b| {
-            b.iter(|| set.multiply_panel_i8(black_box(&panel), &x, &mut out))
+        let name = format!("panel 256x16, {N_TOKENS} rows/{}", set.name());
+        let mut group = c.benchmark_group(name);
+        let macs = (PANEL_WIDTH * PANEL_INPUTS * N_TOKENS) as u64;
+        group.throughput(Throughput::Elements(macs));
+        group.bench_function("multiply f32", |b| {
+            b.iter(|| set.multiply_panel_f32(black_box(&panel), x, &mut out))
         });
-        group.throughput(Throughput::Bytes(weights.len() as u64));
-        group.bench_function("pack", |b| {
-            b.iter(|| set.pack_rows_i8(black_box(&weights), N_EMBD, &mut panel))
+        group.bench_function("multiply int8", |b| {
+            b.iter(|| set.multiply_panel_i8(black_box(&panel_i16), x_i16, &mut sums))
+        });
+        group.throughput(Throughput::Elements((PANEL_WIDTH * PANEL_INPUTS) as u64));
+        group.bench_function("pack f32", |b| {
+            b.iter(|| set.pack_f32(black_box(&weights), N_EMBD, 0, PANEL_WIDTH, &mut panel))
+        });
+        group.bench_function("pack f16", |b| {
+            b.iter(|| set.pack_f16(black_box(&weights_f16), N_EMBD, 0, PANEL_WIDTH, &mut panel))
+        });
+        group.bench_function("pack int8", |b| {
+            b.iter(|| {
+                set.pack_i8(
+                    black_box(&weights_i8),
+                    N_EMBD,
+                    0,
+                    PANEL_WIDTH,
+                    &mut panel_i16,
+                )
+            })
         });
     }
 }
@@ -167,5 +283,5 @@ fn sampler(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, matrix_vector, matrix_matrix, elementwise, sampler);
+criterion_group!(benches, dots, gather, panels, elementwise, sampler);
 criterion_main!(benches);

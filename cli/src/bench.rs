@@ -41,6 +41,10 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     prompt_tokens: usize,
 
+    /// Tokens of the prompt that are fed at once
+    #[arg(long, value_name = "N", default_value_t = Session::PREFILL_ROWS)]
+    chunk: usize,
+
     /// Measurements of each kind, whose median counts
     #[arg(short, long, value_name = "N", default_value_t = 7)]
     rounds: usize,
@@ -101,8 +105,6 @@ impl From<Size> for SyntheticSize {
 const BATCHES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// Tokens before the measured ones in `--plot`.
 const CONTEXTS: [usize; 6] = [16, 128, 512, 1024, 2048, 4096];
-/// Rows of activations of prefill; `Session` uses the same number.
-const PREFILL_ROWS: usize = Session::PREFILL_ROWS;
 
 /// Fed where the model has a tokenizer: which hidden units are 0 depends on the text.
 const TEXT: &str = "A small computer on a shelf can read and write text if its program is careful with \
@@ -212,7 +214,7 @@ fn measure(args: &Args, model: &Model) -> Result<Value> {
         &mut sampler,
         &text[..args.max_new_tokens.min(4)],
     )?;
-    prefill_once(model, &text[..args.prompt_tokens])?;
+    prefill_once(args, model)?;
 
     let [mut read, mut f32_macs, mut int8_macs, mut decode, mut prefill] =
         [const { Vec::new() }; 5];
@@ -225,7 +227,7 @@ fn measure(args: &Args, model: &Model) -> Result<Value> {
         )?);
         f32_macs.push(yardstick.f32_macs_per_s());
         int8_macs.push(yardstick.int8_macs_per_s());
-        prefill.push(prefill_once(model, &text[..args.prompt_tokens])?);
+        prefill.push(prefill_once(args, model)?);
     }
     drop(yardstick);
     let [read, f32_macs, int8_macs] = [read, f32_macs, int8_macs].map(median);
@@ -262,9 +264,10 @@ fn measure(args: &Args, model: &Model) -> Result<Value> {
     }))
 }
 
-fn prefill_once(model: &Model, tokens: &[u32]) -> Result<f64> {
+fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
+    let tokens = &tokens(model, args.prompt_tokens)?;
     let mut state = model.new_state();
-    let mut workspace = model.workspace(PREFILL_ROWS);
+    let mut workspace = model.workspace(args.chunk);
     let mut logits = vec![0.0; model.n_vocab()];
     let time = seconds(|| {
         let span = Span {

@@ -9,7 +9,8 @@ use std::ops::{Deref, DerefMut};
 const CACHE_LINE: usize = 64;
 
 /// Numbers of fixed count, the first at the beginning of a cache line.
-pub(crate) struct Aligned<T> {
+#[derive(Debug)]
+pub struct Aligned<T> {
     /// With room to move the beginning; never grows, so it stays where it is.
     data: Vec<T>,
     start: usize,
@@ -18,7 +19,7 @@ pub(crate) struct Aligned<T> {
 
 impl<T: Copy> Aligned<T> {
     /// `len` times `value`.
-    pub(crate) fn new(value: T, len: usize) -> Self {
+    pub fn new(value: T, len: usize) -> Self {
         let data = vec![value; len + CACHE_LINE / size_of::<T>().max(1)];
         let start = data.as_ptr().align_offset(CACHE_LINE);
         Aligned {

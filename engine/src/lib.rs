@@ -94,5 +94,6 @@ pub use tokenizer::Tokenizer;
 /// For the benchmarks of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
+    pub use crate::aligned::Aligned;
     pub use crate::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
 }

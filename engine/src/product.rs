@@ -4,14 +4,15 @@
 //!
 //! ```text
 //! row per output             blocks of outputs; each row of weights meets all rows of activations
+//!                            (f32 weights and very many rows: the gemm crate)
 //! row per input, few rows    only the weight rows whose activation is not 0 are read, by chunks of inputs
 //! row per input, many rows   16 outputs at a time, a chunk of inputs is widened to a panel for all rows
 //! ```
 //!
-//! Integer products are exact in any order. Float products are summed in the same order in every way: a
-//! matrix stored row per input adds its inputs one after the other within chunks of [`CHUNK_INPUTS`], and
-//! the chunks in order. So a prompt gives the same bits in one piece and token by token, and no result
-//! depends on the threads.
+//! Integer products are exact in any order. Float products are summed in the same order in every way but
+//! the gemm crate's: a matrix stored row per input adds its inputs one after the other within chunks of
+//! [`CHUNK_INPUTS`], and the chunks in order. So a prompt gives the same bits in one piece and token by token,
+//! f32 weights aside, and no result depends on the threads.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::aligned::Aligned;
+use crate::kernels::gemm;
 use crate::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::matrix::{Int8, Layout, Matrix, Weights};
 use crate::threads::{ColumnBlock, Columns, Pool};
@@ -26,14 +28,20 @@ use crate::threads::{ColumnBlock, Columns, Pool};
 /// Outputs of a matrix that one task computes. 64 rows of 768 int8 weights are 48 KiB, about 3 us of
 /// memory traffic: small enough to spread, large enough that taking a task costs nothing.
 const BLOCK_OUTPUTS: usize = 64;
+/// From this many rows on, f32 weights go to the gemm crate, which is slower below,
+const GEMM_ROWS: usize = 64;
+/// in blocks of so many outputs, because it packs the activations anew for each.
+const GEMM_OUTPUTS: usize = 256;
 /// Inputs of a matrix stored row per input that one task sums up, and that one panel holds: a panel of f32 is then 16 KiB.
 const CHUNK_INPUTS: usize = 256;
+/// The same for weights stored row per input and many rows: longer pieces of what lies side by side.
+const BLOCK_PANELS: usize = 8;
 /// From this many rows on, weights stored row per input are widened once for all rows.
 const MANY_ROWS: usize = 8;
 
 /// Memory of one thread for intermediate results of its block.
 pub(crate) struct Scratch {
-    /// (rows, BLOCK_OUTPUTS)
+    /// (rows, BLOCK_OUTPUTS) or (BLOCK_PANELS, rows, PANEL_WIDTH)
     sums: Aligned<i32>,
     product: Aligned<f32>,
     /// (CHUNK_INPUTS, PANEL_WIDTH)
@@ -48,9 +56,11 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Room for batches of up to `n_rows` rows.
     pub(crate) fn new(n_rows: usize) -> Self {
+        let room = BLOCK_OUTPUTS.max(BLOCK_PANELS * PANEL_WIDTH);
+        let room_gemm = if n_rows < GEMM_ROWS { 0 } else { GEMM_OUTPUTS };
         Scratch {
-            sums: Aligned::new(0, n_rows * BLOCK_OUTPUTS),
-            product: Aligned::new(0.0, n_rows * BLOCK_OUTPUTS),
+            sums: Aligned::new(0, n_rows * room),
+            product: Aligned::new(0.0, n_rows * room.max(room_gemm)),
             panel: Aligned::new(0.0, CHUNK_INPUTS * PANEL_WIDTH),
             panel_integers: Aligned::new(0, CHUNK_INPUTS * PANEL_WIDTH),
             indices: vec![0; CHUNK_INPUTS],
@@ -154,17 +164,22 @@ pub(crate) fn multiply<const N: usize>(
         debug_assert!(matrix.layout == Layout::RowPerOutput);
         (matrix, input, Columns::new(product.out, matrix.n_outputs()))
     });
+    let by_gemm = parts
+        .iter()
+        .all(|part| goes_to_gemm(kernels, part.0, part.1));
+    let width = if by_gemm { GEMM_OUTPUTS } else { BLOCK_OUTPUTS };
     let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
     let mut outputs = parts.map(|(_, _, columns)| columns);
-    pool.run_blocks(
-        &mut outputs,
-        BLOCK_OUTPUTS,
-        scratch,
-        |index, block, scratch| {
-            let (matrix, input) = operands[index];
-            multiply_block(kernels, matrix, input, block, scratch);
-        },
-    );
+    pool.run_blocks(&mut outputs, width, scratch, |index, block, scratch| {
+        let (matrix, input) = operands[index];
+        multiply_block(kernels, matrix, input, block, scratch);
+    });
+}
+
+/// The scalar set is for results that depend on no instruction set.
+fn goes_to_gemm(kernels: KernelSet, matrix: &Matrix, input: &Activations) -> bool {
+    let is_f32 = matches!(matrix.weights, Weights::F32(_));
+    is_f32 && input.n_rows >= GEMM_ROWS && !matches!(kernels, KernelSet::Scalar)
 }
 
 fn multiply_block(
@@ -189,6 +204,9 @@ fn multiply_block(
                 kernels.rescale_sums(sums, input.scales[row], factors, block.row_mut(row));
             }
             return;
+        }
+        Weights::F32(w) if goes_to_gemm(kernels, matrix, input) => {
+            gemm::multiply_f32(&w.as_slice()[range], x(), n_inputs, product);
         }
         Weights::F32(w) => kernels.dots_f32(&w.as_slice()[range], x(), n_inputs, product),
         Weights::F16(w) => kernels.dots_f16(&w.as_slice()[range], x(), n_inputs, product),
@@ -243,7 +261,7 @@ impl Transposed {
         let mut outputs = [Columns::new(out, matrix.n_outputs())];
         pool.run_blocks(
             &mut outputs,
-            BLOCK_OUTPUTS,
+            BLOCK_PANELS * PANEL_WIDTH,
             scratch,
             |_, block, scratch| match &matrix.weights {
                 Weights::Int8(int8) => {
@@ -280,28 +298,41 @@ impl Transposed {
         let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
         let partial = &mut self.partial[..input.n_rows * n_chunks * n_outputs];
         let (n_used, no_sparsity) = (&self.n_used, self.no_sparsity);
-        let mut tasks = [Columns::new(&mut *partial, input.n_rows * n_chunks * n_outputs)];
+        let mut tasks = [Columns::new(
+            &mut *partial,
+            input.n_rows * n_chunks * n_outputs,
+        )];
         pool.run_blocks(&mut tasks, n_outputs, scratch, |_, mut block, scratch| {
             let task = block.columns().start / n_outputs;
             let (row, chunk) = (task / n_chunks, task % n_chunks);
             let first = chunk * CHUNK_INPUTS;
             let inputs = first..(first + CHUNK_INPUTS).min(n_inputs);
-            let gather = Gather { kernels, matrix, input, inputs, no_sparsity };
+            let gather = Gather {
+                kernels,
+                matrix,
+                input,
+                inputs,
+                no_sparsity,
+            };
             let used = gather.run(row, scratch, block.row_mut(0));
             n_used.fetch_add(used as u64, Ordering::Relaxed);
         });
-        self.n_seen.fetch_add((input.n_rows * n_inputs) as u64, Ordering::Relaxed);
+        self.n_seen
+            .fetch_add((input.n_rows * n_inputs) as u64, Ordering::Relaxed);
         let rows = partial.chunks_exact_mut(n_chunks * n_outputs);
         for (row, (partial, out)) in rows.zip(out.chunks_exact_mut(n_outputs)).enumerate() {
             if let Weights::Int8(int8) = &matrix.weights {
                 let partial: &mut [i32] = bytemuck::cast_slice_mut(partial);
                 let (sums, rest) = partial.split_at_mut(n_outputs);
-                rest.chunks_exact(n_outputs).for_each(|part| kernels.add_sums(sums, part));
+                rest.chunks_exact(n_outputs)
+                    .for_each(|part| kernels.add_sums(sums, part));
                 let factors = int8.output_factors(matrix.layout);
                 kernels.rescale_sums(sums, input.scales[row], factors, out);
             } else {
                 out.fill(0.0);
-                partial.chunks_exact(n_outputs).for_each(|part| kernels.add(out, part));
+                partial
+                    .chunks_exact(n_outputs)
+                    .for_each(|part| kernels.add(out, part));
             }
         }
     }
@@ -326,9 +357,17 @@ impl Gather<'_> {
     fn run(&self, row: usize, scratch: &mut Scratch, out: &mut [f32]) -> usize {
         let (kernels, matrix) = (self.kernels, self.matrix);
         let (n, n_inputs) = (self.inputs.len(), matrix.n_inputs());
-        let Scratch { indices, values, integers, .. } = scratch;
+        let Scratch {
+            indices,
+            values,
+            integers,
+            ..
+        } = scratch;
         if self.no_sparsity {
-            indices.iter_mut().zip(0..).for_each(|(index, i)| *index = i);
+            indices
+                .iter_mut()
+                .zip(0..)
+                .for_each(|(index, i)| *index = i);
         }
         if let Weights::Int8(int8) = &matrix.weights {
             let x = self.input.integers(n_inputs, self.inputs.start);
@@ -357,10 +396,20 @@ impl Gather<'_> {
         let (indices, values) = (&indices[..used], &values[..used]);
         match &matrix.weights {
             Weights::F32(w) => {
-                kernels.gather_f32(rows(matrix, w.as_slice(), &self.inputs), indices, values, out);
+                kernels.gather_f32(
+                    rows(matrix, w.as_slice(), &self.inputs),
+                    indices,
+                    values,
+                    out,
+                );
             }
             Weights::F16(w) => {
-                kernels.gather_f16(rows(matrix, w.as_slice(), &self.inputs), indices, values, out);
+                kernels.gather_f16(
+                    rows(matrix, w.as_slice(), &self.inputs),
+                    indices,
+                    values,
+                    out,
+                );
             }
             Weights::Int8(_) => {}
         }
@@ -384,24 +433,37 @@ fn multiply_panels_i8(
     scratch: &mut Scratch,
 ) {
     let (columns, n_inputs) = (block.columns(), matrix.n_inputs());
-    let factors = int8.output_factors(matrix.layout);
-    let sums = &mut scratch.sums[..input.n_rows * PANEL_WIDTH];
-    for first in columns.clone().step_by(PANEL_WIDTH) {
-        let n = PANEL_WIDTH.min(columns.end - first);
-        sums.fill(0);
-        for inputs in chunks(n_inputs) {
-            let width = inputs.len().next_multiple_of(2);
-            let panel = &mut scratch.panel_integers[..width * PANEL_WIDTH];
-            let weights = rows(matrix, int8.values.as_slice(), &inputs);
-            kernels.pack_i8(weights, matrix.n_cols, first, n, panel);
-            kernels.multiply_panel_i8(panel, input.integers(n_inputs, inputs.start), sums);
-        }
-        let (factors, at) = (&factors[first..][..n], first - columns.start);
-        for (row, sums) in sums.chunks_exact(PANEL_WIDTH).enumerate() {
-            let out = &mut block.row_mut(row)[at..at + n];
-            kernels.rescale_sums(&sums[..n], input.scales[row], factors, out);
+    let size = input.n_rows * PANEL_WIDTH;
+    let sums = &mut scratch.sums[..columns.len().div_ceil(PANEL_WIDTH) * size];
+    sums.fill(0);
+    for inputs in chunks(n_inputs) {
+        let width = inputs.len().next_multiple_of(2);
+        let panel = &mut scratch.panel_integers[..width * PANEL_WIDTH];
+        let weights = rows(matrix, int8.values.as_slice(), &inputs);
+        let x = input.integers(n_inputs, inputs.start);
+        for (outputs, sums) in panels(&columns).zip(sums.chunks_exact_mut(size)) {
+            kernels.pack_i8(weights, matrix.n_cols, outputs.start, outputs.len(), panel);
+            kernels.multiply_panel_i8(panel, x, sums);
         }
     }
+    let factors = int8.output_factors(matrix.layout);
+    for (outputs, sums) in panels(&columns).zip(sums.chunks_exact(size)) {
+        let (n, at) = (outputs.len(), outputs.start - columns.start);
+        for (row, sums) in sums.chunks_exact(PANEL_WIDTH).enumerate() {
+            let out = &mut block.row_mut(row)[at..at + n];
+            let (scale, factors) = (input.scales[row], &factors[outputs.clone()]);
+            kernels.rescale_sums(&sums[..n], scale, factors, out);
+        }
+    }
+}
+
+/// Cuts outputs into panels.
+fn panels(columns: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = columns.end;
+    columns
+        .clone()
+        .step_by(PANEL_WIDTH)
+        .map(move |first| first..(first + PANEL_WIDTH).min(end))
 }
 
 /// `pack(panel, inputs, first output, outputs)` widens weights into a panel.
@@ -414,17 +476,19 @@ fn multiply_panels(
     pack: impl Fn(&mut [f32], Range<usize>, usize, usize),
 ) {
     let (columns, n_inputs) = (block.columns(), matrix.n_inputs());
-    let product = &mut scratch.product[..input.n_rows * PANEL_WIDTH];
-    for first in columns.clone().step_by(PANEL_WIDTH) {
-        let n = PANEL_WIDTH.min(columns.end - first);
-        product.fill(0.0);
-        for inputs in chunks(n_inputs) {
-            let panel = &mut scratch.panel[..inputs.len() * PANEL_WIDTH];
-            let x = input.floats(n_inputs, inputs.start);
-            pack(panel, inputs, first, n);
+    let size = input.n_rows * PANEL_WIDTH;
+    let product = &mut scratch.product[..columns.len().div_ceil(PANEL_WIDTH) * size];
+    product.fill(0.0);
+    for inputs in chunks(n_inputs) {
+        let panel = &mut scratch.panel[..inputs.len() * PANEL_WIDTH];
+        let x = input.floats(n_inputs, inputs.start);
+        for (outputs, product) in panels(&columns).zip(product.chunks_exact_mut(size)) {
+            pack(panel, inputs.clone(), outputs.start, outputs.len());
             kernels.multiply_panel_f32(panel, x, product);
         }
-        let at = first - columns.start;
+    }
+    for (outputs, product) in panels(&columns).zip(product.chunks_exact(size)) {
+        let (n, at) = (outputs.len(), outputs.start - columns.start);
         for (row, product) in product.chunks_exact(PANEL_WIDTH).enumerate() {
             block.row_mut(row)[at..at + n].copy_from_slice(&product[..n]);
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! elementwise.rs  vector operations, written once in plain Rust, compiled once per instruction set
+//! gemm.rs         f32 products of many rows, by the gemm crate
 //! scalar.rs       matrix kernels in plain Rust: the specification
 //! avx2.rs         the same for x86-64 with AVX2, FMA and F16C (avx2/: one file a kind of kernel)
 //! (neon.rs        will hold those for ARM)
@@ -17,6 +18,7 @@
 //!   of summation is the same.
 
 mod elementwise;
+pub(crate) mod gemm;
 mod scalar;
 mod yardstick;
 

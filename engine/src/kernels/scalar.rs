@@ -94,23 +94,11 @@ pub(super) fn gather_i8(weights: &[i8], rows: &[u32], values: &[i16], out: &mut 
     }
 }
 
-pub(super) fn pack_f32(
-    weights: &[f32],
-    stride: usize,
-    first: usize,
-    n: usize,
-    panel: &mut [f32],
-) {
+pub(super) fn pack_f32(weights: &[f32], stride: usize, first: usize, n: usize, panel: &mut [f32]) {
     pack(weights, stride, first, n, panel, |w| w);
 }
 
-pub(super) fn pack_f16(
-    weights: &[f16],
-    stride: usize,
-    first: usize,
-    n: usize,
-    panel: &mut [f32],
-) {
+pub(super) fn pack_f16(weights: &[f16], stride: usize, first: usize, n: usize, panel: &mut [f32]) {
     pack(weights, stride, first, n, panel, f16_to_f32);
 }
 

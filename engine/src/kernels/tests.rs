@@ -41,8 +41,8 @@ impl Random {
     }
 }
 
-const SIZES: [usize; 22] = [
-    1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 37, 47, 48, 63, 64, 65, 127, 129, 768,
+const SIZES: [usize; 24] = [
+    1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 37, 47, 48, 63, 64, 65, 127, 129, 768, 785, 1600,
 ];
 
 /// Runs `check` for every set but the scalar one and says which.
@@ -166,7 +166,7 @@ fn activations_are_scaled_so_that_integer_sums_cannot_overflow() {
             let exact: i64 = products.map(|(&q, &w)| i64::from(q) * i64::from(w)).sum();
             for set in KernelSet::available() {
                 let mut total = [0];
-                set.matvec_i8(&weights, &out, &mut total);
+                set.dots_i8(&weights, one_row(&out), n, &mut total);
                 assert_eq!(i64::from(total[0]), exact, "n = {n}, {}", set.name());
             }
         }
@@ -205,26 +205,49 @@ fn assert_close(a: f32, b: f32, n: usize, magnitude: f32, what: &str) {
     );
 }
 
+fn one_row<T>(values: &[T]) -> Rows<'_, T> {
+    Rows {
+        values,
+        stride: values.len(),
+        n: 1,
+    }
+}
+
+/// Numbers of rows around the edges of tiles.
+const ROWS: [usize; 9] = [1, 2, 3, 4, 5, 6, 7, 12, 13];
+
 #[test]
-fn float_matvec_agrees_with_scalar() {
+fn float_dots_agree_with_scalar_and_do_not_depend_on_how_many_rows_there_are() {
     for_each_set(|set| {
-        for n in SIZES {
-            for rows in [1, 2, 5, 16] {
-                let mut random = Random::new(n * 100 + rows);
-                let x = random.floats(n);
-                let w = random.halves(n * rows);
+        for cols in SIZES {
+            for (n, n_out) in ROWS.into_iter().zip([1, 2, 3, 5, 16, 4, 9, 1, 7]) {
+                let mut random = Random::new(cols * 100 + n);
+                let stride = cols + n % 3;
+                let x = random.floats(n * stride);
+                let rows = Rows {
+                    values: &x,
+                    stride,
+                    n,
+                };
+                let w = random.halves(cols * n_out);
                 let wide: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
-                let (mut a, mut b, mut c) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]);
-                KernelSet::Scalar.matvec_f32(&wide, &x, &mut a);
-                set.matvec_f32(&wide, &x, &mut b);
-                set.matvec_f16(&w, &x, &mut c);
+                let [mut a, mut b, mut c] = [(); 3].map(|()| vec![9.0; n * n_out]);
+                KernelSet::Scalar.dots_f32(&wide, rows, cols, &mut a);
+                set.dots_f32(&wide, rows, cols, &mut b);
+                set.dots_f16(&w, rows, cols, &mut c);
                 assert_same_bits(&b, &c, "f16 weights are widened exactly");
-                for r in 0..rows {
-                    let terms = wide[r * n..][..n]
-                        .iter()
-                        .zip(&x)
-                        .map(|(w, x)| (w * x).abs());
-                    assert_close(a[r], b[r], n, terms.sum(), &format!("n = {n}, row {r}"));
+                for t in 0..n {
+                    let x = &x[t * stride..][..cols];
+                    let mut alone = vec![9.0; n_out];
+                    set.dots_f16(&w, one_row(x), cols, &mut alone);
+                    let together = &c[t * n_out..][..n_out];
+                    assert_same_bits(&alone, together, &format!("{cols} columns, row {t} of {n}"));
+                    for o in 0..n_out {
+                        let terms = wide[o * cols..][..cols].iter().zip(x);
+                        let magnitude = terms.map(|(w, x)| (w * x).abs()).sum();
+                        let what = format!("{cols} columns, row {t} of {n}, output {o}");
+                        assert_close(a[t * n_out + o], together[o], cols, magnitude, &what);
+                    }
                 }
             }
         }
@@ -232,24 +255,39 @@ fn float_matvec_agrees_with_scalar() {
 }
 
 #[test]
-fn float_gather_agrees_with_scalar() {
+fn float_gathers_agree_with_scalar_and_with_panels() {
     for_each_set(|set| {
-        for n_used in [0, 1, 3, 4, 5, 9, 40] {
-            for (first, width) in [(0, 48), (16, 33), (3, 7), (0, 1)] {
-                let (stride, n_rows) = (50, 61);
-                let mut random = Random::new(n_used * 10 + width);
-                let w = random.halves(stride * n_rows);
+        for n_rows in [1, 3, 8, 9, 16, 17, 40, 61] {
+            for width in [1, 7, 16, 33, 48] {
+                let mut random = Random::new(n_rows * 10 + width);
+                let w = random.halves(width * n_rows);
                 let wide: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
-                let rows: Vec<u32> = (0..n_used).map(|i| (i * 7 % n_rows) as u32).collect();
-                let values = random.floats(n_used);
-                let mut outs = [vec![9.0; width], vec![9.0; width], vec![9.0; width]];
-                let [a, b, c] = &mut outs;
-                KernelSet::Scalar.gather_f32(&wide, stride, first, &rows, &values, a);
-                set.gather_f32(&wide, stride, first, &rows, &values, b);
-                set.gather_f16(&w, stride, first, &rows, &values, c);
-                assert_same_bits(b, c, "f16 weights are widened exactly");
-                for (a, b) in a.iter().zip(b) {
-                    assert_close(*a, *b, n_used, 3.0 * n_used as f32, "gather");
+                // Two of three inputs are 0, and are left out by the gather.
+                let mut x = random.floats(n_rows);
+                x.iter_mut().skip(1).step_by(3).for_each(|x| *x = 0.0);
+                x.iter_mut().skip(2).step_by(3).for_each(|x| *x = -0.0);
+                let (mut indices, mut values) = (vec![0; n_rows], vec![0.0; n_rows]);
+                let used = set.list_nonzero_f32(&x, 0, &mut indices, &mut values);
+                assert_eq!(used, n_rows.div_ceil(3));
+                let (indices, values) = (&indices[..used], &values[..used]);
+                let [mut a, mut b, mut c] = [(); 3].map(|()| vec![9.0; width]);
+                KernelSet::Scalar.gather_f32(&wide, indices, values, &mut a);
+                set.gather_f32(&wide, indices, values, &mut b);
+                set.gather_f16(&w, indices, values, &mut c);
+                assert_same_bits(&b, &c, "f16 weights are widened exactly");
+                for (a, b) in a.iter().zip(&b) {
+                    assert_close(*a, *b, used, 3.0 * used as f32, "gather");
+                }
+                for first in (0..width).step_by(PANEL_WIDTH) {
+                    let n = PANEL_WIDTH.min(width - first);
+                    let mut panels = [(); 2].map(|()| vec![9.0; n_rows * PANEL_WIDTH]);
+                    set.pack_f32(&wide, width, first, n, &mut panels[0]);
+                    set.pack_f16(&w, width, first, n, &mut panels[1]);
+                    assert_same_bits(&panels[0], &panels[1], "pack");
+                    let mut out = vec![0.0; PANEL_WIDTH];
+                    set.multiply_panel_f32(&panels[0], one_row(&x), &mut out);
+                    assert_same_bits(&out[..n], &b[first..first + n], "panel and gather");
+                    assert_eq!(out[n..], vec![0.0; PANEL_WIDTH - n]);
                 }
             }
         }
@@ -259,66 +297,79 @@ fn float_gather_agrees_with_scalar() {
 #[test]
 fn integer_kernels_agree_with_scalar_exactly() {
     for_each_set(|set| {
-        for n in SIZES {
-            for rows in [1, 5, 15, 16] {
-                let mut random = Random::new(n * 31 + rows);
-                let (w, x) = (random.bytes(n * rows), random.shorts(n));
-                let (mut a, mut b) = (vec![0; rows], vec![1; rows]);
-                KernelSet::Scalar.matvec_i8(&w, &x, &mut a);
-                set.matvec_i8(&w, &x, &mut b);
-                assert_eq!(a, b, "matvec, n = {n}, rows = {rows}");
-                // The transposed product of the same numbers: one gather over all rows.
-                let used: Vec<u32> = (0..n as u32).filter(|i| i % 3 != 1).collect();
-                let values: Vec<i16> = used.iter().map(|&i| x[i as usize]).collect();
-                let (mut a, mut b) = (vec![0; rows], vec![1; rows]);
-                KernelSet::Scalar.gather_i8(&w, rows, 0, &used, &values, &mut a);
-                set.gather_i8(&w, rows, 0, &used, &values, &mut b);
-                assert_eq!(a, b, "gather, n = {n}, rows = {rows}");
+        for cols in SIZES {
+            for (n, n_out) in ROWS.into_iter().zip([1, 2, 3, 5, 16, 4, 9, 1, 7]) {
+                let mut random = Random::new(cols * 31 + n);
+                let stride = cols + n % 3;
+                let (w, x) = (random.bytes(cols * n_out), random.shorts(n * stride));
+                let rows = Rows {
+                    values: &x,
+                    stride,
+                    n,
+                };
+                let (mut a, mut b) = (vec![0; n * n_out], vec![1; n * n_out]);
+                KernelSet::Scalar.dots_i8(&w, rows, cols, &mut a);
+                set.dots_i8(&w, rows, cols, &mut b);
+                assert_eq!(a, b, "dots, {cols} columns, {n} rows, {n_out} outputs");
+                // The transposed product of the same numbers.
+                let mut x = x[..cols].to_vec();
+                x.iter_mut().skip(1).step_by(3).for_each(|x| *x = 0);
+                let (mut indices, mut values) = (vec![0; cols], vec![0; cols]);
+                let used = set.list_nonzero_i16(&x, 0, &mut indices, &mut values);
+                let (indices, values) = (&indices[..used], &values[..used]);
+                let (mut a, mut b) = (vec![0; n_out], vec![1; n_out]);
+                KernelSet::Scalar.gather_i8(&w, indices, values, &mut a);
+                set.gather_i8(&w, indices, values, &mut b);
+                assert_eq!(a, b, "gather of {used} rows, {n_out} outputs");
             }
         }
         let mut random = Random::new(5);
-        let (stride, n_rows) = (300, 41);
-        let (w, values) = (random.bytes(stride * n_rows), random.shorts(n_rows));
+        let (width, n_rows) = (300, 41);
+        let (w, values) = (random.bytes(width * n_rows), random.shorts(n_rows));
         let rows: Vec<u32> = (0..n_rows as u32).rev().collect();
-        let (mut a, mut b) = (vec![0; 270], vec![1; 270]);
-        KernelSet::Scalar.gather_i8(&w, stride, 21, &rows, &values, &mut a);
-        set.gather_i8(&w, stride, 21, &rows, &values, &mut b);
+        let (mut a, mut b) = (vec![0; width], vec![1; width]);
+        KernelSet::Scalar.gather_i8(&w, &rows, &values, &mut a);
+        set.gather_i8(&w, &rows, &values, &mut b);
         assert_eq!(a, b, "wide gather");
     });
 }
 
 #[test]
-fn panels_give_the_same_products_as_matvec() {
+fn panels_give_the_same_products_as_dots() {
     for set in KernelSet::available() {
         for cols in SIZES {
-            for rows in [1, 9, 16] {
+            for n_out in [1, 9, 16] {
                 for n in [1, 2, 3, 4, 5, 6, 7, 13] {
-                    let mut random = Random::new(cols * 7 + rows + n);
-                    let w = random.bytes(rows * cols);
+                    let mut random = Random::new(cols * 7 + n_out + n);
+                    let w = random.bytes(n_out * cols);
                     let width = cols.next_multiple_of(2);
                     let mut x = random.shorts(n * width);
                     if width > cols {
                         x.chunks_exact_mut(width).for_each(|row| row[cols] = 0);
                     }
-                    let mut panel = vec![7; width * PANEL_WIDTH];
-                    set.pack_rows_i8(&w, cols, &mut panel);
+                    let rows = Rows {
+                        values: &x,
+                        stride: width,
+                        n,
+                    };
                     // The same matrix stored transposed, inside a wider one.
-                    let (stride, first) = (rows + 4, 3);
+                    let (stride, first) = (n_out + 4, 3);
                     let mut transposed = vec![99_i8; cols * stride];
-                    for r in 0..rows {
+                    for r in 0..n_out {
                         for c in 0..cols {
                             transposed[c * stride + first + r] = w[r * cols + c];
                         }
                     }
-                    let mut panel_t = vec![7; width * PANEL_WIDTH];
-                    set.pack_columns_i8(&transposed, stride, first, rows, &mut panel_t);
-                    assert_eq!(panel, panel_t, "{} {rows}x{cols}", set.name());
+                    let mut panel = vec![7; width * PANEL_WIDTH];
+                    set.pack_i8(&transposed, stride, first, n_out, &mut panel);
                     let mut out = vec![7; n * PANEL_WIDTH];
-                    set.multiply_panel_i8(&panel, &x, &mut out);
+                    set.multiply_panel_i8(&panel, rows, &mut out);
+                    let mut expected = vec![0; n * n_out];
+                    KernelSet::Scalar.dots_i8(&w, rows, cols, &mut expected);
                     for t in 0..n {
-                        let mut expected = vec![0; rows];
-                        KernelSet::Scalar.matvec_i8(&w, &x[t * width..][..cols], &mut expected);
-                        assert_eq!(out[t * PANEL_WIDTH..][..rows], expected, "{}", set.name());
+                        let expected = expected[t * n_out..][..n_out].iter().map(|sum| sum + 7);
+                        let out = out[t * PANEL_WIDTH..][..n_out].iter().copied();
+                        assert!(out.eq(expected), "{} {n_out}x{cols}, row {t}", set.name());
                     }
                 }
             }

@@ -6,8 +6,8 @@
 //! panel      16 columns of weights x T rows of activations: 2 loads, T broadcasts, 2 * T multiply-adds
 //! ```
 //!
-//! At most 12 registers of sums, so that with weights and activations 16 hold all. In tiles, a group of
-//! rows of weights that fits into the first-level cache meets all activations before the next.
+//! At most 12 registers of sums, so that with weights and activations 16 hold all. A tile's activations
+//! stay in the first-level cache while all weights of a block pass by from the second.
 //!
 //! Several rows of weights at once would spare decode loads of activations, and was half as fast: from
 //! memory, 2, 4 or 8 rows side by side reach 12 GB/s where one row reaches 27 (Zen 4, two threads).
@@ -17,9 +17,8 @@ use std::arch::x86_64::*;
 use super::super::{Rows, PANEL_WIDTH};
 use super::weight::Weight;
 
-/// Weights that stay in the first-level cache, of 32 KiB or more, beside a few rows of activations.
-const GROUP_BYTES: usize = 12 << 10;
-
+/// Bytes that a prefetch brings.
+const CACHE_LINE: usize = 64;
 /// # Safety
 /// The CPU has the features; lengths are as `check_dots` demands.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -29,42 +28,41 @@ pub(super) unsafe fn dots<W: Weight>(
     cols: usize,
     out: &mut [W::Sum],
 ) {
-    let n_out = weights.len() / cols;
     let pass = Pass {
         weights: weights.as_ptr(),
         cols,
         x: x.values.as_ptr(),
         x_stride: x.stride,
         out: out.as_mut_ptr(),
-        n_out,
+        n_out: weights.len() / cols,
     };
     if x.n == 1 {
         // SAFETY: there is a row of `x`, and `n_out` rows of weights.
         return unsafe { pass.one_row() };
     }
-    let group = (GROUP_BYTES / (cols * size_of::<W>())).clamp(2, n_out.max(2));
     // Chains that a dot product does not need hold more rows.
-    let tile = if W::CHAINS == 1 { 6 } else { 3 };
-    let mut o = 0;
-    while o < n_out {
-        let end = (o + group).min(n_out);
-        let mut t = 0;
-        while t < x.n {
-            let n = (x.n - t).min(tile);
-            // SAFETY: these are rows of `x` and of weights.
-            unsafe {
-                match n {
-                    6 => pass.run::<2, 6>(o, end, t),
-                    5 => pass.run::<2, 5>(o, end, t),
-                    4 => pass.run::<2, 4>(o, end, t),
-                    3 => pass.run::<2, 3>(o, end, t),
-                    2 => pass.run::<2, 2>(o, end, t),
-                    _ => pass.run::<2, 1>(o, end, t),
-                }
-            }
-            t += n;
+    let tile = 6 / W::CHAINS;
+    let behind = weights.as_ptr_range().end.cast::<i8>();
+    let mut fetched = 0;
+    for t in (0..x.n).step_by(tile) {
+        // The weights that lie behind these are the next to be wanted, most of the time.
+        let fetch_end = size_of_val(weights) * (t + tile) / x.n;
+        while fetched < fetch_end {
+            // SAFETY: a prefetch may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(behind.wrapping_add(fetched)) };
+            fetched += CACHE_LINE;
         }
-        o = end;
+        // SAFETY: these are rows of `x`.
+        unsafe {
+            match (x.n - t).min(tile) {
+                6 => pass.run::<6>(t),
+                5 => pass.run::<5>(t),
+                4 => pass.run::<4>(t),
+                3 => pass.run::<3>(t),
+                2 => pass.run::<2>(t),
+                _ => pass.run::<1>(t),
+            }
+        }
     }
 }
 
@@ -89,47 +87,65 @@ impl<W: Weight> Pass<W> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn one_row(&self) {
-        let double = self.cols / (2 * W::STEP) * (2 * W::STEP);
-        // SAFETY: columns stay below `cols`, rows below `n_out`; a prefetch may name any address.
+        // SAFETY: rows stay below `n_out`.
         unsafe {
             for o in 0..self.n_out {
-                let row = self.weights.add(o * self.cols);
-                let mut sums = [W::zero(); 2];
-                let mut c = 0;
-                while c < double {
-                    if W::PREFETCH > 0 {
-                        let ahead = row.add(c).cast::<i8>().wrapping_add(W::PREFETCH);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead);
-                    }
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        let at = c + i * W::STEP;
-                        *sum = W::multiply_add(W::load(row.add(at)), W::load_x(self.x.add(at)), *sum);
-                    }
-                    c += 2 * W::STEP;
-                }
-                let mut sums = [[sums; 1]; 1];
-                self.add_tail(row, 0, c, &mut sums);
-                *self.out.add(o) = W::total(W::add(sums[0][0][0], sums[0][0][1]));
+                *self.out.add(o) = self.dot(self.weights.add(o * self.cols));
             }
         }
     }
 
-    /// Rows of weights `o .. end` times rows of activations `t .. t + T`.
+    /// # Safety
+    /// The CPU has the features; `row` is one of the rows of weights.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dot(&self, row: *const W) -> W::Sum {
+        let (x, n) = (self.x, self.cols);
+        let double = n / (2 * W::STEP) * (2 * W::STEP);
+        // SAFETY: columns stay below `cols`; a prefetch may name any address.
+        unsafe {
+            let mut sums = [W::zero(); 2];
+            let mut c = 0;
+            while c < double {
+                if W::PREFETCH > 0 {
+                    let ahead = row.add(c).cast::<i8>().wrapping_add(W::PREFETCH);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead);
+                }
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let at = c + i * W::STEP;
+                    *sum = W::multiply_add(W::load(row.add(at)), W::load_x(x.add(at)), *sum);
+                }
+                c += 2 * W::STEP;
+            }
+            let mut chain = 0;
+            while c < n {
+                let left = (n - c).min(W::STEP);
+                let (row, x) = (load_part(row.add(c), left), load_part(x.add(c), left));
+                let (row, x) = (W::load(row.as_ptr()), W::load_x(x.as_ptr()));
+                sums[chain] = W::multiply_add(row, x, sums[chain]);
+                c += left;
+                chain = 1;
+            }
+            W::total(W::add(sums[0], sums[1]))
+        }
+    }
+
+    /// All rows of weights times rows of activations `t .. t + T`.
     ///
     /// # Safety
     /// The CPU has the features; these rows exist.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn run<const O: usize, const T: usize>(&self, mut o: usize, end: usize, t: usize) {
-        // SAFETY: every tile's rows are below `end`; the rest is the caller's promise.
+    unsafe fn run<const T: usize>(&self, t: usize) {
+        let mut o = 0;
+        // SAFETY: every tile's rows are below `n_out`; the rest is the caller's promise.
         unsafe {
-            while o + O <= end {
-                self.tile::<O, T>(o, t);
-                o += O;
+            while o + 2 <= self.n_out {
+                self.tile::<2, T>(o, t);
+                o += 2;
             }
-            while o < end {
+            if o < self.n_out {
                 self.tile::<1, T>(o, t);
-                o += 1;
             }
         }
     }
@@ -163,7 +179,21 @@ impl<W: Weight> Pass<W> {
                 }
                 c += step;
             }
-            self.add_tail(weights, t, full, &mut sums);
+            let mut chain = 0;
+            while c < self.cols {
+                let left = (self.cols - c).min(W::STEP);
+                for t in 0..T {
+                    let x = load_part(x.add(t * self.x_stride + c), left);
+                    let x = W::load_x(x.as_ptr());
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let row = load_part(weights.add(i * self.cols + c), left);
+                        let row = W::load(row.as_ptr());
+                        sums[t][chain] = W::multiply_add(row, x, sums[t][chain]);
+                    }
+                }
+                c += left;
+                chain = (chain + 1) % W::CHAINS;
+            }
             for t_in_tile in 0..T {
                 for i in 0..O {
                     let mut sum = sums[i][t_in_tile][0];
@@ -176,44 +206,18 @@ impl<W: Weight> Pass<W> {
             }
         }
     }
+}
 
-    /// The last columns, from `c` on, which do not fill all registers of a step: register by register, the
-    /// last one padded with zeros.
-    ///
-    /// # Safety
-    /// As [`tile`](Self::tile); `weights` points at the first of `O` rows, and `c <= cols`.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn add_tail<const O: usize, const T: usize>(
-        &self,
-        weights: *const W,
-        t: usize,
-        mut c: usize,
-        sums: &mut [[[W::Register; 2]; T]; O],
-    ) {
-        let mut chain = 0;
-        while c < self.cols {
-            let n = (self.cols - c).min(W::STEP);
-            // SAFETY: `n` columns follow in every row, and the buffers hold `STEP <= 16` numbers.
-            unsafe {
-                for t_in_tile in 0..T {
-                    let mut x = [W::X::default(); 16];
-                    let from = self.x.add((t + t_in_tile) * self.x_stride + c);
-                    std::ptr::copy_nonoverlapping(from, x.as_mut_ptr(), n);
-                    let x = W::load_x(x.as_ptr());
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let mut row = [W::default(); 16];
-                        let from = weights.add(i * self.cols + c);
-                        std::ptr::copy_nonoverlapping(from, row.as_mut_ptr(), n);
-                        let sum = &mut sums[t_in_tile][chain];
-                        *sum = W::multiply_add(W::load(row.as_ptr()), x, *sum);
-                    }
-                }
-            }
-            c += n;
-            chain = (chain + 1) % W::CHAINS;
-        }
-    }
+/// The last columns of a row, padded with zeros to a register.
+///
+/// # Safety
+/// `n <= 16` numbers are readable at `p`.
+#[inline(always)]
+unsafe fn load_part<T: Copy + Default>(p: *const T, n: usize) -> [T; 16] {
+    let mut numbers = [T::default(); 16];
+    // SAFETY: the caller's promise; they are numbers of another place than a new array.
+    unsafe { std::ptr::copy_nonoverlapping(p, numbers.as_mut_ptr(), n) };
+    numbers
 }
 
 /// # Safety
