@@ -91,8 +91,13 @@ fn small_pages(size: usize) -> io::Result<MmapMut> {
         // Fails on kernels without huge pages, where all pages are ordinary.
         let _ = map.advise(memmap2::Advice::NoHugePage);
     }
-    // A page that was never written is not there: reading it would measure the cache.
-    map.fill(1);
+    // A page that was never written is not there, and equal pages may be one and the same on a virtual
+    // machine: reading those would measure the cache.
+    let mut number = 0_u64;
+    for word in map.chunks_exact_mut(size_of::<u64>()) {
+        number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        word.copy_from_slice(&(number ^ number >> 31).to_le_bytes());
+    }
     Ok(map)
 }
 

@@ -31,7 +31,7 @@ const BLOCK_OUTPUTS: usize = 64;
 /// From this many rows on, f32 weights go to the gemm crate, which is slower below,
 const GEMM_ROWS: usize = 64;
 /// in blocks of so many outputs, because it packs the activations anew for each.
-const GEMM_OUTPUTS: usize = 256;
+const GEMM_OUTPUTS: usize = 128;
 /// Inputs of a matrix stored row per input that one task sums up, and that one panel holds: a panel of f32 is then 16 KiB.
 const CHUNK_INPUTS: usize = 256;
 /// The same for weights stored row per input and many rows: longer pieces of what lies side by side.

@@ -63,7 +63,7 @@ pub struct Generated {
 
 impl Session {
     /// Tokens of a prompt that are fed at once; longer prompts go in pieces.
-    pub const PREFILL_ROWS: usize = 256;
+    pub const PREFILL_ROWS: usize = 128;
 
     /// A session at the empty state.
     pub fn new(model: &Model) -> Self {
