@@ -19,6 +19,10 @@ use super::weight::Weight;
 
 /// Bytes that a prefetch brings.
 const CACHE_LINE: usize = 64;
+/// How far ahead of itself decode fetches weights into the second-level cache, in bytes. On one core of a Zen 4,
+/// int8 weights then come with 21 to 23 GB/s instead of 15 to 19, where plain reading does 21 to 24.6; 512
+/// bytes or 2 KiB are worse, 4 to 12 KiB much the same, the first-level cache as target worse.
+const DECODE_FETCH: usize = 6 << 10;
 /// # Safety
 /// The CPU has the features; lengths are as `check_dots` demands.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -101,32 +105,37 @@ impl<W: Weight> Pass<W> {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dot(&self, row: *const W) -> W::Sum {
         let (x, n) = (self.x, self.cols);
-        let double = n / (2 * W::STEP) * (2 * W::STEP);
+        let step = W::DOT_REGISTERS * W::STEP;
+        let full = n / step * step;
         // SAFETY: columns stay below `cols`; a prefetch may name any address.
         unsafe {
-            let mut sums = [W::zero(); 2];
+            let mut sums = [W::zero(); 4];
             let mut c = 0;
-            while c < double {
-                if W::PREFETCH > 0 {
-                    let ahead = row.add(c).cast::<i8>().wrapping_add(W::PREFETCH);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead);
+            while c < full {
+                if c * size_of::<W>() % CACHE_LINE == 0 {
+                    let ahead = row.add(c).cast::<i8>().wrapping_add(DECODE_FETCH);
+                    _mm_prefetch::<_MM_HINT_T1>(ahead);
                 }
-                for (i, sum) in sums.iter_mut().enumerate() {
+                for (i, sum) in sums.iter_mut().enumerate().take(W::DOT_REGISTERS) {
                     let at = c + i * W::STEP;
                     *sum = W::multiply_add(W::load(row.add(at)), W::load_x(x.add(at)), *sum);
                 }
-                c += 2 * W::STEP;
+                c += step;
             }
-            let mut chain = 0;
+            let mut register = 0;
             while c < n {
                 let left = (n - c).min(W::STEP);
                 let (row, x) = (load_part(row.add(c), left), load_part(x.add(c), left));
                 let (row, x) = (W::load(row.as_ptr()), W::load_x(x.as_ptr()));
-                sums[chain] = W::multiply_add(row, x, sums[chain]);
+                sums[register] = W::multiply_add(row, x, sums[register]);
                 c += left;
-                chain = 1;
+                register += 1;
             }
-            W::total(W::add(sums[0], sums[1]))
+            let sum = W::add(sums[0], sums[1]);
+            W::total(match W::DOT_REGISTERS {
+                2 => sum,
+                _ => W::add(sum, W::add(sums[2], sums[3])),
+            })
         }
     }
 
