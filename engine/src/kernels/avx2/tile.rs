@@ -44,27 +44,19 @@ pub(super) unsafe fn dots<W: Weight>(
         // SAFETY: there is a row of `x`, and `n_out` rows of weights.
         return unsafe { pass.one_row() };
     }
-    // Chains that a dot product does not need hold more rows.
-    let tile = 6 / W::CHAINS;
-    let behind = weights.as_ptr_range().end.cast::<i8>();
-    let mut fetched = 0;
-    for t in (0..x.n).step_by(tile) {
-        // The weights that lie behind these are the next to be wanted, most of the time.
-        let fetch_end = size_of_val(weights) * (t + tile) / x.n;
-        while fetched < fetch_end {
-            // SAFETY: a prefetch may name any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(behind.wrapping_add(fetched)) };
-            fetched += CACHE_LINE;
-        }
+    // Chains that a dot product does not need hold more rows. 16 rows go as 6, 5, 5.
+    let n_tiles = x.n.div_ceil(6 / W::CHAINS);
+    for i in 0..n_tiles {
+        let (t, end) = (x.n * i / n_tiles, x.n * (i + 1) / n_tiles);
         // SAFETY: these are rows of `x`.
         unsafe {
-            match (x.n - t).min(tile) {
-                6 => pass.run::<6>(t),
-                5 => pass.run::<5>(t),
-                4 => pass.run::<4>(t),
-                3 => pass.run::<3>(t),
-                2 => pass.run::<2>(t),
-                _ => pass.run::<1>(t),
+            match end - t {
+                6 => pass.run::<6>(t, i, n_tiles),
+                5 => pass.run::<5>(t, i, n_tiles),
+                4 => pass.run::<4>(t, i, n_tiles),
+                3 => pass.run::<3>(t, i, n_tiles),
+                2 => pass.run::<2>(t, i, n_tiles),
+                _ => pass.run::<1>(t, i, n_tiles),
             }
         }
     }
@@ -139,17 +131,28 @@ impl<W: Weight> Pass<W> {
         }
     }
 
-    /// All rows of weights times rows of activations `t .. t + T`.
+    /// All rows of weights times rows of activations `t .. t + T`, which are tile `index` of `n_tiles`.
+    ///
+    /// The weights that lie behind these are the next to be wanted, most of the time. Each tile fetches its
+    /// share of them, a little with every pair of rows: all at once would hold up everything else.
     ///
     /// # Safety
     /// The CPU has the features; these rows exist.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn run<const T: usize>(&self, t: usize) {
+    unsafe fn run<const T: usize>(&self, t: usize, index: usize, n_tiles: usize) {
+        let row_bytes = self.cols * size_of::<W>();
+        let behind = self.weights.cast::<i8>();
+        let behind = behind.wrapping_add(self.n_out * row_bytes * (n_tiles + index) / n_tiles);
         let mut o = 0;
-        // SAFETY: every tile's rows are below `n_out`; the rest is the caller's promise.
+        // SAFETY: every tile's rows are below `n_out`; a prefetch may name any address; the rest is the
+        // caller's promise.
         unsafe {
             while o + 2 <= self.n_out {
+                let fetch = o * row_bytes / n_tiles..(o + 2) * row_bytes / n_tiles;
+                for at in fetch.step_by(CACHE_LINE) {
+                    _mm_prefetch::<_MM_HINT_T1>(behind.wrapping_add(at));
+                }
                 self.tile::<2, T>(o, t);
                 o += 2;
             }
