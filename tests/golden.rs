@@ -149,16 +149,32 @@ fn prefill_in_any_chunking_equals_decode() {
                 0 => tokens.len(),
                 _ => 1 + random.next() as usize % 20,
             });
-            if quant == Quant::Int8 {
-                assert_eq!(logits, decoded_logits, "{name}: integer sums are exact");
-                assert_eq!(
-                    session.state().as_slice(),
-                    decoded.state().as_slice(),
-                    "{name}"
-                );
+            // The prompts are too short for the gemm crate, which f32 weights go to from 64 rows on.
+            assert_eq!(
+                logits, decoded_logits,
+                "{name} {quant}: sums have one order"
+            );
+            let states = (session.state().as_slice(), decoded.state().as_slice());
+            assert_eq!(states.0, states.1, "{name} {quant}");
+        }
+    }
+}
+
+#[test]
+fn long_prompts_in_any_chunking_equal_decode() {
+    let mut random = Random(17);
+    for quant in [Quant::F32, Quant::F16, Quant::Int8] {
+        let model = open(golden("small-safetensors"), quant, 2);
+        let tokens: Vec<u32> = (0..300).map(|_| random.next() as u32 % 320).collect();
+        let (_, decoded) = in_pieces(&model, &tokens, || 1);
+        for length in [300, 128, 64, 63, 7] {
+            let (_, logits) = in_pieces(&model, &tokens, || length);
+            if quant == Quant::F32 {
+                // The gemm crate sums in another order: rounding of 64 to 256 terms in three layers.
+                let difference = distance(&logits, &decoded);
+                assert!(difference < 3e-6, "{length}: {difference}");
             } else {
-                let difference = distance(&logits, &decoded_logits);
-                assert!(difference < 3e-6, "{name} {quant}: {difference}");
+                assert_eq!(logits, decoded, "{quant}, pieces of {length}");
             }
         }
     }

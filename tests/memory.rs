@@ -11,7 +11,7 @@ fn loading_needs_the_result_and_one_block() {
     use std::io::{BufWriter, Write};
 
     use common::Random;
-    use rwkv_edge::{Model, Options, Quant};
+    use rwkv_edge::{Model, Options, Quant, Session};
     use serde_json::json;
 
     /// Bytes in the line of /proc/self/status that starts with `key`.
@@ -133,4 +133,23 @@ fn loading_needs_the_result_and_one_block() {
         peak / 1024
     );
     assert!(peak <= 2 * MIB, "{peak}");
+
+    // States hold their numbers and little more: scratch memory belongs to whoever runs them.
+    const STATES: u64 = 1000;
+    let state_bytes = model.info().state_bytes as u64;
+    let before = status("VmRSS:");
+    let states: Vec<_> = (0..STATES).map(|_| model.new_state()).collect();
+    let grown = status("VmRSS:") - before;
+    println!("{STATES} states of {state_bytes} bytes: {grown} bytes");
+    assert!(grown <= STATES * (state_bytes + 1024) + MIB, "{grown}");
+    drop(states);
+    // A session owns its scratch memory: 128 rows of it from the first prompt on.
+    let decode = model.workspace(1).size_bytes() as u64;
+    let prefill = model.workspace(Session::PREFILL_ROWS).size_bytes() as u64;
+    let info = model.info();
+    let row = 4 * (16 * info.n_embd + 3 * info.n_hidden) as u64;
+    assert!(
+        decode < MIB && prefill < 128 * row + 2 * MIB,
+        "{decode}, {prefill}"
+    );
 }

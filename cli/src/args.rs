@@ -26,6 +26,10 @@ pub(crate) struct ModelArgs {
     /// Read the model into memory instead of mapping its file
     #[arg(long)]
     pub(crate) no_mmap: bool,
+
+    /// Read a model file into memory in huge pages: faster, but not shared with other processes
+    #[arg(long, conflicts_with = "no_mmap")]
+    pub(crate) huge_pages: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -204,7 +204,7 @@ fn decode_once(session: &mut Session, sampler: &mut Sampler, tokens: &[u32]) -> 
 
 fn measure(args: &Args, model: &Model) -> Result<Value> {
     let info = model.info();
-    let yardstick = Yardstick::new(model)?;
+    let yardstick = Yardstick::new(model, args.model.huge_pages)?;
     let text = tokens(model, args.prompt_tokens.max(args.max_new_tokens))?;
     let mut session = model.session();
     let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
@@ -244,6 +244,7 @@ fn measure(args: &Args, model: &Model) -> Result<Value> {
     Ok(json!({
         "quant": info.quant.name(),
         "threads": info.threads,
+        "huge_pages": args.model.huge_pages,
         "kernels": info.kernels,
         "read_bytes_per_s": read,
         "f32_macs_per_s": f32_macs,
@@ -261,6 +262,9 @@ fn measure(args: &Args, model: &Model) -> Result<Value> {
         "private_bytes": start.private_bytes,
         "weight_bytes": info.weight_bytes,
         "state_bytes": info.state_bytes,
+        "decode_workspace_bytes": model.workspace(1).size_bytes(),
+        "prefill_workspace_bytes": model.workspace(args.chunk).size_bytes(),
+        "prefill_chunk": args.chunk,
     }))
 }
 
@@ -310,6 +314,9 @@ fn start(args: &Args) -> Result<Start> {
         }
         if model.no_mmap {
             command.arg("--no-mmap");
+        }
+        if model.huge_pages {
+            command.arg("--huge-pages");
         }
         // With a tokenizer a prompt of one token makes it be opened too.
         match open(args, 1)?.has_tokenizer() {
@@ -477,7 +484,14 @@ fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Result<()> {
             number("private_bytes") / 1e6
         )?;
     }
-    writeln!(out, "state     {} bytes", info.state_bytes)?;
+    writeln!(
+        out,
+        "memory    state {} bytes; workspace {:.1} MB for decode, {:.1} MB for prefill in chunks of {}",
+        info.state_bytes,
+        number("decode_workspace_bytes") / 1e6,
+        number("prefill_workspace_bytes") / 1e6,
+        number("prefill_chunk")
+    )?;
     for row in report["batch"].as_array().into_iter().flatten() {
         let (n, speed) = (
             &row["sequences"],

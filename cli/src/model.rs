@@ -51,6 +51,7 @@ fn options(args: &ModelArgs) -> Options {
         threads: args.threads,
         tokenizer: args.tokenizer.clone(),
         no_mmap: args.no_mmap,
+        huge_pages: args.huge_pages,
         ..Options::default()
     }
 }

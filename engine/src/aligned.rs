@@ -28,6 +28,11 @@ impl<T: Copy> Aligned<T> {
             len,
         }
     }
+
+    /// What it takes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        size_of_val(self.data.as_slice())
+    }
 }
 
 impl<T> Deref for Aligned<T> {

@@ -15,7 +15,7 @@ use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -37,6 +37,8 @@ pub(crate) enum Access {
     Mapped { whole_max: u64 },
     /// Read into memory, one range at a time.
     Read,
+    /// Read whole into memory in huge pages, where the system has them.
+    HugePages,
 }
 
 impl Access {
@@ -91,6 +93,7 @@ impl SourceFile {
         }
         let backing = match access {
             Access::Read => Backing::Read(ReadAt::new(file)),
+            Access::HugePages => Backing::Bytes(read_into_huge_pages(&file, path, len)?),
             Access::Mapped { whole_max } => match map_whole(&file, len, whole_max) {
                 Some(map) => Backing::Whole(Arc::new(map)),
                 None => Backing::Windows(ReadAt::new(file)),
@@ -248,6 +251,24 @@ fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
     // checkpoints are replaced by renaming, which leaves the mapped one untouched, and whoever
     // cannot promise that opens without mapping (see the module documentation).
     unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
+}
+
+/// A copy of the file. Not [`Backing::Whole`], whose pages may be dropped because the file has them.
+fn read_into_huge_pages(mut file: &File, path: &Path, len: u64) -> Result<FileBytes> {
+    let no_memory = || Error::memory(format!("no memory for the {len} bytes of the file"));
+    let size = usize::try_from(len).map_err(|_| no_memory().at(path.display()))?;
+    let mut copy =
+        MmapMut::map_anon(size).map_err(|e| no_memory().with_source(e).at(path.display()))?;
+    #[cfg(target_os = "linux")]
+    {
+        // Where it fails there are none, and the copy is in ordinary pages.
+        let _ = copy.advise(memmap2::Advice::HugePage);
+    }
+    io::Read::read_exact(&mut file, &mut copy).map_err(|e| Error::io("read", path, e))?;
+    let copy = copy
+        .make_read_only()
+        .map_err(|e| Error::io("protect the copy of", path, e))?;
+    Ok(FileBytes::new(Storage::Mapped(Arc::new(copy))))
 }
 
 #[cfg(unix)]

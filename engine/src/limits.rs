@@ -31,13 +31,13 @@ pub struct Yardstick {
 }
 
 impl Yardstick {
-    /// With the threads and kernels of this model.
+    /// With the threads and kernels of this model; `huge_pages`: for a model that was opened with them.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there is none for a buffer of 512 MiB.
-    pub fn new(model: &Model) -> Result<Self> {
-        let buffer = small_pages(BUFFER_BYTES).map_err(|e| {
+    pub fn new(model: &Model, huge_pages: bool) -> Result<Self> {
+        let buffer = buffer(BUFFER_BYTES, huge_pages).map_err(|e| {
             Error::memory("not enough memory to measure its bandwidth").with_source(e)
         })?;
         Ok(Yardstick {
@@ -46,7 +46,7 @@ impl Yardstick {
         })
     }
 
-    /// Bytes a second read from a buffer of ordinary pages, far larger than the caches.
+    /// Bytes a second read from a buffer far larger than the caches.
     pub fn read_bytes_per_s(&self) -> f64 {
         let (pool, kernels) = self.model.machine();
         let words: &[u64] = bytemuck::cast_slice(&self.buffer);
@@ -83,13 +83,16 @@ impl Yardstick {
     }
 }
 
-/// A buffer in ordinary pages, as files are mapped; huge pages would be read faster.
-fn small_pages(size: usize) -> io::Result<MmapMut> {
+/// A buffer in ordinary pages, as files are mapped, or in huge pages, which are read faster.
+fn buffer(size: usize, huge_pages: bool) -> io::Result<MmapMut> {
     let mut map = MmapMut::map_anon(size)?;
     #[cfg(target_os = "linux")]
     {
         // Fails on kernels without huge pages, where all pages are ordinary.
-        let _ = map.advise(memmap2::Advice::NoHugePage);
+        let _ = map.advise(match huge_pages {
+            true => memmap2::Advice::HugePage,
+            false => memmap2::Advice::NoHugePage,
+        });
     }
     // A page that was never written is not there, and equal pages may be one and the same on a virtual
     // machine: reading those would measure the cache.

@@ -68,6 +68,14 @@ impl Scratch {
             integers: Aligned::new(0, CHUNK_INPUTS),
         }
     }
+
+    /// What it takes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let floats = [&self.product, &self.panel, &self.values].map(|b| b.size_bytes());
+        let integers = [&self.panel_integers, &self.integers].map(|b| b.size_bytes());
+        let rest = self.sums.size_bytes() + size_of_val(self.indices.as_slice());
+        floats.iter().chain(&integers).sum::<usize>() + rest
+    }
 }
 
 /// Rows of inputs of one matrix, in the form that the matrix wants.
@@ -90,6 +98,12 @@ impl Activations {
             integers: Aligned::new(0, n_inputs.next_multiple_of(2) * n_rows),
             scales: vec![0.0; n_rows],
         }
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let scales = size_of_val(self.scales.as_slice());
+        self.values.size_bytes() + self.integers.size_bytes() + scales
     }
 
     /// Fills `n_rows` rows by `fill(row, out)` and brings them into the form that `matrix` wants.
@@ -237,6 +251,11 @@ impl Transposed {
             n_seen: AtomicU64::new(0),
             n_used: AtomicU64::new(0),
         }
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.partial.size_bytes()
     }
 
     /// Inputs that were 0, of all so far, in batches of a few rows.

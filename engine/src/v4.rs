@@ -269,6 +269,29 @@ impl Buffers {
 }
 
 impl Buffers {
+    /// What they take in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let rows = [
+            &self.residual,
+            &self.normed,
+            &self.key,
+            &self.value,
+            &self.receptance,
+            &self.gated,
+            &self.hidden,
+        ];
+        let inputs = [
+            &self.input_a,
+            &self.input_b,
+            &self.input_c,
+            &self.input_hidden,
+        ];
+        rows.iter().map(|rows| rows.size_bytes()).sum::<usize>()
+            + inputs.map(Activations::size_bytes).iter().sum::<usize>()
+            + self.scratch.iter().map(Scratch::size_bytes).sum::<usize>()
+            + self.transposed.size_bytes()
+    }
+
     /// Rows of `ffn.value` that were not read, of those that there were.
     pub(crate) fn sparsity(&self) -> (u64, u64) {
         self.transposed.sparsity()

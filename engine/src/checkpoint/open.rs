@@ -33,13 +33,14 @@ const WEIGHT_FILES: [&str; 4] = [
 /// `__metadata__` of this project's own model files.
 const MODEL_FILE_FORMAT: &str = "rwkv-edge";
 
-/// Opens a checkpoint file, a model file, or a folder of either.
-pub(crate) fn open_path(path: &Path, mapped: bool) -> Result<Opened> {
+/// Opens a checkpoint file, a model file, or a folder of either; the files of a folder are mapped or read.
+pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
+    let mapped = access != Access::Read;
     let found = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     if found.is_dir() {
         return open_folder(Folder::Disk(path.to_owned()), mapped);
     }
-    let file = SourceFile::open_with(path, Access::new(mapped))?;
+    let file = SourceFile::open_with(path, access)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

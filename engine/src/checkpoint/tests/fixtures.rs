@@ -149,7 +149,7 @@ fn model_files_are_told_apart() {
     bytes.extend_from_slice(header);
     bytes.extend([5, 255]);
     std::fs::write(&path, bytes).unwrap();
-    let super::Opened::ModelFile(file) = super::open_path(&path, true).unwrap() else {
+    let super::Opened::ModelFile(file) = super::open_path(&path, Access::new(true)).unwrap() else {
         panic!("no model file");
     };
     assert_eq!(file.tensors[0].dtype, Dtype::I8);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{open_path, Checkpoint, Opened};
 use crate::error::{ErrorKind, Result};
+use crate::file::Access;
 
 mod bad_folders;
 mod bad_input;
@@ -24,7 +25,7 @@ fn fixture(name: &str) -> PathBuf {
 
 /// Opens what must be a checkpoint and no model file.
 fn open(path: &Path, mapped: bool) -> Result<Checkpoint> {
-    match open_path(path, mapped)? {
+    match open_path(path, Access::new(mapped))? {
         Opened::Checkpoint(checkpoint) => Ok(checkpoint),
         Opened::ModelFile(file) => panic!("{}: a model file", file.file.name()),
     }
