@@ -41,9 +41,9 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     prompt_tokens: usize,
 
-    /// Tokens of the prompt that are fed at once
-    #[arg(long, value_name = "N", default_value_t = Session::PREFILL_ROWS)]
-    chunk: usize,
+    /// Tokens of the prompt that are fed at once [default: as `generate` does]
+    #[arg(long, value_name = "N")]
+    chunk: Option<usize>,
 
     /// Measurements of each kind, whose median counts
     #[arg(short, long, value_name = "N", default_value_t = 7)]
@@ -263,15 +263,19 @@ fn measure(args: &Args, model: &Model) -> Result<Value> {
         "weight_bytes": info.weight_bytes,
         "state_bytes": info.state_bytes,
         "decode_workspace_bytes": model.workspace(1).size_bytes(),
-        "prefill_workspace_bytes": model.workspace(args.chunk).size_bytes(),
-        "prefill_chunk": args.chunk,
+        "prefill_workspace_bytes": model.workspace(chunk(args, model)).size_bytes(),
+        "prefill_chunk": chunk(args, model),
     }))
+}
+
+fn chunk(args: &Args, model: &Model) -> usize {
+    args.chunk.unwrap_or(model.prefill_rows())
 }
 
 fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
     let tokens = &tokens(model, args.prompt_tokens)?;
     let mut state = model.new_state();
-    let mut workspace = model.workspace(args.chunk);
+    let mut workspace = model.workspace(chunk(args, model));
     let mut logits = vec![0.0; model.n_vocab()];
     let time = seconds(|| {
         let span = Span {
