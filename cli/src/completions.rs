@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use anyhow::Result;
-use clap::CommandFactory;
 use clap_complete::Shell;
+
+use crate::help;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -14,12 +15,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(
-        args.shell,
-        &mut crate::Cli::command(),
-        "rwkv-edge",
-        &mut script,
-    );
+    clap_complete::generate(args.shell, &mut help::command(), "rwkv-edge", &mut script);
     io::stdout().lock().write_all(&script)?;
     Ok(())
 }
