@@ -14,6 +14,7 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum Task {
     /// Predict the last word of passages: accuracy and perplexity
+    #[command(after_long_help = lambada::EXAMPLES)]
     Lambada(lambada::Args),
 }
 

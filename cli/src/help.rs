@@ -7,7 +7,7 @@ use std::ffi::OsString;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use crate::{environment, Cli};
 
@@ -87,6 +87,15 @@ Examples:
   rwkv-edge logits --tokens 1,2,3 --all --json > logits.json",
     ),
     (
+        "perplexity",
+        "\
+Examples:
+  rwkv-edge perplexity --quant int8 text.txt
+  rwkv-edge perplexity --window 1024 --stride 512 text.txt
+  rwkv-edge perplexity --quant int8 --against f32 --json text.txt
+  rwkv-edge perplexity --by-tensor --limit 2000 --plot damage.svg text.txt",
+    ),
+    (
         "bench",
         "\
 Examples:
@@ -101,32 +110,50 @@ Examples:
   rwkv-edge completions zsh > ~/.zfunc/_rwkv-edge
   rwkv-edge completions fish > ~/.config/fish/completions/rwkv-edge.fish",
     ),
+    (
+        "man",
+        "\
+Examples:
+  rwkv-edge man perplexity | man -l -
+  rwkv-edge man --output-dir ~/.local/share/man/man1",
+    ),
 ];
 
 /// The whole command line.
 pub(crate) fn command() -> Command {
-    let mut command = Cli::command()
+    let command = Cli::command()
         .override_usage("rwkv-edge [OPTIONS] [TEXT]\n       rwkv-edge [OPTIONS] <COMMAND>")
         .after_long_help(format!("{EXAMPLES}\n{}", environment::HELP))
         .mut_args(|arg| match FIRST.contains(&arg.get_id().as_str()) {
             true => arg,
-            false => arg.hide_short_help(true),
+            false => only_in_long_help(arg),
         });
-    command = command.mut_subcommands(hide_advanced);
-    for &(name, examples) in EXAMPLES_OF {
-        if command.find_subcommand(name).is_some() {
-            command = command.mut_subcommand(name, |c| c.after_long_help(examples));
-        }
-    }
-    command
+    command.mut_subcommands(|command| with_examples(hide_advanced(command)))
 }
 
 fn hide_advanced(command: Command) -> Command {
     let command = command.mut_args(|arg| match ADVANCED.contains(&arg.get_id().as_str()) {
-        true => arg.hide_short_help(true),
+        true => only_in_long_help(arg),
         false => arg,
     });
     command.mut_subcommands(hide_advanced)
+}
+
+fn only_in_long_help(arg: Arg) -> Arg {
+    let arg = arg.hide_short_help(true);
+    // Manual pages leave the short text of such an option out.
+    match (arg.get_long_help(), arg.get_help().cloned()) {
+        (None, Some(help)) => arg.long_help(help),
+        _ => arg,
+    }
+}
+
+fn with_examples(command: Command) -> Command {
+    let examples = EXAMPLES_OF.iter().find(|of| of.0 == command.get_name());
+    match examples {
+        Some(&(_, examples)) => command.after_long_help(examples),
+        None => command,
+    }
 }
 
 /// Reads the command line; help, version and wrong usage end the program here.

@@ -41,6 +41,11 @@ pub(crate) struct Args {
     json: bool,
 }
 
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  rwkv-edge eval lambada --model rwkv-4-169m-pile lambada_test.jsonl
+  rwkv-edge eval lambada --quant int8 --limit 500 --json lambada_test.jsonl";
+
 /// What every context begins with: the token that separates texts in training.
 const FIRST_TOKEN: u32 = 0;
 

@@ -127,11 +127,25 @@ impl std::error::Error for UsageError {}
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     // Whoever read stderr may be gone.
-    let _ = writeln!(io::stderr(), "rwkv-edge: {error:#}");
+    let _ = writeln!(io::stderr(), "rwkv-edge: {}", text_of(error));
     match error.is::<UsageError>() {
         true => ExitCode::from(2),
         false => ExitCode::FAILURE,
     }
+}
+
+/// An error and its causes, but for those that say again what was said: a library's error may have its
+/// cause in its own text, too.
+fn text_of(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Whether the reader of our output has gone, as `head` does: it has all it wanted.

@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
     /// Tokens to the next window [default: N / 2]
     ///
-    /// At most a window; then windows do not overlap, and nothing predicts their first tokens.
+    /// At most N: then windows no longer overlap, and nothing predicts their first tokens.
     #[arg(long, value_name = "N", requires = "window", value_parser = value_parser!(u32).range(1..))]
     stride: Option<u32>,
 
