@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
 use crate::input::TextArgs;
-use crate::verbosity::print;
+use crate::verbosity::{is_verbose, print};
 use crate::{memory, model, note};
 
 #[derive(clap::Args)]
@@ -187,7 +187,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         seed,
     };
     printer.finish(&report)?;
-    if args.stats {
+    if args.stats || is_verbose() {
         report.print_stats(&session);
     }
     Ok(())

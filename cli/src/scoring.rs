@@ -8,9 +8,12 @@
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::thread;
+use std::time::Instant;
 
 use anyhow::Result;
 use rwkv_edge::{Model, Output, Span, State, Workspace};
+
+use crate::detail;
 
 /// Rows of a batch. More make it no faster.
 const ROWS_MAX: usize = 128;
@@ -166,6 +169,7 @@ pub(crate) fn feed<'a>(
     mut visit: impl FnMut(Predictions<'_>),
     mut progress: impl FnMut(u64),
 ) -> Result<()> {
+    let start = Instant::now();
     let first = models.get(0)?;
     let (n_vocab, n_threads) = (first.n_vocab(), first.info().threads);
     let logit_rows_max = (LOGITS_MAX / n_vocab).clamp(1, ROWS_MAX);
@@ -210,6 +214,12 @@ pub(crate) fn feed<'a>(
         }
         lanes.advance();
     }
+    detail!(
+        "{n_fed} tokens fed to {} models in {:.3} s, {} rows of logits at a time",
+        models.len(),
+        start.elapsed().as_secs_f64(),
+        logit_rows_max
+    );
     Ok(())
 }
 
