@@ -72,9 +72,8 @@ fn damaged_states_are_refused_and_change_nothing() {
         refuse(&good[..size], "cut");
     }
     refuse(&[&good[..], &[0]].concat(), "padded");
-    for _ in 0..2000 {
+    for at in 0..good.len() {
         let mut bad = good.clone();
-        let at = random.next() as usize % bad.len();
         bad[at] ^= 1 << (random.next() % 8);
         refuse(&bad, "a flipped bit");
     }
@@ -92,4 +91,21 @@ fn damaged_states_are_refused_and_change_nothing() {
     session
         .load_state(folder.path().join("empty"))
         .expect_err("an empty file");
+    let error = session.load_state(folder.path()).expect_err("a folder");
+    assert_eq!(error.kind(), ErrorKind::Io);
+    // A file that is much too large is not read whole, however well it begins.
+    let padded = [&good[..], &vec![0; 1 << 20]].concat();
+    fs::write(folder.path().join("padded"), padded).expect("can be written");
+    let error = session
+        .load_state(folder.path().join("padded"))
+        .expect_err("padded");
+    assert!(error.to_string().ends_with(&format!(
+        "padded: more than the expected {} bytes",
+        good.len()
+    )));
+    assert_eq!(
+        session.state().to_bytes(session.logits().expect("fed")),
+        good,
+        "nothing has changed"
+    );
 }

@@ -4,23 +4,42 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use crate::environment;
+
 /// Which model, and how to run it.
 #[derive(clap::Args, Clone)]
 pub(crate) struct ModelArgs {
-    /// Model: a Hugging Face directory, a .pth or .safetensors checkpoint, or a file made by `quantize`
-    #[arg(short, long, value_name = "PATH")]
+    /// Model directory or file
+    ///
+    /// A Hugging Face directory, a .pth or .safetensors checkpoint, or a file made by `quantize`. Without
+    /// it, a small demo model that is part of the program.
+    #[arg(short, long, value_name = "PATH", env = environment::MODEL, hide_env_values = true)]
     pub(crate) model: Option<PathBuf>,
 
-    /// Tokenizer file, instead of the one in or beside the model
+    /// Tokenizer file, if not the model's own
+    ///
+    /// Without it, the one inside the model file or beside the checkpoint.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
 
-    /// What to turn the weight matrices into while loading [default: as stored]
-    #[arg(short, long)]
+    /// f32, f16 or int8 [default: as stored]
+    ///
+    /// What the weight matrices are turned into while loading. A model file of int8 weights stays as it
+    /// is: it cannot become more exact.
+    #[arg(short, long, hide_possible_values = true)]
     pub(crate) quant: Option<Quant>,
 
-    /// Threads to use; 0: one for each physical core
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    /// Threads; 0: one a core
+    ///
+    /// Threads that work on one model, at most 1024; 0, the default: one for each physical core.
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    #[arg(env = environment::THREADS, hide_env_values = true)]
     pub(crate) threads: usize,
 
     /// Read the model into memory instead of mapping its file

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use anyhow::Result;
-use clap::CommandFactory;
 use clap_complete::Shell;
+
+use crate::help;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -14,12 +15,17 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(
-        args.shell,
-        &mut crate::Cli::command(),
-        "rwkv-edge",
-        &mut script,
-    );
+    clap_complete::generate(args.shell, &mut help::command(), "rwkv-edge", &mut script);
+    if args.shell == Shell::Bash {
+        script = repaired(script);
+    }
     io::stdout().lock().write_all(&script)?;
     Ok(())
+}
+
+/// clap_complete spells a program's name that has a hyphen in two ways, so that nothing is completed
+/// behind a subcommand (clap-rs/clap#6421).
+fn repaired(script: Vec<u8>) -> Vec<u8> {
+    let script = String::from_utf8_lossy(&script);
+    script.replace("rwkv__subcmd__edge", "rwkv__edge").into()
 }

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
+use rwkv_edge::internals::OutputFile;
 use rwkv_edge::{Ending, GenerateOptions, Generated, Model, Sampler, SamplerOptions, Session};
 use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
 use crate::input::TextArgs;
-use crate::{memory, model};
+use crate::verbosity::{is_verbose, print};
+use crate::{memory, model, note};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -22,11 +24,15 @@ pub(crate) struct Args {
     #[command(flatten)]
     prompt: TextArgs,
 
-    /// The prompt as token ids, such as 1,2,3; needs no tokenizer
+    /// The prompt as token ids, such as 1,2,3
+    ///
+    /// Needs no tokenizer; without one the new tokens are printed as ids, too.
     #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "file"])]
     tokens: Option<TokenList>,
 
-    /// New tokens at most; 0 only feeds the prompt
+    /// New tokens at most
+    ///
+    /// 0 only feeds the prompt, for --save-state.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     max_new_tokens: usize,
 
@@ -34,7 +40,9 @@ pub(crate) struct Args {
     #[arg(long)]
     ignore_eos: bool,
 
-    /// 0 takes the likeliest token each time; higher is more varied
+    /// Variety; 0: always the likeliest token
+    ///
+    /// Divides the scores before a token is drawn.
     #[arg(
         long,
         value_name = "T",
@@ -43,7 +51,9 @@ pub(crate) struct Args {
     )]
     temperature: f32,
 
-    /// Draw only from the likeliest tokens that together have this probability; 1: off
+    /// Draw from the likeliest, P together
+    ///
+    /// The likeliest tokens whose probabilities together reach P; 1: off.
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
 
@@ -74,19 +84,30 @@ pub(crate) struct Args {
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f32,
 
-    /// Seed of the random numbers: the same seed gives the same text [default: another each time]
+    /// Seed of the draws [default: another each time]
+    ///
+    /// The same seed gives the same text.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// End before this text appears; may be given several times
+    /// End before this text; may be repeated
+    ///
+    /// What is printed ends before the text.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 
-    /// Go on from a state saved by --save-state
+    /// Go on from a saved state
+    ///
+    /// A file written by --save-state, with any --quant of the same model. The new text is what it would
+    /// have been without the interruption, token by token, if it is not sampled: random numbers and
+    /// penalties are no part of a state and begin anew, with --seed.
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
 
-    /// Save the state behind all that was generated
+    /// Save the state at the end
+    ///
+    /// The state behind all that was read and generated, a few hundred kilobytes for any number of
+    /// tokens. A file that exists is replaced when the new one is complete.
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
 
@@ -98,7 +119,9 @@ pub(crate) struct Args {
     #[arg(long)]
     stats: bool,
 
-    /// Print one JSON object at the end instead of text as it is made
+    /// Print one JSON object at the end
+    ///
+    /// Instead of text as it is made.
     #[arg(long)]
     json: bool,
 }
@@ -111,6 +134,10 @@ struct Prompt {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(path) = &args.save_state {
+        // Not only at the end, when a text would be lost.
+        drop(OutputFile::create(path)?);
+    }
     let model = model::open(&args.model)?;
     let prompt = read_prompt(args, &model)?;
     let sampler_options = args.sampler_options();
@@ -119,6 +146,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut session = model.session();
     if let Some(path) = &args.load_state {
         session.load_state(path)?;
+        if args.draws_or_penalises() {
+            note!("random numbers and penalties begin anew: they are no part of a saved state");
+        }
     }
     let prefill_start = Instant::now();
     if !prompt.tokens.is_empty() {
@@ -129,21 +159,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let prefill_time = prefill_start.elapsed();
 
     let mut printer = Printer::new(args, &model);
-    printer.prompt(&prompt.text)?;
+    printer.prompt(&prompt.text);
     let decode_start = Instant::now();
     let options = GenerateOptions {
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens: match printer.error {
+            None => args.max_new_tokens,
+            Some(_) => 0,
+        },
         ignore_end_of_text: args.ignore_eos,
         stop: args.stop.clone(),
     };
     let generated = session.generate(&mut sampler, &options, |piece| printer.piece(piece));
     let decode_time = decode_start.elapsed();
     let generated = generated?;
-    if let Some(error) = printer.error.take() {
-        return Err(error.into());
-    }
+    // First of all: whatever happens to the output, what was computed is kept.
     if let Some(path) = &args.save_state {
         session.save_state(path)?;
+    }
+    if let Some(error) = printer.error.take() {
+        return Err(error.into());
     }
     let report = Report {
         prompt_tokens: &prompt.tokens,
@@ -153,7 +187,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         seed,
     };
     printer.finish(&report)?;
-    if args.stats {
+    if args.stats || is_verbose() {
         report.print_stats(&session);
     }
     Ok(())
@@ -187,6 +221,14 @@ fn read_prompt(args: &Args, model: &Model) -> Result<Prompt> {
 }
 
 impl Args {
+    /// Whether what was generated before, or random numbers, decide what follows.
+    fn draws_or_penalises(&self) -> bool {
+        let penalties = [self.presence_penalty, self.frequency_penalty];
+        self.temperature > 0.0
+            || self.repetition_penalty != 1.0
+            || penalties.iter().any(|&penalty| penalty != 0.0)
+    }
+
     fn sampler_options(&self) -> SamplerOptions {
         SamplerOptions {
             temperature: self.temperature,
@@ -224,13 +266,12 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn prompt(&self, text: &[u8]) -> io::Result<()> {
+    fn prompt(&mut self, text: &[u8]) {
         if self.args.json || self.args.no_echo {
-            return Ok(());
+            return;
         }
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text)?;
-        stdout.flush()
+        self.error = stdout.write_all(text).and_then(|()| stdout.flush()).err();
     }
 
     fn piece(&mut self, piece: &str) -> ControlFlow<()> {
@@ -306,12 +347,14 @@ impl Report<'_> {
         let line = |name: &str, n: usize, time: Duration| {
             let speed = per_second(n, time).unwrap_or(0.0);
             let ms = time.as_secs_f64() * 1e3;
-            eprintln!("{name}: {n} tokens in {ms:.0} ms, {speed:.1} tokens/s");
+            print(format_args!(
+                "{name}: {n} tokens in {ms:.0} ms, {speed:.1} tokens/s"
+            ));
         };
-        eprintln!();
+        print(format_args!(""));
         line("prefill", self.prompt_tokens.len(), self.prefill_time);
         line("decode", self.generated.tokens.len(), self.decode_time);
-        eprintln!(
+        print(format_args!(
             "{} weights, {:.1} MB; state {} bytes; {} threads, {} kernels; seed {}",
             info.quant,
             info.weight_bytes as f64 / 1e6,
@@ -319,7 +362,7 @@ impl Report<'_> {
             info.threads,
             info.kernels,
             self.seed
-        );
+        ));
     }
 }
 

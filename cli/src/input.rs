@@ -10,7 +10,10 @@ use anyhow::{Context, Result};
 /// Text as bytes, taken as it is: nothing is trimmed or added.
 #[derive(clap::Args, Clone)]
 pub(crate) struct TextArgs {
-    /// The text; without it, --file or, where it is no terminal, stdin
+    /// The text; without it, --file, or stdin
+    ///
+    /// Taken as it is: nothing is trimmed or added. stdin is read only where it is no terminal and no text
+    /// is given in another way.
     #[arg(value_name = "TEXT", conflicts_with = "file")]
     pub(crate) text: Option<OsString>,
 
@@ -23,7 +26,7 @@ impl TextArgs {
     /// The text, or `None` when there is none and stdin is a terminal.
     pub(crate) fn read(&self) -> Result<Option<Vec<u8>>> {
         if let Some(text) = &self.text {
-            return Ok(Some(text.to_string_lossy().into_owned().into_bytes()));
+            return Ok(Some(text.as_encoded_bytes().to_vec()));
         }
         if let Some(path) = &self.file {
             let text = fs::read(path);

@@ -6,22 +6,33 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bars;
 mod bench;
+mod by_tensor;
 mod completions;
+mod divergence;
+mod environment;
+mod eval;
 mod generate;
+mod help;
 mod info;
 mod input;
+mod lambada;
 mod logits;
+mod man;
 mod memory;
 mod model;
 mod perplexity;
 mod plot;
 mod progress;
 mod quantize;
+mod scoring;
 mod tokenize;
+mod verbosity;
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
@@ -30,13 +41,15 @@ use clap::{Parser, Subcommand};
 /// Without a subcommand it generates text, and without --model it does so with a small demo model that is
 /// part of the program: `rwkv-edge --quant int8 "Ownership is"`.
 #[derive(Parser)]
-#[command(name = "rwkv-edge", version, args_conflicts_with_subcommands = true)]
+#[command(name = "rwkv-edge", version)]
 #[command(subcommand_negates_reqs = true, arg_required_else_help = false)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
     generate: generate::Args,
+    #[command(flatten)]
+    verbosity: verbosity::Verbosity,
 }
 
 #[derive(Subcommand)]
@@ -53,33 +66,86 @@ enum Command {
     Logits(logits::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
+    /// Run a published test of language models
+    Eval(eval::Args),
     /// Measure speed and memory, beside what this machine can do at most
     Bench(bench::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
+    /// Print or write manual pages
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
-        None => generate::run(&cli.generate),
-        Some(Command::Generate(args)) => generate::run(&args),
-        Some(Command::Quantize(args)) => quantize::run(&args),
-        Some(Command::Info(args)) => info::run(&args),
-        Some(Command::Tokenize(args)) => tokenize::run(&args),
-        Some(Command::Logits(args)) => logits::run(&args),
-        Some(Command::Perplexity(args)) => perplexity::run(&args),
-        Some(Command::Bench(args)) => bench::run(&args),
-        Some(Command::Completions(args)) => completions::run(&args),
-    };
+    let start = Instant::now();
+    if let Err(text) = environment::prepare() {
+        return fail(&UsageError(text).into());
+    }
+    let cli = help::parse(std::env::args_os());
+    cli.verbosity.apply();
+    let result = run(&cli);
+    let memory = memory::peak_resident_bytes().map_or(String::new(), |bytes| {
+        format!(", at most {:.1} MB in memory", bytes as f64 / 1e6)
+    });
+    detail!("{:.3} s in all{memory}", start.elapsed().as_secs_f64());
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("rwkv-edge: {error:#}");
-            ExitCode::FAILURE
+        Err(error) => fail(&error),
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let Some(command) = &cli.command else {
+        return generate::run(&cli.generate);
+    };
+    match command {
+        Command::Generate(args) => generate::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Logits(args) => logits::run(args),
+        Command::Perplexity(args) => perplexity::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
+    }
+}
+
+/// Wrong usage that the declarations of options cannot express: exit code 2, as clap's own errors.
+#[derive(Debug)]
+pub(crate) struct UsageError(pub(crate) String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    // Whoever read stderr may be gone.
+    let _ = writeln!(io::stderr(), "rwkv-edge: {}", text_of(error));
+    match error.is::<UsageError>() {
+        true => ExitCode::from(2),
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// An error and its causes, but for those that say again what was said: a library's error may have its
+/// cause in its own text, too.
+fn text_of(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
         }
     }
+    text
 }
 
 /// Whether the reader of our output has gone, as `head` does: it has all it wanted.

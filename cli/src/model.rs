@@ -1,10 +1,13 @@
 //! Opens the model that the arguments name, or the built-in demo model.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use rwkv_edge::{Model, Options, Tokenizer};
 
 use crate::args::ModelArgs;
 use crate::progress::Progress;
+use crate::{detail, verbosity};
 
 /// A Hugging Face directory as part of the program; its README says what the model is.
 #[cfg(feature = "demo")]
@@ -26,14 +29,40 @@ pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
         no_sparsity,
         ..options(args)
     };
-    match &args.model {
+    let start = Instant::now();
+    let model = match &args.model {
         Some(path) => {
             let mut progress = Progress::after_a_second("loading");
-            let model = Model::open_with_progress(path, &options, &mut |d, t| progress.show(d, t))?;
-            Ok(model)
+            Model::open_with_progress(path, &options, &mut |d, t| progress.show(d, t))?
         }
-        None => open_demo(&options),
+        None => open_demo(&options)?,
+    };
+    if verbosity::is_verbose() {
+        describe(&model, start.elapsed());
     }
+    Ok(model)
+}
+
+/// What `--verbose` says of a model that was opened.
+fn describe(model: &Model, time: Duration) {
+    let info = model.info();
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    detail!(
+        "{}: opened in {:.1} ms; {} parameters, {:.1} MB as {}, {:.1} MB of them in place from the file",
+        info.place,
+        time.as_secs_f64() * 1e3,
+        info.n_params,
+        mb(info.weight_bytes),
+        info.quant,
+        mb(info.mapped_bytes)
+    );
+    detail!(
+        "tokenizer {}; {} kernels, {} threads; state of {} bytes",
+        info.tokenizer.as_deref().unwrap_or("none"),
+        info.kernels,
+        info.threads,
+        info.state_bytes
+    );
 }
 
 /// Only the tokenizer: weights are neither read nor converted.

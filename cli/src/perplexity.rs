@@ -1,95 +1,417 @@
-//! `rwkv-edge perplexity`: how well a model predicts a text.
+//! `rwkv-edge perplexity`: how well a model predicts a text, and what its quantisation costs.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
-use rwkv_edge::{Output, Span};
-use serde_json::json;
+use clap::value_parser;
+use rwkv_edge::{ErrorKind, Model};
+use serde_json::{json, Value};
 
-use crate::args::ModelArgs;
+use crate::args::{ModelArgs, Quant};
+use crate::by_tensor::{self, ByTensor};
+use crate::divergence::{kl_divergence, Divergence, Summary};
 use crate::model;
 use crate::progress::Progress;
+use crate::scoring::{feed, likeliest, negative_log_likelihood, Likelihood, Models, Sequence};
+use crate::UsageError;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The text: one sequence from the empty state, no token added
+    /// The text: one sequence, nothing added
+    ///
+    /// Fed from the empty state as it is, no token added.
+    /// Perplexity is exp of the mean negative log likelihood of every token after the first, each
+    /// predicted from all tokens before it, or with --window from those of its window.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+
+    /// Cut the text into windows of N tokens
+    ///
+    /// Each begins with the empty state. As transformers users know it: a window begins every --stride tokens, and only those of its
+    /// tokens count that no window before it had.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(2..))]
+    window: Option<u32>,
+
+    /// Tokens to the next window [default: N / 2]
+    ///
+    /// At most N: then windows no longer overlap, and nothing predicts their first tokens.
+    #[arg(long, value_name = "N", requires = "window", value_parser = value_parser!(u32).range(1..))]
+    stride: Option<u32>,
+
+    /// Only the first N tokens of the text
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(2..))]
+    limit: Option<u64>,
+
+    /// Compare with f32, f16 or int8
+    ///
+    /// Both models run side by side. KL(reference || model) is in nats a token; its mean and its 99th
+    /// percentile over all predicted tokens are shown, and for how many of them the likeliest token is
+    /// the same.
+    #[arg(long, value_name = "QUANT", hide_possible_values = true)]
+    against: Option<Quant>,
+
+    /// Model to compare with, where it is another than --model
+    ///
+    /// A model file of int8 weights cannot be opened as f32: name the checkpoint that it was made from.
+    #[arg(long, value_name = "PATH")]
+    against_model: Option<PathBuf>,
+
+    /// Rank the matrices by what each costs
+    ///
+    /// Quantises one matrix at a time and measures the damage done.
+    ///
+    /// All other matrices stay as --against says (default f32); --quant is what the one becomes
+    /// (default int8). Takes one pass over the text for each matrix: --limit makes it shorter.
+    #[arg(long)]
+    by_tensor: bool,
+
+    /// Draw the ranking of --by-tensor, as SVG
+    #[arg(long, value_name = "FILE", requires = "by_tensor")]
+    plot: Option<PathBuf>,
 
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Tokens that are fed at once: 64 rows of logits of a vocabulary of 50,277 are 13 MB.
-const ROWS_MAX: usize = 64;
-
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let cut = Cut::new(args)?;
+    let plot = args.plot.as_deref().map(by_tensor::Plot::create);
+    let plot = plot.transpose()?;
     let path = args.file.display();
     let text = std::fs::read(&args.file).with_context(|| format!("{path}: cannot read"))?;
-    let model = model::open(&args.model)?;
-    let tokens = model.tokenizer()?.encode_bytes(&text)?;
+    let model = model::open(&args.model_args())?;
+    let mut tokens = model.tokenizer()?.encode_bytes(&text)?;
+    drop(text);
+    if let Some(limit) = args.limit {
+        tokens.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    }
     if tokens.len() < 2 {
         bail!("{path}: {} tokens, expected at least 2", tokens.len());
     }
-    let n_vocab = model.n_vocab();
-    let mut progress = Progress::at_once("perplexity");
-    let mut state = model.new_state();
-    let mut workspace = model.workspace(ROWS_MAX);
-    let mut logits = vec![0.0; ROWS_MAX * n_vocab];
-    let (inputs, targets) = (&tokens[..tokens.len() - 1], &tokens[1..]);
-    let start = Instant::now();
-    let mut loss = 0.0;
-    let mut done = 0;
-    for (tokens, targets) in inputs.chunks(ROWS_MAX).zip(targets.chunks(ROWS_MAX)) {
-        let logits = &mut logits[..tokens.len() * n_vocab];
-        let span = Span {
-            state: &mut state,
-            tokens,
-            output: Output::All,
-        };
-        model.forward(&mut workspace, &mut [span], logits)?;
-        for (row, &target) in logits.chunks_exact(n_vocab).zip(targets) {
-            loss += negative_log_likelihood(row, target as usize);
+    let reference = args.open_reference(&model)?;
+    let run = Run {
+        cut,
+        tokens: &tokens,
+        start: Instant::now(),
+    };
+    match reference {
+        Some(reference) if args.by_tensor => {
+            let by_tensor = ByTensor::new(reference, model)?;
+            let results = run.measure(&by_tensor, "by tensor")?;
+            let ranking = by_tensor.rank(results)?;
+            if let Some(plot) = plot {
+                plot.write(&ranking)?;
+            }
+            let mut report = run.report(ranking.quantised, &ranking.all);
+            report.compare(ranking.reference, &ranking.all);
+            ranking.print(&report, args.json)
         }
-        done += tokens.len();
-        progress.show(done as u64, inputs.len() as u64);
+        Some(reference) => {
+            let quants = (reference.info().quant, model.info().quant);
+            let results = run.measure(&[reference, model][..], "perplexity")?;
+            let mut report = run.report(quants.1, &results[1]);
+            report.compare((quants.0, results[0].likelihood), &results[1]);
+            report.print(args.json)
+        }
+        None => {
+            let quant = model.info().quant;
+            let results = run.measure(&[model][..], "perplexity")?;
+            run.report(quant, &results[0]).print(args.json)
+        }
     }
-    drop(progress);
-    let mean = loss / targets.len() as f64;
-    let tokens_per_s = inputs.len() as f64 / start.elapsed().as_secs_f64();
-    let quant = model.info().quant;
-    let mut stdout = io::stdout().lock();
-    if args.json {
-        let object = json!({
-            "perplexity": mean.exp(),
-            "loss": mean,
-            "tokens": tokens.len(),
-            "predicted": targets.len(),
-            "quant": quant.name(),
-            "tokens_per_s": tokens_per_s,
-        });
-        writeln!(stdout, "{object}")?;
-    } else {
-        writeln!(
-            stdout,
-            "perplexity {:.4} ({mean:.5} nats a token) over {} tokens, {quant}, {tokens_per_s:.0} \
-             tokens/s",
-            mean.exp(),
-            targets.len()
-        )?;
-    }
-    Ok(())
 }
 
-/// -log(softmax(logits)[target]), summed in f64.
-fn negative_log_likelihood(logits: &[f32], target: usize) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    sum.ln() + f64::from(max) - f64::from(logits[target])
+impl Args {
+    fn model_args(&self) -> ModelArgs {
+        let mut args = self.model.clone();
+        if self.by_tensor {
+            args.quant.get_or_insert(Quant::Int8);
+        }
+        args
+    }
+
+    /// The model to compare with, if there is to be one.
+    fn open_reference(&self, model: &Model) -> Result<Option<Model>> {
+        if self.against.is_none() && self.against_model.is_none() && !self.by_tensor {
+            return Ok(None);
+        }
+        let mut args = self.model.clone();
+        args.quant = match (self.against, &self.against_model) {
+            (None, Some(_)) if !self.by_tensor => None,
+            (against, _) => Some(against.unwrap_or(Quant::F32)),
+        };
+        if let Some(path) = &self.against_model {
+            args.model = Some(path.clone());
+        }
+        let reference = model::open(&args).map_err(|error| {
+            let unsupported = error
+                .downcast_ref::<rwkv_edge::Error>()
+                .is_some_and(|e| e.kind() == ErrorKind::Unsupported);
+            match unsupported && self.against_model.is_none() {
+                true => error.context("the model to compare with: name one by --against-model"),
+                false => error.context("the model to compare with"),
+            }
+        })?;
+        let (found, expected) = (reference.n_vocab(), model.n_vocab());
+        if found != expected {
+            let place = reference.info().place;
+            bail!("{place}: a vocabulary of {found} tokens, expected {expected} as the model has");
+        }
+        Ok(Some(reference))
+    }
+}
+
+/// How the text becomes sequences.
+#[derive(Clone, Copy)]
+enum Cut {
+    Whole,
+    Windows { window: usize, stride: usize },
+}
+
+impl Cut {
+    fn new(args: &Args) -> Result<Self> {
+        let Some(window) = args.window else {
+            return Ok(Cut::Whole);
+        };
+        let stride = args.stride.unwrap_or(window / 2);
+        if stride > window {
+            let text = format!(
+                "--stride {stride}: expected at most the window's {window}, or tokens would be left out"
+            );
+            return Err(UsageError(text).into());
+        }
+        let (window, stride) = (window as usize, stride as usize);
+        Ok(Cut::Windows { window, stride })
+    }
+
+    /// The sequences: those of windows overlap.
+    fn sequences<'a>(self, tokens: &'a [u32]) -> impl Iterator<Item = Sequence<'a>> + Clone {
+        let n = tokens.len();
+        let (window, stride) = match self {
+            Cut::Whole => (n, n),
+            Cut::Windows { window, stride } => (window, stride),
+        };
+        // A window that reaches the end is the last.
+        let n_windows = 1 + n.saturating_sub(window).div_ceil(stride);
+        (0..n_windows).filter_map(move |index| {
+            let begin = index * stride;
+            let tokens = &tokens[begin..n.min(begin + window)];
+            // Behind the end of the window before; nothing predicts the first token of a window.
+            let first_target = match index {
+                0 => 1,
+                _ => (window - stride).max(1),
+            };
+            (first_target < tokens.len()).then_some(Sequence {
+                tokens,
+                first_target,
+            })
+        })
+    }
+}
+
+/// What one model did.
+pub(crate) struct Outcome {
+    pub(crate) likelihood: Likelihood,
+    /// From the first model; that of the first itself is empty.
+    pub(crate) divergence: Divergence,
+}
+
+/// A measurement under way.
+struct Run<'a> {
+    cut: Cut,
+    tokens: &'a [u32],
+    start: Instant,
+}
+
+impl Run<'_> {
+    fn n_fed(&self) -> usize {
+        let sequences = self.cut.sequences(self.tokens);
+        sequences.map(|sequence| sequence.n_fed()).sum()
+    }
+
+    /// Feeds the text to all models; the first is the reference of the others.
+    fn measure(
+        &self,
+        models: &(impl Models + ?Sized),
+        label: &'static str,
+    ) -> Result<Vec<Outcome>> {
+        let mut outcomes: Vec<_> = (0..models.len())
+            .map(|_| Outcome {
+                likelihood: Likelihood::default(),
+                divergence: Divergence::default(),
+            })
+            .collect();
+        let total = (self.n_fed() * models.len()) as u64;
+        let mut progress = Progress::at_once(label);
+        feed(
+            models,
+            self.cut.sequences(self.tokens),
+            |predictions| {
+                let compare = predictions.model > 0;
+                let judged = predictions.judge(|target, logits, reference| {
+                    let nll = negative_log_likelihood(logits, target.token);
+                    let divergence = compare.then(|| {
+                        let agrees = likeliest(logits) == likeliest(reference);
+                        (kl_divergence(reference, logits), agrees)
+                    });
+                    (nll, divergence)
+                });
+                let outcome = &mut outcomes[predictions.model];
+                for (nll, divergence) in judged {
+                    outcome.likelihood.push(nll);
+                    if let Some((kl, agrees)) = divergence {
+                        outcome.divergence.push(kl, agrees);
+                    }
+                }
+            },
+            |n_fed| progress.show(n_fed, total),
+        )?;
+        Ok(outcomes)
+    }
+
+    fn report(&self, quant: rwkv_edge::Quant, outcome: &Outcome) -> Report {
+        let n_fed = self.n_fed();
+        Report {
+            quant,
+            likelihood: outcome.likelihood,
+            n_tokens: self.tokens.len(),
+            cut: self.cut,
+            tokens_per_s: n_fed as f64 / self.start.elapsed().as_secs_f64(),
+            reference: None,
+        }
+    }
+}
+
+/// What is printed.
+pub(crate) struct Report {
+    quant: rwkv_edge::Quant,
+    likelihood: Likelihood,
+    n_tokens: usize,
+    cut: Cut,
+    tokens_per_s: f64,
+    reference: Option<Reference>,
+}
+
+struct Reference {
+    quant: rwkv_edge::Quant,
+    likelihood: Likelihood,
+    summary: Summary,
+}
+
+impl Report {
+    fn compare(&mut self, reference: (rwkv_edge::Quant, Likelihood), outcome: &Outcome) {
+        self.reference = Some(Reference {
+            quant: reference.0,
+            likelihood: reference.1,
+            summary: outcome.divergence.summary(),
+        });
+    }
+
+    fn print(&self, json: bool) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        match json {
+            true => writeln!(stdout, "{}", self.to_json())?,
+            false => write!(stdout, "{}", self.to_text())?,
+        }
+        Ok(())
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let likelihood = &self.likelihood;
+        let mut object = json!({
+            "perplexity": likelihood.perplexity(),
+            "perplexity_stderr": likelihood.perplexity_stderr(),
+            "loss": likelihood.loss(),
+            "tokens": self.n_tokens,
+            "predicted": likelihood.n(),
+            "quant": self.quant.name(),
+        });
+        if let Cut::Windows { window, stride } = self.cut {
+            object["window"] = json!(window);
+            object["stride"] = json!(stride);
+        }
+        if let Some(reference) = &self.reference {
+            object["against"] = json!(reference.quant.name());
+            object["against_perplexity"] = json!(reference.likelihood.perplexity());
+            reference.summary.add_to(&mut object);
+        } else {
+            object["tokens_per_s"] = json!(self.tokens_per_s);
+        }
+        object
+    }
+
+    pub(crate) fn to_text(&self) -> String {
+        let likelihood = &self.likelihood;
+        let windows = match self.cut {
+            Cut::Whole => String::new(),
+            Cut::Windows { window, stride } => format!(", windows of {window} every {stride}"),
+        };
+        // Of several models at once the speed says nothing.
+        let speed = match self.reference {
+            Some(_) => String::new(),
+            None => format!(", {:.0} tokens/s", self.tokens_per_s),
+        };
+        let mut text = format!(
+            "perplexity {:.4} +- {:.4} ({:.5} nats a token) over {} tokens{windows}, {}{speed}\n",
+            likelihood.perplexity(),
+            likelihood.perplexity_stderr(),
+            likelihood.loss(),
+            likelihood.n(),
+            self.quant,
+        );
+        if let Some(reference) = &self.reference {
+            let of_reference = reference.likelihood.perplexity();
+            let Summary {
+                kl_mean,
+                kl_p99,
+                kl_max,
+                top1_agreement,
+            } = reference.summary;
+            text += &format!(
+                "against {}: perplexity {of_reference:.4} ({:+.3} %); KL divergence mean {kl_mean:.6}, \
+                 99th percentile {kl_p99:.6}, largest {kl_max:.4}; same likeliest token {:.2} %\n",
+                reference.quant,
+                100.0 * (likelihood.perplexity() / of_reference - 1.0),
+                100.0 * top1_agreement,
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_predict_every_token_once_but_those_without_context() {
+        for n in 2..40_u32 {
+            let tokens: Vec<u32> = (0..n).collect();
+            for window in 2..20 {
+                for stride in 1..=window {
+                    let cut = Cut::Windows { window, stride };
+                    let mut predicted: Vec<u32> = Vec::new();
+                    for sequence in cut.sequences(&tokens) {
+                        assert!(sequence.tokens.len() <= window);
+                        assert_eq!(sequence.tokens[0] as usize % stride, 0);
+                        predicted.extend(&sequence.tokens[sequence.first_target..]);
+                    }
+                    // Windows that do not overlap have no context for their first tokens.
+                    let expected: Vec<u32> = (1..n)
+                        .filter(|token| stride < window || *token as usize % window != 0)
+                        .collect();
+                    assert_eq!(predicted, expected, "{n} {window} {stride}");
+                }
+            }
+            let whole: Vec<_> = Cut::Whole.sequences(&tokens).collect();
+            assert_eq!((whole.len(), whole[0].first_target), (1, 1));
+            assert_eq!(whole[0].tokens, tokens);
+        }
+    }
 }

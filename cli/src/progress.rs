@@ -1,8 +1,10 @@
-//! Progress bars on stderr; none where stderr is no terminal.
+//! Progress bars on stderr, with the time left; none where stderr is no terminal, or with `--quiet`.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::verbosity;
 
 /// A bar that appears when the work has lasted long enough to wonder about.
 pub(crate) struct Progress {
@@ -31,9 +33,12 @@ impl Progress {
     }
 
     pub(crate) fn show(&mut self, done: u64, total: u64) {
+        if verbosity::is_quiet() {
+            return;
+        }
         if self.bar.is_none() && Instant::now() >= self.visible_from {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix} [{wide_bar}] {percent}% {eta}");
+            let style = ProgressStyle::with_template("{prefix} [{wide_bar}] {percent}% {eta} left");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(self.label);
             self.bar = Some(bar);

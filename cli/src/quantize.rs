@@ -1,13 +1,16 @@
 //! `rwkv-edge quantize`: any checkpoint to one model file.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{bail, Result};
+use rwkv_edge::internals::OutputFile;
+use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};
-use crate::model;
 use crate::progress::Progress;
+use crate::{model, note};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,6 +20,10 @@ pub(crate) struct Args {
     /// The file to write; it appears only when it is complete
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+
+    /// Print one JSON object about the file
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -32,6 +39,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             );
         }
     }
+    // Not only when everything is read, which may take minutes.
+    drop(OutputFile::create(&args.output)?);
     let mut model_args = args.model.clone();
     model_args.quant.get_or_insert(Quant::Int8);
     let model = model::open(&model_args)?;
@@ -39,12 +48,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     model.save(&args.output, &mut |done, total| progress.show(done, total))?;
     drop(progress);
     let info = model.info();
-    eprintln!(
+    let size_bytes = fs::metadata(&args.output)?.len();
+    if args.json {
+        let object = json!({
+            "file": args.output.to_string_lossy(),
+            "quant": info.quant.name(),
+            "n_params": info.n_params,
+            "bytes": size_bytes,
+            "bits_per_weight": info.bits_per_weight,
+            "tokenizer": info.tokenizer,
+        });
+        writeln!(io::stdout().lock(), "{object}")?;
+        return Ok(());
+    }
+    note!(
         "{}: {}, {} parameters, {:.1} MB, {:.2} bits a weight{}",
         args.output.display(),
         info.quant,
         info.n_params,
-        fs::metadata(&args.output)?.len() as f64 / 1e6,
+        size_bytes as f64 / 1e6,
         info.bits_per_weight,
         if model.has_tokenizer() {
             ""

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use half::f16;
 use serde_json::{json, Map, Value};
@@ -244,8 +244,8 @@ pub(crate) fn read(
     let quant = wanted.unwrap_or(stored);
     if stored == Quant::Int8 && quant != Quant::Int8 {
         return Err(Error::unsupported(format!(
-            "{place}: holds int8 weights, which cannot become {quant}: open the checkpoint it was made \
-             from"
+            "{place}: holds int8 weights, which cannot become {quant}: leave out --quant, or open the \
+             checkpoint it was made from"
         )));
     }
     let tokenizer = tokenizer_file(&file, &meta)?;
@@ -268,7 +268,7 @@ pub(crate) fn read(
         network,
         quant,
         fingerprint: meta.fingerprint,
-        pool,
+        pool: Arc::new(pool),
         kernels,
         no_sparsity: false,
         tokenizer: TokenizerSlot {

@@ -66,6 +66,7 @@ mod limits;
 mod load;
 mod math;
 mod matrix;
+mod mix;
 mod model;
 mod output;
 mod product;
@@ -91,9 +92,10 @@ pub use synthetic::SyntheticSize;
 pub use text::{StopTexts, TextStream};
 pub use tokenizer::Tokenizer;
 
-/// For the benchmarks of this repository; not part of the interface.
+/// For the benchmarks and the command of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::aligned::Aligned;
     pub use crate::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
+    pub use crate::output::OutputFile;
 }

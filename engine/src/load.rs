@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use half::f16;
 use xxhash_rust::xxh3::Xxh3;
@@ -76,7 +76,7 @@ pub(crate) fn load(
         config: checkpoint.config,
         quant,
         fingerprint,
-        pool,
+        pool: Arc::new(pool),
         kernels,
         no_sparsity: false,
         tokenizer: TokenizerSlot {
@@ -222,8 +222,8 @@ pub(crate) fn convert(
 /// Makes weights of rows, in memory of their own.
 pub(crate) fn convert_rows(blocks: &mut Blocks<'_>, quant: Quant) -> Result<Weights> {
     Ok(match quant {
-        Quant::F32 => Weights::F32(Buffer::Owned(to_f32(blocks)?)),
-        Quant::F16 => Weights::F16(Buffer::Owned(to_f16(blocks)?)),
+        Quant::F32 => Weights::F32(Buffer::owned(to_f32(blocks)?)),
+        Quant::F16 => Weights::F16(Buffer::owned(to_f16(blocks)?)),
         Quant::Int8 => Weights::Int8(quant::to_int8(blocks)?),
     })
 }

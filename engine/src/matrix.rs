@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use half::f16;
@@ -14,14 +15,19 @@ use half::f16;
 use crate::error::{Error, Result};
 use crate::file::FileBytes;
 
-/// Numbers that are owned, or lie in a file's bytes.
+/// Numbers that are owned, or lie in a file's bytes. A clone shares them.
+#[derive(Clone)]
 pub(crate) enum Buffer<T> {
-    Owned(Vec<T>),
+    Owned(Arc<Vec<T>>),
     /// Checked by [`Buffer::in_file`] to be aligned and a whole number of elements.
     InFile(FileBytes),
 }
 
 impl<T: Pod> Buffer<T> {
+    pub(crate) fn owned(values: Vec<T>) -> Self {
+        Buffer::Owned(Arc::new(values))
+    }
+
     /// The bytes as numbers in place, or `None` where their address or size does not allow it.
     pub(crate) fn in_file(bytes: FileBytes) -> Option<Self> {
         let fits = bytemuck::try_cast_slice::<u8, T>(&bytes).is_ok();
@@ -95,6 +101,7 @@ impl Layout {
 }
 
 /// A named vector of weights, always f32.
+#[derive(Clone)]
 pub(crate) struct Vector {
     pub(crate) name: String,
     pub(crate) values: Vec<f32>,
@@ -108,7 +115,8 @@ impl std::ops::Deref for Vector {
     }
 }
 
-/// A named matrix (n_rows, n_cols) as stored.
+/// A named matrix (n_rows, n_cols) as stored. A clone shares the weights.
+#[derive(Clone)]
 pub(crate) struct Matrix {
     pub(crate) name: String,
     pub(crate) n_rows: usize,
@@ -117,6 +125,7 @@ pub(crate) struct Matrix {
     pub(crate) weights: Weights,
 }
 
+#[derive(Clone)]
 pub(crate) enum Weights {
     F32(Buffer<f32>),
     F16(Buffer<f16>),
@@ -124,6 +133,7 @@ pub(crate) enum Weights {
 }
 
 /// `weight[r, c] = values[r, c] * row_scales[r] * 2^(column_exponents[c] / 4)`.
+#[derive(Clone)]
 pub(crate) struct Int8 {
     /// (n_rows, n_cols), -127 ..= 127
     pub(crate) values: Buffer<i8>,

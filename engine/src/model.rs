@@ -15,6 +15,7 @@ use crate::format;
 use crate::kernels::KernelSet;
 use crate::load;
 use crate::matrix::Quant;
+use crate::mix;
 use crate::session::Session;
 use crate::state::{State, StateShape};
 use crate::synthetic::{self, SyntheticSize};
@@ -77,7 +78,8 @@ pub struct Info {
     pub end_of_text: u32,
     /// Parameters, all tensors together.
     pub n_params: u64,
-    /// Of the matrices as they are now.
+    /// Of the matrices as they are now; of most of them after
+    /// [`with_matrices_of`](Model::with_matrices_of).
     pub quant: Quant,
     /// Of all weights as they are now, scales included.
     pub weight_bytes: u64,
@@ -132,7 +134,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) quant: Quant,
     pub(crate) fingerprint: u64,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) kernels: KernelSet,
     pub(crate) no_sparsity: bool,
     pub(crate) tokenizer: TokenizerSlot,
@@ -148,7 +150,8 @@ pub(crate) struct TokenizerSlot {
     pub(crate) parsed: OnceLock<Tokenizer>,
 }
 
-/// Memory of one caller's forward passes; made by [`Model::workspace`].
+/// Memory of one caller's forward passes; made by [`Model::workspace`]. It fits that model, and all
+/// that [`Model::with_matrices_of`] made of it.
 pub struct Workspace {
     buffers: Buffers,
     segments: Vec<Segment>,
@@ -266,13 +269,53 @@ impl Model {
         Ok(Model(Arc::new(inner)))
     }
 
+    /// This model, but for the matrices called `names` (as [`tensors`](Self::tensors) calls them), which
+    /// are those of `other`, the same checkpoint opened with another quantisation. Weights and threads
+    /// are shared with this model, not copied. Shows what quantising a part of a model costs.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] when `other` is of another checkpoint, or a name is not that of a matrix.
+    pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
+        let (base, other) = (&*self.0, &*other.0);
+        let facts = |inner: &Inner| (inner.fingerprint, inner.network.sizes);
+        if facts(base) != facts(other) {
+            let text = format!("is of another checkpoint than {}", base.place);
+            return Err(Error::argument(text).at(&other.place));
+        }
+        let network = mix::mix(&base.network, &other.network, names)?;
+        let quant = match mix::check_quant(&network, other.quant) {
+            Ok(()) => other.quant,
+            Err(_) => base.quant,
+        };
+        Ok(Model(Arc::new(Inner {
+            place: base.place.clone(),
+            network,
+            config: base.config.clone(),
+            quant,
+            fingerprint: base.fingerprint,
+            pool: base.pool.clone(),
+            kernels: base.kernels,
+            no_sparsity: base.no_sparsity,
+            tokenizer: TokenizerSlot {
+                file: base.tokenizer.file.clone(),
+                searched: base.tokenizer.searched.clone(),
+                parsed: OnceLock::new(),
+            },
+            // Its checksum is not that of these weights.
+            model_file: None,
+        })))
+    }
+
     /// Writes the model as one file, whole or not at all. Opened again it gives the same bits.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`], or [`ErrorKind::Tokenizer`] when the tokenizer that would go into the file does
-    /// not fit the model.
+    /// [`ErrorKind::Io`], [`ErrorKind::Tokenizer`] when the tokenizer that would go into the file does
+    /// not fit the model, [`ErrorKind::Unsupported`] for a model of several quantisations.
     pub fn save(&self, path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        // A model file says once what all its matrices are.
+        mix::check_quant(&self.0.network, self.0.quant).map_err(|e| e.at(&self.0.place))?;
         if self.0.tokenizer.file.is_some() {
             self.tokenizer()?;
         }
@@ -533,7 +576,9 @@ fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
     };
     Error::new(
         ErrorKind::Tokenizer,
-        format!("{place}: no tokenizer: {searched}; name one with the tokenizer option{hint}"),
+        format!(
+            "{place}: no tokenizer: {searched}; name one with --tokenizer, or give token ids{hint}"
+        ),
     )
 }
 

@@ -1,8 +1,10 @@
 //! Files written whole or not at all: under a temporary name in the same folder, synced, renamed. A
-//! mapping of the old file stays valid, and a failed or killed write leaves the old file.
+//! mapping of the old file stays valid, and a failed or killed write leaves the old file. The new file
+//! takes over the permissions of the old one; where the name is a link, the file it leads to is replaced.
 
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -11,40 +13,54 @@ use tempfile::NamedTempFile;
 use crate::error::{Error, Result};
 
 /// A file being written; nothing is at its path before [`commit`](Self::commit).
-pub(crate) struct OutputFile {
+#[derive(Debug)]
+pub struct OutputFile {
     path: PathBuf,
     writer: BufWriter<NamedTempFile>,
 }
 
 impl OutputFile {
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    /// Begins a file under a temporary name.
+    ///
+    /// # Errors
+    ///
+    /// When the folder is missing or not writable, or the path is a folder or a device.
+    pub fn create(path: &Path) -> Result<Self> {
         let failed = |e| Error::io("create", path, e);
-        if path.is_dir() {
-            return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
+        let old = fs::metadata(path).ok();
+        match &old {
+            Some(old) if old.is_dir() => {
+                return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
+            }
+            // A rename would put a file in the place of /dev/null.
+            Some(old) if !old.is_file() => {
+                return Err(failed(io::Error::other("not a regular file")));
+            }
+            _ => {}
         }
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".rwkv-edge-").suffix(".part");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // Temporary files are private by default; this one becomes an ordinary file. The
-            // process's umask still applies.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        let target = match old.is_some() && path.is_symlink() {
+            true => fs::canonicalize(path).map_err(failed)?,
+            false => path.to_owned(),
+        };
+        let file = temporary_beside(&target).map_err(failed)?;
+        if let Some(old) = old {
+            file.as_file()
+                .set_permissions(old.permissions())
+                .map_err(failed)?;
         }
-        let file = builder
-            .tempfile_in(folder.unwrap_or(Path::new(".")))
-            .map_err(failed)?;
         // Large pieces: weights are written row by row.
         Ok(OutputFile {
-            path: path.to_owned(),
+            path: target,
             writer: BufWriter::with_capacity(1 << 20, file),
         })
     }
 
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, such as a full disk.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer
             .write_all(bytes)
             .map_err(|e| Error::io("write", &self.path, e))
@@ -61,7 +77,11 @@ impl OutputFile {
     }
 
     /// Syncs the file and gives it its name.
-    pub(crate) fn commit(self) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Those of the system; the old file is then as it was.
+    pub fn commit(self) -> Result<()> {
         let OutputFile { path, writer } = self;
         let file = writer
             .into_inner()
@@ -75,9 +95,68 @@ impl OutputFile {
     }
 }
 
+/// An empty file with a name of its own in the folder of `path`.
+fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".rwkv-edge-").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Temporary files are private by default; this one becomes an ordinary file. The
+        // process's umask still applies.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder.unwrap_or(Path::new(".")))
+}
+
 /// Writes a whole file.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = OutputFile::create(path)?;
     file.write(bytes)?;
     file.commit()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{symlink, PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_with_its_permissions_and_behind_its_link() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        write_whole(&file, b"first").expect("can be written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("ours");
+        symlink("file", &link).expect("can be made");
+        let begun = OutputFile::create(&link).expect("can be begun");
+        assert_eq!(fs::read(&file).expect("there"), b"first");
+        drop(begun);
+        write_whole(&link, b"second").expect("can be written");
+        assert_eq!(fs::read(&file).expect("there"), b"second");
+        assert!(link.is_symlink());
+        let mode = fs::metadata(&file).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let names = fs::read_dir(folder.path()).expect("there").count();
+        assert_eq!(names, 2, "nothing temporary is left");
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for path in [
+            folder.path(),
+            Path::new("/dev/null"),
+            Path::new("no/such/folder/file"),
+        ] {
+            let error = write_whole(path, b"x").expect_err("no file");
+            let text = error.to_string();
+            assert!(text.starts_with(&path.display().to_string()), "{text}");
+        }
+        let null = fs::metadata("/dev/null").expect("there");
+        assert!(!null.is_file());
+    }
 }

@@ -148,7 +148,7 @@ fn round(blocks: &mut Blocks<'_>, column_exponents: Vec<i8>) -> Result<Int8> {
         Ok(())
     })?;
     Ok(Int8::new(
-        Buffer::Owned(values),
+        Buffer::owned(values),
         row_scales,
         column_exponents,
     ))

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -208,8 +210,10 @@ impl State {
         }
         let size = HEADER_BYTES + 4 * (shape.len() + sizes[3]);
         if bytes.len() != size {
-            let text = format!("saved state of {} bytes, expected {size}", bytes.len());
-            return Err(Error::state(text));
+            return Err(Error::state(match bytes.len() < size {
+                true => format!("saved state is cut: {} bytes, expected {size}", bytes.len()),
+                false => format!("saved state is padded: more than the expected {size} bytes"),
+            }));
         }
         if u64_at(bytes, 16) != checksum(bytes) {
             return Err(Error::state(
@@ -232,7 +236,14 @@ impl State {
     /// # Errors
     /// Those of [`load_bytes`](Self::load_bytes), or an I/O error.
     pub fn load(&mut self, path: &Path) -> Result<Vec<f32>> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let failed = |e| Error::io("read", path, e);
+        // One byte more than a state of this model has: whatever else the file is, it is not read whole.
+        let size_max = HEADER_BYTES + 4 * (self.shape.len() + self.shape.n_vocab) + 1;
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(failed)?;
+        file.take(size_max as u64)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         self.load_bytes(&bytes).map_err(|e| e.at(path.display()))
     }
 }

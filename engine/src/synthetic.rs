@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -98,7 +98,7 @@ pub(crate) fn build(
         network,
         config,
         quant,
-        pool,
+        pool: Arc::new(pool),
         kernels,
         no_sparsity: false,
         tokenizer: TokenizerSlot {

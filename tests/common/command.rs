@@ -5,10 +5,24 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+/// Variables that change what the command does or how it looks.
+const VARIABLES: [&str; 7] = [
+    "RWKV_EDGE_KERNELS",
+    "RWKV_EDGE_MODEL",
+    "RWKV_EDGE_THREADS",
+    "NO_COLOR",
+    "CLICOLOR",
+    "CLICOLOR_FORCE",
+    "COLUMNS",
+];
+
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rwkv-edge"));
     // Whatever the caller's shell has set.
-    command.env_remove("RWKV_EDGE_KERNELS").stdin(Stdio::null());
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
     command
 }
 

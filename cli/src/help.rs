@@ -1,0 +1,186 @@
+//! The command line as users see it: what `-h` leaves out, examples, and where options may stand.
+//!
+//! Commands declare their options themselves. Here is what concerns all of them, so that help texts,
+//! completion scripts and manual pages come from one definition.
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
+
+use crate::{environment, Cli};
+
+/// Options that only `--help` shows: `-h` is to fit on a screen.
+const ADVANCED: &[&str] = &[
+    "no_mmap",
+    "ignore_eos",
+    "top_k",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "no_echo",
+    "stats",
+    "no_sparsity",
+    "rounds",
+    "against_model",
+];
+/// The options of `generate` that `-h` shows without a command: there is a list of commands, too.
+const FIRST: &[&str] = &[
+    "text",
+    "model",
+    "quant",
+    "file",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+];
+
+const EXAMPLES: &str = "\
+Examples:
+  rwkv-edge --quant int8 \"Ownership is\"
+  rwkv-edge --model rwkv-4-169m-pile --temperature 0.8 --top-p 0.9 \"Once upon a time\"
+  rwkv-edge info --model rwkv-4-169m-pile
+";
+
+/// Examples of each command. One that is not here shows its own, if it has any.
+const EXAMPLES_OF: &[(&str, &str)] = &[
+    (
+        "generate",
+        "\
+Examples:
+  rwkv-edge generate -n 50 \"Ownership is\"
+  rwkv-edge generate --temperature 0.8 --top-p 0.9 --seed 7 --file prompt.txt
+  echo -n \"A trait is\" | rwkv-edge generate --stop \"\\n\\n\" --json
+  rwkv-edge generate -n 0 --save-state talk.state --file long-prompt.txt
+  rwkv-edge generate --load-state talk.state \"and what follows\"",
+    ),
+    (
+        "quantize",
+        "\
+Examples:
+  rwkv-edge quantize --model rwkv-4-169m-pile --quant int8 -o rwkv-4-169m.safetensors
+  rwkv-edge --model rwkv-4-169m.safetensors \"Once upon a time\"",
+    ),
+    (
+        "info",
+        "\
+Examples:
+  rwkv-edge info --model RWKV-4-Pile-169M.pth
+  rwkv-edge info --model rwkv-4-169m.safetensors --verify
+  rwkv-edge info --json --tensors",
+    ),
+    (
+        "tokenize",
+        "\
+Examples:
+  rwkv-edge tokenize \"fn main() {}\"
+  rwkv-edge tokenize --json --file prompt.txt
+  rwkv-edge tokenize --decode 1,2,3",
+    ),
+    (
+        "logits",
+        "\
+Examples:
+  rwkv-edge logits --tokens 1,2,3
+  rwkv-edge logits --tokens 1,2,3 --all --json > logits.json",
+    ),
+    (
+        "perplexity",
+        "\
+Examples:
+  rwkv-edge perplexity --quant int8 text.txt
+  rwkv-edge perplexity --window 1024 --stride 512 text.txt
+  rwkv-edge perplexity --quant int8 --against f32 --json text.txt
+  rwkv-edge perplexity --by-tensor --limit 2000 --plot damage.svg text.txt",
+    ),
+    (
+        "bench",
+        "\
+Examples:
+  rwkv-edge bench --synthetic 169m --quant int8
+  rwkv-edge bench --model rwkv-4-169m.safetensors --json --plot speed.svg",
+    ),
+    (
+        "completions",
+        "\
+Examples:
+  rwkv-edge completions bash > ~/.local/share/bash-completion/completions/rwkv-edge
+  rwkv-edge completions zsh > ~/.zfunc/_rwkv-edge
+  rwkv-edge completions fish > ~/.config/fish/completions/rwkv-edge.fish",
+    ),
+    (
+        "man",
+        "\
+Examples:
+  rwkv-edge man perplexity | man -l -
+  rwkv-edge man --output-dir ~/.local/share/man/man1",
+    ),
+];
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    let command = Cli::command()
+        .override_usage("rwkv-edge [OPTIONS] [TEXT]\n       rwkv-edge [OPTIONS] <COMMAND>")
+        .after_long_help(format!("{EXAMPLES}\n{}", environment::HELP))
+        .mut_args(|arg| match FIRST.contains(&arg.get_id().as_str()) {
+            true => arg,
+            false => only_in_long_help(arg),
+        });
+    command.mut_subcommands(|command| with_examples(hide_advanced(command)))
+}
+
+fn hide_advanced(command: Command) -> Command {
+    let command = command.mut_args(|arg| match ADVANCED.contains(&arg.get_id().as_str()) {
+        true => only_in_long_help(arg),
+        false => arg,
+    });
+    command.mut_subcommands(hide_advanced)
+}
+
+fn only_in_long_help(arg: Arg) -> Arg {
+    let arg = arg.hide_short_help(true);
+    // Manual pages leave the short text of such an option out.
+    match (arg.get_long_help(), arg.get_help().cloned()) {
+        (None, Some(help)) => arg.long_help(help),
+        _ => arg,
+    }
+}
+
+fn with_examples(command: Command) -> Command {
+    let examples = EXAMPLES_OF.iter().find(|of| of.0 == command.get_name());
+    match examples {
+        Some(&(_, examples)) => command.after_long_help(examples),
+        None => command,
+    }
+}
+
+/// Reads the command line; help, version and wrong usage end the program here.
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Cli {
+    let mut command = command();
+    let matches = command
+        .try_get_matches_from_mut(args)
+        .unwrap_or_else(|e| e.exit());
+    if let Some(text) = misplaced(&command, &matches) {
+        command.error(ErrorKind::ArgumentConflict, text).exit();
+    }
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command).exit())
+}
+
+/// Options of `generate` before another command: `rwkv-edge --model M info` would not use them.
+fn misplaced(command: &Command, matches: &ArgMatches) -> Option<String> {
+    let (name, _) = matches.subcommand()?;
+    let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let arg = command
+        .get_arguments()
+        .find(|arg| !arg.is_global_set() && typed(arg.get_id().as_str()))?;
+    let what = match arg.get_long() {
+        Some(long) => format!("--{long}"),
+        None => "a text".into(),
+    };
+    Some(format!(
+        "{what} before the command `{name}`: options of a command follow it; a prompt that is the \
+         word `{name}` follows `generate`"
+    ))
+}

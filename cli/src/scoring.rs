@@ -1,0 +1,384 @@
+//! Feeds sequences to one or several models side by side and shows what they predicted.
+//!
+//! Sits between the commands that judge models (`perplexity`, `eval`) and the engine. Sequences start at
+//! the empty state; short ones go through the network together, long ones in pieces, so that batches are
+//! full either way. Memory does not depend on the length of the sequences: at most two batches of logits
+//! are held, those of the first model and of the one that is compared with it.
+
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Result;
+use rwkv_edge::{Model, Output, Span, State, Workspace};
+
+use crate::detail;
+
+/// Rows of a batch. More make it no faster.
+const ROWS_MAX: usize = 128;
+/// Logits of a batch at most: 16 MiB. 83 rows of a vocabulary of 50,277.
+const LOGITS_MAX: usize = 4 << 20;
+
+/// Tokens from the empty state on; those from `first_target` on are predicted, each from all before it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sequence<'a> {
+    pub(crate) tokens: &'a [u32],
+    /// From 1 to less than the number of tokens: nothing predicts the first token.
+    pub(crate) first_target: usize,
+}
+
+impl Sequence<'_> {
+    /// Tokens that are fed: nothing follows the last one.
+    pub(crate) fn n_fed(&self) -> usize {
+        self.tokens.len() - 1
+    }
+}
+
+/// A token that was predicted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    /// Number of its sequence.
+    pub(crate) sequence: usize,
+    pub(crate) token: u32,
+}
+
+/// What one model predicted for some tokens.
+pub(crate) struct Predictions<'a> {
+    /// Number of the model.
+    pub(crate) model: usize,
+    pub(crate) targets: &'a [Target],
+    n_vocab: usize,
+    n_threads: usize,
+    /// (targets, n_vocab)
+    logits: &'a [f32],
+    /// (targets, n_vocab) of the first model
+    first: &'a [f32],
+}
+
+impl Predictions<'_> {
+    /// Calls `judge(target, logits, logits of the first model)` for every target, on several threads,
+    /// and gives the results in the targets' order.
+    pub(crate) fn judge<T: Send>(
+        &self,
+        judge: impl Fn(Target, &[f32], &[f32]) -> T + Sync,
+    ) -> Vec<T> {
+        let rows_of = |index: usize| index * self.n_vocab..(index + 1) * self.n_vocab;
+        let judge_one = |index: usize| {
+            let rows = rows_of(index);
+            judge(
+                self.targets[index],
+                &self.logits[rows.clone()],
+                &self.first[rows],
+            )
+        };
+        let n = self.targets.len();
+        let step = n.div_ceil(self.n_threads).max(1);
+        if step >= n {
+            return (0..n).map(judge_one).collect();
+        }
+        let parts = (0..n)
+            .step_by(step)
+            .map(|start| start..(start + step).min(n));
+        thread::scope(|scope| {
+            let judge_part = |part: Range<usize>| part.map(judge_one).collect::<Vec<T>>();
+            let work = |part: Range<usize>| {
+                let spawned = {
+                    let part = part.clone();
+                    thread::Builder::new().spawn_scoped(scope, move || judge_part(part))
+                };
+                (part, spawned)
+            };
+            // Collected before the first is waited for, so that all run at once.
+            let workers: Vec<_> = parts.map(work).collect();
+            let results = workers
+                .into_iter()
+                .flat_map(|(part, spawned)| match spawned {
+                    Ok(worker) => match worker.join() {
+                        Ok(results) => results,
+                        Err(panic) => resume_unwind(panic),
+                    },
+                    // The system has no thread to spare.
+                    Err(_) => judge_part(part),
+                });
+            results.collect()
+        })
+    }
+}
+
+/// The models that are fed, one or more, with the same vocabulary.
+pub(crate) trait Models {
+    fn len(&self) -> usize;
+
+    /// A model; asked for again for every batch, so that it may be made when it is needed.
+    fn get(&self, index: usize) -> Result<Model>;
+
+    /// Whether the first model's memory for forward passes fits all of them.
+    fn share_workspace(&self) -> bool;
+}
+
+impl Models for [Model] {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn get(&self, index: usize) -> Result<Model> {
+        Ok(self[index].clone())
+    }
+
+    fn share_workspace(&self) -> bool {
+        false
+    }
+}
+
+/// A sequence under way, with a state for each model.
+struct Lane<'a> {
+    number: usize,
+    sequence: Sequence<'a>,
+    n_fed: usize,
+    states: Vec<State>,
+    /// Tokens that the present batch takes of it, and whether they are followed by targets.
+    n_taken: usize,
+    output: Output,
+}
+
+impl Lane<'_> {
+    /// Plans the lane's part of a batch with room for so many rows, so many of them with logits.
+    fn plan(&mut self, rows_left: usize, logit_rows_left: usize) {
+        let n_context = (self.sequence.first_target - 1).saturating_sub(self.n_fed);
+        let n_left = self.sequence.n_fed() - self.n_fed;
+        (self.n_taken, self.output) = match n_context {
+            0 => (n_left.min(rows_left).min(logit_rows_left), Output::All),
+            _ => (n_context.min(rows_left), Output::None),
+        };
+    }
+
+    fn n_logit_rows(&self) -> usize {
+        match self.output {
+            Output::All => self.n_taken,
+            _ => 0,
+        }
+    }
+}
+
+/// Feeds `sequences` to all `models` and calls `visit` with what each of them predicted, model after
+/// model for every batch. Calls `progress` with the number of tokens fed so far, to all models together.
+pub(crate) fn feed<'a>(
+    models: &(impl Models + ?Sized),
+    sequences: impl Iterator<Item = Sequence<'a>>,
+    mut visit: impl FnMut(Predictions<'_>),
+    mut progress: impl FnMut(u64),
+) -> Result<()> {
+    let start = Instant::now();
+    let first = models.get(0)?;
+    let (n_vocab, n_threads) = (first.n_vocab(), first.info().threads);
+    let logit_rows_max = (LOGITS_MAX / n_vocab).clamp(1, ROWS_MAX);
+    let mut workspaces = vec![first.workspace(ROWS_MAX)];
+    if !models.share_workspace() {
+        for index in 1..models.len() {
+            workspaces.push(models.get(index)?.workspace(ROWS_MAX));
+        }
+    }
+    let n_buffers = models.len().min(2);
+    let mut buffers = vec![vec![0.0; logit_rows_max * n_vocab]; n_buffers];
+    let mut lanes = Lanes::new(models, sequences)?;
+    let mut targets = Vec::with_capacity(logit_rows_max);
+    let mut n_fed = 0;
+    while lanes.plan(logit_rows_max, &mut targets) {
+        for index in 0..models.len() {
+            let model = models.get(index)?;
+            let workspace = match models.share_workspace() {
+                true => &mut workspaces[0],
+                false => &mut workspaces[index],
+            };
+            let (first, other) = buffers.split_at_mut(1);
+            let n_logits = targets.len() * n_vocab;
+            let logits = match index {
+                0 => &mut first[0][..n_logits],
+                _ => &mut other[0][..n_logits],
+            };
+            n_fed += lanes.forward(index, &model, workspace, logits)?;
+            let logits = match index {
+                0 => &first[0][..n_logits],
+                _ => &other[0][..n_logits],
+            };
+            visit(Predictions {
+                model: index,
+                targets: &targets,
+                n_vocab,
+                n_threads,
+                logits,
+                first: &first[0][..n_logits],
+            });
+            progress(n_fed);
+        }
+        lanes.advance();
+    }
+    detail!(
+        "{n_fed} tokens fed to {} models in {:.3} s, {} rows of logits at a time",
+        models.len(),
+        start.elapsed().as_secs_f64(),
+        logit_rows_max
+    );
+    Ok(())
+}
+
+/// The sequences under way, and those to come.
+struct Lanes<'a, I> {
+    sequences: std::iter::Enumerate<I>,
+    active: Vec<Lane<'a>>,
+    /// Empty states of all models, one after the other.
+    empty: Vec<State>,
+    /// States of lanes that ended.
+    spare: Vec<Vec<State>>,
+}
+
+impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
+    fn new(models: &(impl Models + ?Sized), sequences: I) -> Result<Self> {
+        let empty = (0..models.len())
+            .map(|index| Ok(models.get(index)?.new_state()))
+            .collect::<Result<_>>()?;
+        Ok(Lanes {
+            sequences: sequences.enumerate(),
+            active: Vec::new(),
+            empty,
+            spare: Vec::new(),
+        })
+    }
+
+    /// Plans the next batch and lists its targets; false when all is done.
+    fn plan(&mut self, logit_rows_max: usize, targets: &mut Vec<Target>) -> bool {
+        targets.clear();
+        let (mut rows_left, mut logit_rows_left) = (ROWS_MAX, logit_rows_max);
+        let mut index = 0;
+        while rows_left > 0 {
+            // A new sequence joins only where it can predict something at once, if it has no context.
+            if index == self.active.len() && (logit_rows_left == 0 || !self.begin()) {
+                break;
+            }
+            let lane = &mut self.active[index];
+            lane.plan(rows_left, logit_rows_left);
+            rows_left -= lane.n_taken;
+            logit_rows_left -= lane.n_logit_rows();
+            if lane.output == Output::All {
+                let begin = lane.n_fed + 1;
+                let tokens = &lane.sequence.tokens[begin..begin + lane.n_taken];
+                let sequence = lane.number;
+                targets.extend(tokens.iter().map(|&token| Target { sequence, token }));
+            }
+            index += 1;
+        }
+        self.active[index..]
+            .iter_mut()
+            .for_each(|lane| lane.n_taken = 0);
+        rows_left < ROWS_MAX
+    }
+
+    /// Takes up the next sequence, if there is one.
+    fn begin(&mut self) -> bool {
+        let Some((number, sequence)) = self.sequences.next() else {
+            return false;
+        };
+        let mut states = self.spare.pop().unwrap_or_else(|| self.empty.clone());
+        states.iter_mut().for_each(State::reset);
+        self.active.push(Lane {
+            number,
+            sequence,
+            n_fed: 0,
+            states,
+            n_taken: 0,
+            output: Output::None,
+        });
+        true
+    }
+
+    /// Feeds the planned batch to a model; gives the number of tokens.
+    fn forward(
+        &mut self,
+        index: usize,
+        model: &Model,
+        workspace: &mut Workspace,
+        logits: &mut [f32],
+    ) -> Result<u64> {
+        let taking = self.active.iter_mut().filter(|lane| lane.n_taken > 0);
+        let mut spans: Vec<_> = taking
+            .map(|lane| Span {
+                state: &mut lane.states[index],
+                tokens: &lane.sequence.tokens[lane.n_fed..lane.n_fed + lane.n_taken],
+                output: lane.output,
+            })
+            .collect();
+        model.forward(workspace, &mut spans, logits)?;
+        Ok(spans.iter().map(|span| span.tokens.len() as u64).sum())
+    }
+
+    /// Goes on behind the batch, once all models have had it.
+    fn advance(&mut self) {
+        for lane in &mut self.active {
+            lane.n_fed += lane.n_taken;
+        }
+        let ended = |lane: &Lane<'_>| lane.n_fed == lane.sequence.n_fed();
+        let (ended, active): (Vec<_>, Vec<_>) = self.active.drain(..).partition(ended);
+        self.active = active;
+        self.spare.extend(ended.into_iter().map(|lane| lane.states));
+    }
+}
+
+/// Negative log likelihoods of predicted tokens, summed up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Likelihood {
+    sum: f64,
+    sum_of_squares: f64,
+    n: usize,
+}
+
+impl Likelihood {
+    pub(crate) fn push(&mut self, nll: f64) {
+        self.sum += nll;
+        self.sum_of_squares += nll * nll;
+        self.n += 1;
+    }
+
+    /// Tokens that were predicted.
+    pub(crate) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Mean negative log likelihood, in nats a token.
+    pub(crate) fn loss(&self) -> f64 {
+        self.sum / self.n as f64
+    }
+
+    pub(crate) fn perplexity(&self) -> f64 {
+        self.loss().exp()
+    }
+
+    /// Standard error of the perplexity, as if tokens did not depend on each other.
+    pub(crate) fn perplexity_stderr(&self) -> f64 {
+        let variance = self.sum_of_squares / self.n as f64 - self.loss() * self.loss();
+        self.perplexity() * (variance.max(0.0) / self.n as f64).sqrt()
+    }
+}
+
+/// -log(softmax(logits)[target]), summed in f64.
+pub(crate) fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
+    log_sum_exp(logits) - f64::from(logits[target as usize])
+}
+
+/// log(sum(exp(logits))), summed in f64.
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    sum.ln() + f64::from(max)
+}
+
+/// The likeliest token; of several, the one with the lowest id.
+pub(crate) fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = token;
+        }
+    }
+    best as u32
+}

@@ -1,0 +1,76 @@
+//! How much a command says on stderr beside its errors: `--quiet` and `--verbose`.
+//!
+//! Set once when the program starts. [`note!`](crate::note) prints what a user should know, such as what
+//! was written where; [`detail!`](crate::detail) what one who looks for a fault or for time wants to
+//! know. Progress bars ask [`is_quiet`]. Whoever reads stderr may go away at any time: that is no error.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Options of every command.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Verbosity {
+    /// No notes and no progress bars, only errors
+    #[arg(long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// More on stderr: what was loaded and how, and where the time went
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+const QUIET: u8 = 0;
+const NORMAL: u8 = 1;
+const VERBOSE: u8 = 2;
+
+static LEVEL: AtomicU8 = AtomicU8::new(NORMAL);
+
+impl Verbosity {
+    /// From now on.
+    pub(crate) fn apply(&self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => QUIET,
+            (_, true) => VERBOSE,
+            _ => NORMAL,
+        };
+        LEVEL.store(level, Ordering::Relaxed);
+    }
+}
+
+/// Whether notes and progress bars are off.
+pub(crate) fn is_quiet() -> bool {
+    LEVEL.load(Ordering::Relaxed) == QUIET
+}
+
+/// Whether details are wanted.
+pub(crate) fn is_verbose() -> bool {
+    LEVEL.load(Ordering::Relaxed) == VERBOSE
+}
+
+/// Prints a line to stderr; use [`note!`](crate::note) or [`detail!`](crate::detail).
+pub(crate) fn print(line: fmt::Arguments<'_>) {
+    // One write, so that lines of several threads or processes do not mix.
+    let line = format!("{line}\n");
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// A line on stderr that `--quiet` leaves out.
+#[macro_export]
+macro_rules! note {
+    ($($text:tt)*) => {
+        if !$crate::verbosity::is_quiet() {
+            $crate::verbosity::print(format_args!($($text)*));
+        }
+    };
+}
+
+/// A line on stderr that only `--verbose` shows.
+#[macro_export]
+macro_rules! detail {
+    ($($text:tt)*) => {
+        if $crate::verbosity::is_verbose() {
+            $crate::verbosity::print(format_args!($($text)*));
+        }
+    };
+}
