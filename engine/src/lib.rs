@@ -58,6 +58,7 @@ compile_error!("weights are used as they lie in files, which are little-endian")
 mod aligned;
 mod batch;
 mod checkpoint;
+mod decay;
 mod error;
 mod file;
 mod format;

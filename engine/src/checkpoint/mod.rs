@@ -2,7 +2,7 @@
 //!
 //! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which
 //! RWKV-4 is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
-//! Hugging Face's names. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
+//! Hugging Face's names, or rwkv.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
 //! exactly those of RWKV-4, with the shapes its [`Config`] says, or an error that names file,
 //! tensor, expected and found. Nothing here does arithmetic on weights, and nothing in a file is
 //! ever executed.
@@ -14,11 +14,14 @@ use std::collections::BTreeMap;
 use crate::error::Error;
 use crate::file::{FileBytes, SourceFile};
 
+mod blocks;
 pub(crate) mod config;
+mod dtype;
 mod json;
 mod names;
 mod open;
 mod pickle;
+mod rwkv_cpp;
 pub(crate) mod safetensors;
 pub(crate) mod tensor;
 #[cfg(test)]
@@ -27,9 +30,10 @@ mod torch;
 mod zip;
 
 pub(crate) use config::Config;
+pub(crate) use dtype::Dtype;
 pub(crate) use open::{open_folder, open_path};
 pub(crate) use safetensors::SafetensorsFile;
-pub(crate) use tensor::{Dtype, RawTensor};
+pub(crate) use tensor::RawTensor;
 
 /// All that is known of a model before its weights are read.
 #[derive(Debug)]

@@ -124,8 +124,7 @@ impl Named {
 
     /// The sizes that the shapes show, where no file says them.
     pub(super) fn infer_config(&self) -> Result<Config> {
-        let blocks = self.tensors.keys().filter_map(|name| block_number(name));
-        let n_layer = blocks.max().map_or(0, |highest| highest + 1);
+        let n_layer = count_layers(self.tensors.keys().map(String::as_str));
         let [n_vocab, n_embd] = self.matrix("emb.weight")?;
         let [n_attention, _] = self.matrix("blocks.0.att.key.weight")?;
         let [n_hidden, _] = self.matrix("blocks.0.ffn.key.weight")?;
@@ -187,6 +186,17 @@ impl Named {
             Error::format(message).at(tensor.place())
         })
     }
+}
+
+/// How many layers tensors of these names belong to.
+pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    let highest = names.filter_map(block_number).max();
+    highest.map_or(0, |highest| highest + 1)
+}
+
+/// Whether a tensor holds the decay of a layer's time mixing, in either spelling.
+pub(super) fn is_time_decay(name: &str) -> bool {
+    split_block(&canonical(name)).is_some_and(|(_, rest)| rest == "att.time_decay")
 }
 
 /// BlinkDL's name of a tensor, from either spelling. Names of neither are left as they are.
