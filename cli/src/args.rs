@@ -7,7 +7,7 @@ use clap::ValueEnum;
 /// Which model, and how to run it.
 #[derive(clap::Args, Clone)]
 pub(crate) struct ModelArgs {
-    /// Model: a Hugging Face directory, a .pth or .safetensors checkpoint, or a file made by `quantize`
+    /// Model: a Hugging Face directory, a .pth, .safetensors or rwkv.cpp .bin file, or one by `quantize`
     #[arg(short, long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
 
@@ -15,7 +15,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
 
-    /// What to turn the weight matrices into while loading [default: as stored]
+    /// What to turn the weight matrices into while loading [default: as stored; quantised .bin: f16]
     #[arg(short, long)]
     pub(crate) quant: Option<Quant>,
 

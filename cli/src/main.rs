@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod completions;
+mod convert;
 mod generate;
 mod info;
 mod input;
@@ -45,6 +46,8 @@ enum Command {
     Generate(generate::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
+    /// Write a checkpoint as a Hugging Face directory, or as a raw .pth file
+    Convert(convert::Args),
     /// Show what a model is and what it needs
     Info(info::Args),
     /// Turn text into token ids, or back
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         None => generate::run(&cli.generate),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
+        Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Tokenize(args)) => tokenize::run(&args),
         Some(Command::Logits(args)) => logits::run(&args),

@@ -74,7 +74,11 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         Some(file) => Some(Config::from_file(&file)?),
         None => None,
     };
-    finish(folder.place(), tensors, config, &folder, mapped).map(Opened::Checkpoint)
+    let checkpoint = finish(folder.place(), tensors, config, &folder, mapped)?;
+    Ok(Opened::Checkpoint(Checkpoint {
+        folder: Some(folder),
+        ..checkpoint
+    }))
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
@@ -124,6 +128,7 @@ fn finish(
         place,
         config,
         tensors,
+        folder: None,
         tokenizer,
         tokenizer_search,
     })
