@@ -23,8 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// everything, and seldom more than one of them in one piece.
 const MAP_WHOLE_MAX: u64 = if usize::BITS >= 64 { u64::MAX } else { 1 << 30 };
 
-/// What is released is rounded inwards to this, the largest page of the systems we know: a page is
-/// then never dropped while half of it belongs to someone else's range.
+/// What is released is rounded outwards to this, the largest page of the systems we know. Rounded
+/// inwards, small ranges would never be released, and the system may have mapped far more around each
+/// than was asked for: 2 MiB, where it keeps files in large pages.
 const RELEASE_ALIGN: u64 = 64 << 10;
 
 /// Where buffers of files that are not mapped start: as the tensors of model files are aligned.
@@ -167,10 +168,10 @@ impl SourceFile {
     /// from end to end does not count as used memory. They may be asked for again; they are read
     /// again then.
     pub(crate) fn release(&self, range: Range<u64>) {
-        let Some(start) = range.start.checked_next_multiple_of(RELEASE_ALIGN) else {
-            return;
-        };
-        let end = range.end.min(self.len()) / RELEASE_ALIGN * RELEASE_ALIGN;
+        let start = range.start / RELEASE_ALIGN * RELEASE_ALIGN;
+        let end = range.end.min(self.len());
+        let end = end.checked_next_multiple_of(RELEASE_ALIGN).unwrap_or(end);
+        let end = end.min(self.len());
         if let (Backing::Whole(map), Ok(start), Ok(end)) = (
             &self.0.backing,
             usize::try_from(start),

@@ -268,7 +268,7 @@ impl RawTensor {
         }
     }
 
-    /// Reads all `n` elements in order, whatever the shape.
+    /// Reads all `n` elements in order, whatever the shape, and releases their pages.
     ///
     /// # Errors
     /// Another number of elements, and those of [`RawTensor::read_rows`].
@@ -280,7 +280,7 @@ impl RawTensor {
         let mut out = vec![0.0; n];
         if n > 0 {
             let rows = self.plane()?.rows;
-            self.read_rows(0..rows, &mut out)?;
+            self.read_rows_once(0..rows, &mut out)?;
         }
         Ok(out)
     }
