@@ -220,6 +220,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     folder.display()
                 );
             }
+            for file in &converted.unfinished_files {
+                eprintln!(
+                    "{}: left by a run that was interrupted; remove it if nothing else writes here",
+                    file.display()
+                );
+            }
             upload.map_or(Ok(()), |upload| upload.run(folder))
         }
         Form::Raw => {

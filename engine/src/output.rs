@@ -14,6 +14,11 @@ use crate::error::{Error, Result};
 const PREFIX: &str = ".rwkv-edge-";
 const SUFFIX: &str = ".part";
 
+/// Whether a file of this name was being written by us, or still is.
+pub(crate) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+}
+
 /// A file being written; nothing is at its path before [`commit`](Self::commit).
 pub(crate) struct OutputFile {
     path: PathBuf,

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use super::hugging_face::SideFile;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::output::{sync_folder, FinishedFile, OutputFile};
+use crate::output::{is_unfinished, sync_folder, FinishedFile, OutputFile};
 
 /// The list of a model's several files.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -28,6 +28,8 @@ pub(super) struct ModelFolder {
     obsolete: Vec<PathBuf>,
     /// In the order in which they get their names.
     finished: Vec<FinishedFile>,
+    /// What runs that did not come to their end have left here.
+    pub(super) unfinished: Vec<PathBuf>,
 }
 
 impl ModelFolder {
@@ -46,6 +48,7 @@ impl ModelFolder {
             made: None,
             obsolete: Vec::new(),
             finished: Vec::new(),
+            unfinished: Vec::new(),
         };
         let there = match list(path)? {
             Some(there) => there,
@@ -54,6 +57,8 @@ impl ModelFolder {
                 return Ok(folder);
             }
         };
+        let unfinished = there.iter().filter(|name| is_unfinished(name));
+        folder.unfinished = unfinished.map(|name| path.join(name)).collect();
         let replaced = there
             .iter()
             .filter(|name| names.contains(*name) || is_weight_file(name));
@@ -219,6 +224,7 @@ mod tests {
             made: outermost.clone(),
             obsolete: Vec::new(),
             finished: Vec::new(),
+            unfinished: Vec::new(),
         };
         fs::write(path.join("other"), "").expect("can be written");
         drop(new());

@@ -75,6 +75,9 @@ pub struct Converted {
     pub size_bytes: u64,
     /// The narrowest type that holds every number exactly.
     pub dtype: FloatType,
+    /// Files in the folder that interrupted runs have left. They are not removed: another process may
+    /// be writing one of them.
+    pub unfinished_files: Vec<PathBuf>,
 }
 
 /// An open checkpoint, to be written in another form.
@@ -165,6 +168,8 @@ impl CheckpointSource {
         names.extend(small_files.map(|file| file.name.clone()));
         let mut target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
 
+        converted.unfinished_files.clone_from(&target.unfinished);
+
         let mut progress = Counter::new(converted.size_bytes, progress);
         for (i, shard) in shards.iter().enumerate() {
             let mut file = target.create(&shard_name(i))?;
@@ -244,6 +249,7 @@ impl Converted {
             n_params: parts.iter().map(Part::len).sum(),
             size_bytes: parts.iter().map(Part::size_bytes).sum(),
             dtype: part::common_type(parts),
+            unfinished_files: Vec::new(),
         }
     }
 }
