@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, names, Checkpoint, Opened};
 use crate::error::{Error, Result};
+use crate::file::Access;
 use crate::output::{sync_folder, OutputFile};
 
 mod folder;
@@ -104,7 +105,7 @@ impl CheckpointSource {
     /// As [`Model::open`](crate::Model::open); [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)
     /// for a model file, which no longer holds what the checkpoint did.
     pub fn open(path: impl AsRef<Path>, no_mmap: bool) -> Result<Self> {
-        match checkpoint::open_path(path.as_ref(), !no_mmap)? {
+        match checkpoint::open_path(path.as_ref(), Access::new(!no_mmap))? {
             Opened::Checkpoint(checkpoint) => Ok(CheckpointSource(checkpoint)),
             Opened::ModelFile(file) => {
                 let text =
