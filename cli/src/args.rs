@@ -11,8 +11,8 @@ use crate::environment;
 pub(crate) struct ModelArgs {
     /// Model directory or file
     ///
-    /// A Hugging Face directory, a .pth or .safetensors checkpoint, or a file made by `quantize`. Without
-    /// it, a small demo model that is part of the program.
+    /// A Hugging Face directory, a .pth, .safetensors or rwkv.cpp .bin file, or a file made by `quantize`.
+    /// Without it, a small demo model that is part of the program.
     #[arg(short, long, value_name = "PATH", env = environment::MODEL, hide_env_values = true)]
     pub(crate) model: Option<PathBuf>,
 
@@ -24,7 +24,7 @@ pub(crate) struct ModelArgs {
 
     /// f32, f16 or int8 [default: as stored]
     ///
-    /// What the weight matrices are turned into while loading. A model file of int8 weights stays as it
+    /// What the weight matrices are turned into while loading; quantised rwkv.cpp files become f16. A model file of int8 weights stays as it
     /// is: it cannot become more exact.
     #[arg(short, long, hide_possible_values = true)]
     pub(crate) quant: Option<Quant>,

@@ -14,6 +14,7 @@ use crate::{environment, Cli};
 /// Options that only `--help` shows: `-h` is to fit on a screen.
 const ADVANCED: &[&str] = &[
     "no_mmap",
+    "huge_pages",
     "ignore_eos",
     "top_k",
     "presence_penalty",

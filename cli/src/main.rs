@@ -10,6 +10,7 @@ mod bars;
 mod bench;
 mod by_tensor;
 mod completions;
+mod convert;
 mod divergence;
 mod environment;
 mod eval;
@@ -58,6 +59,8 @@ enum Command {
     Generate(generate::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
+    /// Write a checkpoint as a Hugging Face directory, or as a raw .pth file
+    Convert(convert::Args),
     /// Show what a model is and what it needs
     Info(info::Args),
     /// Turn text into token ids, or back
@@ -102,6 +105,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match command {
         Command::Generate(args) => generate::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Info(args) => info::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Logits(args) => logits::run(args),

@@ -23,9 +23,13 @@ use crate::error::{Error, ErrorKind, Result};
 /// everything, and seldom more than one of them in one piece.
 const MAP_WHOLE_MAX: u64 = if usize::BITS >= 64 { u64::MAX } else { 1 << 30 };
 
-/// What is released is rounded inwards to this, the largest page of the systems we know: a page is
-/// then never dropped while half of it belongs to someone else's range.
-const RELEASE_ALIGN: u64 = 64 << 10;
+/// So far around what is released pages go as well. A system maps more than is touched: some 64 KiB
+/// around it, and all of a large page of 2 MiB where it keeps files in those. Of a file read from end
+/// to end the edges of all ranges would stay, which is up to a tenth of it.
+const RELEASE_MARGIN: u64 = 2 << 20;
+
+/// The largest page of the systems we know, large ones aside.
+const PAGE_MAX: u64 = 64 << 10;
 
 /// Where buffers of files that are not mapped start: as the tensors of model files are aligned.
 const BUFFER_ALIGN: usize = 64;
@@ -167,10 +171,8 @@ impl SourceFile {
     /// from end to end does not count as used memory. They may be asked for again; they are read
     /// again then.
     pub(crate) fn release(&self, range: Range<u64>) {
-        let Some(start) = range.start.checked_next_multiple_of(RELEASE_ALIGN) else {
-            return;
-        };
-        let end = range.end.min(self.len()) / RELEASE_ALIGN * RELEASE_ALIGN;
+        let start = range.start.saturating_sub(RELEASE_MARGIN) / PAGE_MAX * PAGE_MAX;
+        let end = range.end.saturating_add(RELEASE_MARGIN).min(self.len());
         if let (Backing::Whole(map), Ok(start), Ok(end)) = (
             &self.0.backing,
             usize::try_from(start),

@@ -3,7 +3,7 @@
 //! RWKV is a recurrent network of the quality of a transformer of its size. All it remembers is a
 //! [`State`] of fixed size, for one token or a million: memory never grows, and keeping a conversation is
 //! copying a few hundred kilobytes. This crate runs RWKV-4 models: Hugging Face directories, raw `.pth`
-//! and `.safetensors` checkpoints, and the model files it writes itself.
+//! and `.safetensors` checkpoints, `.bin` files of rwkv.cpp, and the model files it writes itself.
 //!
 //! # Text from a model
 //!
@@ -49,7 +49,8 @@
 //! # }
 //! ```
 //!
-//! Many sequences at once, each with its own state: [`Model::forward`]. Cargo features: `tokenizer` (on by
+//! Many sequences at once, each with its own state: [`Model::forward`]. From one form of checkpoint to
+//! another: [`CheckpointSource`]. Cargo features: `tokenizer` (on by
 //! default) reads `tokenizer.json`; without it only token ids are understood.
 
 #[cfg(not(target_endian = "little"))]
@@ -58,6 +59,8 @@ compile_error!("weights are used as they lie in files, which are little-endian")
 mod aligned;
 mod batch;
 mod checkpoint;
+mod convert;
+mod decay;
 mod error;
 mod file;
 mod format;
@@ -81,6 +84,7 @@ mod tokenizer;
 mod v4;
 
 pub use batch::{Output, Span};
+pub use convert::{CheckpointSource, ConvertOptions, Converted, FloatType};
 pub use error::{Error, ErrorKind, Result};
 pub use limits::Yardstick;
 pub use matrix::Quant;

@@ -13,6 +13,7 @@ use half::f16;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkpoint::{Checkpoint, Dtype, RawTensor};
+use crate::decay::Decay;
 use crate::error::{Error, Result};
 use crate::kernels::KernelSet;
 use crate::matrix::{Buffer, Layout, Matrix, Quant, Vector, WeightSource, Weights};
@@ -88,13 +89,14 @@ pub(crate) fn load(
     })
 }
 
-/// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit.
+/// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit, or if most
+/// are quantised, as in a file of rwkv.cpp; rounding to f16 is far finer than that.
 fn stored_quant(checkpoint: &Checkpoint) -> Quant {
-    let mut matrices = checkpoint
-        .tensors
-        .iter()
-        .filter(|(name, _)| is_matrix(name));
-    if matrices.any(|(_, tensor)| tensor.dtype == Dtype::F32) {
+    let tensors = checkpoint.tensors.iter();
+    let matrices = tensors.filter(|(name, _)| is_matrix(name));
+    let dtypes: Vec<Dtype> = matrices.map(|(_, tensor)| tensor.dtype).collect();
+    let quantised = dtypes.iter().any(|dtype| matches!(dtype, Dtype::Blocks(_)));
+    if dtypes.contains(&Dtype::F32) && !quantised {
         Quant::F32
     } else {
         Quant::F16
@@ -140,24 +142,19 @@ impl CheckpointWeights<'_> {
 
 impl WeightSource for CheckpointWeights<'_> {
     fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
-        let stored_name = match name.strip_suffix(DECAY_LOG) {
-            Some(layer) => format!("{layer}att.time_decay"),
-            None => name.clone(),
-        };
-        let tensor = self.tensor(&stored_name)?;
-        let mut values = tensor.read_vector(n)?;
-        self.hash(&name, &values);
-        if stored_name != name {
-            // In f64: the decay is applied once a token, for ever.
-            let decay_log = |value: f32| -(f64::from(value).exp() as f32);
-            values
-                .iter_mut()
-                .for_each(|value| *value = decay_log(*value));
-            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-                let text = format!("exp() of number {index} is not a number");
-                return Err(Error::format(text).at(tensor.place()));
+        let values = match name.strip_suffix(DECAY_LOG) {
+            Some(layer) => {
+                let tensor = self.tensor(&format!("{layer}att.time_decay"))?;
+                let decay = Decay::read(&tensor, n)?;
+                self.hash(&name, &decay.time_decay);
+                decay.decay_log
             }
-        }
+            None => {
+                let values = self.tensor(&name)?.read_vector(n)?;
+                self.hash(&name, &values);
+                values
+            }
+        };
         self.advance(n);
         Ok(Vector { name, values })
     }

@@ -29,7 +29,8 @@ const THREADS_MAX: usize = 1024;
 /// How to open a model.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// What to turn the matrices into; `None` keeps them as they are stored (bf16 becomes f16).
+    /// What to turn the matrices into; `None` keeps them as they are stored (bf16 becomes f16, and so do
+    /// all matrices of a quantised file of rwkv.cpp).
     pub quant: Option<Quant>,
     /// Threads that work on one forward pass, the caller's own included. 0: one for each physical core
     /// that this process may use. 1: no thread is ever started.
@@ -159,7 +160,8 @@ pub struct Workspace {
 }
 
 impl Model {
-    /// Opens a Hugging Face directory, a `.pth` or `.safetensors` checkpoint, or a model file.
+    /// Opens a Hugging Face directory, a `.pth` or `.safetensors` checkpoint, a `.bin` file of rwkv.cpp, or
+    /// a model file.
     ///
     /// Weights that are stored as wanted are used from the mapped file; others are converted, tensor by
     /// tensor.

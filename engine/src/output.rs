@@ -8,9 +8,18 @@ use std::fs;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
+
+/// Names of files that are not complete.
+const PREFIX: &str = ".rwkv-edge-";
+const SUFFIX: &str = ".part";
+
+/// Whether a file of this name was being written by us, or still is.
+pub(crate) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+}
 
 /// A file being written; nothing is at its path before [`commit`](Self::commit).
 #[derive(Debug)]
@@ -82,6 +91,11 @@ impl OutputFile {
     ///
     /// Those of the system; the old file is then as it was.
     pub fn commit(self) -> Result<()> {
+        self.finish()?.rename()
+    }
+
+    /// Syncs the file, which stays under its temporary name; closes it.
+    pub(crate) fn finish(self) -> Result<FinishedFile> {
         let OutputFile { path, writer } = self;
         let file = writer
             .into_inner()
@@ -89,9 +103,8 @@ impl OutputFile {
         file.as_file()
             .sync_all()
             .map_err(|e| Error::io("sync", &path, e))?;
-        file.persist(&path)
-            .map_err(|e| Error::io("rename to", &path, e.error))?;
-        Ok(())
+        let temporary = file.into_temp_path();
+        Ok(FinishedFile { path, temporary })
     }
 }
 
@@ -101,7 +114,7 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".rwkv-edge-").suffix(".part");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -110,6 +123,33 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     builder.tempfile_in(folder.unwrap_or(Path::new(".")))
+}
+
+/// A complete file that does not have its name yet. Dropped, it is gone.
+pub(crate) struct FinishedFile {
+    path: PathBuf,
+    temporary: TempPath,
+}
+
+impl FinishedFile {
+    /// Gives the file its name, in place of a file that has it now.
+    pub(crate) fn rename(self) -> Result<()> {
+        let FinishedFile { path, temporary } = self;
+        temporary
+            .persist(&path)
+            .map_err(|e| Error::io("rename to", &path, e.error))
+    }
+}
+
+/// Makes what was renamed and removed in a folder last, where the system can be asked to.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|e| Error::io("sync", folder, e))?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
 }
 
 /// Writes a whole file.

@@ -230,6 +230,11 @@ fn recognise(bytes: &[u8]) -> Option<Format> {
     is_world.then_some(Format::World)
 }
 
+/// Whether these are the bytes of an RWKV World vocabulary.
+pub(crate) fn is_world(bytes: &[u8]) -> bool {
+    matches!(recognise(bytes), Some(Format::World))
+}
+
 /// `tokenizer.json` through the `tokenizers` crate, the reference for that format.
 #[cfg(feature = "tokenizer")]
 mod json {

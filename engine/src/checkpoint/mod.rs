@@ -2,7 +2,7 @@
 //!
 //! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which
 //! RWKV-4 is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
-//! Hugging Face's names. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
+//! Hugging Face's names, or rwkv.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
 //! exactly those of RWKV-4, with the shapes its [`Config`] says, or an error that names file,
 //! tensor, expected and found. Nothing here does arithmetic on weights, and nothing in a file is
 //! ever executed.
@@ -12,13 +12,16 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::file::{FileBytes, SourceFile};
+use crate::file::{FileBytes, Folder, SourceFile};
 
+mod blocks;
 pub(crate) mod config;
+mod dtype;
 mod json;
-mod names;
+pub(crate) mod names;
 mod open;
 mod pickle;
+mod rwkv_cpp;
 pub(crate) mod safetensors;
 pub(crate) mod tensor;
 #[cfg(test)]
@@ -27,9 +30,10 @@ mod torch;
 mod zip;
 
 pub(crate) use config::Config;
+pub(crate) use dtype::Dtype;
 pub(crate) use open::{open_folder, open_path};
 pub(crate) use safetensors::SafetensorsFile;
-pub(crate) use tensor::{Dtype, RawTensor};
+pub(crate) use tensor::RawTensor;
 
 /// All that is known of a model before its weights are read.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub(crate) struct Checkpoint {
     pub(crate) config: Config,
     /// By BlinkDL's names, such as `blocks.0.att.key.weight`. A tied head is the embedding again.
     pub(crate) tensors: BTreeMap<String, RawTensor>,
+    /// Where its other files are, if it is a folder.
+    pub(crate) folder: Option<Folder>,
     pub(crate) tokenizer: Option<TokenizerFile>,
     /// Which tokenizer files were looked for and where, for the error of whoever needs one.
     pub(crate) tokenizer_search: String,
@@ -59,6 +65,15 @@ pub(crate) enum Opened {
     Checkpoint(Checkpoint),
     /// This project's own single-file format: its reader takes it from here.
     ModelFile(SafetensorsFile),
+}
+
+/// Where the records of a torch file are, for tests of who writes them.
+#[cfg(test)]
+pub(crate) fn torch_records(
+    file: &SourceFile,
+) -> crate::error::Result<BTreeMap<String, std::ops::Range<u64>>> {
+    let records = zip::records(file)?.into_iter();
+    Ok(records.map(|(name, record)| (name, record.data)).collect())
 }
 
 /// Puts the name of a file before an error, unless the error comes from below and has it already.

@@ -124,8 +124,7 @@ impl Named {
 
     /// The sizes that the shapes show, where no file says them.
     pub(super) fn infer_config(&self) -> Result<Config> {
-        let blocks = self.tensors.keys().filter_map(|name| block_number(name));
-        let n_layer = blocks.max().map_or(0, |highest| highest + 1);
+        let n_layer = count_layers(self.tensors.keys().map(String::as_str));
         let [n_vocab, n_embd] = self.matrix("emb.weight")?;
         let [n_attention, _] = self.matrix("blocks.0.att.key.weight")?;
         let [n_hidden, _] = self.matrix("blocks.0.ffn.key.weight")?;
@@ -189,6 +188,17 @@ impl Named {
     }
 }
 
+/// How many layers tensors of these names belong to.
+pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
+    let highest = names.filter_map(block_number).max();
+    highest.map_or(0, |highest| highest + 1)
+}
+
+/// Whether a tensor holds the decay of a layer's time mixing, in either spelling.
+pub(super) fn is_time_decay(name: &str) -> bool {
+    split_block(&canonical(name)).is_some_and(|(_, rest)| rest == "att.time_decay")
+}
+
 /// BlinkDL's name of a tensor, from either spelling. Names of neither are left as they are.
 fn canonical(name: &str) -> String {
     let name = name.strip_prefix("rwkv.").unwrap_or(name);
@@ -209,6 +219,28 @@ fn canonical(name: &str) -> String {
         }
     }
     format!("blocks.{block}.{rest}")
+}
+
+/// Hugging Face's name of a tensor, from BlinkDL's.
+pub(crate) fn hugging_face(name: &str) -> String {
+    if name == "head.weight" {
+        return name.to_owned();
+    }
+    if let Some(rest) = name.strip_prefix("emb.") {
+        return format!("rwkv.embeddings.{rest}");
+    }
+    let Some((block, rest)) = split_block(name) else {
+        return format!("rwkv.{name}");
+    };
+    let renamed = BLOCK_NAMES
+        .iter()
+        .find_map(|(theirs, ours)| Some((*theirs, rest.strip_prefix(ours)?)));
+    let (part, leaf) = renamed.unwrap_or(("", rest));
+    let leaf = MIX_NAMES
+        .iter()
+        .find_map(|(theirs, ours)| (leaf == *ours).then_some(*theirs))
+        .unwrap_or(leaf);
+    format!("rwkv.blocks.{block}.{part}{leaf}")
 }
 
 /// `blocks.N.REST` as N and REST.
@@ -252,7 +284,31 @@ fn refuse_other_architectures(place: &str, tensors: &BTreeMap<String, RawTensor>
 
 /// Every tensor of a model of these sizes.
 fn wanted(config: &Config) -> BTreeMap<String, Want> {
+    listed(config).into_iter().collect()
+}
+
+/// BlinkDL's names and the shapes of all tensors of a model, in the order in which transformers
+/// keeps them.
+pub(crate) fn written(config: &Config) -> Vec<(String, Vec<usize>)> {
+    let shape = |name: &str, want: Want| match want {
+        Want::Vector(n) if name.contains(".time_mix_") => vec![1, 1, n],
+        want => want.shape(),
+    };
+    let tensors = listed(config).into_iter();
+    tensors
+        .map(|(name, want)| {
+            let shape = shape(&name, want);
+            (name, shape)
+        })
+        .collect()
+}
+
+fn listed(config: &Config) -> Vec<(String, Want)> {
     let (d, a, f) = (config.n_embd, config.n_attention, config.n_hidden);
+    let first_block = [
+        ("ln0.weight", Want::Vector(d)),
+        ("ln0.bias", Want::Vector(d)),
+    ];
     let block = [
         ("ln1.weight", Want::Vector(d)),
         ("ln1.bias", Want::Vector(d)),
@@ -274,21 +330,18 @@ fn wanted(config: &Config) -> BTreeMap<String, Want> {
         ("ffn.value.weight", Want::Matrix(d, f)),
     ];
     let ends = [
-        ("emb.weight", Want::Matrix(config.n_vocab, d)),
-        ("blocks.0.ln0.weight", Want::Vector(d)),
-        ("blocks.0.ln0.bias", Want::Vector(d)),
         ("ln_out.weight", Want::Vector(d)),
         ("ln_out.bias", Want::Vector(d)),
         ("head.weight", Want::Matrix(config.n_vocab, d)),
     ];
-    let mut wanted: BTreeMap<String, Want> = ends
-        .into_iter()
-        .map(|(name, want)| (name.to_owned(), want))
-        .collect();
+    let mut listed = vec![("emb.weight".to_owned(), Want::Matrix(config.n_vocab, d))];
     for layer in 0..config.n_layer {
-        wanted.extend(block.map(|(name, want)| (format!("blocks.{layer}.{name}"), want)));
+        let first = if layer == 0 { &first_block[..] } else { &[] };
+        let named = |&(name, want): &(&str, Want)| (format!("blocks.{layer}.{name}"), want);
+        listed.extend(first.iter().chain(&block).map(named));
     }
-    wanted
+    listed.extend(ends.map(|(name, want)| (name.to_owned(), want)));
+    listed
 }
 
 #[cfg(test)]
@@ -329,6 +382,26 @@ mod tests {
             assert!(!vector.admits(shape), "{shape:?}");
         }
         assert!(Want::Vector(1).admits(&[1, 1]) && !Want::Matrix(1, 4).admits(&[4]));
+    }
+
+    #[test]
+    fn there_and_back() {
+        let config = Config::from_sizes([7, 4, 12, 4, 16]).expect("sizes");
+        for (name, _) in written(&config) {
+            let theirs = hugging_face(&name);
+            assert_eq!(canonical(&theirs), name);
+            assert!(
+                name == "head.weight" || theirs.starts_with("rwkv."),
+                "{theirs}"
+            );
+        }
+        let name = "blocks.3.ffn.time_mix_r";
+        let expected = "rwkv.blocks.3.feed_forward.time_mix_receptance";
+        assert_eq!(hugging_face(name), expected);
+        assert_eq!(
+            hugging_face("blocks.0.ln0.bias"),
+            "rwkv.blocks.0.pre_ln.bias"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::json::{self, UniqueMap};
 use super::names::Named;
 use super::safetensors::SafetensorsFile;
 use super::tensor::RawTensor;
-use super::{torch, Checkpoint, Config, Opened, TokenizerFile};
+use super::{rwkv_cpp, torch, Checkpoint, Config, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{Access, Folder, SourceFile};
 
@@ -74,7 +74,11 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         Some(file) => Some(Config::from_file(&file)?),
         None => None,
     };
-    finish(folder.place(), tensors, config, &folder, mapped).map(Opened::Checkpoint)
+    let checkpoint = finish(folder.place(), tensors, config, &folder, mapped)?;
+    Ok(Opened::Checkpoint(Checkpoint {
+        folder: Some(folder),
+        ..checkpoint
+    }))
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
@@ -124,6 +128,7 @@ fn finish(
         place,
         config,
         tensors,
+        folder: None,
         tokenizer,
         tokenizer_search,
     })
@@ -139,6 +144,9 @@ fn read_weights(file: SourceFile) -> Result<Weights> {
     let start = file.bytes(0..file.len().min(64))?;
     if torch::recognises(&start) {
         return torch::read(&file).map(Weights::Tensors);
+    }
+    if rwkv_cpp::recognises(&start) {
+        return rwkv_cpp::read(&file).map(Weights::Tensors);
     }
     if SafetensorsFile::recognises(&start) {
         let file = SafetensorsFile::open(file)?;
@@ -167,9 +175,10 @@ fn unrecognised(start: &[u8]) -> Error {
     if is(b"GGUF") {
         return Error::unsupported("a GGUF file, expected the checkpoint that it was made from");
     }
-    if is(b"fmgg") || is(b"tjgg") || is(b"lmgg") {
+    if is(b"tjgg") || is(b"lmgg") {
         return Error::unsupported(
-            "a ggml file as rwkv.cpp makes them, expected the checkpoint that it was made from",
+            "a ggml file of another program than rwkv.cpp, expected the checkpoint that it was made \
+             from",
         );
     }
     if is(b"version https://git-lfs") {
@@ -180,7 +189,10 @@ fn unrecognised(start: &[u8]) -> Error {
     if matches!(start, [0x80, 2..=5, ..]) {
         return Error::unsupported("a bare Python pickle, expected a torch or safetensors file");
     }
-    Error::format("not a checkpoint: expected a safetensors file or a torch .pth or .bin file")
+    Error::format(
+        "not a checkpoint: expected a safetensors file, a torch .pth or .bin file, or a .bin file of \
+         rwkv.cpp",
+    )
 }
 
 /// The file that holds a folder's weights, or their index.
@@ -192,7 +204,7 @@ fn find_weights(folder: &Folder, mapped: bool) -> Result<(String, SourceFile)> {
     }
     let names = folder.list()?;
     let mut candidates = Vec::new();
-    for extension in [".safetensors", ".pth"] {
+    for extension in [".safetensors", ".pth", ".bin"] {
         candidates = names
             .iter()
             .filter(|name| name.ends_with(extension))
@@ -204,7 +216,7 @@ fn find_weights(folder: &Folder, mapped: bool) -> Result<(String, SourceFile)> {
     let [name] = candidates[..] else {
         let message = if candidates.is_empty() {
             let looked_for = WEIGHT_FILES.join(", ");
-            format!("no weights: looked for {looked_for}, *.safetensors and *.pth")
+            format!("no weights: looked for {looked_for}, *.safetensors, *.pth and *.bin")
         } else {
             format!("several weight files, expected one: {candidates:?}; name one of them instead")
         };

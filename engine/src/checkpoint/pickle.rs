@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::tensor::Dtype;
+use super::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// Of a tensor; RWKV-4 has at most 3.

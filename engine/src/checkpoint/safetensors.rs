@@ -12,9 +12,10 @@ use ::safetensors::tensor::{Dtype as HeaderDtype, Metadata, TensorInfo};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::dtype::Dtype;
 use super::json::UniqueMap;
 use super::name_file;
-use super::tensor::{Dtype, RawTensor};
+use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 use crate::file::SourceFile;
 

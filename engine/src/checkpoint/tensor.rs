@@ -1,19 +1,20 @@
 //! A tensor as it lies in a file: where it is, of what type, and how to read it as f32.
 //!
-//! Made by the readers of safetensors and torch files, used by whoever turns a checkpoint into a
-//! model. The readers check that every element lies within the file; this module checks the
+//! Made by the readers of safetensors, torch and rwkv.cpp files, used by whoever turns a checkpoint
+//! into a model or another checkpoint. The readers check that every element lies within the file; this module checks the
 //! numbers: what it hands out is finite. A large tensor is read a few rows at a time and never held
 //! whole.
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::blocks::BLOCK;
+use super::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::file::{FileBytes, SourceFile};
 
@@ -23,63 +24,8 @@ const CHUNK: usize = 2048;
 /// Bytes of a record checked at a time, so that checking a large one needs no memory of its size.
 const CHECK_STEP: u64 = 1 << 20;
 
-/// Element types. Weights are F32, F16 or BF16; the others occur beside them, and in model files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Dtype {
-    F32,
-    F16,
-    Bf16,
-    F64,
-    I8,
-    U8,
-    I16,
-    I32,
-    I64,
-    Bool,
-    /// A type of the safetensors format with no use here, by its name there.
-    Other(&'static str),
-}
-
-impl Dtype {
-    /// Bytes of one element; `None` for types that are only ever refused.
-    pub(crate) fn size(self) -> Option<usize> {
-        match self {
-            Dtype::I8 | Dtype::U8 | Dtype::Bool => Some(1),
-            Dtype::F16 | Dtype::Bf16 | Dtype::I16 => Some(2),
-            Dtype::F32 | Dtype::I32 => Some(4),
-            Dtype::F64 | Dtype::I64 => Some(8),
-            Dtype::Other(_) => None,
-        }
-    }
-
-    /// The name in safetensors headers.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::Bf16 => "BF16",
-            Dtype::F64 => "F64",
-            Dtype::I8 => "I8",
-            Dtype::U8 => "U8",
-            Dtype::I16 => "I16",
-            Dtype::I32 => "I32",
-            Dtype::I64 => "I64",
-            Dtype::Bool => "BOOL",
-            Dtype::Other(name) => name,
-        }
-    }
-
-    /// Whether weights of this type can be read.
-    pub(crate) fn is_weight(self) -> bool {
-        matches!(self, Dtype::F32 | Dtype::F16 | Dtype::Bf16)
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+/// Bytes of a file walked before they are released, for readers that need each of them once.
+const WALK_STEP: u64 = 8 << 20;
 
 /// The CRC-32 a zip directory gives for one of its records. Several tensors may share a record; it
 /// is checked when the first of them is read, and then never again.
@@ -124,7 +70,8 @@ pub(crate) fn crc32(file: &SourceFile, range: Range<u64>) -> Result<u32> {
     Ok(hasher.finalize())
 }
 
-/// A tensor in a file. Cheap to clone. Made by [`RawTensor::new`] only, which checks its place.
+/// A tensor in a file. Cheap to clone. Made by [`RawTensor::new`] and [`RawTensor::in_order`] only,
+/// which check its place.
 #[derive(Clone, Debug)]
 pub(crate) struct RawTensor {
     /// As it is called in the file.
@@ -138,6 +85,8 @@ pub(crate) struct RawTensor {
     pub(crate) offset: u64,
     /// Of the record that holds it, where the format has one.
     pub(crate) checksum: Option<Arc<Checksum>>,
+    /// Whether this is `time_decay` with -exp() applied already, as rwkv.cpp stores it.
+    pub(crate) is_decay_log: bool,
 }
 
 /// A tensor as rows and columns, with the distances between them in elements.
@@ -205,12 +154,66 @@ impl RawTensor {
             shape,
             strides,
             checksum: None,
+            is_decay_log: false,
         })
+    }
+
+    /// A tensor whose elements lie side by side in row-major order from byte `offset` on.
+    ///
+    /// # Errors
+    /// An element outside the file, rows that are not whole blocks, sizes beyond the memory.
+    pub(crate) fn in_order(
+        name: String,
+        file: SourceFile,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        offset: u64,
+    ) -> Result<Self> {
+        let refuse =
+            |text: String| Err(Error::format(text).at(format!("{}: tensor {name}", file.name())));
+        let mut strides = vec![1; shape.len()];
+        let mut count = 1usize;
+        for (stride, &dim) in strides.iter_mut().zip(&shape).rev() {
+            *stride = count;
+            let Some(more) = count.checked_mul(dim.max(1)) else {
+                return refuse(format!("shape {shape:?}: too large"));
+            };
+            count = more;
+        }
+        if matches!(dtype, Dtype::Blocks(_)) && shape.last().is_none_or(|n| n % BLOCK != 0) {
+            return refuse(format!(
+                "shape {shape:?} of {dtype}, expected rows of a multiple of {BLOCK}"
+            ));
+        }
+        let tensor = RawTensor {
+            name: name.clone(),
+            file: file.clone(),
+            dtype,
+            shape,
+            strides,
+            offset,
+            checksum: None,
+            is_decay_log: false,
+        };
+        let end = tensor.end();
+        if end > file.len() {
+            return refuse(format!(
+                "{dtype} {:?} at byte {offset} ends at {end}, but the file has {} bytes: truncated",
+                tensor.shape,
+                file.len()
+            ));
+        }
+        Ok(tensor)
     }
 
     /// Number of elements.
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Where its last byte ends, if its elements lie in order, in bytes from the start of the file.
+    pub(crate) fn end(&self) -> u64 {
+        self.byte_range(0, self.len() as u64).end
     }
 
     /// `FILE: tensor NAME`, for error texts.
@@ -226,6 +229,18 @@ impl RawTensor {
     /// # Panics
     /// If the rows are not within the tensor or `out` has not exactly their size.
     pub(crate) fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.read(rows, out, false)
+    }
+
+    /// As [`RawTensor::read_rows`], and does not keep the pages that it walks over, so that a few
+    /// rows of a transposed tensor do not bring in all of it.
+    pub(crate) fn read_rows_once(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.read(rows.clone(), out, true)?;
+        self.release(rows);
+        Ok(())
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [f32], once: bool) -> Result<()> {
         let plane = self.plane()?;
         assert!(
             rows.start <= rows.end && rows.end <= plane.rows,
@@ -243,10 +258,9 @@ impl RawTensor {
         }
         let first = rows.start as u64 * plane.row_stride;
         if plane.col_stride == 1 && plane.row_stride == plane.cols as u64 {
-            let bytes = self.elements(first, out.len() as u64)?;
-            widen(self.dtype, &bytes, out);
+            self.read_run(first, out)?;
         } else {
-            self.gather(plane, rows.clone(), out)?;
+            self.gather(plane, rows.clone(), out, once)?;
         }
         match first_non_finite(out) {
             None => Ok(()),
@@ -254,7 +268,7 @@ impl RawTensor {
         }
     }
 
-    /// Reads all `n` elements in order, whatever the shape.
+    /// Reads all `n` elements in order, whatever the shape, and releases their pages.
     ///
     /// # Errors
     /// Another number of elements, and those of [`RawTensor::read_rows`].
@@ -266,7 +280,7 @@ impl RawTensor {
         let mut out = vec![0.0; n];
         if n > 0 {
             let rows = self.plane()?.rows;
-            self.read_rows(0..rows, &mut out)?;
+            self.read_rows_once(0..rows, &mut out)?;
         }
         Ok(out)
     }
@@ -288,18 +302,16 @@ impl RawTensor {
     /// Says that these rows are not needed for now; see [`SourceFile::release`]. Rows of a
     /// transposed tensor lie scattered: they are released together with its last row.
     pub(crate) fn release(&self, rows: Range<usize>) {
-        let (Ok(plane), Some(size)) = (self.plane(), self.dtype.size()) else {
+        let Ok(plane) = self.plane() else {
             return;
         };
-        let size = size as u64;
         let rows = rows.start.min(plane.rows) as u64..rows.end.min(plane.rows) as u64;
         if plane.col_stride == 1 && plane.row_stride == plane.cols as u64 {
-            let row_bytes = plane.row_stride * size;
-            let start = self.offset + rows.start * row_bytes;
-            self.file.release(start..self.offset + rows.end * row_bytes);
+            let cols = plane.row_stride;
+            let count = (rows.end - rows.start.min(rows.end)) * cols;
+            self.file.release(self.byte_range(rows.start * cols, count));
         } else if rows.end == plane.rows as u64 {
-            let end = self.offset + plane.span() * size;
-            self.file.release(self.offset..end);
+            self.file.release(self.byte_range(0, plane.span()));
         }
     }
 
@@ -356,8 +368,8 @@ impl RawTensor {
     }
 
     /// Rows whose elements do not lie side by side. Walks the larger distance outside, so that each
-    /// piece read from the file is as short as possible.
-    fn gather(&self, plane: Plane, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+    /// piece read from the file is as short as possible. `once`: releases what it has walked over.
+    fn gather(&self, plane: Plane, rows: Range<usize>, out: &mut [f32], once: bool) -> Result<()> {
         let first = rows.start as u64 * plane.row_stride;
         let by_columns = plane.col_stride > plane.row_stride;
         let (outer, inner) = if by_columns {
@@ -374,22 +386,56 @@ impl RawTensor {
         let span = (inner.0 as u64 - 1) * inner.1 + 1;
         let size = self.dtype.size().unwrap_or(1);
         // Within `usize`: the bytes below hold `span` elements.
-        let step = inner.1 as usize * size;
+        let step = inner.1 as usize;
+        let mut run = Vec::new();
+        if matches!(self.dtype, Dtype::Blocks(_)) {
+            run.resize(span as usize, 0.0);
+        }
+        let mut walked = self.byte_range(first, 0).start;
         for line in 0..outer.0 {
-            let bytes = self.elements(first + line as u64 * outer.1, span)?;
-            for i in 0..inner.0 {
-                let element = &bytes[i * step..i * step + size];
-                out[line * outer.2 + i * inner.2] = widen_one(self.dtype, element);
+            let start = first + line as u64 * outer.1;
+            let range = self.byte_range(start, span);
+            if run.is_empty() {
+                let bytes = self.file.bytes(range.clone())?;
+                for i in 0..inner.0 {
+                    let element = &bytes[i * step * size..][..size];
+                    out[line * outer.2 + i * inner.2] = widen_one(self.dtype, element);
+                }
+            } else {
+                self.read_run(start, &mut run)?;
+                for i in 0..inner.0 {
+                    out[line * outer.2 + i * inner.2] = run[i * step];
+                }
+            }
+            if once && (range.end - walked >= WALK_STEP || line + 1 == outer.0) {
+                self.file.release(walked..range.end);
+                walked = range.end;
             }
         }
         Ok(())
     }
 
-    /// The bytes of `count` elements in file order, `first` elements after the tensor's own first.
-    fn elements(&self, first: u64, count: u64) -> Result<FileBytes> {
-        let size = self.dtype.size().unwrap_or(1) as u64;
-        let start = self.offset + first * size;
-        self.file.bytes(start..start + count * size)
+    /// Elements that lie side by side, `first` elements after the tensor's own first.
+    fn read_run(&self, first: u64, out: &mut [f32]) -> Result<()> {
+        let bytes = self.file.bytes(self.byte_range(first, out.len() as u64))?;
+        match self.dtype {
+            // Below the size of a block.
+            Dtype::Blocks(format) => format.widen(&bytes, first as usize % BLOCK, out),
+            dtype => widen(dtype, &bytes, out),
+        }
+        Ok(())
+    }
+
+    /// Bytes of the file that hold `count` elements, `first` elements after the tensor's own first:
+    /// whole blocks, where there are any.
+    fn byte_range(&self, first: u64, count: u64) -> Range<u64> {
+        let end = first.saturating_add(count);
+        let (per_unit, size) = match self.dtype {
+            Dtype::Blocks(format) => (BLOCK as u64, format.size_bytes() as u64),
+            dtype => (1, dtype.size().unwrap_or(1) as u64),
+        };
+        let at = |units: u64| self.offset.saturating_add(units.saturating_mul(size));
+        at(first / per_unit)..at(end.div_ceil(per_unit))
     }
 
     fn require_weight(&self) -> Result<()> {

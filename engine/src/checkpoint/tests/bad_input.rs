@@ -18,10 +18,10 @@ fn files_of_other_formats() {
             &["GGUF"],
         ),
         file(
-            "rwkv.cpp",
-            b"fmgg\x65\0\0\0aaaaaaaa".to_vec(),
+            "ggml",
+            b"tjgg\x65\0\0\0aaaaaaaa".to_vec(),
             Unsupported,
-            &["rwkv.cpp"],
+            &["ggml file of another program"],
         ),
         file(
             "lfs",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::{Config, Dtype};
 use super::{fixture, open, read_all};
+use crate::file::Access;
 
 #[derive(serde::Deserialize)]
 struct Expected {

@@ -16,6 +16,7 @@ mod build;
 mod damage;
 mod fixtures;
 mod large;
+mod rwkv_cpp;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,0 +1,211 @@
+//! The small files of a Hugging Face directory: configuration, generation defaults, tokenizer.
+//!
+//! What the source directory says beyond the sizes is carried over; what nothing says gets the values
+//! of transformers' `RwkvConfig`, as its conversion script gives them.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{json, Map, Value};
+
+use crate::checkpoint::{Checkpoint, Config};
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::{Folder, SourceFile};
+use crate::tokenizer::{self, Tokenizer};
+
+pub(super) const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+/// Whose fields these files have.
+const TRANSFORMERS_VERSION: &str = "4.57.6";
+/// Tokenizers have a few megabytes.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// Files of a tokenizer that transformers reads, beside World vocabularies.
+const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+];
+
+/// A small file to be written.
+pub(super) struct SideFile {
+    pub(super) name: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl SideFile {
+    fn json(name: &str, value: &Value) -> Self {
+        SideFile {
+            name: name.to_owned(),
+            bytes: format!("{value:#}\n").into_bytes(),
+        }
+    }
+}
+
+/// `config.json` of the model, whose weights are stored as `dtype`.
+pub(super) fn config(checkpoint: &Checkpoint, dtype: &str) -> Result<SideFile> {
+    let mut fields: BTreeMap<String, Value> = match read(checkpoint, CONFIG)? {
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+            Error::format(e.to_string()).at(format!("{}: {CONFIG}", checkpoint.place))
+        })?,
+        None => BTreeMap::new(),
+    };
+    // Older names of what is written below.
+    for name in ["torch_dtype", "max_position_embeddings"] {
+        fields.remove(name);
+    }
+    fields.entry("rescale_every".into()).or_insert(json!(6));
+    fields.entry("use_cache".into()).or_insert(json!(true));
+    fields.extend(known_fields(&checkpoint.config, dtype));
+    Ok(SideFile::json(CONFIG, &json!(fields)))
+}
+
+fn known_fields(config: &Config, dtype: &str) -> Map<String, Value> {
+    // By way of its shortest decimal: 1e-5 and not the f64 nearest to the f32.
+    let epsilon: f64 = config
+        .layer_norm_epsilon
+        .to_string()
+        .parse()
+        .unwrap_or(1e-5);
+    let fields = json!({
+        "architectures": ["RwkvForCausalLM"],
+        "attention_hidden_size": config.n_attention,
+        "bos_token_id": config.bos,
+        "context_length": config.context_length,
+        "dtype": dtype,
+        "eos_token_id": config.end_of_text,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.n_hidden,
+        "layer_norm_epsilon": epsilon,
+        "model_type": "rwkv",
+        "num_hidden_layers": config.n_layer,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "transformers_version": TRANSFORMERS_VERSION,
+        "vocab_size": config.n_vocab,
+    });
+    match fields {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+/// `generation_config.json`: the source directory's own, or one that says what `config.json` does.
+pub(super) fn generation(checkpoint: &Checkpoint) -> Result<SideFile> {
+    if let Some(bytes) = read(checkpoint, GENERATION)? {
+        let name = GENERATION.to_owned();
+        return Ok(SideFile { name, bytes });
+    }
+    let config = &checkpoint.config;
+    let fields = json!({
+        "_from_model_config": true,
+        "bos_token_id": config.bos,
+        "eos_token_id": config.end_of_text,
+        "transformers_version": TRANSFORMERS_VERSION,
+    });
+    Ok(SideFile::json(GENERATION, &fields))
+}
+
+/// The files of a tokenizer: of the file that was asked for, or those of the source directory.
+pub(super) fn tokenizer(checkpoint: &Checkpoint, file: Option<&Path>) -> Result<Vec<SideFile>> {
+    match (file, &checkpoint.folder) {
+        (Some(path), _) => tokenizer_of_file(&checkpoint.config, path),
+        (None, Some(folder)) => {
+            let mut files = Vec::new();
+            for name in folder
+                .list()?
+                .into_iter()
+                .filter(|name| is_tokenizer_file(name))
+            {
+                if let Some(bytes) = read(checkpoint, &name)? {
+                    files.push(SideFile { name, bytes });
+                }
+            }
+            Ok(files)
+        }
+        (None, None) => Ok(Vec::new()),
+    }
+}
+
+/// Whether a directory's tokenizer would be read from a file of this name.
+pub(super) fn is_tokenizer_file(name: &str) -> bool {
+    TOKENIZER_FILES.contains(&name) || (name.starts_with("rwkv_vocab") && name.ends_with(".txt"))
+}
+
+fn tokenizer_of_file(config: &Config, path: &Path) -> Result<Vec<SideFile>> {
+    let file = SourceFile::open_without_mapping(path)?;
+    let bytes = whole(&file)?;
+    match Tokenizer::from_bytes(file.name(), &bytes) {
+        Ok(tokenizer) => tokenizer.check_fits(config.n_vocab)?,
+        // A sound file of a kind that this build cannot read is passed on all the same.
+        Err(e) if e.kind() == ErrorKind::Unsupported => {}
+        Err(e) => return Err(e),
+    }
+    if tokenizer::is_world(&bytes) {
+        let own = path.file_name().and_then(|name| name.to_str());
+        let name = own.filter(|name| is_tokenizer_file(name) && name.ends_with(".txt"));
+        let name = name.unwrap_or("vocab.txt").to_owned();
+        return Ok(vec![SideFile { name, bytes }]);
+    }
+    let parsed: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::new(ErrorKind::Tokenizer, e.to_string()).at(file.name()))?;
+    let mut added = Map::new();
+    let mut special = Map::new();
+    for token in parsed["added_tokens"].as_array().into_iter().flatten() {
+        let mut token = token.clone();
+        let Some(id) = token["id"].as_u64() else {
+            continue;
+        };
+        for (role, of_role) in [("bos_token", config.bos), ("eos_token", config.end_of_text)] {
+            if id == u64::from(of_role) && token["special"] == true {
+                special.insert(role.into(), token["content"].clone());
+            }
+        }
+        if let Some(fields) = token.as_object_mut() {
+            fields.remove("id");
+        }
+        added.insert(id.to_string(), token);
+    }
+    let mut settings = json!({
+        "added_tokens_decoder": added,
+        "clean_up_tokenization_spaces": false,
+        "extra_special_tokens": {},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    });
+    if let Some(settings) = settings.as_object_mut() {
+        settings.extend(special.clone());
+    }
+    Ok(vec![
+        SideFile::json("tokenizer_config.json", &settings),
+        SideFile::json("special_tokens_map.json", &special.into()),
+        SideFile {
+            name: "tokenizer.json".into(),
+            bytes,
+        },
+    ])
+}
+
+/// A file of the source directory; `None` if there is none, or the source is no directory.
+fn read(checkpoint: &Checkpoint, name: &str) -> Result<Option<Vec<u8>>> {
+    let folder: &Folder = match &checkpoint.folder {
+        Some(folder) => folder,
+        None => return Ok(None),
+    };
+    match folder.open(name, false)? {
+        Some(file) => whole(&file).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn whole(file: &SourceFile) -> Result<Vec<u8>> {
+    if file.len() > FILE_BYTES_MAX {
+        let text = format!("{} bytes, expected at most {FILE_BYTES_MAX}", file.len());
+        return Err(Error::format(text).at(file.name()));
+    }
+    Ok(file.bytes(0..file.len())?.to_vec())
+}

@@ -1,0 +1,278 @@
+//! Checkpoints into checkpoints: any form that can be read into a Hugging Face directory, or into
+//! BlinkDL's raw form.
+//!
+//! Input: an open [`Checkpoint`]. Output: files that transformers or torch read. Tensors pass through
+//! one at a time, a few megabytes at once, whatever the size of the model, and the pages they come
+//! from are released. What is written appears when it is complete, or not at all. This module says
+//! what is done in which order; `part.rs` has the numbers, the others a format each.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, names, Checkpoint, Opened};
+use crate::error::{Error, Result};
+use crate::file::Access;
+use crate::output::{sync_folder, OutputFile};
+
+mod folder;
+mod hugging_face;
+mod part;
+mod raw;
+mod safetensors;
+#[cfg(test)]
+mod tests;
+mod zip;
+
+use folder::ModelFolder;
+pub use part::FloatType;
+use part::Part;
+
+/// Takes the next bytes of a file.
+type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// As transformers' `save_pretrained`.
+const SHARD_BYTES_MAX: u64 = 5_000_000_000;
+
+/// How to write a checkpoint; [`Default`] keeps what can be kept.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// How to store all numbers. `None` keeps every tensor's own type; quantised ones become f32, which
+    /// holds them exactly.
+    pub dtype: Option<FloatType>,
+    /// Replaces a model that is there already.
+    pub overwrite: bool,
+    /// Hugging Face directory: bytes of tensors in one file at most, unless a single tensor has more.
+    pub shard_bytes_max: u64,
+    /// Hugging Face directory: a tokenizer file that becomes part of it: `tokenizer.json`, or a World
+    /// vocabulary. `None` takes over the source's, if that is a directory.
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl Default for ConvertOptions {
+    fn default() -> Self {
+        ConvertOptions {
+            dtype: None,
+            overwrite: false,
+            shard_bytes_max: SHARD_BYTES_MAX,
+            tokenizer: None,
+        }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Converted {
+    /// The files with tensors.
+    pub weight_files: Vec<PathBuf>,
+    /// The files of the tokenizer; none in raw form, which has no place for one.
+    pub tokenizer_files: Vec<PathBuf>,
+    /// Of all tensors.
+    pub n_params: u64,
+    /// Of all tensors.
+    pub size_bytes: u64,
+    /// The narrowest type that holds every number exactly.
+    pub dtype: FloatType,
+    /// Files in the folder that interrupted runs have left. They are not removed: another process may
+    /// be writing one of them.
+    pub unfinished_files: Vec<PathBuf>,
+}
+
+/// An open checkpoint, to be written in another form.
+///
+/// ```no_run
+/// use rwkv_edge::{CheckpointSource, ConvertOptions};
+///
+/// # fn main() -> rwkv_edge::Result<()> {
+/// let source = CheckpointSource::open("RWKV-4-Pile-169M.pth", false)?;
+/// let options = ConvertOptions::default();
+/// source.to_hugging_face("rwkv-4-169m-pile".as_ref(), &options, &mut |_, _| {})?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct CheckpointSource(Checkpoint);
+
+impl CheckpointSource {
+    /// Opens a checkpoint: a Hugging Face directory, a `.pth` or `.safetensors` file, or a `.bin` file of
+    /// rwkv.cpp. `no_mmap` reads files instead of mapping them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::open`](crate::Model::open); [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)
+    /// for a model file, which no longer holds what the checkpoint did.
+    pub fn open(path: impl AsRef<Path>, no_mmap: bool) -> Result<Self> {
+        match checkpoint::open_path(path.as_ref(), Access::new(!no_mmap))? {
+            Opened::Checkpoint(checkpoint) => Ok(CheckpointSource(checkpoint)),
+            Opened::ModelFile(file) => {
+                let text =
+                    "a model file made by quantize, expected the checkpoint that it was made from";
+                Err(Error::unsupported(text).at(file.file.name()))
+            }
+        }
+    }
+
+    /// Layers.
+    pub fn n_layer(&self) -> usize {
+        self.0.config.n_layer
+    }
+
+    /// Width of the residual stream.
+    pub fn n_embd(&self) -> usize {
+        self.0.config.n_embd
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.0.config.n_vocab
+    }
+
+    /// Writes a Hugging Face directory: `config.json`, the weights as safetensors under Hugging Face's
+    /// names, their index if they are in several files, `generation_config.json`, and the files of a
+    /// tokenizer if there is one. Calls `progress(done, total)` in bytes of tensors.
+    ///
+    /// The files get their names when all are complete, `config.json` last. On failure the folder is as
+    /// it was.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a folder with a model in it, unless
+    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type; `Format` for damaged
+    /// ones, `Tokenizer`, `Io`.
+    pub fn to_hugging_face(
+        &self,
+        folder: &Path,
+        options: &ConvertOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Converted> {
+        let checkpoint = &self.0;
+        let mut parts = part::parts(checkpoint, options.dtype)?;
+        if self.head_is_embedding() {
+            // As transformers does: the configuration says that the embedding is the head too.
+            parts.retain(|part| part.name != "head.weight");
+        }
+        for part in &mut parts {
+            part.name = names::hugging_face(&part.name);
+        }
+        let mut converted = Converted::of(&parts);
+        let tokenizer = hugging_face::tokenizer(checkpoint, options.tokenizer.as_deref())?;
+        let generation = hugging_face::generation(checkpoint)?;
+        let config = hugging_face::config(checkpoint, converted.dtype.torch_name())?;
+        let shards = safetensors::split(parts, options.shard_bytes_max.max(1));
+
+        let shard_name = |i: usize| safetensors::file_name(i, shards.len());
+        let mut names: BTreeSet<String> = (0..shards.len()).map(shard_name).collect();
+        let small_files = tokenizer.iter().chain([&generation, &config]);
+        names.extend(small_files.map(|file| file.name.clone()));
+        let mut target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
+
+        converted.unfinished_files.clone_from(&target.unfinished);
+
+        let mut progress = Counter::new(converted.size_bytes, progress);
+        for (i, shard) in shards.iter().enumerate() {
+            let mut file = target.create(&shard_name(i))?;
+            safetensors::write(&mut file, shard, &mut |n| progress.advance(n))?;
+            target.add(file)?;
+            converted.weight_files.push(folder.join(shard_name(i)));
+        }
+        for file in &tokenizer {
+            target.add_whole(file)?;
+            converted.tokenizer_files.push(folder.join(&file.name));
+        }
+        target.add_whole(&generation)?;
+        if shards.len() > 1 {
+            let bytes = safetensors::index(&shards);
+            let name = folder::INDEX.to_owned();
+            target.add_whole(&hugging_face::SideFile { name, bytes })?;
+        }
+        target.add_whole(&config)?;
+        target.commit(&config.name)?;
+        Ok(converted)
+    }
+
+    /// Writes one torch file under BlinkDL's names, as the RWKV models are published. Of the options only
+    /// `dtype` and `overwrite` count. Calls `progress(done, total)` in bytes of tensors.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`to_hugging_face`](Self::to_hugging_face).
+    pub fn to_raw(
+        &self,
+        file: &Path,
+        options: &ConvertOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Converted> {
+        let parts = part::parts(&self.0, options.dtype)?;
+        let mut converted = Converted::of(&parts);
+        self.check_target(file, options.overwrite)?;
+        let mut progress = Counter::new(converted.size_bytes, progress);
+        let output = OutputFile::create(file)?;
+        raw::write(output, &parts, &mut |n| progress.advance(n))?.commit()?;
+        let parent = file.parent().filter(|path| !path.as_os_str().is_empty());
+        sync_folder(parent.unwrap_or(Path::new(".")))?;
+        converted.weight_files.push(file.to_owned());
+        Ok(converted)
+    }
+
+    fn check_target(&self, file: &Path, overwrite: bool) -> Result<()> {
+        let Ok(there) = fs::canonicalize(file) else {
+            return Ok(());
+        };
+        let is_source = |tensor: &checkpoint::RawTensor| {
+            fs::canonicalize(tensor.file.name()).is_ok_and(|source| source == there)
+        };
+        if self.0.tensors.values().any(is_source) {
+            let text = "is the checkpoint itself, expected another file to write to";
+            return Err(Error::argument(text).at(file.display()));
+        }
+        if !overwrite {
+            let text = "is there already: name another file, or replace it with --force";
+            return Err(Error::argument(text).at(file.display()));
+        }
+        Ok(())
+    }
+
+    /// Whether the head is not stored by itself.
+    fn head_is_embedding(&self) -> bool {
+        let tensor = |name: &str| self.0.tensors.get(name).map(checkpoint::RawTensor::place);
+        self.0.config.tie_word_embeddings && tensor("head.weight") == tensor("emb.weight")
+    }
+}
+
+impl Converted {
+    fn of(parts: &[Part<'_>]) -> Self {
+        Converted {
+            weight_files: Vec::new(),
+            tokenizer_files: Vec::new(),
+            n_params: parts.iter().map(Part::len).sum(),
+            size_bytes: parts.iter().map(Part::size_bytes).sum(),
+            dtype: part::common_type(parts),
+            unfinished_files: Vec::new(),
+        }
+    }
+}
+
+/// Bytes done, for whoever watches.
+struct Counter<'a> {
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<'a> Counter<'a> {
+    fn new(total: u64, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        Counter {
+            done: 0,
+            total,
+            progress,
+        }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
+        (self.progress)(self.done, self.total);
+    }
+}

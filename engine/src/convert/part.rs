@@ -1,0 +1,214 @@
+//! One tensor on its way from a checkpoint into another: its new name, type and shape, and its
+//! numbers a piece at a time.
+//!
+//! Every number passes through f32, which holds f16, bf16 and dequantised blocks exactly, so a
+//! tensor whose type is kept keeps its bytes, and NaN and infinity are found on the way.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::Put;
+use crate::checkpoint::{names, Checkpoint, Dtype, RawTensor};
+use crate::decay::Decay;
+use crate::error::{Error, Result};
+
+/// Numbers read at once: 4 MiB in f32.
+const READ_NUMBERS: usize = 1 << 20;
+/// The same where a row's numbers lie across the file: each read walks over all of the tensor.
+const READ_NUMBERS_ACROSS: usize = 4 << 20;
+/// Numbers narrowed at once.
+const WRITE_NUMBERS: usize = 64 << 10;
+
+/// How a checkpoint stores numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FloatType {
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE single precision.
+    F32,
+}
+
+impl FloatType {
+    /// `f16`, `bf16` or `f32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FloatType::F16 => "f16",
+            FloatType::Bf16 => "bf16",
+            FloatType::F32 => "f32",
+        }
+    }
+
+    /// In headers of safetensors files.
+    pub(super) fn safetensors_name(self) -> &'static str {
+        match self {
+            FloatType::F16 => "F16",
+            FloatType::Bf16 => "BF16",
+            FloatType::F32 => "F32",
+        }
+    }
+
+    /// In `config.json`.
+    pub(super) fn torch_name(self) -> &'static str {
+        match self {
+            FloatType::F16 => "float16",
+            FloatType::Bf16 => "bfloat16",
+            FloatType::F32 => "float32",
+        }
+    }
+
+    pub(super) fn size_bytes(self) -> u64 {
+        match self {
+            FloatType::F16 | FloatType::Bf16 => 2,
+            FloatType::F32 => 4,
+        }
+    }
+
+    /// What holds all numbers of a stored type exactly.
+    fn keeping(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F16 => FloatType::F16,
+            Dtype::Bf16 => FloatType::Bf16,
+            _ => FloatType::F32,
+        }
+    }
+}
+
+impl fmt::Display for FloatType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A tensor to be written.
+pub(super) struct Part<'a> {
+    /// As the new file calls it.
+    pub(super) name: String,
+    pub(super) dtype: FloatType,
+    pub(super) shape: Vec<usize>,
+    source: &'a RawTensor,
+}
+
+/// All tensors of a checkpoint under BlinkDL's names, in the order in which transformers keeps them.
+///
+/// # Errors
+/// None in practice: the names were checked when the checkpoint was opened.
+pub(super) fn parts(checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result<Vec<Part<'_>>> {
+    let part = |(name, shape): (String, Vec<usize>)| {
+        let Some(source) = checkpoint.tensors.get(&name) else {
+            let place = &checkpoint.place;
+            return Err(Error::format(format!("{place}: tensor {name}: missing")));
+        };
+        Ok(Part {
+            dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
+            name,
+            shape,
+            source,
+        })
+    };
+    names::written(&checkpoint.config)
+        .into_iter()
+        .map(part)
+        .collect()
+}
+
+/// The narrowest type that holds every part exactly.
+pub(super) fn common_type(parts: &[Part<'_>]) -> FloatType {
+    let first = parts.first().map_or(FloatType::F32, |part| part.dtype);
+    if parts.iter().all(|part| part.dtype == first) {
+        first
+    } else {
+        FloatType::F32
+    }
+}
+
+impl Part<'_> {
+    /// Number of elements.
+    pub(super) fn len(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.len() * self.dtype.size_bytes()
+    }
+
+    /// Hands all numbers to `put`, little-endian and in row-major order, a piece at a time.
+    ///
+    /// # Errors
+    /// Those of `put` and of reading; a number beyond the range of the new type.
+    pub(super) fn write(&self, put: &mut Put<'_>) -> Result<()> {
+        let &[n_rows, n_cols] = self.shape.as_slice() else {
+            let n = self.source.len();
+            let values = if self.source.is_decay_log {
+                Decay::read(self.source, n)?.time_decay
+            } else {
+                self.source.read_vector(n)?
+            };
+            return self.narrow(&values, 0, put);
+        };
+        let numbers = if self.source.is_contiguous() {
+            READ_NUMBERS
+        } else {
+            READ_NUMBERS_ACROSS
+        };
+        let step = (numbers / n_cols).clamp(1, n_rows);
+        let mut values = vec![0.0; step * n_cols];
+        for start in (0..n_rows).step_by(step) {
+            let rows = start..(start + step).min(n_rows);
+            let values = &mut values[..rows.len() * n_cols];
+            self.source.read_rows_once(rows, values)?;
+            self.narrow(values, start * n_cols, put)?;
+        }
+        Ok(())
+    }
+
+    /// `first`: index of the first of these numbers, for error texts.
+    fn narrow(&self, values: &[f32], first: usize, put: &mut Put<'_>) -> Result<()> {
+        match self.dtype {
+            FloatType::F32 => put(bytemuck::cast_slice(values)),
+            FloatType::F16 => self.narrow_to(values, first, f16::is_finite, put),
+            FloatType::Bf16 => self.narrow_to(values, first, bf16::is_finite, put),
+        }
+    }
+
+    fn narrow_to<T: bytemuck::Pod>(
+        &self,
+        values: &[f32],
+        first: usize,
+        is_finite: fn(T) -> bool,
+        put: &mut Put<'_>,
+    ) -> Result<()>
+    where
+        [T]: HalfFloatSliceExt,
+    {
+        let mut narrow = vec![T::zeroed(); WRITE_NUMBERS.min(values.len())];
+        for (i, values) in values.chunks(WRITE_NUMBERS).enumerate() {
+            let narrow = &mut narrow[..values.len()];
+            narrow.convert_from_f32_slice(values);
+            if let Some(at) = narrow.iter().position(|&value| !is_finite(value)) {
+                return Err(self.too_large(values[at], first + i * WRITE_NUMBERS + at));
+            }
+            put(bytemuck::cast_slice(narrow))?;
+        }
+        Ok(())
+    }
+
+    fn too_large(&self, value: f32, index: usize) -> Error {
+        let n_cols = self.shape.last().copied().unwrap_or(1).max(1);
+        let (row, column) = (index / n_cols, index % n_cols);
+        let other = match self.dtype {
+            FloatType::F16 => "--dtype bf16 or f32",
+            _ => "--dtype f32",
+        };
+        Error::unsupported(format!(
+            "{value} at [{row}, {column}], which is beyond the range of {}: use {other}",
+            self.dtype
+        ))
+        .at(self.source.place())
+    }
+}
