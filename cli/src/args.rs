@@ -7,8 +7,9 @@ use clap::ValueEnum;
 /// Which model, and how to run it.
 #[derive(clap::Args, Clone)]
 pub(crate) struct ModelArgs {
-    /// Model: a Hugging Face directory, a .pth or .safetensors checkpoint, or a file made by `quantize`
-    #[arg(short, long, value_name = "PATH")]
+    /// Model: a Hugging Face directory, a .pth or .safetensors checkpoint, a file made by `quantize`, or the
+    /// name of a model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile
+    #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
     /// Tokenizer file, instead of the one in or beside the model

@@ -7,8 +7,10 @@
 
 mod args;
 mod bench;
+mod cache_folder;
 mod completions;
 mod generate;
+mod hub;
 mod info;
 mod input;
 mod logits;
@@ -17,6 +19,8 @@ mod model;
 mod perplexity;
 mod plot;
 mod progress;
+mod pull;
+mod quantised;
 mod quantize;
 mod tokenize;
 
@@ -43,6 +47,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Continue a prompt (the default)
     Generate(generate::Args),
+    /// Download a model from the Hugging Face hub, or quantise one into the cache
+    Pull(pull::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
     /// Show what a model is and what it needs
@@ -64,6 +70,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         None => generate::run(&cli.generate),
         Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Pull(args)) => pull::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Tokenize(args)) => tokenize::run(&args),
