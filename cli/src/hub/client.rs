@@ -110,25 +110,39 @@ pub(crate) enum Payload<'a> {
 pub(crate) struct Request<'a> {
     pub(crate) method: http::Method,
     pub(crate) url: String,
-    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) headers: Vec<(String, String)>,
     pub(crate) payload: Payload<'a>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
     pub(crate) fn get(url: String) -> Self {
-        Self::new(http::Method::GET, url)
+        Self::new(http::Method::GET, url, Payload::Empty)
     }
 
     pub(crate) fn head(url: String) -> Self {
-        Self::new(http::Method::HEAD, url)
+        Self::new(http::Method::HEAD, url, Payload::Empty)
     }
 
-    fn new(method: http::Method, url: String) -> Self {
+    pub(crate) fn post(url: String, content_type: &str, body: &'a [u8]) -> Self {
+        let request = Self::new(http::Method::POST, url, Payload::Bytes(body));
+        request.with_header("content-type", content_type)
+    }
+
+    pub(crate) fn put(url: String, payload: Payload<'a>) -> Self {
+        Self::new(http::Method::PUT, url, payload)
+    }
+
+    pub(crate) fn with_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn new(method: http::Method, url: String, payload: Payload<'a>) -> Self {
         Request {
             method,
             url,
             headers: Vec::new(),
-            payload: Payload::Empty,
+            payload,
         }
     }
 }
@@ -267,7 +281,7 @@ impl Client {
             // Sizes, ranges and checksums are those of the file itself.
             .header("accept-encoding", "identity");
         for (name, value) in &request.headers {
-            built = built.header(*name, value);
+            built = built.header(name, value);
         }
         if let Some(token) = &self.settings.token {
             if origin(url) == origin(&self.settings.endpoint) {

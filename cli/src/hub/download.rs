@@ -176,8 +176,7 @@ impl RemoteFile<'_> {
     fn receive(&self, partial: &mut Partial, progress: &mut Progress) -> Result<(), Failure> {
         let mut request = Request::get(self.url());
         if partial.done > 0 {
-            let range = format!("bytes={}-", partial.done);
-            request.headers.push(("range", range));
+            request = request.with_header("range", &format!("bytes={}-", partial.done));
         }
         let answer = self.client.send(&request, Follow::All, TRIES)?;
         self.check_answer(&answer, partial)?;

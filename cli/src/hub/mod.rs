@@ -22,7 +22,11 @@ mod download;
 mod explain;
 mod id;
 #[cfg(feature = "hub")]
+mod lfs;
+#[cfg(feature = "hub")]
 mod online;
+#[cfg(feature = "hub")]
+mod push;
 #[cfg(feature = "hub")]
 mod repository;
 #[cfg(feature = "hub")]
@@ -64,9 +68,18 @@ pub(crate) fn tokenizer_20b() -> Result<PathBuf> {
     access::fetch_unchanging(repository, file)
 }
 
+/// Commits all files of a folder to a repository of the hub, `OWNER/NAME`, or `NAME` of the token's owner;
+/// it is made if it does not exist. Gives the address of the commit, or of the repository where its files
+/// are the same already.
+// `convert --push_to_hub` calls it.
+#[allow(dead_code)]
+pub(crate) fn push(folder: &Path, name: &str, summary: &str) -> Result<String> {
+    access::push(folder, name, summary)
+}
+
 #[cfg(not(feature = "hub"))]
 mod access {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use anyhow::{bail, Result};
 
@@ -81,5 +94,9 @@ mod access {
 
     pub(super) fn fetch_unchanging(repository: &str, file: &str) -> Result<PathBuf> {
         bail!("{file} of {repository} on the Hugging Face hub: this build cannot download (cargo feature `hub`)")
+    }
+
+    pub(super) fn push(_folder: &Path, name: &str, _summary: &str) -> Result<String> {
+        bail!("{name}: this build cannot upload to the Hugging Face hub (cargo feature `hub`)")
     }
 }

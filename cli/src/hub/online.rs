@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, Result};
 
@@ -56,4 +56,8 @@ pub(super) fn fetch_unchanging(repository: &str, file: &str) -> Result<PathBuf> 
         notice(format_args!("downloading {file} of {repository} from {hub}"));
     }
     fetch(&id)
+}
+
+pub(super) fn push(folder: &Path, name: &str, summary: &str) -> Result<String> {
+    super::push::push(Settings::from_env()?, folder, name, summary)
 }
