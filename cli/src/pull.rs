@@ -39,7 +39,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let path = args.model.display();
         match source.path.exists() {
             true => bail!("{path}: is here already; --quant int8 would quantise it into the cache"),
-            false => bail!("{path}: no such file or folder, and not the name of a model on the hub"),
+            false => {
+                bail!("{path}: no such file or folder, and not the name of a model on the hub")
+            }
         }
     }
     let tokenizer = tokenizer(&source);
@@ -78,7 +80,10 @@ fn quantise(
         bail!("{path}: is an {quant} model file already, and opens at once as it is");
     }
     if let Some(copy) = quantised::find(source, quant) {
-        notice(format_args!("{} has an {quant} copy already", args.model.display()));
+        notice(format_args!(
+            "{} has an {quant} copy already",
+            args.model.display()
+        ));
         return Ok(copy);
     }
     let options = Options {
@@ -89,6 +94,8 @@ fn quantise(
     };
     let copy = quantised::make(source, &options, quant)?;
     let size = fs::metadata(&copy)?.len() as f64 / 1e6;
-    notice(format_args!("{quant} copy of {size:.1} MB, used from now on by --quant {quant}"));
+    notice(format_args!(
+        "{quant} copy of {size:.1} MB, used from now on by --quant {quant}"
+    ));
     Ok(copy)
 }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -32,7 +33,7 @@ const LABEL_CHARS_MAX: usize = 64;
 /// The copy of a source, if there is one and the source has not changed since.
 pub(crate) fn find(source: &Located, quant: Quant) -> Option<PathBuf> {
     let identity = Identity::of(&source.path).ok()?;
-    let copy = name(source, quant, &identity).ok()?.path();
+    let copy = name(&source.path, quant, &identity).ok()?.path();
     let made = fs::metadata(&copy).ok()?.modified().ok()?;
     // Files known by their hashes alone should never change. If one was written to all the same, it shows.
     if identity.newest_content.is_some_and(|newest| newest > made) {
@@ -66,20 +67,22 @@ pub(crate) fn hint(source: &Located, quant: Quant) {
 /// Makes the copy of a source and gives its path.
 pub(crate) fn make(source: &Located, options: &Options, quant: Quant) -> Result<PathBuf> {
     let identity = settle(&source.path)?;
-    let name = name(source, quant, &identity)?;
+    let name = name(&source.path, quant, &identity)?;
     let (folder, copy) = (&name.folder, name.path());
     fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
     remove_left_overs(folder);
     let mut progress = Progress::at_once("quantising");
-    let model =
-        Model::open_with_progress(&source.path, options, &mut |d, t| progress.show(d, t))?;
+    let model = Model::open_with_progress(&source.path, options, &mut |d, t| progress.show(d, t))?;
     drop(progress);
     let mut progress = Progress::at_once("writing");
     model.save(&copy, &mut |done, total| progress.show(done, total))?;
     drop(progress);
     if Identity::of(&source.path)? != identity {
         drop(fs::remove_file(&copy));
-        bail!("{}: changed while it was read; try again", source.path.display());
+        bail!(
+            "{}: changed while it was read; try again",
+            source.path.display()
+        );
     }
     name.remove_older();
     Ok(copy)
@@ -143,7 +146,9 @@ impl Identity {
                     field(real.as_os_str().as_encoded_bytes());
                     let changed = changed(&metadata).max(modified);
                     for time in [modified, changed] {
-                        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                        let since = time
+                            .duration_since(SystemTime::UNIX_EPOCH)
+                            .unwrap_or_default();
                         field(&since.as_nanos().to_le_bytes());
                     }
                     identity.newest = identity.newest.max(Some(changed));
@@ -183,7 +188,9 @@ fn source_files(source: &Path) -> Result<Vec<PathBuf>> {
     let (folder, is_part): (&Path, fn(&str) -> bool) = if metadata.is_dir() {
         (source, |name| is_model_part(name) || is_tokenizer(name))
     } else {
-        let parent = source.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = source
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
         (parent.unwrap_or(Path::new(".")), is_tokenizer)
     };
     let mut files = Vec::new();
@@ -215,7 +222,9 @@ fn is_tokenizer(name: &str) -> bool {
 /// another time.
 fn settle(source: &Path) -> Result<Identity> {
     let identity = Identity::of(source)?;
-    let age = identity.newest.and_then(|newest| SystemTime::now().duration_since(newest).ok());
+    let age = identity
+        .newest
+        .and_then(|newest| SystemTime::now().duration_since(newest).ok());
     match age {
         Some(age) if age < CLOCK_STEP => {
             thread::sleep(CLOCK_STEP - age);
@@ -235,40 +244,59 @@ struct CopyName {
     end: String,
 }
 
-fn name(source: &Located, quant: Quant, identity: &Identity) -> Result<CopyName> {
-    let label = match &source.id {
-        Some(id) => id.repository().replace('/', "--"),
-        None => {
-            let real = fs::canonicalize(&source.path).unwrap_or_else(|_| source.path.clone());
-            let name = real.file_stem().unwrap_or_default();
-            name.to_string_lossy().into_owned()
-        }
-    };
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let label: String = label.trim_start_matches('.').chars().filter(|c| allowed(*c)).collect();
-    let label = &label[..label.len().min(LABEL_CHARS_MAX)];
+fn name(source: &Path, quant: Quant, identity: &Identity) -> Result<CopyName> {
     // Of a snapshot's file the link and not the blob: the same file of two commits has two copies.
-    let place = std::path::absolute(&source.path).unwrap_or_else(|_| source.path.clone());
-    let place = xxh3_64(place.as_os_str().as_encoded_bytes());
+    let place = match (source.is_dir(), source.parent(), source.file_name()) {
+        (false, Some(folder), Some(name)) if !folder.as_os_str().is_empty() => {
+            fs::canonicalize(folder).map(|folder| folder.join(name))
+        }
+        (false, _, Some(name)) => fs::canonicalize(".").map(|folder| folder.join(name)),
+        _ => fs::canonicalize(source),
+    };
+    let place = place.with_context(|| format!("{}: cannot read", source.display()))?;
     // Another version may quantise in another way.
     let version = env!("CARGO_PKG_VERSION");
     Ok(CopyName {
         folder: folder()?,
-        start: format!("{label}-{place:016x}-"),
+        start: format!(
+            "{}-{:016x}-",
+            label(&place),
+            xxh3_64(place.as_os_str().as_encoded_bytes())
+        ),
         identity: format!("{:032x}", identity.hash),
         end: format!("-{version}-{quant}.safetensors"),
     })
 }
 
+/// Tells people which model a copy is of.
+fn label(place: &Path) -> String {
+    let of_hub = |part: &OsStr| Some(part.to_str()?.strip_prefix("models--")?.to_owned());
+    let label = place.iter().find_map(of_hub).unwrap_or_else(|| {
+        let name = place.file_stem().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    });
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
+    let label = label.trim_start_matches('.').chars().filter(allowed);
+    label.take(LABEL_CHARS_MAX).collect()
+}
+
 impl CopyName {
     fn path(&self) -> PathBuf {
-        let CopyName { start, identity, end, .. } = self;
+        let CopyName {
+            start,
+            identity,
+            end,
+            ..
+        } = self;
         self.folder.join(format!("{start}{identity}{end}"))
     }
 
     /// Removes the copies of what the source was before.
     fn remove_older(&self) {
-        let (own, quant_end) = (self.path(), self.end.rsplit('-').next().unwrap_or(&self.end));
+        let (own, quant_end) = (
+            self.path(),
+            self.end.rsplit('-').next().unwrap_or(&self.end),
+        );
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
@@ -295,7 +323,9 @@ fn remove_left_overs(folder: &Path) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
-        let age = modified.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+        let age = modified
+            .ok()
+            .and_then(|time| SystemTime::now().duration_since(time).ok());
         if name.starts_with(".rwkv-edge-") && age.is_some_and(|age| age > LEFT_OVER_AGE) {
             drop(fs::remove_file(entry.path()));
         }

@@ -74,7 +74,9 @@ impl RepositoryCache {
         let lock = lock.with_context(failed)?;
         let locked = match FileExt::try_lock(&lock) {
             Err(fs4::TryLockError::WouldBlock) => {
-                notice(format_args!("waiting for another program that downloads {file}"));
+                notice(format_args!(
+                    "waiting for another program that downloads {file}"
+                ));
                 FileExt::lock(&lock)
             }
             Err(fs4::TryLockError::Error(error)) => Err(error),
@@ -97,7 +99,9 @@ impl RepositoryCache {
         create_folder(folder)?;
         // From the folder of the link up to that of the repository.
         let n_up = 2 + file.matches('/').count();
-        let target: PathBuf = std::iter::repeat_n("..", n_up).chain(["blobs", etag]).collect();
+        let target: PathBuf = std::iter::repeat_n("..", n_up)
+            .chain(["blobs", etag])
+            .collect();
         // Made beside and renamed: another process that reads the old one always finds a file.
         let beside = folder.join(format!(".{}.{etag}", std::process::id()));
         let _ = fs::remove_file(&beside);

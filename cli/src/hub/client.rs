@@ -252,8 +252,8 @@ impl Client {
                 // Of the others only these two keep the method and the body.
                 _ => matches!(status.as_u16(), 307 | 308),
             };
-            let Some(location) = header(&response, "location")
-                .filter(|_| status.is_redirection() && may_repeat)
+            let Some(location) =
+                header(&response, "location").filter(|_| status.is_redirection() && may_repeat)
             else {
                 return Ok(response);
             };
@@ -335,7 +335,11 @@ fn refusal(response: Response, url: String) -> Refusal {
     let (status, code) = (response.status().as_u16(), text("x-error-code"));
     let message = text("x-error-message").or_else(|| {
         let mut body = response.into_body();
-        let body = body.with_config().limit(ERROR_BYTES_MAX).read_to_vec().ok()?;
+        let body = body
+            .with_config()
+            .limit(ERROR_BYTES_MAX)
+            .read_to_vec()
+            .ok()?;
         let body: serde_json::Value = serde_json::from_slice(&body).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     });
@@ -367,7 +371,9 @@ fn read_certificates(path: &Path) -> Result<RootCerts> {
 
 /// Whether a `Location` header names a server.
 fn is_absolute(location: &str) -> bool {
-    ["//", "http://", "https://"].iter().any(|start| location.starts_with(start))
+    ["//", "http://", "https://"]
+        .iter()
+        .any(|start| location.starts_with(start))
 }
 
 /// Scheme, host and port, always in the same spelling.
@@ -378,7 +384,9 @@ pub(crate) fn origin(url: &str) -> String {
         "https" => ":443",
         _ => ":80",
     };
-    let host = rest[..end].strip_suffix(default_port).unwrap_or(&rest[..end]);
+    let host = rest[..end]
+        .strip_suffix(default_port)
+        .unwrap_or(&rest[..end]);
     format!("{scheme}://{}", host.to_ascii_lowercase())
 }
 
@@ -409,7 +417,10 @@ mod tests {
         for (location, expected) in [
             ("https://cdn.co/f?t=1", "https://cdn.co/f?t=1"),
             ("//cdn.co/f", "https://cdn.co/f"),
-            ("/api/f?to=https://x.co", "https://hub.co/api/f?to=https://x.co"),
+            (
+                "/api/f?to=https://x.co",
+                "https://hub.co/api/f?to=https://x.co",
+            ),
             ("f", "https://hub.co/a/resolve/f"),
         ] {
             assert_eq!(join(base, location), expected);

@@ -61,7 +61,10 @@ impl RemoteFile<'_> {
     fn url(&self) -> String {
         let endpoint = &self.client.settings.endpoint;
         let (repository, commit) = (self.id.repository(), escape_part(self.commit));
-        format!("{endpoint}/{repository}/resolve/{commit}/{}", escape(self.name))
+        format!(
+            "{endpoint}/{repository}/resolve/{commit}/{}",
+            escape(self.name)
+        )
     }
 
     fn error(&self, text: String) -> Failure {
@@ -72,7 +75,10 @@ impl RemoteFile<'_> {
         let request = Request::head(self.url());
         let answer = self.client.send(&request, Follow::UntilDescribed, TRIES)?;
         if let Some(commit) = header(&answer, "x-repo-commit").filter(|it| *it != self.commit) {
-            let text = format!("the hub speaks of commit {commit}, expected {}", self.commit);
+            let text = format!(
+                "the hub speaks of commit {commit}, expected {}",
+                self.commit
+            );
             return Err(self.error(text));
         }
         let either = |linked, plain| header(&answer, linked).or_else(|| header(&answer, plain));
@@ -166,7 +172,10 @@ impl RemoteFile<'_> {
                     megabytes(partial.size_bytes)
                 )));
             }
-            progress.notice(format_args!("{}: interrupted ({text}), going on", self.name));
+            progress.notice(format_args!(
+                "{}: interrupted ({text}), going on",
+                self.name
+            ));
             thread::sleep(pause(failed));
         }
         Ok(())
@@ -274,7 +283,9 @@ impl Partial {
     }
 
     fn restart(&mut self) -> Result<()> {
-        self.file.set_len(0).context("cannot empty a partial file")?;
+        self.file
+            .set_len(0)
+            .context("cannot empty a partial file")?;
         self.hash = ContentHash::new(&self.etag, self.size_bytes);
         self.done = 0;
         Ok(())

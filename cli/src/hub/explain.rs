@@ -104,7 +104,10 @@ fn not_found(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
     let private = match (refusal.status, &client.settings.token) {
         (401, None) => "; if it is private or gated, put a token into HF_TOKEN".to_owned(),
         (_, None) => String::new(),
-        (_, Some(token)) => format!("; if it is private, the token in {} may not see it", token.source),
+        (_, Some(token)) => format!(
+            "; if it is private, the token in {} may not see it",
+            token.source
+        ),
     };
     anyhow!(
         "{id}: no such file or folder here, and no such model on {hub} ({}){}{private}",
@@ -120,7 +123,12 @@ fn revisions(client: &Client, repository: &str) -> Vec<String> {
         return Vec::new();
     };
     let name = |found: &Value| Some(found.get("name")?.as_str()?.to_owned());
-    let of = |kind: &str| refs.get(kind).and_then(Value::as_array).cloned().unwrap_or_default();
+    let of = |kind: &str| {
+        refs.get(kind)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    };
     let both = [of("branches"), of("tags")].concat();
     both.iter().filter_map(name).collect()
 }

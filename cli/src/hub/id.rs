@@ -145,9 +145,32 @@ mod tests {
             of("BlinkDL/rwkv-4", Some("x/RWKV-4 Pile.pth"), "main")
         );
         for path in [
-            "", "model", "./a/b", "/a/b", "../a/b", "~/a", "a/b/", "a//b", "a/.b", "a/b/../c", "a/b@",
-            "a/b@-/../x", "a b/c", "a/b--c", "a..b/c", "-a/b", "a/b.", "models/rwkv.pth", "a/x.safetensors",
-            "C:\\a\\b", "a/b@x y", "ä/b", "a/b.git", "a/b/c\\d", "@", "a/@x",
+            "",
+            "model",
+            "./a/b",
+            "/a/b",
+            "../a/b",
+            "~/a",
+            "a/b/",
+            "a//b",
+            "a/.b",
+            "a/b/../c",
+            "a/b@",
+            "a/b@-/../x",
+            "a b/c",
+            "a/b--c",
+            "a..b/c",
+            "-a/b",
+            "a/b.",
+            "models/rwkv.pth",
+            "a/x.safetensors",
+            "C:\\a\\b",
+            "a/b@x y",
+            "ä/b",
+            "a/b.git",
+            "a/b/c\\d",
+            "@",
+            "a/@x",
         ] {
             assert_eq!(ModelId::parse(path), None, "{path}");
         }

@@ -46,7 +46,8 @@ impl Uploads<'_> {
             let answers = self.batch(objects)?;
             for object in objects {
                 let answer = answers.iter().find(|answer| answer["oid"] == object.oid);
-                let answer = answer.with_context(|| format!("the hub is silent about {}", object.oid));
+                let answer =
+                    answer.with_context(|| format!("the hub is silent about {}", object.oid));
                 self.upload_one(object, answer?, done)?;
                 done += object.size_bytes;
                 self.progress.borrow_mut().show(done, self.total_bytes);
@@ -69,7 +70,12 @@ impl Uploads<'_> {
         });
         let body = body.to_string().into_bytes();
         let request = Request::post(url, LFS_JSON, &body).with_header("accept", LFS_JSON);
-        match self.client.json(&request, TRIES)?.get_mut("objects").map(Value::take) {
+        match self
+            .client
+            .json(&request, TRIES)?
+            .get_mut("objects")
+            .map(Value::take)
+        {
             Some(Value::Array(answers)) => Ok(answers),
             _ => Err(anyhow!("the hub names no objects in its answer").into()),
         }
@@ -77,7 +83,10 @@ impl Uploads<'_> {
 
     fn upload_one(&self, object: &Object<'_>, answer: &Value, done: u64) -> Result<(), Failure> {
         if let Some(error) = answer.get("error") {
-            let message = error.get("message").and_then(Value::as_str).unwrap_or("refused");
+            let message = error
+                .get("message")
+                .and_then(Value::as_str)
+                .unwrap_or("refused");
             let place = object.path.display();
             return Err(anyhow!("{place}: the hub does not take it: {message}").into());
         }
@@ -86,7 +95,10 @@ impl Uploads<'_> {
             return Ok(());
         };
         let none = Map::new();
-        let headers = upload.get("header").and_then(Value::as_object).unwrap_or(&none);
+        let headers = upload
+            .get("header")
+            .and_then(Value::as_object)
+            .unwrap_or(&none);
         let url = self.address(upload)?;
         match headers.get("chunk_size") {
             Some(size) => {
@@ -97,7 +109,8 @@ impl Uploads<'_> {
                 let whole = (0, object.size_bytes);
                 let mut request_headers = Vec::new();
                 for (name, value) in headers {
-                    request_headers.extend(value.as_str().map(|value| (name.clone(), value.into())));
+                    request_headers
+                        .extend(value.as_str().map(|value| (name.clone(), value.into())));
                 }
                 self.put(object, url, whole, request_headers, done)?;
             }
@@ -121,7 +134,10 @@ impl Uploads<'_> {
         done: u64,
     ) -> Result<(), Failure> {
         let n_parts = object.size_bytes.div_ceil(part_bytes);
-        let named = addresses.keys().filter(|key| key.parse::<u64>().is_ok()).count() as u64;
+        let named = addresses
+            .keys()
+            .filter(|key| key.parse::<u64>().is_ok())
+            .count() as u64;
         if named != n_parts {
             let place = object.path.display();
             let error = anyhow!("{place}: the hub names {named} parts, expected {n_parts}");
@@ -137,10 +153,13 @@ impl Uploads<'_> {
             let begin = (number - 1) * part_bytes;
             let range = (begin, part_bytes.min(object.size_bytes - begin));
             let etag = self.put(object, address.to_owned(), range, Vec::new(), done + begin)?;
-            let etag = etag.with_context(|| format!("the storage gives no ETag of part {number}"))?;
+            let etag =
+                etag.with_context(|| format!("the storage gives no ETag of part {number}"))?;
             parts.push(json!({ "partNumber": number, "etag": etag }));
         }
-        let body = json!({ "oid": object.oid, "parts": parts }).to_string().into_bytes();
+        let body = json!({ "oid": object.oid, "parts": parts })
+            .to_string()
+            .into_bytes();
         let request = Request::post(url, LFS_JSON, &body).with_header("accept", LFS_JSON);
         self.client.send(&request, Follow::All, TRIES)?;
         Ok(())
@@ -160,7 +179,11 @@ impl Uploads<'_> {
             file.seek(SeekFrom::Start(begin))?;
             let inner = file.take(size_bytes);
             let uploads = self;
-            Ok(Box::new(Counted { inner, uploads, done }) as Box<dyn Read>)
+            Ok(Box::new(Counted {
+                inner,
+                uploads,
+                done,
+            }) as Box<dyn Read>)
         };
         let payload = Payload::Stream {
             open: &open,

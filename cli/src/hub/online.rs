@@ -53,7 +53,9 @@ pub(super) fn fetch_unchanging(repository: &str, file: &str) -> Result<PathBuf> 
     }
     if client.settings.offline.is_none() {
         let hub = &client.settings.endpoint;
-        notice(format_args!("downloading {file} of {repository} from {hub}"));
+        notice(format_args!(
+            "downloading {file} of {repository} from {hub}"
+        ));
     }
     fetch(&id)
 }

@@ -174,7 +174,7 @@ fn make_repository(client: &Client, name: &str) -> Result<String, Failure> {
     };
     let id = ModelId::parse(&repository).filter(|id| id.repository() == repository);
     let id = id.with_context(|| format!("{repository}: not a name that a repository can have"))?;
-    let body = json!({ "name": id.name, "organization": id.owner, "type": "model" });
+    let body = json!({ "name": id.name, "organization": id.owner });
     let body = body.to_string().into_bytes();
     let url = format!("{endpoint}/api/repos/create");
     let request = Request::post(url, "application/json", &body);
@@ -225,8 +225,11 @@ fn choose_ways(
         let answers = answer.get("files").and_then(Value::as_array);
         let answers = answers.context("the hub names no files in its answer")?;
         for mut file in rest {
-            let answer = answers.iter().find(|answer| answer["path"] == file.name.as_str());
-            let answer = answer.with_context(|| format!("the hub is silent about {}", file.name))?;
+            let answer = answers
+                .iter()
+                .find(|answer| answer["path"] == file.name.as_str());
+            let answer =
+                answer.with_context(|| format!("the hub is silent about {}", file.name))?;
             file.is_large = match answer["uploadMode"].as_str() {
                 // Storage takes no empty files.
                 Some("lfs") => file.size_bytes > 0,
@@ -236,7 +239,11 @@ fn choose_ways(
                     return Err(error.into());
                 }
             };
-            let hash = if file.is_large { &file.sha256 } else { &file.git_sha1 };
+            let hash = if file.is_large {
+                &file.sha256
+            } else {
+                &file.git_sha1
+            };
             let is_there = answer["oid"].as_str() == Some(hash.as_str());
             let is_unwanted = answer["shouldIgnore"] == true;
             if !is_there && !is_unwanted {
@@ -278,7 +285,8 @@ fn commit(
     files: &[LocalFile],
     summary: &str,
 ) -> Result<String, Failure> {
-    let mut lines = vec![json!({ "key": "header", "value": { "summary": summary, "description": "" } })];
+    let mut lines =
+        vec![json!({ "key": "header", "value": { "summary": summary, "description": "" } })];
     for file in files {
         lines.push(match file.is_large {
             true => json!({ "key": "lfsFile", "value": {
@@ -301,7 +309,17 @@ fn commit(
     let endpoint = &client.settings.endpoint;
     let url = format!("{endpoint}/api/models/{repository}/commit/{REVISION}");
     // Once only: after a lost answer the commit may have been made.
-    let answer = client.json(&Request::post(url, "application/x-ndjson", body.as_bytes()), 1)?;
+    let answer = client.json(
+        &Request::post(url, "application/x-ndjson", body.as_bytes()),
+        1,
+    )?;
     let address = answer.get("commitUrl").and_then(Value::as_str);
     Ok(address.map_or_else(|| format!("{endpoint}/{repository}"), str::to_owned))
 }
+
+#[cfg(test)]
+#[path = "../../../tests/hub/stand_in.rs"]
+mod stand_in;
+#[cfg(test)]
+#[path = "../../../tests/hub/push.rs"]
+mod tests;

@@ -102,7 +102,9 @@ impl<'a> Repository<'a> {
         };
         // Not before everything is there: until then the old commit is what is used without a network.
         if let Err(error) = self.cache.set_commit(self.id.revision(), &listing.commit) {
-            notice(format_args!("{error:#}; without a network the model will not be found"));
+            notice(format_args!(
+                "{error:#}; without a network the model will not be found"
+            ));
         }
         Ok(path)
     }
@@ -142,8 +144,7 @@ impl<'a> Repository<'a> {
             wanted.push(weights);
         }
         self.fetch_missing(&wanted, listing)?;
-        check_architecture(&snapshot.join("config.json"))
-            .with_context(|| self.id.repository())?;
+        check_architecture(&snapshot.join("config.json")).with_context(|| self.id.repository())?;
         if !weights.ends_with(INDEX_ENDING) {
             return self.fetch_missing(&[weights], listing);
         }
@@ -166,7 +167,9 @@ impl<'a> Repository<'a> {
             let short = listing.commit.get(..8).unwrap_or(&listing.commit);
             let (hub, cache) = (&self.client.settings.endpoint, &self.client.settings.cache);
             let (id, cache) = (self.id.repository(), cache.display());
-            notice(format_args!("downloading {id}, commit {short}, from {hub} to {cache}"));
+            notice(format_args!(
+                "downloading {id}, commit {short}, from {hub} to {cache}"
+            ));
         }
         for name in missing {
             let file = RemoteFile {
@@ -192,7 +195,9 @@ impl<'a> Repository<'a> {
             .collect();
         let looked_for = WEIGHT_FILES.join(", ");
         let Some(first) = candidates.first() else {
-            return anyhow!("{repository}: no weights: looked for {looked_for}, *.safetensors, *.pth");
+            return anyhow!(
+                "{repository}: no weights: looked for {looked_for}, *.safetensors, *.pth"
+            );
         };
         let one = self.id.with_file(first);
         let files = list_of(&candidates);
@@ -217,14 +222,18 @@ fn has_weights(snapshot: &Path) -> bool {
 
 /// The weights that the engine would open in a snapshot.
 fn found_weights(snapshot: &Path) -> Option<&'static str> {
-    let found = WEIGHT_FILES.iter().find(|name| snapshot.join(name).is_file());
+    let found = WEIGHT_FILES
+        .iter()
+        .find(|name| snapshot.join(name).is_file());
     found.copied()
 }
 
 /// The files that an index names.
 fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let place = index.display();
-    let size = fs::metadata(index).with_context(|| format!("{place}: cannot read"))?.len();
+    let size = fs::metadata(index)
+        .with_context(|| format!("{place}: cannot read"))?
+        .len();
     if size > INDEX_BYTES_MAX {
         bail!("{place}: {size} bytes, expected at most {INDEX_BYTES_MAX}");
     }
@@ -275,7 +284,10 @@ pub(crate) fn near_names<'n>(wanted: &str, names: impl Iterator<Item = &'n str>)
     const NAMED_MAX: usize = 5;
     let wanted = wanted.to_lowercase();
     let score = |name: &'n str| (strsim::jaro_winkler(&wanted, &name.to_lowercase()), name);
-    let mut scored: Vec<_> = names.map(score).filter(|(score, _)| *score > NEAR).collect();
+    let mut scored: Vec<_> = names
+        .map(score)
+        .filter(|(score, _)| *score > NEAR)
+        .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     scored.truncate(NAMED_MAX);
     scored.into_iter().map(|(_, name)| name).collect()

@@ -143,10 +143,16 @@ mod tests {
         for (variables, expected) in [
             (&[][..], "/home/u/.cache/huggingface/hub"),
             (&[("XDG_CACHE_HOME", "/c")], "/c/huggingface/hub"),
-            (&[("HF_HOME", "~/h"), ("XDG_CACHE_HOME", "/c")], "/home/u/h/hub"),
+            (
+                &[("HF_HOME", "~/h"), ("XDG_CACHE_HOME", "/c")],
+                "/home/u/h/hub",
+            ),
             (&[("HF_HUB_CACHE", "/x"), ("HF_HOME", "/h")], "/x"),
             (&[("HUGGINGFACE_HUB_CACHE", "/old")], "/old"),
-            (&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/x")], "/x"),
+            (
+                &[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/x")],
+                "/x",
+            ),
         ] {
             let variables = [variables, &[("HOME", "/home/u")]].concat();
             let found = settings(&variables).expect("valid").cache;
@@ -169,7 +175,10 @@ mod tests {
         assert_eq!(secret(&[]).as_deref(), Some("hf_file"));
         let old = ("HUGGING_FACE_HUB_TOKEN", "hf_old");
         assert_eq!(secret(&[old]).as_deref(), Some("hf_old"));
-        assert_eq!(secret(&[old, ("HF_TOKEN", "hf_new")]).as_deref(), Some("hf_new"));
+        assert_eq!(
+            secret(&[old, ("HF_TOKEN", "hf_new")]).as_deref(),
+            Some("hf_new")
+        );
         assert_eq!(secret(&[("HF_TOKEN_PATH", "/nowhere")]), None);
         let error = settings(&[("HF_HOME", home), ("HF_TOKEN", "a\u{e4}b")]);
         let error = error.expect_err("no header can hold it").to_string();
