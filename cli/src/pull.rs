@@ -51,7 +51,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let mut stdout = io::stdout().lock();
     if args.json {
-        let object = json!({ "path": source.path, "quantised": quantised });
+        let text = |path: &PathBuf| path.display().to_string();
+        let object = json!({
+            "path": text(&source.path),
+            "quantised": quantised.as_ref().map(text),
+        });
         writeln!(stdout, "{object}")?;
     } else {
         let path = quantised.unwrap_or(source.path);
@@ -75,7 +79,7 @@ fn quantise(
     tokenizer: Option<PathBuf>,
 ) -> Result<PathBuf> {
     let outline = Model::outline(&source.path, &Options::default())?;
-    if outline.model_file == Some(quant) {
+    if outline.is_model_file && outline.stored == quant {
         let path = source.path.display();
         bail!("{path}: is an {quant} model file already, and opens at once as it is");
     }

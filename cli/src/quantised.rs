@@ -55,11 +55,11 @@ pub(crate) fn hint(source: &Located, quant: Quant) {
         return;
     }
     match Model::outline(&source.path, &Options::default()) {
-        Ok(outline) if outline.model_file != Some(quant) => notice(format_args!(
+        Ok(outline) if outline.stored != quant => notice(format_args!(
             "quantising while loading; to do it once and for all: rwkv-edge pull {} --quant {quant}",
             shell_word(&name_of(source))
         )),
-        // Nothing is quantised, or opening will tell what is wrong.
+        // Nothing is converted, or opening will tell what is wrong.
         _ => {}
     }
 }

@@ -89,7 +89,7 @@ pub(crate) fn load(
 }
 
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit.
-fn stored_quant(checkpoint: &Checkpoint) -> Quant {
+pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     let mut matrices = checkpoint
         .tensors
         .iter()

@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::checkpoint::{self, Opened};
 use crate::error::Result;
 use crate::format;
+use crate::load;
 use crate::matrix::Quant;
 use crate::model::{Model, Options};
 
@@ -21,8 +22,10 @@ pub struct Outline {
     pub n_vocab: usize,
     /// Whether a tokenizer is in or beside the model. It has not been looked at.
     pub has_tokenizer: bool,
-    /// How a model file stores its matrices; `None` for a checkpoint, which is always converted in part.
-    pub model_file: Option<Quant>,
+    /// What the matrices stay when no quant is asked for.
+    pub stored: Quant,
+    /// Whether it is a model file: one whose matrices, if they stay so, are used in place.
+    pub is_model_file: bool,
 }
 
 impl Model {
@@ -36,14 +39,16 @@ impl Model {
             Opened::Checkpoint(checkpoint) => Ok(Outline {
                 n_vocab: checkpoint.config.n_vocab,
                 has_tokenizer: checkpoint.tokenizer.is_some(),
-                model_file: None,
+                stored: load::stored_quant(&checkpoint),
+                is_model_file: false,
             }),
             Opened::ModelFile(file) => {
                 let (n_vocab, stored, tokenizer) = format::outline(&file)?;
                 Ok(Outline {
                     n_vocab,
                     has_tokenizer: tokenizer,
-                    model_file: Some(stored),
+                    stored,
+                    is_model_file: true,
                 })
             }
         }

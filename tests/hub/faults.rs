@@ -66,6 +66,18 @@ fn an_interrupted_download_goes_on_in_the_same_run() {
 }
 
 #[test]
+fn a_server_that_falls_silent_is_given_up_and_asked_again() {
+    let (world, _) = World::with_model("small-safetensors");
+    world.hub.fail("GET", WEIGHTS, 1, Fault::Stall(100_000));
+    let output = world.run_with(&[("HF_HUB_DOWNLOAD_TIMEOUT", "1")], &["pull", MODEL]);
+    stdout(&output);
+    let log = world.transfers();
+    let last = log.last().expect("there were some");
+    assert_eq!(last.headers["range"], "bytes=100000-");
+    assert_model(&world);
+}
+
+#[test]
 fn an_interrupted_download_goes_on_in_another_run() {
     let (world, _) = World::with_model("small-safetensors");
     world.hub.fail("GET", WEIGHTS, 1, Fault::Cut(200_000));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::command::{stderr, stdout};
 use crate::common::{golden, repository};
-use crate::stand_in::{etag, Files, Hub};
+use crate::stand_in::{etag, Fault, Files, Hub};
 use crate::world::{assert_generates, assert_refused, files_of, greedy, World, MODEL};
 
 const OFFLINE: [(&str, &str); 1] = [("HF_HUB_OFFLINE", "1")];
@@ -79,6 +79,15 @@ fn a_hub_that_is_not_there_is_a_line_when_the_cache_has_the_model() {
         said.contains("using RWKV/tiny as it is in the cache"),
         "{said}"
     );
+    // Nor when somebody else answers, such as a hotel.
+    world.hub.fail("GET", "/api/models/", 1, Fault::Garble);
+    let output = world.run(&["info", "-m", MODEL]);
+    assert!(stdout(&output).contains("rwkv-4"));
+    assert!(
+        stderr(&output).contains("something else answers"),
+        "{}",
+        stderr(&output)
+    );
     // Nor does it matter that the hub has lost it.
     world.hub.make_private(MODEL, "hf_secret");
     let output = world.run(&["info", "-m", MODEL]);
@@ -90,13 +99,35 @@ fn what_is_not_all_there_is_refused() {
     let (world, _) = World::with_model("odd-bin");
     assert_refused(
         &world.run_with(&OFFLINE, &["info", "-m", MODEL]),
-        &["RWKV/tiny: not (all) in", "HF_HUB_OFFLINE is set"],
+        &[
+            "RWKV/tiny: no such file or folder here",
+            "HF_HUB_OFFLINE is set",
+            "does not have all of main",
+        ],
     );
     let mut files = files_of(&golden("deep-sharded"));
     files.remove("model-00003-of-00004.safetensors");
     lay_out(&world.hub_cache(), MODEL, &files);
     let output = world.run_with(&OFFLINE, &["info", "-m", MODEL]);
-    assert_refused(&output, &["not (all) in"]);
+    assert_refused(&output, &["does not have all of main"]);
+    let output = world.run_with(&[("HF_ENDPOINT", &nobody())], &["info", "-m", MODEL]);
+    assert_refused(
+        &output,
+        &["cannot be downloaded", "does not have all of main"],
+    );
+    // A commit that no revision leads to.
+    lay_out(
+        &world.hub_cache(),
+        "RWKV/pinned",
+        &files_of(&golden("odd-bin")),
+    );
+    let refs = world.hub_cache().join("models--RWKV--pinned/refs/main");
+    fs::remove_file(refs).expect("can be removed");
+    let output = world.run_with(&OFFLINE, &["info", "-m", "RWKV/pinned"]);
+    assert_refused(
+        &output,
+        &["which @0123456789abcdef0123456789abcdef01234567 names"],
+    );
     // A link to nothing, as is left when somebody has cleaned up.
     let blobs = world.cache().join("blobs");
     lay_out(
@@ -107,7 +138,7 @@ fn what_is_not_all_there_is_refused() {
     let blobs = blobs.to_str().expect("UTF-8").replace("tiny", "other");
     fs::remove_dir_all(blobs).expect("can be removed");
     let output = world.run_with(&OFFLINE, &["info", "-m", "RWKV/other"]);
-    assert_refused(&output, &["not (all) in"]);
+    assert_refused(&output, &["does not have all of main"]);
 }
 
 #[test]

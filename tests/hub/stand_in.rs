@@ -3,7 +3,7 @@
 #![allow(dead_code)] // Every test binary uses its own part of this.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -22,6 +22,8 @@ const LARGE: [&str; 4] = [".safetensors", ".bin", ".pth", ".npz"];
 pub enum Fault {
     /// The connection ends after so many bytes of the body.
     Cut(usize),
+    /// After so many bytes nothing more comes, but the connection stays.
+    Stall(usize),
     /// It ends before any answer.
     Drop,
     /// Another status, with these headers.
@@ -713,8 +715,9 @@ fn write_answer(
     let mut announced = true;
     match fault {
         Some(Fault::Garble) => {
+            // Not within a character of text.
             let middle = answer.body.len() / 2;
-            answer.body[middle] ^= 1;
+            answer.body[middle] ^= 0x80;
         }
         Some(Fault::Shorter(n)) => answer.body.truncate(answer.body.len() - n),
         Some(Fault::ShorterUnannounced(n)) => {
@@ -766,6 +769,12 @@ fn write_answer(
         match fault {
             Some(Fault::Cut(n)) => {
                 stream.write_all(&answer.body[..n.min(answer.body.len())])?;
+                return Err(end());
+            }
+            Some(Fault::Stall(n)) => {
+                stream.write_all(&answer.body[..n])?;
+                // Until the other side has had enough.
+                let _ = stream.read(&mut [0]);
                 return Err(end());
             }
             _ => stream.write_all(&answer.body)?,

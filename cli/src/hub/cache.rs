@@ -55,6 +55,17 @@ impl RepositoryCache {
         is_plain_name(commit).then(|| commit.to_owned())
     }
 
+    /// Commits of which there is anything.
+    pub(crate) fn commits(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.join("snapshots"))
+            .into_iter()
+            .flatten();
+        let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+        let mut commits: Vec<String> = entries.filter_map(name).collect();
+        commits.sort();
+        commits
+    }
+
     pub(crate) fn blob(&self, etag: &str) -> PathBuf {
         self.folder.join("blobs").join(etag)
     }

@@ -234,9 +234,13 @@ impl Client {
         let mut body = response.into_body();
         let bytes = body.with_config().limit(JSON_BYTES_MAX).read_to_vec();
         let bytes = bytes.map_err(|e| network(&request.url, e))?;
-        let parsed = serde_json::from_slice(&bytes);
-        let parsed = parsed.with_context(|| format!("{}: not the JSON it should be", request.url));
-        Ok(parsed?)
+        // Such as the page by which a public network asks for a password.
+        serde_json::from_slice(&bytes).map_err(|_| {
+            Failure::Network(format!(
+                "{}: something else answers than the hub",
+                request.url
+            ))
+        })
     }
 
     fn try_once(&self, request: &Request<'_>, follow: Follow) -> Result<Response, Failure> {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::client::{Client, Failure, Refusal, Request};
 use super::download::escape_part;
 use super::id::ModelId;
-use super::repository::{list_of, model_names, near_names, or_else};
+use super::repository::{list_of, model_names, near_names, or_else, Repository};
 
 /// Models of one owner that are compared with a name: the most popular ones.
 const MODELS_MAX: usize = 1000;
@@ -18,9 +18,8 @@ pub(crate) fn explain(client: &Client, id: &ModelId, failure: Failure) -> Error 
     match failure {
         Failure::Other(error) => error,
         Failure::Network(text) => anyhow!(
-            "{id}: cannot download: {text}; it is not (all) in {}; without a network, use a local path or a \
-             model that was downloaded before",
-            client.settings.cache.display()
+            "{id}: no such file or folder here, and it cannot be downloaded: {text}; {}",
+            not_in_cache(client, id)
         ),
         Failure::Refused(refusal) => refused(client, id, &refusal),
     }
@@ -29,10 +28,18 @@ pub(crate) fn explain(client: &Client, id: &ModelId, failure: Failure) -> Error 
 /// A model that is asked for while the network is forbidden by an environment variable.
 pub(crate) fn offline(client: &Client, id: &ModelId, variable: &str) -> Error {
     anyhow!(
-        "{id}: not (all) in {}, and {variable} is set, which forbids downloads; unset it, or name a local \
-         path",
-        client.settings.cache.display()
+        "{id}: no such file or folder here, and {variable} is set, which forbids downloads; {}",
+        not_in_cache(client, id)
     )
+}
+
+fn not_in_cache(client: &Client, id: &ModelId) -> String {
+    let cache = client.settings.cache.display();
+    let known = match Repository::new(client, id).commits().first() {
+        Some(commit) => format!(", but it has commit {commit}, which @{commit} names"),
+        None => String::new(),
+    };
+    format!("{cache} does not have all of {}{known}", id.revision())
 }
 
 fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
@@ -58,7 +65,7 @@ fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
             anyhow!("{repository}: no branch, tag or commit {}{known}", id.revision())
         }
         (404, "EntryNotFound") => anyhow!("{repository}: {refusal}"),
-        (401, _) if token.is_some_and(|_| is_about_token(refusal)) => anyhow!(
+        (401, code) if code != "RepoNotFound" && token.is_some() => anyhow!(
             "{repository}: {hub} does not accept the token in {} (401); make another on {hub}/settings/tokens, \
              or unset it: public models need none",
             token.map_or("", |token| &token.source)
@@ -81,11 +88,6 @@ fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
         ),
         _ => anyhow!("{repository}: {refusal}"),
     }
-}
-
-fn is_about_token(refusal: &Refusal) -> bool {
-    let message = refusal.message.as_deref().unwrap_or("");
-    refusal.code.is_none() && (message.contains("redentials") || message.contains("token"))
 }
 
 fn not_found(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {

@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 
@@ -49,7 +51,20 @@ pub(crate) struct Located {
 
 /// Finds what `--model` names: a local path that exists, else a model of the hub, which is downloaded if it
 /// is not in the cache. Anything else is a path too, for whoever opens it to say that it does not exist.
+///
+/// The same name is the same model as long as the program runs, and the hub is asked once.
 pub(crate) fn locate(model: &Path) -> Result<Located> {
+    static FOUND: Mutex<BTreeMap<PathBuf, Located>> = Mutex::new(BTreeMap::new());
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(located) = found.get(model) {
+        return Ok(located.clone());
+    }
+    let located = find(model)?;
+    found.insert(model.to_owned(), located.clone());
+    Ok(located)
+}
+
+fn find(model: &Path) -> Result<Located> {
     let id = match model.exists() {
         true => None,
         false => ModelId::of_path(model),

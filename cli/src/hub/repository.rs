@@ -55,11 +55,22 @@ impl<'a> Repository<'a> {
 
     /// The model's path in the cache, if all of it is there.
     pub(crate) fn cached(&self) -> Option<PathBuf> {
-        let snapshot = self.cache.snapshot(&self.cache.commit(self.id.revision())?);
+        self.cached_commit(&self.cache.commit(self.id.revision())?)
+    }
+
+    fn cached_commit(&self, commit: &str) -> Option<PathBuf> {
+        let snapshot = self.cache.snapshot(commit);
         match &self.id.file {
             Some(file) => Some(snapshot.join(file)).filter(|path| path.is_file()),
             None => has_weights(&snapshot).then_some(snapshot),
         }
+    }
+
+    /// The commits of which all of the model is in the cache.
+    pub(crate) fn commits(&self) -> Vec<String> {
+        let mut commits = self.cache.commits();
+        commits.retain(|commit| self.cached_commit(commit).is_some());
+        commits
     }
 
     /// The model's path in the cache if it needs no question to the hub: a commit never changes.
