@@ -23,7 +23,8 @@ pub(crate) struct Progress {
 
 const OF_WORK: &str = "{prefix} [{wide_bar}] {percent}% {eta}";
 #[cfg(feature = "hub")]
-const OF_BYTES: &str = "{prefix} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+const OF_BYTES: &str =
+    "{prefix} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
 
 impl Progress {
     pub(crate) fn at_once(label: &'static str) -> Self {

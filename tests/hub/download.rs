@@ -41,7 +41,7 @@ fn a_model_is_downloaded_once_and_laid_out_as_python_does() {
     assert_eq!(names(&cache), ["blobs", "refs", "snapshots"]);
     let reference = fs::read_to_string(cache.join("refs/main")).expect("written");
     assert_eq!(reference, commit);
-    assert_eq!(names(&cache.join("snapshots")), [commit.clone()]);
+    assert_eq!(names(&cache.join("snapshots")), [commit.as_str()]);
     let snapshot = cache.join("snapshots").join(&commit);
     assert_eq!(names(&snapshot), needed);
     for name in needed {

@@ -78,6 +78,32 @@ fn a_server_that_falls_silent_is_given_up_and_asked_again() {
 }
 
 #[test]
+fn a_killed_download_goes_on_where_it_was() {
+    let (world, _) = World::with_model("small-safetensors");
+    world.hub.fail("GET", WEIGHTS, 1, Fault::Stall(150_000));
+    let mut child = world
+        .command()
+        .args(["pull", MODEL])
+        .spawn()
+        .expect("starts");
+    let size = || fs::metadata(incomplete(&world)).map_or(0, |partial| partial.len());
+    while size() < 150_000 {
+        assert!(
+            child.try_wait().expect("a child").is_none(),
+            "it must wait for more"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().expect("can be killed");
+    child.wait().expect("ends");
+    assert_no_model(&world);
+    world.hub.take_log();
+    stdout(&world.run(&["pull", MODEL]));
+    assert_eq!(world.transfers()[0].headers["range"], "bytes=150000-");
+    assert_model(&world);
+}
+
+#[test]
 fn an_interrupted_download_goes_on_in_another_run() {
     let (world, _) = World::with_model("small-safetensors");
     world.hub.fail("GET", WEIGHTS, 1, Fault::Cut(200_000));

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 use ureq::http;
 use ureq::tls::{parse_pem, PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body, SendBody};
+use ureq::{Agent, Body, SendBody, Timeout};
 
 use super::settings::Settings;
 use crate::progress::notice;
@@ -34,12 +34,16 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 const WAIT_QUIETLY: Duration = Duration::from_secs(3);
 /// How often a request is made when nothing makes it succeed.
 pub(crate) const TRIES: u32 = 5;
+/// The same when nobody is there at all: mostly there is just no network.
+const TRIES_UNREACHABLE: u32 = 3;
 
 /// Why a request brought nothing.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The server said no.
     Refused(Refusal),
+    /// Nobody there: no network, no such host, or none that can be trusted.
+    Unreachable(String),
     /// No answer, or a broken one: another try may help.
     Network(String),
     /// The fault is on this side, or an answer makes no sense.
@@ -84,7 +88,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Refused(refusal) => refusal.fmt(f),
-            Failure::Network(text) => f.write_str(text),
+            Failure::Network(text) | Failure::Unreachable(text) => f.write_str(text),
             Failure::Other(error) => write!(f, "{error:#}"),
         }
     }
@@ -203,16 +207,12 @@ impl Client {
                 Err(failure) => failure,
             };
             failed += 1;
-            let wait = match &failure {
-                _ if failed >= tries => None,
-                Failure::Network(_) => Some(pause(failed)),
-                Failure::Refused(refusal) if refusal.is_passing() => {
-                    Some(refusal.retry_after.unwrap_or_else(|| pause(failed)))
-                }
-                _ => None,
+            let tries = match failure {
+                Failure::Unreachable(_) => tries.min(TRIES_UNREACHABLE),
+                _ => tries,
             };
-            match wait {
-                Some(wait) if wait <= WAIT_MAX => {
+            match wait_after(&failure, failed) {
+                Some(wait) if failed < tries => {
                     if wait >= WAIT_QUIETLY {
                         let seconds = wait.as_secs();
                         notice(format_args!("{failure}; trying again in {seconds} s"));
@@ -314,9 +314,16 @@ impl Client {
     }
 }
 
-/// Before another try: half a second, and twice as long each time.
-pub(crate) fn pause(failed: u32) -> Duration {
-    Duration::from_millis(500 << failed.saturating_sub(1).min(4))
+/// How long to wait before another try, after so many; `None` where it would be no better. Half a second, and
+/// twice as long each time, unless the server has said how long.
+pub(crate) fn wait_after(failure: &Failure, failed: u32) -> Option<Duration> {
+    let pause = Duration::from_millis(500 << failed.saturating_sub(1).min(4));
+    let wait = match failure {
+        Failure::Network(_) | Failure::Unreachable(_) => pause,
+        Failure::Refused(refusal) if refusal.is_passing() => refusal.retry_after.unwrap_or(pause),
+        _ => return None,
+    };
+    (wait <= WAIT_MAX).then_some(wait)
 }
 
 pub(crate) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
@@ -324,13 +331,29 @@ pub(crate) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> 
 }
 
 fn network(url: &str, error: ureq::Error) -> Failure {
-    let text = match error {
-        ureq::Error::HostNotFound => "no such host, or no network".to_owned(),
-        ureq::Error::Timeout(_) => "no answer in time".to_owned(),
-        ureq::Error::Io(error) => error.to_string(),
-        error => error.to_string(),
+    let place = origin(url);
+    let text = error.to_string();
+    let text = text.strip_prefix("io: ").unwrap_or(&text);
+    let kind = match &error {
+        ureq::Error::Io(error) => error.kind(),
+        _ => io::ErrorKind::Other,
     };
-    Failure::Network(format!("{}: {text}", origin(url)))
+    match error {
+        ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+            Failure::Unreachable(format!("{place}: no connection in time"))
+        }
+        ureq::Error::Timeout(_) => Failure::Network(format!("{place}: no answer in time")),
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
+            Failure::Unreachable(format!("{place}: {text}"))
+        }
+        _ if text.contains("peer certificate") => Failure::Unreachable(format!(
+            "{place}: {text}; SSL_CERT_FILE can name a file of certificates to trust"
+        )),
+        _ if text.contains("lookup") || kind == io::ErrorKind::ConnectionRefused => {
+            Failure::Unreachable(format!("{place}: {text}"))
+        }
+        _ => Failure::Network(format!("{place}: {text}")),
+    }
 }
 
 fn refusal(response: Response, url: String) -> Refusal {

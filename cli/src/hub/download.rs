@@ -16,7 +16,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::cache::RepositoryCache;
-use super::client::{header, pause, Client, Failure, Follow, Request, Response, TRIES};
+use super::client::{header, wait_after, Client, Failure, Follow, Request, Response, TRIES};
 use super::id::{is_hex, is_plain_name, ModelId};
 use crate::progress::Progress;
 
@@ -152,42 +152,47 @@ impl RemoteFile<'_> {
         let (mut failed, mut refused) = (0, 0);
         while partial.done < partial.size_bytes {
             let before = partial.done;
-            let text = match self.receive(partial, progress) {
+            let failure = match self.receive(partial, progress) {
                 Ok(()) => continue,
-                Err(Failure::Network(text)) => text,
                 // Of the whole range: what is there already is no beginning of this file.
                 Err(Failure::Refused(it)) if it.status == 416 && refused == 0 && before > 0 => {
                     refused += 1;
                     partial.restart()?;
                     continue;
                 }
-                Err(failure) => return Err(failure),
+                Err(failure) => failure,
             };
             failed = if partial.done > before { 1 } else { failed + 1 };
-            if failed >= TRIES {
-                return Err(Failure::Network(format!(
-                    "{text}; {}: {:.1} of {:.1} MB are there, and the same command goes on from them",
-                    self.name,
-                    megabytes(partial.done),
-                    megabytes(partial.size_bytes)
-                )));
+            let (name, done) = (self.name, megabytes(partial.done));
+            let total = megabytes(partial.size_bytes);
+            match wait_after(&failure, failed).filter(|_| failed < TRIES) {
+                Some(wait) => {
+                    progress.notice(format_args!("{name}: interrupted ({failure}), going on"));
+                    thread::sleep(wait);
+                }
+                None => {
+                    return Err(match failure {
+                        Failure::Network(text) | Failure::Unreachable(text) => {
+                            Failure::Network(format!(
+                            "{text}; {name}: {done:.1} of {total:.1} MB are there, and the same \
+                                 command goes on from them"
+                        ))
+                        }
+                        failure => failure,
+                    })
+                }
             }
-            progress.notice(format_args!(
-                "{}: interrupted ({text}), going on",
-                self.name
-            ));
-            thread::sleep(pause(failed));
         }
         Ok(())
     }
 
-    /// One request for what is missing.
+    /// One request for what is missing, and one try.
     fn receive(&self, partial: &mut Partial, progress: &mut Progress) -> Result<(), Failure> {
         let mut request = Request::get(self.url());
         if partial.done > 0 {
             request = request.with_header("range", &format!("bytes={}-", partial.done));
         }
-        let answer = self.client.send(&request, Follow::All, TRIES)?;
+        let answer = self.client.send(&request, Follow::All, 1)?;
         self.check_answer(&answer, partial)?;
         let mut body = answer.into_body().into_reader();
         let mut piece = vec![0; PIECE_BYTES];

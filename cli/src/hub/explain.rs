@@ -17,7 +17,7 @@ const MODELS_MAX: usize = 1000;
 pub(crate) fn explain(client: &Client, id: &ModelId, failure: Failure) -> Error {
     match failure {
         Failure::Other(error) => error,
-        Failure::Network(text) => anyhow!(
+        Failure::Network(text) | Failure::Unreachable(text) => anyhow!(
             "{id}: no such file or folder here, and it cannot be downloaded: {text}; {}",
             not_in_cache(client, id)
         ),
@@ -71,8 +71,10 @@ fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
             token.map_or("", |token| &token.source)
         ),
         // Who may not see a repository is told that it does not exist, and the other way round.
-        (401 | 404, _) => not_found(client, id, refusal),
-        (403, _) => anyhow!(
+        (401 | 404, _) if refusal.url.starts_with(&format!("{hub}/api/")) => {
+            not_found(client, id, refusal)
+        }
+        (401 | 403, _) => anyhow!(
             "{repository}: {refusal}; {}",
             match token {
                 Some(token) => format!("the token in {} may not read it", token.source),

@@ -10,6 +10,7 @@ use std::path::Path;
 const NAME_CHARS_MAX: usize = 96;
 
 /// The branch that is meant where none is named.
+#[cfg(feature = "hub")]
 const DEFAULT_REVISION: &str = "main";
 
 /// Endings by which a name of two parts is a path to a file that is missing, rather than a repository.
@@ -52,7 +53,10 @@ impl ModelId {
     pub(crate) fn of_path(path: &Path) -> Option<Self> {
         Self::parse(path.to_str()?)
     }
+}
 
+#[cfg(feature = "hub")]
+impl ModelId {
     /// `OWNER/NAME`
     pub(crate) fn repository(&self) -> String {
         format!("{}/{}", self.owner, self.name)
@@ -118,7 +122,7 @@ fn is_revision(revision: &str) -> bool {
     is_file_path(revision) && !revision.contains(char::is_whitespace)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "hub"))]
 mod tests {
     use super::ModelId;
 
