@@ -1,5 +1,5 @@
-//! Models from the hub, black box, against a stand-in on loopback: what is downloaded, kept, verified, found
-//! again without a network, and quantised once.
+//! Models from the hub, black box, against a stand-in on loopback: what is downloaded, kept,
+//! verified, found again without a network, and quantised once.
 
 #[path = "common/command.rs"]
 mod command;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-/// `$XDG_CACHE_HOME`, else `.cache` in the home folder, on every system: Python's `huggingface_hub` does
-/// the same, and shares what lies there. `variable` looks up an environment variable.
+/// `$XDG_CACHE_HOME`, else `.cache` in the home folder, on every system: Python's `huggingface_hub`
+/// does the same, and shares what lies there. `variable` looks up an environment variable.
 pub(crate) fn of_user(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     if let Some(folder) = variable("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         return Ok(folder.into());

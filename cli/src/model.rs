@@ -23,7 +23,8 @@ const DEMO: &[(&str, &[u8])] = &[
 /// The vocabulary of RWKV-4's Pile models, whose checkpoints bring no tokenizer.
 const N_VOCAB_20B: usize = 50_277;
 
-/// Opens a model that will be given text: where its tokenizer is missing and known, that is found too.
+/// Opens a model that will be given text: where its tokenizer is missing and known, that is found
+/// too.
 pub(crate) fn open(args: &ModelArgs) -> Result<Model> {
     open_model(args, options(args), true)
 }
@@ -85,8 +86,8 @@ pub(crate) fn missing_tokenizer(path: &Path) -> Result<Option<PathBuf>> {
     }
     let tokenizer = hub::tokenizer_20b().with_context(|| {
         format!(
-            "{}: no tokenizer in or beside it; a vocabulary of {N_VOCAB_20B} is that of tokenizer.json of \
-             EleutherAI/gpt-neox-20b, which --tokenizer FILE can name",
+            "{}: no tokenizer in or beside it; a vocabulary of {N_VOCAB_20B} is that of \
+             tokenizer.json of EleutherAI/gpt-neox-20b, which --tokenizer FILE can name",
             path.display()
         )
     })?;

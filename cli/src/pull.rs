@@ -15,8 +15,8 @@ use crate::{model, quantised};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile; with @REVISION another branch, tag or
-    /// commit, with /FILE one file of the repository. With --quant also a local checkpoint
+    /// Model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile; with @REVISION another branch,
+    /// tag or commit, with /FILE one file of the repository. With --quant also a local checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 
@@ -64,7 +64,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The 20B tokenizer, where the model will need it and has none: a later use may be without a network.
+/// The 20B tokenizer, where the model will need it and has none: a later use may be without a
+/// network.
 fn tokenizer(source: &Located) -> Option<PathBuf> {
     model::missing_tokenizer(&source.path).unwrap_or_else(|error| {
         notice(format_args!("{error:#}"));

@@ -1,9 +1,10 @@
 //! Quantised copies of checkpoints in the user's cache, so that a checkpoint is quantised once.
 //!
-//! `pull --quant` makes them; every command that opens a model with `--quant` looks here first. A copy is a
-//! model file whose name holds a hash of what identifies its source: files of a hub's snapshot by the hashes
-//! that they are stored under, others by path, size and times. A source that was changed has another hash,
-//! so its old copy is not found; it is removed when the next one is made.
+//! `pull --quant` makes them; every command that opens a model with `--quant` looks here first. A
+//! copy is a model file whose name holds a hash of what identifies its source: files of a hub's
+//! snapshot by the hashes that they are stored under, others by path, size and times. A source that
+//! was changed has another hash, so its old copy is not found; it is removed when the next one is
+//! made.
 
 #![forbid(unsafe_code)]
 
@@ -35,7 +36,8 @@ pub(crate) fn find(source: &Located, quant: Quant) -> Option<PathBuf> {
     let identity = Identity::of(&source.path).ok()?;
     let copy = name(&source.path, quant, &identity).ok()?.path();
     let made = fs::metadata(&copy).ok()?.modified().ok()?;
-    // Files known by their hashes alone should never change. If one was written to all the same, it shows.
+    // Files known by their hashes alone should never change. If one was written to all the same, it
+    // shows.
     if identity.newest_content.is_some_and(|newest| newest > made) {
         return None;
     }
@@ -218,8 +220,8 @@ fn is_tokenizer(name: &str) -> bool {
     matches!(name, "tokenizer.json" | "vocab.txt") || is_list
 }
 
-/// The identity of a source, when the clock has moved on since its last change: a change from now on gives
-/// another time.
+/// The identity of a source, when the clock has moved on since its last change: a change from now
+/// on gives another time.
 fn settle(source: &Path) -> Result<Identity> {
     let identity = Identity::of(source)?;
     let age = identity

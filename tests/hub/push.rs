@@ -1,4 +1,5 @@
-//! Uploads against the stand-in. Part of the command's own crate, which calls `push` from `convert`.
+//! Uploads against the stand-in. Part of the command's own crate, which calls `push` from
+//! `convert`.
 
 use std::fs;
 use std::path::Path;
@@ -178,7 +179,8 @@ fn who_may_not_push_is_told_why() {
     assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
 }
 
-/// Python's own upload of the same folder, where `RWKV_EDGE_TEST_PYTHON` names one that has huggingface_hub.
+/// Python's own upload of the same folder, where `RWKV_EDGE_TEST_PYTHON` names one that has
+/// huggingface_hub.
 #[test]
 fn python_uploads_the_same() {
     let Some(interpreter) = std::env::var_os("RWKV_EDGE_TEST_PYTHON") else {

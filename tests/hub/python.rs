@@ -1,5 +1,5 @@
-//! The cache and the uploads beside those of Python's `huggingface_hub` itself, where a Python that has it is
-//! named by `RWKV_EDGE_TEST_PYTHON`.
+//! The cache and the uploads beside those of Python's `huggingface_hub` itself, where a Python that
+//! has it is named by `RWKV_EDGE_TEST_PYTHON`.
 
 use std::process::Command;
 

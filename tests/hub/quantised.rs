@@ -1,4 +1,5 @@
-//! `pull --quant`: a copy is made once, found again, and never used for what the source is not any more.
+//! `pull --quant`: a copy is made once, found again, and never used for what the source is not any
+//! more.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,10 @@
 //! The cache of one repository, in the layout of Python's `huggingface_hub`, which shares it.
 //!
 //! `blobs/<etag>` are the files, each once, named by what the hub calls their content;
-//! `snapshots/<commit>/<file>` are relative links to them; `refs/<revision>` hold commits. A blob has its name
-//! only when it is complete and verified: until then it is `<etag>.incomplete`, which Python goes on from as
-//! well, under a lock that Python takes too. A link is made last. So what is in a snapshot is whole.
+//! `snapshots/<commit>/<file>` are relative links to them; `refs/<revision>` hold commits. A blob
+//! has its name only when it is complete and verified: until then it is `<etag>.incomplete`, which
+//! Python goes on from as well, under a lock that Python takes too. A link is made last. So what is
+//! in a snapshot is whole.
 
 #![forbid(unsafe_code)]
 
@@ -131,7 +132,8 @@ impl RepositoryCache {
         let failed = || format!("{}: cannot write", path.display());
         let folder = path.parent().unwrap_or(&self.folder);
         create_folder(folder)?;
-        // Like Python: the commit and no line end. Read by others, so not private as temporary files are.
+        // Like Python: the commit and no line end. Read by others, so not private as temporary
+        // files are.
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));

@@ -1,8 +1,9 @@
-//! Requests to the hub: one blocking agent of the `ureq` crate, with the token where it belongs, redirects,
-//! and another try where one may help.
+//! Requests to the hub: one blocking agent of the `ureq` crate, with the token where it belongs,
+//! redirects, and another try where one may help.
 //!
-//! The token goes to the endpoint alone, never to the storage that it redirects to, not even to another
-//! port of the same host; that is why redirects are followed here. Nothing here knows what is asked for.
+//! The token goes to the endpoint alone, never to the storage that it redirects to, not even to
+//! another port of the same host; that is why redirects are followed here. Nothing here knows what
+//! is asked for.
 
 #![forbid(unsafe_code)]
 
@@ -155,8 +156,8 @@ impl<'a> Request<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Follow {
     All,
-    /// Only those within the server, and none that says what it leads to: the answer at which the hub sends
-    /// its client elsewhere is the one that describes the file.
+    /// Only those within the server, and none that says what it leads to: the answer at which the
+    /// hub sends its client elsewhere is the one that describes the file.
     UntilDescribed,
 }
 
@@ -314,8 +315,8 @@ impl Client {
     }
 }
 
-/// How long to wait before another try, after so many; `None` where it would be no better. Half a second, and
-/// twice as long each time, unless the server has said how long.
+/// How long to wait before another try, after so many; `None` where it would be no better. Half a
+/// second, and twice as long each time, unless the server has said how long.
 pub(crate) fn wait_after(failure: &Failure, failed: u32) -> Option<Duration> {
     let pause = Duration::from_millis(500 << failed.saturating_sub(1).min(4));
     let wait = match failure {

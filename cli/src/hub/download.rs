@@ -1,8 +1,9 @@
-//! One file from the hub into the cache: asked about, fetched or gone on with, verified, and only then put
-//! where models are opened from.
+//! One file from the hub into the cache: asked about, fetched or gone on with, verified, and only
+//! then put where models are opened from.
 //!
-//! Sizes are checked against what the hub says, the content against what it calls the file: the SHA-256 of
-//! large files, git's SHA-1 of small ones. What is not right never gets the name of a blob.
+//! Sizes are checked against what the hub says, the content against what it calls the file: the
+//! SHA-256 of large files, git's SHA-1 of small ones. What is not right never gets the name of a
+//! blob.
 
 #![forbid(unsafe_code)]
 
@@ -138,7 +139,8 @@ impl RemoteFile<'_> {
         let free = fs4::available_space(folder).unwrap_or(0);
         if free > 0 && free < missing_bytes {
             return Err(self.error(format!(
-                "{:.1} MB to download, but {} has only {:.1} MB free; HF_HUB_CACHE names another folder",
+                "{:.1} MB to download, but {} has only {:.1} MB free; HF_HUB_CACHE names another \
+                 folder",
                 megabytes(missing_bytes),
                 folder.display(),
                 megabytes(free)
@@ -379,7 +381,8 @@ fn parse_content_range(range: &str) -> Option<(u64, u64)> {
     (u64::checked_add(end, 1)? == size).then_some((start, size))
 }
 
-/// A path as part of an address. Of what a name may have only these characters mean themselves there.
+/// A path as part of an address. Of what a name may have only these characters mean themselves
+/// there.
 pub(crate) fn escape(path: &str) -> String {
     let mut escaped = String::with_capacity(path.len());
     for byte in path.bytes() {

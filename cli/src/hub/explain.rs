@@ -50,8 +50,10 @@ fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
         (_, "GatedRepo") => anyhow!(
             "{repository}: a gated model: accept its conditions on {hub}/{repository}, and {}",
             match token {
-                Some(token) =>
-                    format!("make sure that the token in {} is of that account", token.source),
+                Some(token) => format!(
+                    "make sure that the token in {} is of that account",
+                    token.source
+                ),
                 None => "put a token of that account into HF_TOKEN".to_owned(),
             }
         ),
@@ -62,12 +64,15 @@ fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
                 true => String::new(),
                 false => format!("; it has {}", list_of(&names)),
             };
-            anyhow!("{repository}: no branch, tag or commit {}{known}", id.revision())
+            anyhow!(
+                "{repository}: no branch, tag or commit {}{known}",
+                id.revision()
+            )
         }
         (404, "EntryNotFound") => anyhow!("{repository}: {refusal}"),
         (401, code) if code != "RepoNotFound" && token.is_some() => anyhow!(
-            "{repository}: {hub} does not accept the token in {} (401); make another on {hub}/settings/tokens, \
-             or unset it: public models need none",
+            "{repository}: {hub} does not accept the token in {} (401); make another on \
+             {hub}/settings/tokens, or unset it: public models need none",
             token.map_or("", |token| &token.source)
         ),
         // Who may not see a repository is told that it does not exist, and the other way round.

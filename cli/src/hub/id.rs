@@ -1,5 +1,5 @@
-//! Names of models on the hub: `OWNER/NAME`, with a file of the repository behind another slash where one
-//! of several is meant, and with a branch, tag or commit behind an `@`.
+//! Names of models on the hub: `OWNER/NAME`, with a file of the repository behind another slash
+//! where one of several is meant, and with a branch, tag or commit behind an `@`.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,8 @@ const NAME_CHARS_MAX: usize = 96;
 #[cfg(feature = "hub")]
 const DEFAULT_REVISION: &str = "main";
 
-/// Endings by which a name of two parts is a path to a file that is missing, rather than a repository.
+/// Endings by which a name of two parts is a path to a file that is missing, rather than a
+/// repository.
 const FILE_ENDINGS: [&str; 6] = [".pth", ".pt", ".safetensors", ".bin", ".gguf", ".json"];
 
 /// A model on the hub.
@@ -100,7 +101,8 @@ fn is_repository_name(name: &str) -> bool {
         && !name.ends_with(".git")
 }
 
-/// Whether a name can be a file in a folder of ours: no way out of it, nothing hidden, no separators.
+/// Whether a name can be a file in a folder of ours: no way out of it, nothing hidden, no
+/// separators.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let refused = |c: char| c.is_control() || matches!(c, '/' | '\\' | ':');
     !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && !name.contains(refused)

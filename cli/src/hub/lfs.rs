@@ -1,5 +1,5 @@
-//! Large files to the hub's storage, by the batch protocol of Git LFS: the hub names the address of each
-//! object that it lacks, or addresses of its parts, and the bytes go there.
+//! Large files to the hub's storage, by the batch protocol of Git LFS: the hub names the address of
+//! each object that it lacks, or addresses of its parts, and the bytes go there.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! Models from the Hugging Face hub, by their names: `--model RWKV/rwkv-4-169m-pile`.
 //!
-//! Sits between the subcommands and the network, and gives paths that the engine opens. Files are downloaded
-//! once into the cache that Python's `huggingface_hub` uses too, and found there without a network. Without
-//! the cargo feature `hub` names are recognised, and refused.
+//! Sits between the subcommands and the network, and gives paths that the engine opens. Files are
+//! downloaded once into the cache that Python's `huggingface_hub` uses too, and found there without
+//! a network. Without the cargo feature `hub` names are recognised, and refused.
 
 #![forbid(unsafe_code)]
 
@@ -49,8 +49,9 @@ pub(crate) struct Located {
     pub(crate) id: Option<ModelId>,
 }
 
-/// Finds what `--model` names: a local path that exists, else a model of the hub, which is downloaded if it
-/// is not in the cache. Anything else is a path too, for whoever opens it to say that it does not exist.
+/// Finds what `--model` names: a local path that exists, else a model of the hub, which is
+/// downloaded if it is not in the cache. Anything else is a path too, for whoever opens it to say
+/// that it does not exist.
 ///
 /// The same name is the same model as long as the program runs, and the hub is asked once.
 pub(crate) fn locate(model: &Path) -> Result<Located> {
@@ -76,16 +77,16 @@ fn find(model: &Path) -> Result<Located> {
     Ok(Located { path, id })
 }
 
-/// The tokenizer of the RWKV-4 Pile models, which their checkpoints do not bring: from the cache, or
-/// downloaded.
+/// The tokenizer of the RWKV-4 Pile models, which their checkpoints do not bring: from the cache,
+/// or downloaded.
 pub(crate) fn tokenizer_20b() -> Result<PathBuf> {
     let (repository, file) = TOKENIZER_20B;
     access::fetch_unchanging(repository, file)
 }
 
-/// Commits all files of a folder to a repository of the hub, `OWNER/NAME`, or `NAME` of the token's owner;
-/// it is made if it does not exist. Gives the address of the commit, or of the repository where its files
-/// are the same already.
+/// Commits all files of a folder to a repository of the hub, `OWNER/NAME`, or `NAME` of the token's
+/// owner; it is made if it does not exist. Gives the address of the commit, or of the repository
+/// where its files are the same already.
 // `convert --push_to_hub` calls it.
 #[allow(dead_code)]
 pub(crate) fn push(folder: &Path, name: &str, summary: &str) -> Result<String> {
@@ -102,13 +103,16 @@ mod access {
 
     pub(super) fn fetch(id: &ModelId) -> Result<PathBuf> {
         bail!(
-            "{id}: no such file or folder; if a model of the Hugging Face hub is meant: this build cannot \
-             download (cargo feature `hub`)"
+            "{id}: no such file or folder; if a model of the Hugging Face hub is meant: this build \
+             cannot download (cargo feature `hub`)"
         )
     }
 
     pub(super) fn fetch_unchanging(repository: &str, file: &str) -> Result<PathBuf> {
-        bail!("{file} of {repository} on the Hugging Face hub: this build cannot download (cargo feature `hub`)")
+        bail!(
+            "{file} of {repository} on the Hugging Face hub: this build cannot download (cargo \
+             feature `hub`)"
+        )
     }
 
     pub(super) fn push(_folder: &Path, name: &str, _summary: &str) -> Result<String> {

@@ -1,5 +1,5 @@
-//! How a model on the hub becomes a path: from the cache where that needs no question, else with the
-//! hub's answer, else from the cache after all.
+//! How a model on the hub becomes a path: from the cache where that needs no question, else with
+//! the hub's answer, else from the cache after all.
 
 #![forbid(unsafe_code)]
 
@@ -16,8 +16,8 @@ use crate::progress::notice;
 
 /// The path of a model in the cache, downloaded as far as needed.
 ///
-/// A branch or tag is looked up each time, as Python does; what is in the cache is used when the hub cannot
-/// be asked, with a line that says so. A commit that is in the cache needs no question.
+/// A branch or tag is looked up each time, as Python does; what is in the cache is used when the
+/// hub cannot be asked, with a line that says so. A commit that is in the cache needs no question.
 pub(super) fn fetch(id: &ModelId) -> Result<PathBuf> {
     let client = Client::new(Settings::from_env()?)?;
     let repository = Repository::new(&client, id);

@@ -1,8 +1,9 @@
-//! A folder to the hub, as one commit: what `push_to_hub` of Python's libraries does, by the same endpoints.
+//! A folder to the hub, as one commit: what `push_to_hub` of Python's libraries does, by the same
+//! endpoints.
 //!
-//! The repository is made if need be. The hub then says of each file whether it goes to its storage for
-//! large files (`lfs.rs`) or into the commit itself. Files that the hub has already are left out. Nothing is
-//! visible to others before the commit, which is all or nothing.
+//! The repository is made if need be. The hub then says of each file whether it goes to its storage
+//! for large files (`lfs.rs`) or into the commit itself. Files that the hub has already are left
+//! out. Nothing is visible to others before the commit, which is all or nothing.
 
 #![forbid(unsafe_code)]
 
@@ -53,7 +54,8 @@ pub(crate) fn push(settings: Settings, folder: &Path, name: &str, summary: &str)
     }
     let Some(token) = &settings.token else {
         bail!(
-            "{name}: pushing needs a token that may write, in HF_TOKEN; make one on {}/settings/tokens",
+            "{name}: pushing needs a token that may write, in HF_TOKEN; make one on \
+             {}/settings/tokens",
             settings.endpoint
         );
     };
@@ -76,14 +78,16 @@ fn explain(name: &str, token_source: &str, client: &Client, failure: Failure) ->
     match failure {
         Failure::Other(error) => error.context(format!("{name}: cannot push")),
         Failure::Refused(refusal) if refusal.status == 401 => anyhow!(
-            "{name}: cannot push: {hub} does not accept the token in {token_source} (401); make another, that \
-             may write, on {hub}/settings/tokens"
+            "{name}: cannot push: {hub} does not accept the token in {token_source} (401); make \
+             another, that may write, on {hub}/settings/tokens"
         ),
         Failure::Refused(refusal) if refusal.status == 403 => anyhow!(
             "{name}: cannot push: {refusal}; the token in {token_source} may not write there: see \
              {hub}/settings/tokens"
         ),
-        failure => anyhow!("{name}: cannot push: {failure}; what was uploaded is kept, so push again"),
+        failure => {
+            anyhow!("{name}: cannot push: {failure}; what was uploaded is kept, so push again")
+        }
     }
 }
 

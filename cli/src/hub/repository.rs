@@ -1,8 +1,8 @@
 //! Which files of a repository a model needs, and bringing them into the cache.
 //!
-//! Small files come first: configuration, tokenizer, index; a repository of another kind of model is refused
-//! by them before gigabytes are fetched. Weights are taken in the order in which the engine looks for them;
-//! what a snapshot already has whole, in whatever form, is enough.
+//! Small files come first: configuration, tokenizer, index; a repository of another kind of model
+//! is refused by them before gigabytes are fetched. Weights are taken in the order in which the
+//! engine looks for them; what a snapshot already has whole, in whatever form, is enough.
 
 #![forbid(unsafe_code)]
 
@@ -111,7 +111,8 @@ impl<'a> Repository<'a> {
                 snapshot
             }
         };
-        // Not before everything is there: until then the old commit is what is used without a network.
+        // Not before everything is there: until then the old commit is what is used without a
+        // network.
         if let Err(error) = self.cache.set_commit(self.id.revision(), &listing.commit) {
             notice(format_args!(
                 "{error:#}; without a network the model will not be found"

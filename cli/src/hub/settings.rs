@@ -1,5 +1,5 @@
-//! Where the hub, its cache and its token are: the environment variables of Python's `huggingface_hub`, with
-//! the same meaning and the same defaults.
+//! Where the hub, its cache and its token are: the environment variables of Python's
+//! `huggingface_hub`, with the same meaning and the same defaults.
 
 #![forbid(unsafe_code)]
 
@@ -15,8 +15,8 @@ use crate::cache_folder::{home, of_user};
 const ENDPOINT: &str = "https://huggingface.co";
 /// For a connection to be made.
 const CONNECT_TIMEOUT_S: u64 = 10;
-/// Between two pieces of an answer. Longer than in Python, where 10 s of silence end a download: slow
-/// lines and slow boards are what this program is for, and each try may go on from the last.
+/// Between two pieces of an answer. Longer than in Python, where 10 s of silence end a download:
+/// slow lines and slow boards are what this program is for, and each try may go on from the last.
 const READ_TIMEOUT_S: u64 = 30;
 
 /// All that the environment says about the hub.
