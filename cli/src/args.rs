@@ -9,11 +9,11 @@ use crate::environment;
 /// Which model, and how to run it.
 #[derive(clap::Args, Clone)]
 pub(crate) struct ModelArgs {
-    /// Model directory or file
+    /// Model directory, file, or name on the Hugging Face hub
     ///
-    /// A Hugging Face directory, a .pth, .safetensors or rwkv.cpp .bin file, or a file made by `quantize`.
-    /// Without it, a small demo model that is part of the program.
-    #[arg(short, long, value_name = "PATH", env = environment::MODEL, hide_env_values = true)]
+    /// A Hugging Face directory, a .pth, .safetensors or rwkv.cpp .bin file, a file made by `quantize`, or
+    /// the name of a model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile. Without it, a small demo model that is part of the program.
+    #[arg(short, long, value_name = "MODEL", env = environment::MODEL, hide_env_values = true)]
     pub(crate) model: Option<PathBuf>,
 
     /// Tokenizer file, if not the model's own

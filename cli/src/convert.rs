@@ -10,8 +10,8 @@ use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
 use rwkv_edge::{CheckpointSource, ConvertOptions, Converted, FloatType};
 
-use crate::note;
 use crate::progress::Progress;
+use crate::{hub, note};
 
 const EXAMPLES: &str = "Examples:
   rwkv-edge convert -m RWKV-4-Pile-169M.pth -o rwkv-4-169m --tokenizer-file 20B_tokenizer.json
@@ -193,7 +193,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     // Before the work, so that nobody waits for it in vain.
     let upload = match &args.model_name {
-        Some(name) if args.push_to_hub => Some(hub::Upload::prepare(name)?),
+        Some(name) if args.push_to_hub => {
+            hub::check_push(name)?;
+            Some(name)
+        }
         _ => None,
     };
     let path = local_checkpoint(args)?;
@@ -227,7 +230,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     file.display()
                 );
             }
-            upload.map_or(Ok(()), |upload| upload.run(folder))
+            if let Some(name) = upload {
+                let address = hub::push(folder, name, "Converted to the Hugging Face format")?;
+                note!("{name}: uploaded, {address}");
+            }
+            Ok(())
         }
         Form::Raw => {
             let file = raw_file(&args.output_dir, &path)?;
@@ -246,7 +253,11 @@ fn local_checkpoint(args: &Args) -> Result<PathBuf> {
         return Ok(path.clone());
     }
     match (&args.repo_id, path.to_str()) {
-        (Some(repo_id), Some(file)) => hub::download(repo_id, file),
+        (Some(repo_id), Some(file)) => {
+            let (name, revision) = repo_id.split_once('@').unwrap_or((repo_id, "main"));
+            let id = format!("{name}/{file}@{revision}");
+            Ok(hub::locate(Path::new(&id))?.path)
+        }
         _ => bail!(
             "{}: no such file or directory; to download it, name its repository with --repo-id",
             path.display()
@@ -285,35 +296,6 @@ fn report(place: &Path, converted: &Converted) {
         converted.size_bytes as f64 / 1e6,
         if n_files == 1 { "file" } else { "files" },
     );
-}
-
-/// What this command needs of the hub.
-mod hub {
-    use std::path::{Path, PathBuf};
-
-    use anyhow::{bail, Result};
-
-    /// Where a file of a repository lies after it was downloaded.
-    pub(super) fn download(repo_id: &str, file: &str) -> Result<PathBuf> {
-        bail!("{repo_id}: {file}: this build cannot download: built without the feature hub")
-    }
-
-    /// An upload that can be expected to work.
-    pub(super) struct Upload {
-        model_name: String,
-    }
-
-    impl Upload {
-        /// Checks what can be checked before there is anything to upload.
-        pub(super) fn prepare(model_name: &str) -> Result<Self> {
-            bail!("{model_name}: this build cannot upload: built without the feature hub")
-        }
-
-        /// Uploads all files of a directory.
-        pub(super) fn run(&self, _folder: &Path) -> Result<()> {
-            Self::prepare(&self.model_name).map(drop)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -138,7 +138,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // Not only at the end, when a text would be lost.
         drop(OutputFile::create(path)?);
     }
-    let model = model::open(&args.model)?;
+    let model = match &args.tokens {
+        Some(_) => model::open_without_text(&args.model)?,
+        None => model::open(&args.model)?,
+    };
     let prompt = read_prompt(args, &model)?;
     let sampler_options = args.sampler_options();
     let seed = sampler_options.seed;

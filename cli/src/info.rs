@@ -29,7 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let model = model::open(&args.model)?;
+    let model = model::open_without_text(&args.model)?;
     if args.verify {
         let mut progress = Progress::at_once("verifying");
         model.verify(&mut |done, total| progress.show(done, total))?;

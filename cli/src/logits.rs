@@ -32,7 +32,7 @@ const SHOWN: usize = 10;
 const ROWS_MAX: usize = 32;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let model = model::open(&args.model)?;
+    let model = model::open_without_text(&args.model)?;
     let TokenList(tokens) = &args.tokens;
     if tokens.is_empty() {
         bail!("no tokens, expected at least one");

@@ -9,6 +9,7 @@ mod args;
 mod bars;
 mod bench;
 mod by_tensor;
+mod cache_folder;
 mod completions;
 mod convert;
 mod divergence;
@@ -16,6 +17,7 @@ mod environment;
 mod eval;
 mod generate;
 mod help;
+mod hub;
 mod info;
 mod input;
 mod lambada;
@@ -26,6 +28,8 @@ mod model;
 mod perplexity;
 mod plot;
 mod progress;
+mod pull;
+mod quantised;
 mod quantize;
 mod scoring;
 mod tokenize;
@@ -57,6 +61,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Continue a prompt (the default)
     Generate(generate::Args),
+    /// Download a model from the Hugging Face hub, or quantise one into the cache
+    Pull(pull::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
     /// Write a checkpoint as a Hugging Face directory, or as a raw .pth file
@@ -104,6 +110,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     };
     match command {
         Command::Generate(args) => generate::run(args),
+        Command::Pull(args) => pull::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Info(args) => info::run(args),

@@ -1,13 +1,14 @@
 //! Opens the model that the arguments name, or the built-in demo model.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rwkv_edge::{Model, Options, Tokenizer};
 
 use crate::args::ModelArgs;
 use crate::progress::Progress;
-use crate::{detail, verbosity};
+use crate::{detail, hub, quantised, verbosity};
 
 /// A Hugging Face directory as part of the program; its README says what the model is.
 #[cfg(feature = "demo")]
@@ -20,8 +21,18 @@ const DEMO: &[(&str, &[u8])] = &[
     ("tokenizer.json", include_bytes!("../demo/tokenizer.json")),
 ];
 
+/// The vocabulary of RWKV-4's Pile models, whose checkpoints bring no tokenizer.
+const N_VOCAB_20B: usize = 50_277;
+
+/// Opens a model that will be given text: where its tokenizer is missing and known, that is found
+/// too.
 pub(crate) fn open(args: &ModelArgs) -> Result<Model> {
-    open_with(args, false)
+    open_model(args, options(args), true)
+}
+
+/// Opens a model that will be given token ids at most.
+pub(crate) fn open_without_text(args: &ModelArgs) -> Result<Model> {
+    open_model(args, options(args), false)
 }
 
 pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
@@ -29,22 +40,39 @@ pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
         no_sparsity,
         ..options(args)
     };
+    open_model(args, options, false)
+}
+
+fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Result<Model> {
     let start = Instant::now();
-    let model = match &args.model {
-        Some(path) => {
-            let mut progress = Progress::after_a_second("loading");
-            Model::open_with_progress(path, &options, &mut |d, t| progress.show(d, t))?
-        }
-        None => open_demo(&options)?,
-    };
-    if verbosity::is_verbose() {
+    let Some(model) = &args.model else {
+        let model = open_demo(&options)?;
         describe(&model, start.elapsed());
+        return Ok(model);
+    };
+    let source = hub::locate(model)?;
+    let path = match options.quant {
+        Some(quant) => quantised::find(&source, quant).unwrap_or_else(|| {
+            quantised::hint(&source, quant);
+            source.path.clone()
+        }),
+        None => source.path,
+    };
+    if needs_text && options.tokenizer.is_none() {
+        options.tokenizer = missing_tokenizer(&path)?;
     }
+    let mut progress = Progress::after_a_second("loading");
+    let model = Model::open_with_progress(&path, &options, &mut |d, t| progress.show(d, t))?;
+    drop(progress);
+    describe(&model, start.elapsed());
     Ok(model)
 }
 
 /// What `--verbose` says of a model that was opened.
 fn describe(model: &Model, time: Duration) {
+    if !verbosity::is_verbose() {
+        return;
+    }
     let info = model.info();
     let mb = |bytes: u64| bytes as f64 / 1e6;
     detail!(
@@ -67,11 +95,34 @@ fn describe(model: &Model, time: Duration) {
 
 /// Only the tokenizer: weights are neither read nor converted.
 pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
-    match (&args.tokenizer, &args.model) {
-        (Some(path), None) => Ok(Tokenizer::open(path)?),
-        (_, Some(path)) => Ok(Model::open_tokenizer(path, &options(args))?),
-        (None, None) => demo_tokenizer(),
+    let model = match (&args.tokenizer, &args.model) {
+        (_, Some(model)) => model,
+        (Some(path), None) => return Ok(Tokenizer::open(path)?),
+        (None, None) => return demo_tokenizer(),
+    };
+    let path = hub::locate(model)?.path;
+    let mut options = options(args);
+    if options.tokenizer.is_none() {
+        options.tokenizer = missing_tokenizer(&path)?;
     }
+    Ok(Model::open_tokenizer(&path, &options)?)
+}
+
+/// The 20B tokenizer, from the hub or its cache, if a model needs it and has none.
+pub(crate) fn missing_tokenizer(path: &Path) -> Result<Option<PathBuf>> {
+    // What is wrong with a model that has no outline, opening it tells.
+    match Model::outline(path, &Options::default()) {
+        Ok(outline) if outline.n_vocab == N_VOCAB_20B && !outline.has_tokenizer => {}
+        _ => return Ok(None),
+    }
+    let tokenizer = hub::tokenizer_20b().with_context(|| {
+        format!(
+            "{}: no tokenizer in or beside it; a vocabulary of {N_VOCAB_20B} is that of \
+             tokenizer.json of EleutherAI/gpt-neox-20b, which --tokenizer FILE can name",
+            path.display()
+        )
+    })?;
+    Ok(Some(tokenizer))
 }
 
 fn options(args: &ModelArgs) -> Options {

@@ -1,34 +1,62 @@
-//! Progress bars on stderr, with the time left; none where stderr is no terminal, or with `--quiet`.
+//! Progress bars on stderr, with the time left; none where stderr is no terminal, or with `--quiet`. And lines
+//! that say what is going on.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::verbosity;
+use crate::{note, verbosity};
+
+/// Tells on stderr what was decided or goes on, in one line.
+pub(crate) fn notice(text: fmt::Arguments<'_>) {
+    note!("rwkv-edge: {text}");
+}
 
 /// A bar that appears when the work has lasted long enough to wonder about.
 pub(crate) struct Progress {
-    label: &'static str,
+    label: Cow<'static, str>,
+    template: &'static str,
     visible_from: Instant,
     bar: Option<ProgressBar>,
 }
 
+const OF_WORK: &str = "{prefix} [{wide_bar}] {percent}% {eta} left";
+#[cfg(feature = "hub")]
+const OF_BYTES: &str =
+    "{prefix} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left";
+
 impl Progress {
     pub(crate) fn at_once(label: &'static str) -> Self {
-        let visible_from = Instant::now();
+        Self::new(label.into(), OF_WORK, Duration::ZERO)
+    }
+
+    pub(crate) fn after_a_second(label: &'static str) -> Self {
+        Self::new(label.into(), OF_WORK, Duration::from_secs(1))
+    }
+
+    /// Of bytes that are transferred, with their speed; the label is the name of a file.
+    #[cfg(feature = "hub")]
+    pub(crate) fn of_bytes(label: String) -> Self {
+        Self::new(label.into(), OF_BYTES, Duration::ZERO)
+    }
+
+    fn new(label: Cow<'static, str>, template: &'static str, wait: Duration) -> Self {
         Progress {
             label,
-            visible_from,
+            template,
+            visible_from: Instant::now() + wait,
             bar: None,
         }
     }
 
-    pub(crate) fn after_a_second(label: &'static str) -> Self {
-        let visible_from = Instant::now() + Duration::from_secs(1);
-        Progress {
-            label,
-            visible_from,
-            bar: None,
+    /// A [`notice`] that does not tear the bar.
+    #[cfg(feature = "hub")]
+    pub(crate) fn notice(&self, text: fmt::Arguments<'_>) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| notice(text)),
+            None => notice(text),
         }
     }
 
@@ -38,9 +66,12 @@ impl Progress {
         }
         if self.bar.is_none() && Instant::now() >= self.visible_from {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix} [{wide_bar}] {percent}% {eta} left");
+            let style = ProgressStyle::with_template(self.template);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar.set_prefix(self.label);
+            bar.set_prefix(self.label.clone());
+            // Of a transfer that goes on from the middle only what is new counts for the speed.
+            bar.set_position(done);
+            bar.reset_eta();
             self.bar = Some(bar);
         }
         if let Some(bar) = &self.bar {

@@ -294,6 +294,12 @@ pub(crate) fn tokenizer(file: &SafetensorsFile) -> Result<(usize, Option<Tokeniz
     ))
 }
 
+/// Size of the vocabulary, how matrices are stored, and whether there is a tokenizer.
+pub(crate) fn outline(file: &SafetensorsFile) -> Result<(usize, Quant, bool)> {
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
+    Ok((meta.config.n_vocab, meta.quant, meta.tokenizer.is_some()))
+}
+
 struct Metadata {
     config: Config,
     quant: Quant,

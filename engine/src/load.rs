@@ -91,7 +91,7 @@ pub(crate) fn load(
 
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit, or if most
 /// are quantised, as in a file of rwkv.cpp; rounding to f16 is far finer than that.
-fn stored_quant(checkpoint: &Checkpoint) -> Quant {
+pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     let tensors = checkpoint.tensors.iter();
     let matrices = tensors.filter(|(name, _)| is_matrix(name));
     let dtypes: Vec<Dtype> = matrices.map(|(_, tensor)| tensor.dtype).collect();

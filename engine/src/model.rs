@@ -47,7 +47,8 @@ pub struct Options {
 }
 
 impl Options {
-    fn access(&self) -> Access {
+    /// How files are opened.
+    pub(crate) fn access(&self) -> Access {
         match self.huge_pages {
             true => Access::HugePages,
             false => Access::new(!self.no_mmap),

@@ -1,0 +1,171 @@
+//! The cache of one repository, in the layout of Python's `huggingface_hub`, which shares it.
+//!
+//! `blobs/<etag>` are the files, each once, named by what the hub calls their content;
+//! `snapshots/<commit>/<file>` are relative links to them; `refs/<revision>` hold commits. A blob
+//! has its name only when it is complete and verified: until then it is `<etag>.incomplete`, which
+//! Python goes on from as well, under a lock that Python takes too. A link is made last. So what is
+//! in a snapshot is whole.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context, Result};
+use fs4::FileExt;
+
+use super::id::{is_file_path, is_hex, is_plain_name};
+use crate::progress::notice;
+
+/// The folder of one repository.
+#[derive(Clone, Debug)]
+pub(crate) struct RepositoryCache {
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+/// Keeps other processes from downloading the same blob until it is dropped.
+pub(crate) struct Lock {
+    /// `None` where the file system knows no locks.
+    _file: Option<File>,
+}
+
+impl RepositoryCache {
+    /// `repository` is `OWNER/NAME`.
+    pub(crate) fn new(cache: &Path, repository: &str) -> Self {
+        let name = format!("models--{}", repository.replace('/', "--"));
+        RepositoryCache {
+            folder: cache.join(&name),
+            locks: cache.join(".locks").join(name),
+        }
+    }
+
+    /// The folder of a commit's files, whether it is there or not.
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// The commit that a revision was when it was last looked up.
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let commit = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        let commit = commit.trim();
+        is_plain_name(commit).then(|| commit.to_owned())
+    }
+
+    /// Commits of which there is anything.
+    pub(crate) fn commits(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.join("snapshots"))
+            .into_iter()
+            .flatten();
+        let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+        let mut commits: Vec<String> = entries.filter_map(name).collect();
+        commits.sort();
+        commits
+    }
+
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
+        self.folder.join("blobs").join(etag)
+    }
+
+    /// Where a blob is until it is complete.
+    pub(crate) fn incomplete(&self, etag: &str) -> PathBuf {
+        self.folder.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    /// Waits until no other process downloads the blob.
+    pub(crate) fn lock(&self, etag: &str, file: &str) -> Result<Lock> {
+        create_folder(&self.locks)?;
+        create_folder(&self.folder.join("blobs"))?;
+        let path = self.locks.join(format!("{etag}.lock"));
+        let failed = || format!("{}: cannot lock", path.display());
+        let lock = File::options().create(true).append(true).open(&path);
+        let lock = lock.with_context(failed)?;
+        let locked = match FileExt::try_lock(&lock) {
+            Err(fs4::TryLockError::WouldBlock) => {
+                notice(format_args!(
+                    "waiting for another program that downloads {file}"
+                ));
+                FileExt::lock(&lock)
+            }
+            Err(fs4::TryLockError::Error(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        match locked {
+            Ok(()) => Ok(Lock { _file: Some(lock) }),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Lock { _file: None }),
+            Err(error) => Err(error).with_context(failed),
+        }
+    }
+
+    /// Puts a complete blob into a snapshot, in place of whatever is there.
+    pub(crate) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<()> {
+        if !is_plain_name(commit) || !is_file_path(file) {
+            bail!("{file} of commit {commit}: not a name that a file can have here");
+        }
+        let link = self.snapshot(commit).join(file);
+        let folder = link.parent().unwrap_or(&self.folder);
+        create_folder(folder)?;
+        // From the folder of the link up to that of the repository.
+        let n_up = 2 + file.matches('/').count();
+        let target: PathBuf = std::iter::repeat_n("..", n_up)
+            .chain(["blobs", etag])
+            .collect();
+        // Made beside and renamed: another process that reads the old one always finds a file.
+        let beside = folder.join(format!(".{}.{etag}", std::process::id()));
+        let _ = fs::remove_file(&beside);
+        link_or_copy(&target, &self.blob(etag), &beside)
+            .and_then(|()| fs::rename(&beside, &link))
+            .inspect_err(|_| drop(fs::remove_file(&beside)))
+            .with_context(|| format!("{}: cannot link", link.display()))
+    }
+
+    /// Notes which commit a revision is.
+    pub(crate) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
+        if revision == commit || self.commit(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        let path = self.folder.join("refs").join(revision);
+        let failed = || format!("{}: cannot write", path.display());
+        let folder = path.parent().unwrap_or(&self.folder);
+        create_folder(folder)?;
+        // Like Python: the commit and no line end. Read by others, so not private as temporary
+        // files are.
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder).with_context(failed)?;
+        file.write_all(commit.as_bytes()).with_context(failed)?;
+        file.persist(&path).with_context(failed)?;
+        Ok(())
+    }
+}
+
+/// A full commit hash, which no branch or tag can move.
+pub(crate) fn is_commit(revision: &str) -> bool {
+    is_hex(revision, 40)
+}
+
+fn create_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("{}: cannot create", path.display()))
+}
+
+#[cfg(unix)]
+fn link_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
+    // Some file systems have no links.
+    std::os::unix::fs::symlink(target, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
+}
+
+#[cfg(windows)]
+fn link_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
+    // Links need a privilege on Windows.
+    std::os::windows::fs::symlink_file(target, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
+}
+
+#[cfg(not(any(unix, windows)))]
+fn link_or_copy(_target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
+    fs::copy(blob, link).map(|_| ())
+}

@@ -1,0 +1,69 @@
+//! How a model on the hub becomes a path: from the cache where that needs no question, else with
+//! the hub's answer, else from the cache after all.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{anyhow, Result};
+
+use super::client::{Client, Failure};
+use super::explain::{explain, offline};
+use super::repository::{tries, Repository};
+use super::settings::Settings;
+use super::ModelId;
+use crate::progress::notice;
+
+/// The path of a model in the cache, downloaded as far as needed.
+///
+/// A branch or tag is looked up each time, as Python does; what is in the cache is used when the
+/// hub cannot be asked, with a line that says so. A commit that is in the cache needs no question.
+pub(super) fn fetch(id: &ModelId) -> Result<PathBuf> {
+    let client = Client::new(Settings::from_env()?)?;
+    let repository = Repository::new(&client, id);
+    if let Some(path) = repository.pinned() {
+        return Ok(path);
+    }
+    let cached = repository.cached();
+    if let Some(variable) = client.settings.offline {
+        return cached.ok_or_else(|| offline(&client, id, variable));
+    }
+    let found = repository
+        .list(tries(cached.is_some()))
+        .and_then(|listing| repository.fetch(&listing));
+    match (found, cached) {
+        (Ok(path), _) => Ok(path),
+        // What came is wrong: that is never passed over.
+        (Err(Failure::Other(error)), _) => Err(error),
+        (Err(failure), Some(path)) => {
+            notice(format_args!("{failure}; using {id} as it is in the cache"));
+            Ok(path)
+        }
+        (Err(failure), None) => Err(explain(&client, id, failure)),
+    }
+}
+
+/// A file that does not change: what is in the cache is not compared with the hub.
+pub(super) fn fetch_unchanging(repository: &str, file: &str) -> Result<PathBuf> {
+    let id = ModelId::parse(repository).ok_or_else(|| anyhow!("{repository}: no model id"))?;
+    let id = id.with_file(file);
+    let client = Client::new(Settings::from_env()?)?;
+    if let Some(path) = Repository::new(&client, &id).cached() {
+        return Ok(path);
+    }
+    if client.settings.offline.is_none() {
+        let hub = &client.settings.endpoint;
+        notice(format_args!(
+            "downloading {file} of {repository} from {hub}"
+        ));
+    }
+    fetch(&id)
+}
+
+pub(super) fn check_push(name: &str) -> Result<()> {
+    super::push::check(&Settings::from_env()?, name).map(drop)
+}
+
+pub(super) fn push(folder: &Path, name: &str, summary: &str) -> Result<String> {
+    super::push::push(Settings::from_env()?, folder, name, summary)
+}

@@ -1,0 +1,351 @@
+//! Which files of a repository a model needs, and bringing them into the cache.
+//!
+//! Small files come first: configuration, tokenizer, index; a repository of another kind of model
+//! is refused by them before gigabytes are fetched. Weights are taken in the order in which the
+//! engine looks for them; what a snapshot already has whole, in whatever form, is enough.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{anyhow, bail, Context, Result};
+use serde_json::Value;
+
+use super::cache::{is_commit, RepositoryCache};
+use super::client::{Client, Failure, Request, TRIES};
+use super::download::{escape_part, RemoteFile};
+use super::id::{is_plain_name, ModelId};
+use crate::progress::notice;
+
+/// Where the engine looks for weights, best first.
+const WEIGHT_FILES: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+const INDEX_ENDING: &str = ".index.json";
+/// An index has a line a tensor.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// By these a file may hold weights, under whatever name.
+const WEIGHT_ENDINGS: [&str; 3] = [".pth", ".safetensors", ".bin"];
+/// Names of files listed in an error.
+const LISTED_MAX: usize = 20;
+
+/// A commit of a repository, and the files in it.
+pub(crate) struct Listing {
+    pub(crate) commit: String,
+    pub(crate) files: BTreeSet<String>,
+}
+
+/// What is wanted of a repository.
+pub(crate) struct Repository<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) cache: RepositoryCache,
+    pub(crate) id: &'a ModelId,
+}
+
+impl<'a> Repository<'a> {
+    pub(crate) fn new(client: &'a Client, id: &'a ModelId) -> Self {
+        let cache = RepositoryCache::new(&client.settings.cache, &id.repository());
+        Repository { client, cache, id }
+    }
+
+    /// The model's path in the cache, if all of it is there.
+    pub(crate) fn cached(&self) -> Option<PathBuf> {
+        self.cached_commit(&self.cache.commit(self.id.revision())?)
+    }
+
+    fn cached_commit(&self, commit: &str) -> Option<PathBuf> {
+        let snapshot = self.cache.snapshot(commit);
+        match &self.id.file {
+            Some(file) => Some(snapshot.join(file)).filter(|path| path.is_file()),
+            None => has_weights(&snapshot).then_some(snapshot),
+        }
+    }
+
+    /// The commits of which all of the model is in the cache.
+    pub(crate) fn commits(&self) -> Vec<String> {
+        let mut commits = self.cache.commits();
+        commits.retain(|commit| self.cached_commit(commit).is_some());
+        commits
+    }
+
+    /// The model's path in the cache if it needs no question to the hub: a commit never changes.
+    pub(crate) fn pinned(&self) -> Option<PathBuf> {
+        is_commit(self.id.revision()).then(|| self.cached())?
+    }
+
+    /// Asks the hub which commit the revision is, and for its files.
+    pub(crate) fn list(&self, tries: u32) -> Result<Listing, Failure> {
+        let endpoint = &self.client.settings.endpoint;
+        let (repository, revision) = (self.id.repository(), escape_part(self.id.revision()));
+        let url = format!("{endpoint}/api/models/{repository}/revision/{revision}");
+        let answer = self.client.json(&Request::get(url), tries)?;
+        let commit = answer.get("sha").and_then(Value::as_str);
+        let commit = commit.filter(|commit| is_plain_name(commit));
+        let files = answer.get("siblings").and_then(Value::as_array);
+        let (Some(commit), Some(files)) = (commit, files) else {
+            let error = anyhow!("{repository}: the hub names no commit or no files");
+            return Err(error.into());
+        };
+        let name = |file: &Value| Some(file.get("rfilename")?.as_str()?.to_owned());
+        Ok(Listing {
+            commit: commit.to_owned(),
+            files: files.iter().filter_map(name).collect(),
+        })
+    }
+
+    /// Downloads what of the model is missing, and gives its path.
+    pub(crate) fn fetch(&self, listing: &Listing) -> Result<PathBuf, Failure> {
+        let snapshot = self.cache.snapshot(&listing.commit);
+        let path = match &self.id.file {
+            Some(file) => {
+                self.fetch_file(file, listing)?;
+                snapshot.join(file)
+            }
+            None => {
+                self.fetch_model(&snapshot, listing)?;
+                snapshot
+            }
+        };
+        // Not before everything is there: until then the old commit is what is used without a
+        // network.
+        if let Err(error) = self.cache.set_commit(self.id.revision(), &listing.commit) {
+            notice(format_args!(
+                "{error:#}; without a network the model will not be found"
+            ));
+        }
+        Ok(path)
+    }
+
+    /// One named file, and the tokenizer beside it.
+    fn fetch_file(&self, file: &str, listing: &Listing) -> Result<(), Failure> {
+        if !listing.files.contains(file) {
+            let near = near_names(file, listing.files.iter().map(String::as_str));
+            let error = anyhow!("{}: no file {file}{}", self.id.repository(), or_else(&near));
+            return Err(error.into());
+        }
+        let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
+        let is_beside = |name: &&String| name.strip_prefix(folder).is_some_and(is_tokenizer);
+        let mut wanted: Vec<&str> = Vec::new();
+        if is_weights(file) {
+            wanted.extend(listing.files.iter().filter(is_beside).map(String::as_str));
+        }
+        wanted.push(file);
+        self.fetch_missing(&wanted, listing)
+    }
+
+    fn fetch_model(&self, snapshot: &Path, listing: &Listing) -> Result<(), Failure> {
+        let weights = match found_weights(snapshot) {
+            Some(weights) => weights,
+            None => {
+                let listed = |name: &&&str| listing.files.contains(**name);
+                let weights = WEIGHT_FILES.iter().find(listed);
+                *weights.ok_or_else(|| self.no_weights(listing))?
+            }
+        };
+        let is_small = |name: &str| {
+            matches!(name, "config.json" | "generation_config.json") || is_tokenizer(name)
+        };
+        let mut wanted: Vec<&str> = listing.files.iter().map(String::as_str).collect();
+        wanted.retain(|name| is_small(name));
+        if weights.ends_with(INDEX_ENDING) {
+            wanted.push(weights);
+        }
+        self.fetch_missing(&wanted, listing)?;
+        check_architecture(&snapshot.join("config.json")).with_context(|| self.id.repository())?;
+        if !weights.ends_with(INDEX_ENDING) {
+            return self.fetch_missing(&[weights], listing);
+        }
+        let shards = shards(&snapshot.join(weights))?;
+        let missing = shards.iter().find(|shard| !listing.files.contains(*shard));
+        if let Some(shard) = missing {
+            let repository = self.id.repository();
+            let error = anyhow!("{repository}: {weights} names {shard}, which is not there");
+            return Err(error.into());
+        }
+        let shards: Vec<&str> = shards.iter().map(String::as_str).collect();
+        self.fetch_missing(&shards, listing)
+    }
+
+    fn fetch_missing(&self, names: &[&str], listing: &Listing) -> Result<(), Failure> {
+        let snapshot = self.cache.snapshot(&listing.commit);
+        let mut missing: Vec<&str> = names.to_vec();
+        missing.retain(|name| !snapshot.join(name).is_file());
+        if !missing.is_empty() && !snapshot.exists() {
+            let short = listing.commit.get(..8).unwrap_or(&listing.commit);
+            let (hub, cache) = (&self.client.settings.endpoint, &self.client.settings.cache);
+            let (id, cache) = (self.id.repository(), cache.display());
+            notice(format_args!(
+                "downloading {id}, commit {short}, from {hub} to {cache}"
+            ));
+        }
+        for name in missing {
+            let file = RemoteFile {
+                client: self.client,
+                cache: &self.cache,
+                id: self.id,
+                commit: &listing.commit,
+                name,
+            };
+            file.fetch()?;
+        }
+        Ok(())
+    }
+
+    /// Nothing under the usual names: lists what might be meant.
+    fn no_weights(&self, listing: &Listing) -> anyhow::Error {
+        let repository = self.id.repository();
+        let candidates: Vec<&str> = listing
+            .files
+            .iter()
+            .map(String::as_str)
+            .filter(|name| is_weights(name))
+            .collect();
+        let looked_for = WEIGHT_FILES.join(", ");
+        let Some(first) = candidates.first() else {
+            return anyhow!(
+                "{repository}: no weights: looked for {looked_for}, *.safetensors, *.pth"
+            );
+        };
+        let one = self.id.with_file(first);
+        let files = list_of(&candidates);
+        anyhow!(
+            "{repository}: no {looked_for}, but {files}; name the one you want: --model {}",
+            quoted(&one.to_string())
+        )
+    }
+}
+
+/// Whether all weights of a model are in a snapshot.
+fn has_weights(snapshot: &Path) -> bool {
+    let Some(name) = found_weights(snapshot) else {
+        return false;
+    };
+    if !name.ends_with(INDEX_ENDING) {
+        return true;
+    }
+    let shards = shards(&snapshot.join(name));
+    shards.is_ok_and(|shards| shards.iter().all(|shard| snapshot.join(shard).is_file()))
+}
+
+/// The weights that the engine would open in a snapshot.
+fn found_weights(snapshot: &Path) -> Option<&'static str> {
+    let found = WEIGHT_FILES
+        .iter()
+        .find(|name| snapshot.join(name).is_file());
+    found.copied()
+}
+
+/// The files that an index names.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    let place = index.display();
+    let size = fs::metadata(index)
+        .with_context(|| format!("{place}: cannot read"))?
+        .len();
+    if size > INDEX_BYTES_MAX {
+        bail!("{place}: {size} bytes, expected at most {INDEX_BYTES_MAX}");
+    }
+    let text = fs::read(index).with_context(|| format!("{place}: cannot read"))?;
+    let parsed: Value =
+        serde_json::from_slice(&text).with_context(|| format!("{place}: not valid JSON"))?;
+    let map = parsed.get("weight_map").and_then(Value::as_object);
+    let map = map.filter(|map| !map.is_empty());
+    let map = map.with_context(|| format!("{place}: no weight_map"))?;
+    let mut shards = BTreeSet::new();
+    for shard in map.values() {
+        match shard.as_str().filter(|name| is_plain_name(name)) {
+            Some(name) => shards.insert(name.to_owned()),
+            None => bail!("{place}: shard {shard}, expected a plain file name"),
+        };
+    }
+    Ok(shards)
+}
+
+/// Refuses what is plainly no RWKV-4. The engine checks the rest.
+fn check_architecture(config: &Path) -> Result<()> {
+    let Ok(text) = fs::read(config) else {
+        return Ok(());
+    };
+    let parsed: Value = serde_json::from_slice(&text).context("config.json: not valid JSON")?;
+    match parsed.get("model_type") {
+        Some(Value::String(found)) if found != "rwkv" => {
+            bail!("config.json: model_type {found:?}, expected \"rwkv\" (RWKV-4)")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a name is one by which the engine finds a tokenizer.
+fn is_tokenizer(name: &str) -> bool {
+    let is_list = name.starts_with("rwkv_vocab") && name.ends_with(".txt") && !name.contains('/');
+    matches!(name, "tokenizer.json" | "vocab.txt") || is_list
+}
+
+fn is_weights(name: &str) -> bool {
+    WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Names that differ little from the one that is wanted, nearest first.
+pub(crate) fn near_names<'n>(wanted: &str, names: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
+    /// Below this two names have little in common.
+    const NEAR: f64 = 0.8;
+    const NAMED_MAX: usize = 5;
+    let wanted = wanted.to_lowercase();
+    let score = |name: &'n str| (strsim::jaro_winkler(&wanted, &name.to_lowercase()), name);
+    let mut scored: Vec<_> = names
+        .map(score)
+        .filter(|(score, _)| *score > NEAR)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    scored.truncate(NAMED_MAX);
+    scored.into_iter().map(|(_, name)| name).collect()
+}
+
+/// The end of an error about a name.
+pub(crate) fn or_else(near: &[&str]) -> String {
+    match near {
+        [] => String::new(),
+        near => format!("; near names: {}", list_of(near)),
+    }
+}
+
+pub(crate) fn list_of(names: &[&str]) -> String {
+    let listed = names[..names.len().min(LISTED_MAX)].join(", ");
+    match names.len().saturating_sub(LISTED_MAX) {
+        0 => listed,
+        more => format!("{listed} and {more} more"),
+    }
+}
+
+/// As it has to be typed into a shell.
+fn quoted(text: &str) -> String {
+    match text.contains(' ') {
+        true => format!("'{text}'"),
+        false => text.to_owned(),
+    }
+}
+
+/// Asks the hub for a list of models; an empty one where it gives none.
+pub(crate) fn model_names(client: &Client, query: &str) -> Vec<String> {
+    let url = format!("{}/api/models?{query}", client.settings.endpoint);
+    let Ok(Value::Array(models)) = client.json(&Request::get(url), 1) else {
+        return Vec::new();
+    };
+    let name = |model: &Value| {
+        let id = model.get("id").or_else(|| model.get("modelId"))?;
+        Some(id.as_str()?.to_owned())
+    };
+    models.iter().filter_map(name).collect()
+}
+
+/// How often the hub is asked for a listing when a copy in the cache would do.
+pub(crate) fn tries(is_cached: bool) -> u32 {
+    match is_cached {
+        true => 1,
+        false => TRIES,
+    }
+}

@@ -1,0 +1,335 @@
+//! Quantised copies of checkpoints in the user's cache, so that a checkpoint is quantised once.
+//!
+//! `pull --quant` makes them; every command that opens a model with `--quant` looks here first. A
+//! copy is a model file whose name holds a hash of what identifies its source: files of a hub's
+//! snapshot by the hashes that they are stored under, others by path, size and times. A source that
+//! was changed has another hash, so its old copy is not found; it is removed when the next one is
+//! made.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{bail, Context, Result};
+use rwkv_edge::{Model, Options, Quant};
+use xxhash_rust::xxh3::{xxh3_64, Xxh3};
+
+use crate::cache_folder;
+use crate::hub::{is_hex, Located};
+use crate::progress::{notice, Progress};
+
+/// Loading a local checkpoint of fewer bytes takes a moment only: no word about copies then.
+const HINT_FROM_BYTES: u64 = 64 << 20;
+/// The coarsest clock of a file system in use, that of FAT.
+const CLOCK_STEP: Duration = Duration::from_secs(2);
+/// What a killed program has left is older than this; what is being written is not.
+const LEFT_OVER_AGE: Duration = Duration::from_secs(3600);
+/// Characters of a source's own name in the name of its copy.
+const LABEL_CHARS_MAX: usize = 64;
+
+/// The copy of a source, if there is one and the source has not changed since.
+pub(crate) fn find(source: &Located, quant: Quant) -> Option<PathBuf> {
+    let identity = Identity::of(&source.path).ok()?;
+    let copy = name(&source.path, quant, &identity).ok()?.path();
+    let made = fs::metadata(&copy).ok()?.modified().ok()?;
+    // Files known by their hashes alone should never change. If one was written to all the same, it
+    // shows.
+    if identity.newest_content.is_some_and(|newest| newest > made) {
+        return None;
+    }
+    match Model::outline(&copy, &Options::default()) {
+        Ok(_) => Some(copy),
+        Err(error) => {
+            notice(format_args!("{error}; quantising again"));
+            None
+        }
+    }
+}
+
+/// Says how to make a copy, where one would save noticeable time.
+pub(crate) fn hint(source: &Located, quant: Quant) {
+    let is_large = |identity: Identity| identity.size_bytes >= HINT_FROM_BYTES;
+    if source.id.is_none() && !Identity::of(&source.path).is_ok_and(is_large) {
+        return;
+    }
+    match Model::outline(&source.path, &Options::default()) {
+        Ok(outline) if outline.stored != quant => notice(format_args!(
+            "quantising while loading; to do it once and for all: rwkv-edge pull {} --quant {quant}",
+            shell_word(&name_of(source))
+        )),
+        // Nothing is converted, or opening will tell what is wrong.
+        _ => {}
+    }
+}
+
+/// Makes the copy of a source and gives its path.
+pub(crate) fn make(source: &Located, options: &Options, quant: Quant) -> Result<PathBuf> {
+    let identity = settle(&source.path)?;
+    let name = name(&source.path, quant, &identity)?;
+    let (folder, copy) = (&name.folder, name.path());
+    fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
+    remove_left_overs(folder);
+    let mut progress = Progress::at_once("quantising");
+    let model = Model::open_with_progress(&source.path, options, &mut |d, t| progress.show(d, t))?;
+    drop(progress);
+    let mut progress = Progress::at_once("writing");
+    model.save(&copy, &mut |done, total| progress.show(done, total))?;
+    drop(progress);
+    if Identity::of(&source.path)? != identity {
+        drop(fs::remove_file(&copy));
+        bail!(
+            "{}: changed while it was read; try again",
+            source.path.display()
+        );
+    }
+    name.remove_older();
+    Ok(copy)
+}
+
+/// What a source is called by whoever wants it again.
+fn name_of(source: &Located) -> String {
+    match &source.id {
+        Some(id) => id.to_string(),
+        None => source.path.display().to_string(),
+    }
+}
+
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/-_.@+=:,".contains(c);
+    match text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// What tells a source from every other, and from itself after a change.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    hash: u128,
+    size_bytes: u64,
+    /// The last change of those files that are known by path, size and times.
+    newest: Option<SystemTime>,
+    /// The last change of those files that are known by the hash of their content.
+    newest_content: Option<SystemTime>,
+}
+
+impl Identity {
+    /// Looks at names and times only.
+    fn of(source: &Path) -> Result<Self> {
+        let mut hash = Xxh3::new();
+        let mut identity = Identity {
+            hash: 0,
+            size_bytes: 0,
+            newest: None,
+            newest_content: None,
+        };
+        let mut field = |bytes: &[u8]| {
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for path in source_files(source)? {
+            let failed = || format!("{}: cannot read", path.display());
+            let real = fs::canonicalize(&path).with_context(failed)?;
+            let metadata = fs::metadata(&real).with_context(failed)?;
+            let modified = metadata.modified().with_context(failed)?;
+            field(path.file_name().unwrap_or_default().as_encoded_bytes());
+            field(&metadata.len().to_le_bytes());
+            identity.size_bytes += metadata.len();
+            match content_hash(&real) {
+                Some(hash) => {
+                    field(hash.as_bytes());
+                    identity.newest_content = identity.newest_content.max(Some(modified));
+                }
+                None => {
+                    field(real.as_os_str().as_encoded_bytes());
+                    let changed = changed(&metadata).max(modified);
+                    for time in [modified, changed] {
+                        let since = time
+                            .duration_since(SystemTime::UNIX_EPOCH)
+                            .unwrap_or_default();
+                        field(&since.as_nanos().to_le_bytes());
+                    }
+                    identity.newest = identity.newest.max(Some(changed));
+                }
+            }
+        }
+        identity.hash = hash.digest128();
+        Ok(identity)
+    }
+}
+
+/// The hash that a file of a hub's cache is stored under.
+fn content_hash(real: &Path) -> Option<&str> {
+    let name = real.file_name()?.to_str()?;
+    let in_blobs = real.parent()?.file_name()? == "blobs";
+    (in_blobs && (is_hex(name, 40) || is_hex(name, 64))).then_some(name)
+}
+
+/// When anything about a file changed, its times and name included: that cannot be set back.
+#[cfg(unix)]
+fn changed(metadata: &Metadata) -> SystemTime {
+    use std::os::unix::fs::MetadataExt;
+    let seconds = u64::try_from(metadata.ctime()).unwrap_or(0);
+    let nanoseconds = u32::try_from(metadata.ctime_nsec()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
+}
+
+#[cfg(not(unix))]
+fn changed(_metadata: &Metadata) -> SystemTime {
+    SystemTime::UNIX_EPOCH
+}
+
+/// All files that opening a source may read, in one order.
+fn source_files(source: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |path: &Path| format!("{}: cannot read", path.display());
+    let metadata = fs::metadata(source).with_context(|| failed(source))?;
+    let (folder, is_part): (&Path, fn(&str) -> bool) = if metadata.is_dir() {
+        (source, |name| is_model_part(name) || is_tokenizer(name))
+    } else {
+        let parent = source
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        (parent.unwrap_or(Path::new(".")), is_tokenizer)
+    };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| failed(folder))? {
+        let path = entry.with_context(|| failed(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_part(&name) && path.is_file() {
+            files.push(path);
+        }
+    }
+    if metadata.is_file() {
+        files.push(source.to_owned());
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn is_model_part(name: &str) -> bool {
+    let endings = [".safetensors", ".bin", ".pth", ".index.json"];
+    name == "config.json" || endings.iter().any(|ending| name.ends_with(ending))
+}
+
+fn is_tokenizer(name: &str) -> bool {
+    let is_list = name.starts_with("rwkv_vocab") && name.ends_with(".txt");
+    matches!(name, "tokenizer.json" | "vocab.txt") || is_list
+}
+
+/// The identity of a source, when the clock has moved on since its last change: a change from now
+/// on gives another time.
+fn settle(source: &Path) -> Result<Identity> {
+    let identity = Identity::of(source)?;
+    let age = identity
+        .newest
+        .and_then(|newest| SystemTime::now().duration_since(newest).ok());
+    match age {
+        Some(age) if age < CLOCK_STEP => {
+            thread::sleep(CLOCK_STEP - age);
+            Identity::of(source)
+        }
+        _ => Ok(identity),
+    }
+}
+
+/// Where a copy is.
+struct CopyName {
+    folder: PathBuf,
+    /// Of all copies of the same source, whatever it held.
+    start: String,
+    identity: String,
+    /// Of all copies in the same form.
+    end: String,
+}
+
+fn name(source: &Path, quant: Quant, identity: &Identity) -> Result<CopyName> {
+    // Of a snapshot's file the link and not the blob: the same file of two commits has two copies.
+    let place = match (source.is_dir(), source.parent(), source.file_name()) {
+        (false, Some(folder), Some(name)) if !folder.as_os_str().is_empty() => {
+            fs::canonicalize(folder).map(|folder| folder.join(name))
+        }
+        (false, _, Some(name)) => fs::canonicalize(".").map(|folder| folder.join(name)),
+        _ => fs::canonicalize(source),
+    };
+    let place = place.with_context(|| format!("{}: cannot read", source.display()))?;
+    // Another version may quantise in another way.
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(CopyName {
+        folder: folder()?,
+        start: format!(
+            "{}-{:016x}-",
+            label(&place),
+            xxh3_64(place.as_os_str().as_encoded_bytes())
+        ),
+        identity: format!("{:032x}", identity.hash),
+        end: format!("-{version}-{quant}.safetensors"),
+    })
+}
+
+/// Tells people which model a copy is of.
+fn label(place: &Path) -> String {
+    let of_hub = |part: &OsStr| Some(part.to_str()?.strip_prefix("models--")?.to_owned());
+    let label = place.iter().find_map(of_hub).unwrap_or_else(|| {
+        let name = place.file_stem().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    });
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
+    let label = label.trim_start_matches('.').chars().filter(allowed);
+    label.take(LABEL_CHARS_MAX).collect()
+}
+
+impl CopyName {
+    fn path(&self) -> PathBuf {
+        let CopyName {
+            start,
+            identity,
+            end,
+            ..
+        } = self;
+        self.folder.join(format!("{start}{identity}{end}"))
+    }
+
+    /// Removes the copies of what the source was before.
+    fn remove_older(&self) {
+        let (own, quant_end) = (
+            self.path(),
+            self.end.rsplit('-').next().unwrap_or(&self.end),
+        );
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let is_of_source = name.starts_with(&self.start) && name.ends_with(quant_end);
+            if is_of_source && entry.path() != own {
+                drop(fs::remove_file(entry.path()));
+            }
+        }
+    }
+}
+
+/// `$RWKV_EDGE_CACHE`, else `rwkv-edge` in the user's folder for caches.
+fn folder() -> Result<PathBuf> {
+    let cache = match std::env::var_os("RWKV_EDGE_CACHE").filter(|value| !value.is_empty()) {
+        Some(folder) => folder.into(),
+        None => cache_folder::of_user(&|name| std::env::var_os(name))?.join("rwkv-edge"),
+    };
+    Ok(cache.join("quantised"))
+}
+
+/// Temporary files of programs that were killed while they wrote gigabytes.
+fn remove_left_overs(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified
+            .ok()
+            .and_then(|time| SystemTime::now().duration_since(time).ok());
+        if name.starts_with(".rwkv-edge-") && age.is_some_and(|age| age > LEFT_OVER_AGE) {
+            drop(fs::remove_file(entry.path()));
+        }
+    }
+}
