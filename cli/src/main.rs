@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod completions;
+mod embed;
 mod generate;
 mod info;
 mod input;
@@ -53,6 +54,8 @@ enum Command {
     Logits(logits::Args),
     /// Measure how well a model predicts a text
     Perplexity(perplexity::Args),
+    /// Turn each line of a text into a vector
+    Embed(embed::Args),
     /// Measure speed and memory, beside what this machine can do at most
     Bench(bench::Args),
     /// Print a completion script for a shell
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Some(Command::Tokenize(args)) => tokenize::run(&args),
         Some(Command::Logits(args)) => logits::run(&args),
         Some(Command::Perplexity(args)) => perplexity::run(&args),
+        Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
     };
