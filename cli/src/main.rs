@@ -7,6 +7,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod completions;
 mod embed;
 mod generate;
@@ -19,6 +20,7 @@ mod perplexity;
 mod plot;
 mod progress;
 mod quantize;
+mod sampling;
 mod tokenize;
 
 use std::io;
@@ -44,6 +46,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Continue a prompt (the default)
     Generate(generate::Args),
+    /// Have a conversation
+    Chat(chat::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
     /// Show what a model is and what it needs
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         None => generate::run(&cli.generate),
         Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Chat(args)) => chat::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Tokenize(args)) => tokenize::run(&args),

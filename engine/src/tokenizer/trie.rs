@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 /// The id of a node at which no string ends.
 const NONE: u32 = u32::MAX;
 
@@ -39,7 +41,7 @@ impl Trie {
             ids: Vec::new(),
         };
         // The nodes of a level: which of the sorted strings go through them.
-        let mut level = vec![0..sorted.len()];
+        let mut level: Vec<Range<usize>> = std::iter::once(0..sorted.len()).collect();
         let mut next_level = Vec::new();
         let mut depth = 0;
         while !level.is_empty() {
