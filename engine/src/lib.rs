@@ -50,7 +50,7 @@
 //! ```
 //!
 //! Many sequences at once, each with its own state: [`Model::forward`]. Cargo features: `tokenizer` (on by
-//! default) reads `tokenizer.json`; without it only token ids are understood.
+//! default) reads `tokenizer.json`; without it only the vocabularies of RWKV World models are, and token ids.
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("weights are used as they lie in files, which are little-endian");

@@ -235,12 +235,13 @@ impl Chat {
 
     fn say(&mut self, message: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        let label = self.conversation.transcript().template.answer_label();
-        if self.labels && !self.json {
-            write!(stdout, "{label}")?;
-            stdout.flush()?;
-        }
-        let (json, mut begun) = (self.json, false);
+        // Printed with the first word: until then a bar may say how much of a long message is read.
+        let mut label = match self.labels {
+            true => self.conversation.transcript().template.answer_label(),
+            false => String::new(),
+        };
+        let json = self.json;
+        let mut begun = false;
         let answer = self.conversation.say(message, &mut |piece| {
             // The space or line before the first word belongs to the template.
             let piece = if begun { piece } else { piece.trim_start() };
@@ -248,12 +249,15 @@ impl Chat {
             if json || piece.is_empty() {
                 return Ok(());
             }
+            stdout.write_all(std::mem::take(&mut label).as_bytes())?;
             stdout.write_all(piece.as_bytes())?;
             stdout.flush()
         })?;
         match &answer {
-            Some(answer) if self.json => writeln!(stdout, "{}", to_json(message, answer))?,
-            _ => writeln!(stdout)?,
+            Some(answer) if json => writeln!(stdout, "{}", to_json(message, answer))?,
+            // From a pipe there is a line for every message, even if there is nothing on it.
+            _ if begun || !self.interactive => writeln!(stdout)?,
+            _ => {}
         }
         stdout.flush()?;
         if self.interactive {
