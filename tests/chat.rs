@@ -241,6 +241,13 @@ fn undo_retry_and_reset_go_back_and_forth() {
     };
     assert_ne!(first, again, "another seed for each answer");
     assert_eq!(chat.answers(&sampled, a).trim_end(), first);
+    let set = [a, "/undo", "/set temperature 1", "/set seed 4", a, "/retry"].join("\n");
+    assert_eq!(chat.answers(&[], &set), format!("{one}{twice}"));
+    let cut = chat.answers(&[], &["/set max-new-tokens 2", a].join("\n"));
+    assert!(
+        !cut.trim().is_empty() && one.starts_with(cut.trim()),
+        "{cut}"
+    );
 }
 
 /// Greedy, split anywhere, for every kind of weights; and what `generate` makes of the same file.
@@ -640,6 +647,14 @@ fn what_cannot_be_done_ends_a_script() {
     let odd = odd.to_str().unwrap();
     for (args, input, code, part) in [
         (&[][..], "/frobnicate\n", 1, "/frobnicate: no such command"),
+        (
+            &[],
+            "/set heat 1\n",
+            1,
+            "no setting heat, expected temperature",
+        ),
+        (&[], "/set top-p x\n", 1, "top-p x: not such a number"),
+        (&[], "/set top-p 2\n", 1, "top_p: 2"),
         (&[], "/undo\n", 1, "nothing to undo"),
         (&[], "/retry\n", 1, "nothing to retry"),
         (&[], "/load /no/such/file\n", 1, "/no/such/file"),

@@ -14,6 +14,8 @@ pub(crate) enum Line {
     Load(PathBuf),
     /// Without a text: show the present one.
     System(Option<String>),
+    /// A name and a value.
+    Set(String, String),
     Show,
     Stats,
     Help,
@@ -21,7 +23,7 @@ pub(crate) enum Line {
 }
 
 /// Name, argument, what it does.
-pub(crate) const COMMANDS: [(&str, &str, &str); 10] = [
+pub(crate) const COMMANDS: [(&str, &str, &str); 11] = [
     (
         "/reset",
         "",
@@ -48,6 +50,11 @@ pub(crate) const COMMANDS: [(&str, &str, &str); 10] = [
         "[TEXT]",
         "begin a new conversation with this system text, or show it",
     ),
+    (
+        "/set",
+        "NAME VALUE",
+        "change how answers are drawn: temperature, top-p, ...",
+    ),
     ("/show", "", "show the conversation"),
     ("/stats", "", "show speeds, sizes and settings"),
     ("/help", "", "show this"),
@@ -56,13 +63,13 @@ pub(crate) const COMMANDS: [(&str, &str, &str); 10] = [
 
 pub(crate) fn help() -> String {
     let line = |(name, argument, what): &(&str, &str, &str)| {
-        format!("{:18}{what}\n", format!("{name} {argument}"))
+        format!("{:18} {what}\n", format!("{name} {argument}"))
     };
     let commands: String = COMMANDS.iter().map(line).collect();
     commands
-        + "//TEXT            say /TEXT: a message that begins with a slash\n\
-           TEXT\\             the message goes on in the next line\n\
-           Ctrl-C            end the answer, keeping what there is of it"
+        + "//TEXT             say /TEXT: a message that begins with a slash\n\
+           TEXT\\              the message goes on in the next line\n\
+           Ctrl-C             end the answer, keeping what there is of it"
 }
 
 impl Line {
@@ -102,6 +109,10 @@ impl Line {
             "load" => file(Line::Load),
             "system" if argument.is_empty() => Ok(Line::System(None)),
             "system" => Ok(Line::System(Some(argument.to_owned()))),
+            "set" => match argument.split_whitespace().collect::<Vec<_>>()[..] {
+                [name, value] => Ok(Line::Set(name.to_owned(), value.to_owned())),
+                _ => Err("/set: what to what? /set NAME VALUE, such as /set temperature 1".into()),
+            },
             "show" => alone(Line::Show),
             "stats" => alone(Line::Stats),
             "help" => alone(Line::Help),
@@ -150,6 +161,8 @@ mod tests {
             ("/undo 3", "/undo takes nothing"),
             ("/save", "/save FILE"),
             ("/load  ", "/load FILE"),
+            ("/set", "/set NAME VALUE"),
+            ("/set temperature", "/set NAME VALUE"),
         ] {
             let error = Line::parse(line).expect_err(line);
             assert!(error.contains(part), "{error}");
@@ -161,6 +174,7 @@ mod tests {
         for (name, argument, _) in COMMANDS {
             let line = match argument {
                 "FILE" => format!("{name} x"),
+                "NAME VALUE" => format!("{name} x y"),
                 _ => name.to_owned(),
             };
             assert!(Line::parse(&line).is_ok(), "{line}");

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{bail, Context, Result};
 use rwkv_edge::{Model, Sampler, SamplerOptions, Session, State, StopTexts, TextStream};
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +125,41 @@ impl Conversation {
 
     pub(crate) fn sampling(&self) -> &SamplerOptions {
         &self.options.sampling
+    }
+
+    /// Changes how answers are drawn from here on, by the names of the command's options.
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        fn parse<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
+            let parsed = value.parse().ok();
+            parsed.with_context(|| format!("{name} {value}: not such a number"))
+        }
+        let (old, n_max) = (
+            self.options.sampling.clone(),
+            &mut self.options.max_new_tokens,
+        );
+        let sampling = &mut self.options.sampling;
+        match name {
+            "temperature" => sampling.temperature = parse(name, value)?,
+            "top-p" => sampling.top_p = parse(name, value)?,
+            "top-k" => sampling.top_k = parse(name, value)?,
+            "presence-penalty" => sampling.presence_penalty = parse(name, value)?,
+            "frequency-penalty" => sampling.frequency_penalty = parse(name, value)?,
+            "repetition-penalty" => sampling.repetition_penalty = parse(name, value)?,
+            "seed" => {
+                sampling.seed = parse(name, value)?;
+                self.n_answers = 0;
+            }
+            "max-new-tokens" => *n_max = parse(name, value)?,
+            _ => bail!(
+                "no setting {name}, expected temperature, top-p, top-k, presence-penalty, \
+                 frequency-penalty, repetition-penalty, seed or max-new-tokens"
+            ),
+        }
+        if let Err(error) = self.sampler() {
+            self.options.sampling = old;
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Turns and other changes that can be undone, and the memory that their states take.

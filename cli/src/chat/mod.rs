@@ -160,6 +160,11 @@ impl Chat {
         if self.interactive {
             let template = &self.conversation.transcript().template;
             eprintln!("template {template}; /help lists commands, Ctrl-D ends");
+            if self.conversation.sampling().temperature <= 0.0 {
+                eprintln!(
+                    "always the likeliest token; /set temperature 1 and /set top-p 0.5 are livelier"
+                );
+            }
         }
         loop {
             let label = self.conversation.transcript().template.user_label();
@@ -218,6 +223,7 @@ impl Chat {
                 let done = self.conversation.start_over(&system)?;
                 self.tell_done(done, "a new conversation with this system text");
             }
+            Line::Set(name, value) => self.conversation.set(&name, &value)?,
             Line::Show => self.show(),
             Line::Stats => self.stats(),
             Line::Help => eprintln!("{}", commands::help()),
@@ -316,8 +322,15 @@ impl Chat {
         );
         let sampling = self.conversation.sampling();
         eprintln!(
-            "sampling      temperature {}, top-p {}, top-k {}, seed {}",
-            sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed
+            "sampling      temperature {}, top-p {}, top-k {}, seed {}; penalties {} presence, {} \
+             frequency, {} repetition",
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.seed,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            sampling.repetition_penalty
         );
         eprintln!(
             "model         {}, {}, {:.1} MB; {} threads, {} kernels",
