@@ -411,6 +411,8 @@ fn arguments() {
     let demo_tokenizer = text(&repository("cli/demo/tokenizer.json"));
     let config = text(&golden("odd-bin").join("config.json"));
     let world = text(&table.write("rwkv_vocab.txt", "1 '\\x00' 1\n2 '\\x01' 1\n"));
+    let damaged = text(&table.write("vocab.txt", "1 '\\x00' 1\n2 '\\x1' 1\n"));
+    let world_small = text(&repository("tests/fixtures/tokenizer/world_small.txt"));
     let state = text(&table.write("state", "not a state"));
     let nothing = text(&table.path("nothing"));
     let out = text(&table.path("no/such/folder/model"));
@@ -442,9 +444,19 @@ fn arguments() {
             &["tokenizer"],
         ),
         (
-            "World",
+            "World without all bytes",
             &["-m", &odd, "--tokenizer", &world, "hi"],
-            &["World"],
+            &["rwkv_vocab.txt", "no token for the byte 0x02"],
+        ),
+        (
+            "World, damaged",
+            &["tokenize", "--tokenizer", &damaged, "hi"],
+            &["vocab.txt", "line 2", "hexadecimal"],
+        ),
+        (
+            "World too large",
+            &["-m", &odd, "--tokenizer", &world_small, "hi"],
+            &["65402 tokens", "expected at most"],
         ),
         ("empty prompt", &["generate", ""], &["prompt is empty"]),
         (
@@ -516,7 +528,7 @@ fn arguments() {
         &run_with_stdin(["generate"], b""),
         &["prompt is empty"],
     );
-    table.finish(22);
+    table.finish(24);
 }
 
 #[test]

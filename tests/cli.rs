@@ -3,6 +3,8 @@
 #[path = "common/command.rs"]
 mod command;
 mod common;
+#[path = "common/tiny.rs"]
+mod tiny;
 
 use std::fs;
 use std::process::Stdio;
@@ -281,6 +283,39 @@ fn tokenize_goes_there_and_back() {
     let list: Vec<_> = ids(&object["tokens"]).iter().map(u32::to_string).collect();
     assert_eq!(list.join(","), tokens.trim());
     assert_eq!(stdout(&run(["tokenize", ""])), "\n", "no text, no tokens");
+}
+
+/// A model of the World family, of which nothing but one file remains.
+#[test]
+fn the_world_vocabulary_travels_in_a_model_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = path(tiny::write_model(folder.path(), 65_536, &[(98, 1.0)]));
+    let vocabulary = repository("tests/fixtures/tokenizer/world_small.txt");
+    fs::copy(vocabulary, folder.path().join("rwkv_vocab_v20230424.txt")).expect("can be copied");
+    let text = "Hi, 龍 \u{1f980}\n\n";
+    let tokens = stdout(&run(["tokenize", "-m", &model, text]));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let file = path(file.path().to_owned());
+    assert_eq!(
+        stdout(&run([
+            "quantize", "-m", &model, "--quant", "int8", "-o", &file
+        ])),
+        ""
+    );
+    drop(folder);
+    assert_eq!(stdout(&run(["tokenize", "-m", &file, text])), tokens);
+    assert_eq!(
+        stdout(&run(["tokenize", "-m", &file, "--decode", tokens.trim()])),
+        text
+    );
+    assert_eq!(
+        stdout(&run(["-m", &file, "-n", "3", text])),
+        format!("{text}aaa")
+    );
+    let info = parse(&stdout(&run(["info", "--json", "-m", &file])));
+    let name = info["tokenizer"].as_str().expect("there is one");
+    assert!(name.starts_with("rwkv_vocab_v20230424.txt"), "{name}");
+    fs::remove_file(&file).expect("was written");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! `rwkv-edge generate`: continues a prompt.
 
-use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -8,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
 use rwkv_edge::internals::OutputFile;
-use rwkv_edge::{Ending, GenerateOptions, Generated, Model, Sampler, SamplerOptions, Session};
+use rwkv_edge::{Ending, GenerateOptions, Generated, Model, Sampler, Session};
 use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
 use crate::input::TextArgs;
+use crate::sampling::SamplingArgs;
 use crate::verbosity::{is_verbose, print};
 use crate::{memory, model, note};
 
@@ -40,55 +40,8 @@ pub(crate) struct Args {
     #[arg(long)]
     ignore_eos: bool,
 
-    /// Variety; 0: always the likeliest token
-    ///
-    /// Divides the scores before a token is drawn.
-    #[arg(
-        long,
-        value_name = "T",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    temperature: f32,
-
-    /// Draw from the likeliest, P together
-    ///
-    /// The likeliest tokens whose probabilities together reach P; 1: off.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    top_p: f32,
-
-    /// Draw only from so many of the likeliest tokens; 0: off
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
-
-    /// Lowers tokens that were generated before by so much; 0: off
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    presence_penalty: f32,
-
-    /// Lowers a token by so much for each time it was generated before; 0: off
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    frequency_penalty: f32,
-
-    /// Divides the positive and multiplies the negative scores of tokens that were generated before;
-    /// 1: off
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f32,
-
-    /// Seed of the draws [default: another each time]
-    ///
-    /// The same seed gives the same text.
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 
     /// End before this text; may be repeated
     ///
@@ -143,13 +96,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => model::open(&args.model)?,
     };
     let prompt = read_prompt(args, &model)?;
-    let sampler_options = args.sampler_options();
+    let sampler_options = args.sampling.options();
     let seed = sampler_options.seed;
     let mut sampler = Sampler::new(sampler_options, model.n_vocab())?;
     let mut session = model.session();
     if let Some(path) = &args.load_state {
         session.load_state(path)?;
-        if args.draws_or_penalises() {
+        if args.sampling.draws_or_penalises() {
             note!("random numbers and penalties begin anew: they are no part of a saved state");
         }
     }
@@ -221,35 +174,6 @@ fn read_prompt(args: &Args, model: &Model) -> Result<Prompt> {
         false => model.tokenizer()?.encode_bytes(&text)?,
     };
     Ok(Prompt { tokens, text })
-}
-
-impl Args {
-    /// Whether what was generated before, or random numbers, decide what follows.
-    fn draws_or_penalises(&self) -> bool {
-        let penalties = [self.presence_penalty, self.frequency_penalty];
-        self.temperature > 0.0
-            || self.repetition_penalty != 1.0
-            || penalties.iter().any(|&penalty| penalty != 0.0)
-    }
-
-    fn sampler_options(&self) -> SamplerOptions {
-        SamplerOptions {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed.unwrap_or_else(random_seed),
-        }
-    }
-}
-
-/// Differs from run to run: the standard library seeds its hash maps from the system's randomness.
-fn random_seed() -> u64 {
-    std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish()
 }
 
 /// Prints text as it comes, or keeps it for the JSON object.
@@ -370,6 +294,6 @@ impl Report<'_> {
 }
 
 /// `None` where nothing was done, which JSON shows as null.
-fn per_second(n: usize, time: Duration) -> Option<f64> {
+pub(crate) fn per_second(n: usize, time: Duration) -> Option<f64> {
     (n > 0).then(|| n as f64 / time.as_secs_f64().max(1e-9))
 }

@@ -10,9 +10,11 @@ mod bars;
 mod bench;
 mod by_tensor;
 mod cache_folder;
+mod chat;
 mod completions;
 mod convert;
 mod divergence;
+mod embed;
 mod environment;
 mod eval;
 mod generate;
@@ -31,6 +33,7 @@ mod progress;
 mod pull;
 mod quantised;
 mod quantize;
+mod sampling;
 mod scoring;
 mod tokenize;
 mod verbosity;
@@ -63,6 +66,8 @@ enum Command {
     Generate(generate::Args),
     /// Download a model from the Hugging Face hub, or quantise one into the cache
     Pull(pull::Args),
+    /// Have a conversation
+    Chat(chat::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
     /// Write a checkpoint as a Hugging Face directory, or as a raw .pth file
@@ -77,6 +82,8 @@ enum Command {
     Perplexity(perplexity::Args),
     /// Run a published test of language models
     Eval(eval::Args),
+    /// Turn each line of a text into a vector
+    Embed(embed::Args),
     /// Measure speed and memory, beside what this machine can do at most
     Bench(bench::Args),
     /// Print a completion script for a shell
@@ -110,6 +117,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     };
     match command {
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Convert(args) => convert::run(args),
@@ -118,6 +126,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Logits(args) => logits::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Embed(args) => embed::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

@@ -50,8 +50,8 @@
 //! ```
 //!
 //! Many sequences at once, each with its own state: [`Model::forward`]. From one form of checkpoint to
-//! another: [`CheckpointSource`]. Cargo features: `tokenizer` (on by
-//! default) reads `tokenizer.json`; without it only token ids are understood.
+//! another: [`CheckpointSource`]. Cargo features: `tokenizer` (on by default) reads `tokenizer.json`; without
+//! it only the vocabularies of RWKV World models are, and token ids.
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("weights are used as they lie in files, which are little-endian");

@@ -499,6 +499,35 @@ impl Model {
         spans: &mut [Span<'_>],
         logits: &mut [f32],
     ) -> Result<()> {
+        let width = ("logits", self.n_vocab());
+        self.forward_to(workspace, spans, logits, width, Network::logits)
+    }
+
+    /// As [`forward`](Self::forward), but writes the rows asked for as the head would read them:
+    /// (rows, n_embd), the residual stream behind the output norm. The head is not computed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_hidden(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        hidden: &mut [f32],
+    ) -> Result<()> {
+        let width = ("hidden values", self.0.config.n_embd);
+        self.forward_to(workspace, spans, hidden, width, Network::hidden)
+    }
+
+    /// Runs the network; `output` writes rows of `width` numbers, whose name is for error texts.
+    fn forward_to(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        out: &mut [f32],
+        (name, width): (&str, usize),
+        output: impl Fn(&Network, Machine<'_>, &mut Buffers, &[usize], &mut [f32]),
+    ) -> Result<()> {
         let shape = self.state_shape();
         for (index, span) in spans.iter().enumerate() {
             span.check(&shape).map_err(|e| match spans.len() {
@@ -506,12 +535,11 @@ impl Model {
                 _ => e.at(format_args!("span {index}")),
             })?;
         }
-        let n_vocab = self.n_vocab();
         let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
-        if logits.len() != n_rows * n_vocab {
+        if out.len() != n_rows * width {
             return Err(Error::argument(format!(
-                "room for {} logits, expected {n_rows} rows of {n_vocab}",
-                logits.len()
+                "room for {} {name}, expected {n_rows} rows of {width}",
+                out.len()
             )));
         }
         let Workspace {
@@ -523,13 +551,13 @@ impl Model {
             pool: &self.0.pool,
             kernels: self.0.kernels,
         };
-        let mut left = logits;
+        let mut left = out;
         let mut cutter = Cutter::new();
         while cutter.next(spans, buffers.rows_max, segments, logit_rows) {
             self.0.network.forward(machine, buffers, segments, spans);
             if !logit_rows.is_empty() {
-                let (out, rest) = left.split_at_mut(logit_rows.len() * n_vocab);
-                self.0.network.logits(machine, buffers, logit_rows, out);
+                let (out, rest) = left.split_at_mut(logit_rows.len() * width);
+                output(&self.0.network, machine, buffers, logit_rows, out);
                 left = rest;
             }
         }

@@ -102,6 +102,21 @@ impl State {
         &self.data
     }
 
+    /// What the time mixing of a layer remembers, one number a channel (n_attention): the mean of all
+    /// values so far, weighted as WKV weighs them; 0 before the first token. Unlike the numbers of
+    /// which it is the quotient it does not depend on how they are scaled.
+    ///
+    /// # Panics
+    /// When the model has no such layer.
+    pub fn memory(&self, layer: usize) -> impl Iterator<Item = f32> + '_ {
+        let (n_embd, n_attention) = (self.shape.n_embd, self.shape.n_attention);
+        assert!(layer < self.shape.n_layer, "layers are numbered from 0");
+        let start = layer * self.shape.layer_len() + 2 * n_embd;
+        let (numerator, rest) = self.data[start..].split_at(n_attention);
+        let pairs = numerator.iter().zip(&rest[..n_attention]);
+        pairs.map(|(&sum, &weight)| if weight > 0.0 { sum / weight } else { 0.0 })
+    }
+
     pub(crate) fn shape(&self) -> &StateShape {
         &self.shape
     }

@@ -407,6 +407,26 @@ impl Network {
     }
 }
 
+impl Network {
+    /// The residual stream of some rows of the last forward pass behind the output norm, which is what
+    /// the head reads: `rows[i]` gives `out[i]`, (rows.len(), n_embd).
+    pub(crate) fn hidden(
+        &self,
+        machine: Machine<'_>,
+        buffers: &mut Buffers,
+        rows: &[usize],
+        out: &mut [f32],
+    ) {
+        let (n_embd, norm) = (self.sizes.n_embd, &self.norm_out);
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(n_embd)) {
+            let x = &buffers.residual[row * n_embd..][..n_embd];
+            machine
+                .kernels
+                .layer_norm(x, &norm.weight, &norm.bias, norm.epsilon, out);
+        }
+    }
+}
+
 /// One layer's work on one batch.
 struct LayerPass<'a> {
     machine: Machine<'a>,

@@ -146,7 +146,7 @@ fn tokenizer_of_file(config: &Config, path: &Path) -> Result<Vec<SideFile>> {
         Err(e) if e.kind() == ErrorKind::Unsupported => {}
         Err(e) => return Err(e),
     }
-    if tokenizer::is_world(&bytes) {
+    if tokenizer::are_world(&bytes) {
         let own = path.file_name().and_then(|name| name.to_str());
         let name = own.filter(|name| is_tokenizer_file(name) && name.ends_with(".txt"));
         let name = name.unwrap_or("vocab.txt").to_owned();

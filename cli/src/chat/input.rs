@@ -1,0 +1,185 @@
+//! Lines that are typed on a terminal, with editing and a history, or read from a pipe or file.
+
+use std::borrow::Cow;
+use std::fs;
+use std::io::{self, BufRead, IsTerminal};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use rustyline::completion::{Completer, FilenameCompleter, Pair};
+use rustyline::config::{Behavior, Config};
+use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::history::FileHistory;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
+use rustyline::{Context, Editor, Helper};
+
+use super::commands::COMMANDS;
+
+/// Lines that the history keeps.
+const HISTORY_LINES: usize = 1000;
+
+pub(crate) enum Input {
+    Terminal(Box<Terminal>),
+    Pipe,
+}
+
+pub(crate) struct Terminal {
+    editor: Editor<ChatHelper, FileHistory>,
+    history: Option<PathBuf>,
+}
+
+/// What a read gave.
+pub(crate) enum Read {
+    Line(String),
+    /// Ctrl-C at the prompt.
+    Interrupted,
+    End,
+}
+
+impl Input {
+    pub(crate) fn new(keep_history: bool) -> Result<Self> {
+        if !io::stdin().is_terminal() {
+            return Ok(Input::Pipe);
+        }
+        let behavior = match io::stdout().is_terminal() {
+            true => Behavior::Stdio,
+            // stdout is for answers only, as with `rwkv-edge chat | tee answers`.
+            false => Behavior::PreferTerm,
+        };
+        let config = Config::builder()
+            .max_history_size(HISTORY_LINES)?
+            .behavior(behavior)
+            .build();
+        let mut editor = Editor::with_config(config).context("the terminal")?;
+        editor.set_helper(Some(ChatHelper {
+            files: FilenameCompleter::new(),
+        }));
+        let history = history_path().filter(|_| keep_history);
+        if let Some(path) = &history {
+            // Where there is none yet, or it cannot be read, this session's lines are all there is.
+            let _ = editor.load_history(path);
+        }
+        Ok(Input::Terminal(Box::new(Terminal { editor, history })))
+    }
+
+    pub(crate) fn is_terminal(&self) -> bool {
+        matches!(self, Input::Terminal(_))
+    }
+
+    /// The next line; lines that end in a backslash come with the one after.
+    pub(crate) fn read(&mut self, prompt: &str) -> Result<Read> {
+        match self {
+            Input::Terminal(terminal) => terminal.read(prompt),
+            Input::Pipe => read_from_pipe(),
+        }
+    }
+}
+
+impl Terminal {
+    fn read(&mut self, prompt: &str) -> Result<Read> {
+        let line = match self.editor.readline(prompt) {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted) => return Ok(Read::Interrupted),
+            Err(ReadlineError::Eof) => return Ok(Read::End),
+            Err(error) => return Err(error).context("the terminal"),
+        };
+        if !line.trim().is_empty() {
+            self.editor.add_history_entry(line.as_str())?;
+            if let Some(path) = &self.history {
+                // At once, so that a session that is killed loses nothing. What cannot be kept is not
+                // worth a word after every line.
+                let _ = path.parent().map(fs::create_dir_all);
+                let _ = self.editor.append_history(path);
+            }
+        }
+        Ok(Read::Line(line))
+    }
+}
+
+fn read_from_pipe() -> Result<Read> {
+    let mut bytes = Vec::new();
+    let mut stdin = io::stdin().lock();
+    loop {
+        let n = stdin
+            .read_until(b'\n', &mut bytes)
+            .context("stdin: cannot read")?;
+        if n == 0 {
+            return Ok(match bytes.is_empty() {
+                true => Read::End,
+                // A backslash, and nothing to go on with.
+                false => Read::Line(String::from_utf8_lossy(&bytes).into_owned()),
+            });
+        }
+        let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.ends_with(b"\\") {
+            let size = line.len();
+            bytes.truncate(size);
+            bytes.push(b'\n');
+            continue;
+        }
+        return Ok(Read::Line(String::from_utf8_lossy(line).into_owned()));
+    }
+}
+
+/// `None` where the system has no such folder for this user.
+fn history_path() -> Option<PathBuf> {
+    let folder = dirs::state_dir().or_else(dirs::data_local_dir)?;
+    Some(folder.join("rwkv-edge").join("chat_history"))
+}
+
+/// Completes commands and file names, and lets a line that ends in a backslash go on.
+struct ChatHelper {
+    files: FilenameCompleter,
+}
+
+impl Completer for ChatHelper {
+    type Candidate = Pair;
+
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        context: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
+        if line.starts_with("/save ") || line.starts_with("/load ") {
+            return self.files.complete(line, at, context);
+        }
+        let typed = &line[..at];
+        let fits = |(name, argument, _): &&(&str, &str, &str)| {
+            let _ = argument;
+            !typed.is_empty() && name.starts_with(typed)
+        };
+        let pair = |(name, argument, _): &(&str, &str, &str)| Pair {
+            display: (*name).to_owned(),
+            replacement: match argument.is_empty() {
+                true => (*name).to_owned(),
+                false => format!("{name} "),
+            },
+        };
+        Ok((0, COMMANDS.iter().filter(fits).map(pair).collect()))
+    }
+}
+
+impl Validator for ChatHelper {
+    fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        Ok(match context.input().ends_with('\\') {
+            true => ValidationResult::Incomplete,
+            false => ValidationResult::Valid(None),
+        })
+    }
+}
+
+impl Hinter for ChatHelper {
+    type Hint = String;
+}
+
+impl Highlighter for ChatHelper {
+    fn highlight<'l>(&self, line: &'l str, _at: usize) -> Cow<'l, str> {
+        Cow::Borrowed(line)
+    }
+}
+
+impl Helper for ChatHelper {}

@@ -1,0 +1,361 @@
+//! `rwkv-edge chat`: a conversation, on a terminal or line by line from a pipe.
+//!
+//! This file reads lines and prints answers; `conversation.rs` holds what was said, `template.rs` how
+//! it is written down for a model. Only answers go to stdout.
+
+mod commands;
+mod conversation;
+mod input;
+mod prompt_cache;
+mod saved;
+mod template;
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use anyhow::{anyhow, bail, Context, Result};
+use serde_json::json;
+
+use self::commands::Line;
+use self::conversation::{Answer, Conversation, Ending, Options, Undone};
+use self::input::{Input, Read};
+use self::prompt_cache::PromptCache;
+use self::template::Template;
+use crate::args::ModelArgs;
+use crate::generate::per_second;
+use crate::model;
+use crate::sampling::SamplingArgs;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+On a terminal lines are edited and kept in a history, and /help lists commands. From a pipe, each line \
+is a message or a command, and each answer is printed with a newline:
+
+  rwkv-edge chat --model rwkv-4-raven-1b5.safetensors --temperature 1 --top-p 0.5
+  printf 'Hello!\\nWhat is Rust?\\n' | rwkv-edge chat --model raven --json
+  rwkv-edge chat --system-file rules.txt --cache-prompt --save-state talk.state")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// How the conversation is written: raven (Bob/Alice), world (User/Assistant), qa
+    /// (Question/Answer), instruct, plain (the text alone), or two names such as Ann/Robot [default:
+    /// by the model's vocabulary]
+    #[arg(long, value_name = "NAME")]
+    template: Option<Template>,
+
+    /// What the conversation begins with, such as who talks and how
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["system_file", "load_state"])]
+    system: Option<String>,
+
+    /// File that holds the system text
+    #[arg(long, value_name = "FILE", conflicts_with = "load_state")]
+    system_file: Option<PathBuf>,
+
+    /// Keep the state behind the system text in a file beside the model (or in the user's cache
+    /// folder, where that cannot be written), and read it from there the next time
+    #[arg(long)]
+    cache_prompt: bool,
+
+    /// New tokens of an answer at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    max_new_tokens: usize,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    /// End an answer before this text too; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+
+    /// Go on from a conversation or state that was saved
+    #[arg(long, value_name = "FILE")]
+    load_state: Option<PathBuf>,
+
+    /// Save the conversation at the end, as /save does
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
+
+    /// Neither read nor write the history of lines
+    #[arg(long)]
+    no_history: bool,
+
+    /// Print each answer as one JSON object instead of text as it is made
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let model = model::open(&args.model)?;
+    model.tokenizer()?;
+    let template = args
+        .template
+        .clone()
+        .unwrap_or_else(|| Template::of(&model));
+    if args.template.is_none() && template.is_plain() {
+        eprintln!(
+            "template plain, because a vocabulary of {} is of no family that is known; --template \
+             chooses another",
+            model.n_vocab()
+        );
+    }
+    let system = match (&args.system, &args.system_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => {
+            fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?
+        }
+        (None, None) => String::new(),
+    };
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let options = Options {
+        sampling: args.sampling.options(),
+        max_new_tokens: args.max_new_tokens,
+        stop: args.stop.clone(),
+        cache: args
+            .cache_prompt
+            .then(|| PromptCache::new(args.model.model.as_deref())),
+        interrupted: interrupted.clone(),
+    };
+    let mut conversation = Conversation::new(&model, template, &system, options)?;
+    let input = Input::new(!args.no_history)?;
+    if let Some(path) = &args.load_state {
+        eprintln!("{}", saved::load(&mut conversation, path)?);
+    }
+    if input.is_terminal() {
+        // Until here Ctrl-C ends the program; from a pipe it always does.
+        let flag = interrupted.clone();
+        ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+            .context("cannot catch Ctrl-C")?;
+    }
+    let mut chat = Chat {
+        conversation,
+        interrupted,
+        labels: input.is_terminal() && io::stdout().is_terminal(),
+        interactive: input.is_terminal(),
+        json: args.json,
+        last: None,
+    };
+    chat.run(input)?;
+    if let Some(path) = &args.save_state {
+        eprintln!("{}", saved::save(&chat.conversation, path)?);
+    }
+    Ok(())
+}
+
+struct Chat {
+    conversation: Conversation,
+    interrupted: Arc<AtomicBool>,
+    interactive: bool,
+    /// Whether names stand before the answers.
+    labels: bool,
+    json: bool,
+    last: Option<Answer>,
+}
+
+impl Chat {
+    fn run(&mut self, mut input: Input) -> Result<()> {
+        if self.interactive {
+            let template = &self.conversation.transcript().template;
+            eprintln!("template {template}; /help lists commands, Ctrl-D ends");
+            if self.conversation.sampling().temperature <= 0.0 {
+                eprintln!(
+                    "always the likeliest token; /set temperature 1 and /set top-p 0.5 are livelier"
+                );
+            }
+        }
+        loop {
+            let label = self.conversation.transcript().template.user_label();
+            let line = match input.read(&label)? {
+                Read::Line(line) => line,
+                Read::Interrupted => {
+                    eprintln!("Ctrl-D or /quit ends");
+                    continue;
+                }
+                Read::End => return Ok(()),
+            };
+            self.interrupted.store(false, Ordering::Relaxed);
+            let done = match Line::parse(&line) {
+                Ok(Line::Quit) => return Ok(()),
+                Ok(line) => self.act(line),
+                Err(error) => Err(anyhow!(error)),
+            };
+            match done {
+                Err(error) if self.interactive && !crate::is_closed_pipe(&error) => {
+                    eprintln!("{error:#}");
+                }
+                done => done?,
+            }
+        }
+    }
+
+    fn act(&mut self, line: Line) -> Result<()> {
+        match line {
+            Line::Nothing | Line::Quit => {}
+            Line::Message(message) => self.say(&message)?,
+            Line::Reset => {
+                let done = self.conversation.reset()?;
+                self.tell_done(done, "a new conversation");
+            }
+            Line::Undo => match self.conversation.undo()? {
+                Some(Undone::Turn(turn)) => eprintln!("taken back: {}", turn.user),
+                Some(Undone::Replacement) => eprintln!("the conversation before is back"),
+                None => bail!("nothing to undo"),
+            },
+            Line::Retry => {
+                if self.conversation.transcript().turns.is_empty() {
+                    bail!("nothing to retry");
+                }
+                match self.conversation.undo()? {
+                    Some(Undone::Turn(turn)) => self.say(&turn.user)?,
+                    _ => bail!("the last turn cannot be taken back"),
+                }
+            }
+            Line::Save(path) => eprintln!("{}", saved::save(&self.conversation, &path)?),
+            Line::Load(path) => eprintln!("{}", saved::load(&mut self.conversation, &path)?),
+            Line::System(None) => match self.conversation.transcript().system.as_str() {
+                "" => eprintln!("no system text"),
+                system => eprintln!("{system}"),
+            },
+            Line::System(Some(system)) => {
+                let done = self.conversation.start_over(&system)?;
+                self.tell_done(done, "a new conversation with this system text");
+            }
+            Line::Set(name, value) => self.conversation.set(&name, &value)?,
+            Line::Show => self.show(),
+            Line::Stats => self.stats(),
+            Line::Help => eprintln!("{}", commands::help()),
+        }
+        Ok(())
+    }
+
+    fn tell_done(&self, done: bool, what: &str) {
+        match done {
+            true if self.interactive => eprintln!("{what}; /undo brings the old one back"),
+            true => {}
+            false => eprintln!("interrupted: nothing has changed"),
+        }
+    }
+
+    fn say(&mut self, message: &str) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        // Printed with the first word: until then a bar may say how much of a long message is read.
+        let mut label = match self.labels {
+            true => self.conversation.transcript().template.answer_label(),
+            false => String::new(),
+        };
+        let json = self.json;
+        let mut begun = false;
+        let answer = self.conversation.say(message, &mut |piece| {
+            // The space or line before the first word belongs to the template.
+            let piece = if begun { piece } else { piece.trim_start() };
+            begun |= !piece.is_empty();
+            if json || piece.is_empty() {
+                return Ok(());
+            }
+            stdout.write_all(std::mem::take(&mut label).as_bytes())?;
+            stdout.write_all(piece.as_bytes())?;
+            stdout.flush()
+        })?;
+        match &answer {
+            Some(answer) if json => writeln!(stdout, "{}", to_json(message, answer))?,
+            // From a pipe there is a line for every message, even if there is nothing on it.
+            _ if begun || !self.interactive => writeln!(stdout)?,
+            _ => {}
+        }
+        stdout.flush()?;
+        if self.interactive {
+            match answer.as_ref().map(|answer| answer.ending) {
+                None => eprintln!("(interrupted before the answer: nothing was said)"),
+                Some(Ending::Interrupted) => eprintln!("(interrupted; /undo takes the turn back)"),
+                Some(Ending::Length) => eprintln!("(cut: see --max-new-tokens)"),
+                Some(_) if !begun => eprintln!("(an empty answer; /retry asks again)"),
+                Some(_) => {}
+            }
+        }
+        if answer.is_some() {
+            self.last = answer;
+        }
+        Ok(())
+    }
+
+    fn show(&self) {
+        let transcript = self.conversation.transcript();
+        let template = &transcript.template;
+        if !transcript.system.is_empty() {
+            eprintln!("{}\n", transcript.system.trim_end());
+        }
+        for turn in &transcript.turns {
+            eprintln!("{}{}", template.user_label(), turn.user);
+            eprintln!("{}{}\n", template.answer_label(), turn.answer);
+        }
+    }
+
+    fn stats(&self) {
+        let session = self.conversation.session();
+        let info = session.model().info();
+        let state = session.state();
+        let turns = self.conversation.transcript().turns.len();
+        eprintln!(
+            "conversation  {turns} turns, {} tokens; template {}",
+            state.n_tokens(),
+            self.conversation.transcript().template
+        );
+        if let Some(answer) = &self.last {
+            let speed = |n, time| per_second(n, time).unwrap_or(0.0);
+            eprintln!(
+                "last answer   read {} tokens at {:.1}/s, wrote {} at {:.1}/s",
+                answer.n_prompt_tokens,
+                speed(answer.n_prompt_tokens, answer.prefill_time),
+                answer.n_tokens,
+                speed(answer.n_tokens, answer.decode_time)
+            );
+        }
+        let (n_steps, bytes) = self.conversation.undo_steps();
+        let kib = |bytes: usize| bytes.div_ceil(1024);
+        eprintln!(
+            "state         {} KiB; {n_steps} more to go back to, {} KiB",
+            kib(state.size_bytes()),
+            kib(bytes)
+        );
+        let sampling = self.conversation.sampling();
+        eprintln!(
+            "sampling      temperature {}, top-p {}, top-k {}, seed {}; penalties {} presence, {} \
+             frequency, {} repetition",
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.seed,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            sampling.repetition_penalty
+        );
+        eprintln!(
+            "model         {}, {}, {:.1} MB; {} threads, {} kernels",
+            info.place,
+            info.quant,
+            info.weight_bytes as f64 / 1e6,
+            info.threads,
+            info.kernels
+        );
+    }
+}
+
+fn to_json(message: &str, answer: &Answer) -> serde_json::Value {
+    json!({
+        "user": message,
+        "text": answer.text,
+        "ending": match answer.ending {
+            Ending::Stop => "stop",
+            Ending::EndOfText => "end_of_text",
+            Ending::Length => "length",
+            Ending::Interrupted => "interrupted",
+        },
+        "prompt_tokens": answer.n_prompt_tokens,
+        "tokens": answer.n_tokens,
+        "prefill_tokens_per_s": per_second(answer.n_prompt_tokens, answer.prefill_time),
+        "decode_tokens_per_s": per_second(answer.n_tokens, answer.decode_time),
+    })
+}

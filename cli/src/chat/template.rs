@@ -1,0 +1,212 @@
+//! How a conversation is written down for a model: names, blank lines, where an answer ends.
+//!
+//! The RWKV families were trained on dialogues in which a blank line ends a turn, so a message must
+//! not hold one, and there is no space behind the colon that the answer follows: the answer's first
+//! token brings its own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rwkv_edge::Model;
+
+/// The form of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Template {
+    /// As `--template` names it.
+    name: String,
+    form: Form,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Form {
+    /// `User: …`, blank line, `Assistant:`
+    Dialogue { user: String, assistant: String },
+    /// One task after another, as instruction-tuned Raven models know them.
+    Instruct,
+    /// The text alone: the model goes on with it.
+    Plain,
+}
+
+/// Ends every turn.
+pub(crate) const TURN_END: &str = "\n\n";
+
+const INSTRUCTION: &str = "Below is an instruction that describes a task. Write a response that \
+                           appropriately completes the request.\n\n# Instruction:\n";
+const RESPONSE: &str = "\n\n# Response:\n";
+
+impl Template {
+    /// That of the model's family, or plain text where there is no telling.
+    pub(crate) fn of(model: &Model) -> Self {
+        let is_world = model
+            .tokenizer()
+            .is_ok_and(|tokenizer| tokenizer.is_world());
+        match model.n_vocab() {
+            65_536 => Self::named("world"),
+            _ if is_world => Self::named("world"),
+            50_277 => Self::named("raven"),
+            _ => Self::named("plain"),
+        }
+    }
+
+    fn named(name: &str) -> Self {
+        let dialogue = |user: &str, assistant: &str| Form::Dialogue {
+            user: user.into(),
+            assistant: assistant.into(),
+        };
+        let form = match name {
+            "raven" => dialogue("Bob", "Alice"),
+            "world" => dialogue("User", "Assistant"),
+            "qa" => dialogue("Question", "Answer"),
+            "instruct" => Form::Instruct,
+            _ => Form::Plain,
+        };
+        Template {
+            name: name.into(),
+            form,
+        }
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        self.form == Form::Plain
+    }
+
+    /// What is fed before the first turn.
+    pub(crate) fn system(&self, text: &str) -> String {
+        let text = text.replace("\r\n", "\n");
+        match text.trim_end() {
+            "" => String::new(),
+            text => format!("{text}{TURN_END}"),
+        }
+    }
+
+    /// What is fed for a message, up to where the answer begins.
+    pub(crate) fn turn(&self, message: &str) -> String {
+        let message = without_blank_lines(message);
+        match &self.form {
+            Form::Dialogue { user, assistant } => {
+                format!("{user}: {message}{TURN_END}{assistant}:")
+            }
+            Form::Instruct => format!("{INSTRUCTION}{message}{RESPONSE}"),
+            Form::Plain => message,
+        }
+    }
+
+    /// The text that ends an answer.
+    pub(crate) fn stop(&self) -> &'static str {
+        match self.form {
+            // Responses to tasks may have paragraphs; a new task must not begin.
+            Form::Instruct => "\n\n# ",
+            _ => TURN_END,
+        }
+    }
+
+    /// What stands before the user's line on a terminal.
+    pub(crate) fn user_label(&self) -> String {
+        match &self.form {
+            Form::Dialogue { user, .. } => format!("{user}: "),
+            _ => "> ".into(),
+        }
+    }
+
+    /// What stands before the answer on a terminal.
+    pub(crate) fn answer_label(&self) -> String {
+        match &self.form {
+            Form::Dialogue { assistant, .. } => format!("{assistant}: "),
+            _ => String::new(),
+        }
+    }
+}
+
+impl FromStr for Template {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if ["raven", "world", "qa", "instruct", "plain"].contains(&text) {
+            return Ok(Self::named(text));
+        }
+        let is_name = |name: &str| !name.trim().is_empty() && !name.contains(['\n', '/']);
+        match text.split_once('/') {
+            Some((user, assistant)) if is_name(user) && is_name(assistant) => Ok(Template {
+                name: text.into(),
+                form: Form::Dialogue {
+                    user: user.trim().into(),
+                    assistant: assistant.trim().into(),
+                },
+            }),
+            _ => Err(
+                "expected raven, world, qa, instruct, plain, or two names such as Ann/Robot".into(),
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.form {
+            Form::Dialogue { user, assistant } if !self.name.contains('/') => {
+                write!(f, "{} ({user}/{assistant})", self.name)
+            }
+            _ => f.write_str(&self.name),
+        }
+    }
+}
+
+impl Template {
+    /// As `--template` takes it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A blank line would end the turn within it.
+pub(crate) fn without_blank_lines(message: &str) -> String {
+    let message = message.replace("\r\n", "\n");
+    let lines = message.trim().split('\n');
+    let lines: Vec<&str> = lines.filter(|line| !line.trim().is_empty()).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_written_as_the_families_know_them() {
+        let turn = |name: &str, message: &str| {
+            let template: Template = name.parse().expect("a template");
+            template.turn(message)
+        };
+        assert_eq!(turn("raven", "Hi"), "Bob: Hi\n\nAlice:");
+        assert_eq!(turn("world", "Hi"), "User: Hi\n\nAssistant:");
+        assert_eq!(turn("qa", "Why?"), "Question: Why?\n\nAnswer:");
+        assert_eq!(turn("plain", "Ownership is"), "Ownership is");
+        assert_eq!(turn(" Ann / Robot 2", "Hi"), "Ann: Hi\n\nRobot 2:");
+        let instruct = turn("instruct", "Add.");
+        assert!(
+            instruct.ends_with("# Instruction:\nAdd.\n\n# Response:\n"),
+            "{instruct}"
+        );
+        let message = "  one\r\n\r\n\r\ntwo \n \n\tthree\n\n";
+        assert_eq!(
+            turn("world", message),
+            "User: one\ntwo \n\tthree\n\nAssistant:"
+        );
+    }
+
+    #[test]
+    fn system_texts_keep_their_blank_lines_and_end_in_one() {
+        let template: Template = "world".parse().expect("a template");
+        assert_eq!(
+            template.system("Be kind.\r\n\r\nUser: x\n \n"),
+            "Be kind.\n\nUser: x\n\n"
+        );
+        assert_eq!(template.system(" \n"), "");
+    }
+
+    #[test]
+    fn unknown_templates_are_refused() {
+        for text in ["", "World", "a", "/", "a/", "/b", "a/b/c", "a\n/b", " / "] {
+            assert!(text.parse::<Template>().is_err(), "{text:?}");
+        }
+    }
+}

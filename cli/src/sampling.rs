@@ -1,0 +1,88 @@
+//! Options of every command that draws tokens.
+
+use std::hash::{BuildHasher, Hasher};
+
+use rwkv_edge::SamplerOptions;
+
+/// How tokens are chosen.
+#[derive(clap::Args, Clone)]
+pub(crate) struct SamplingArgs {
+    /// Variety; 0: always the likeliest token
+    ///
+    /// Divides the scores before a token is drawn.
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    temperature: f32,
+
+    /// Draw from the likeliest, P together
+    ///
+    /// The likeliest tokens whose probabilities together reach P; 1: off.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+
+    /// Draw only from so many of the likeliest tokens; 0: off
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+
+    /// Lowers tokens that were generated before by so much; 0: off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    presence_penalty: f32,
+
+    /// Lowers a token by so much for each time it was generated before; 0: off
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    frequency_penalty: f32,
+
+    /// Divides the positive and multiplies the negative scores of tokens that were generated before;
+    /// 1: off
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+
+    /// Seed of the draws [default: another each time]
+    ///
+    /// The same seed gives the same text.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// Whether what was generated before, or random numbers, decide what follows.
+    pub(crate) fn draws_or_penalises(&self) -> bool {
+        let penalties = [self.presence_penalty, self.frequency_penalty];
+        self.temperature > 0.0
+            || self.repetition_penalty != 1.0
+            || penalties.iter().any(|&penalty| penalty != 0.0)
+    }
+
+    pub(crate) fn options(&self) -> SamplerOptions {
+        SamplerOptions {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed.unwrap_or_else(random_seed),
+        }
+    }
+}
+
+/// Differs from run to run: the standard library seeds its hash maps from the system's randomness.
+fn random_seed() -> u64 {
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
+}
