@@ -180,3 +180,29 @@ fn a_failed_write_leaves_the_old_file() {
     let names: Vec<_> = fs::read_dir(folder.path()).expect("readable").collect();
     assert_eq!(names.len(), 1, "nothing is left behind: {names:?}");
 }
+
+#[test]
+fn an_outline_says_what_opening_would_give() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let plain = Options::default();
+    let demo = open(repository("cli/demo"), Quant::Int8, 1);
+    let file = save(&demo, &folder, "demo");
+    for (path, n_vocab, has_tokenizer, stored, is_model_file) in [
+        (repository("cli/demo"), 4096, true, Quant::F16, false),
+        (golden("deep-sharded"), 160, false, Quant::F32, false),
+        (file.clone(), 4096, true, Quant::Int8, true),
+    ] {
+        let outline = Model::outline(&path, &plain).expect("a model");
+        let found = (outline.n_vocab, outline.has_tokenizer, outline.stored);
+        assert_eq!(found, (n_vocab, has_tokenizer, stored));
+        assert_eq!(outline.is_model_file, is_model_file);
+        assert_eq!(
+            Model::open(&path, &plain).expect("a model").info().quant,
+            stored
+        );
+    }
+    let bytes = fs::read(&file).expect("readable");
+    fs::write(&file, &bytes[..bytes.len() / 2]).expect("can be written");
+    let error = Model::outline(&file, &plain).expect_err("half a file");
+    assert_eq!(error.kind(), ErrorKind::Format);
+}
