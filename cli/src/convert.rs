@@ -3,23 +3,19 @@
 //! The flags of transformers' convert_rwkv_checkpoint_to_hf.py, in its spelling and in ours.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
 use rwkv_edge::{CheckpointSource, ConvertOptions, Converted, FloatType};
+use serde_json::json;
 
 use crate::progress::Progress;
-use crate::{hub, note};
-
-const EXAMPLES: &str = "Examples:
-  rwkv-edge convert -m RWKV-4-Pile-169M.pth -o rwkv-4-169m --tokenizer-file 20B_tokenizer.json
-  rwkv-edge convert -m rwkv.cpp-169M-Q5_1.bin -o rwkv-4-169m --dtype f16
-  rwkv-edge convert -m rwkv-4-169m --to raw -o RWKV-4-Pile-169M.pth";
+use crate::{hub, note, UsageError};
 
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Checkpoint: a .pth, .safetensors or rwkv.cpp .bin file, a directory, or a file of --repo-id
     #[arg(short = 'm', long, value_name = "PATH")]
@@ -63,6 +59,10 @@ pub(crate) struct Args {
     /// Read the checkpoint instead of mapping its files
     #[arg(long)]
     no_mmap: bool,
+
+    /// Print one JSON object about what was written
+    #[arg(long)]
+    json: bool,
 
     /// Hub repository to download --checkpoint-file from, where it is no local path
     #[arg(long, value_name = "ID", alias = "repo_id")]
@@ -189,7 +189,8 @@ impl FromStr for ByteSize {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.to == Form::Raw && (args.tokenizer_file.is_some() || args.push_to_hub) {
-        bail!("--to raw writes one file, without --tokenizer-file and --push-to-hub");
+        let text = "--to raw writes one file, without --tokenizer-file and --push-to-hub";
+        return Err(UsageError(text.into()).into());
     }
     // Before the work, so that nobody waits for it in vain.
     let upload = match &args.model_name {
@@ -212,38 +213,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let mut progress = Progress::at_once("writing");
     let mut show = |done, total| progress.show(done, total);
-    match args.to {
+    let (target, converted) = match args.to {
         Form::Hf => {
-            let folder = &args.output_dir;
-            let converted = source.to_hugging_face(folder, &options, &mut show)?;
-            drop(progress);
-            report(folder, &converted);
-            if converted.tokenizer_files.is_empty() {
-                note!(
-                    "{}: no tokenizer, since none was given: name its file with --tokenizer-file",
-                    folder.display()
-                );
-            }
-            for file in &converted.unfinished_files {
-                note!(
-                    "{}: left by a run that was interrupted; remove it if nothing else writes here",
-                    file.display()
-                );
-            }
-            if let Some(name) = upload {
-                let address = hub::push(folder, name, "Converted to the Hugging Face format")?;
-                note!("{name}: uploaded, {address}");
-            }
-            Ok(())
+            let folder = args.output_dir.clone();
+            let converted = source.to_hugging_face(&folder, &options, &mut show)?;
+            (folder, converted)
         }
         Form::Raw => {
             let file = raw_file(&args.output_dir, &path)?;
             let converted = source.to_raw(&file, &options, &mut show)?;
-            drop(progress);
-            report(&file, &converted);
-            Ok(())
+            (file, converted)
         }
+    };
+    drop(progress);
+    report(args, &target, &converted)?;
+    if let Some(name) = upload {
+        let address = hub::push(&target, name, "Converted to the Hugging Face format")?;
+        note!("{name}: uploaded, {address}");
     }
+    Ok(())
 }
 
 /// The path that was given, if there is something, else what the hub has under that name.
@@ -286,16 +274,42 @@ fn raw_file(output: &Path, source: &Path) -> Result<PathBuf> {
     Ok(output.join(name))
 }
 
-fn report(place: &Path, converted: &Converted) {
+fn report(args: &Args, target: &Path, converted: &Converted) -> Result<()> {
+    let place = target.display();
+    for file in &converted.unfinished_files {
+        note!(
+            "{}: left by a run that was interrupted; remove it if nothing else writes here",
+            file.display()
+        );
+    }
+    if args.json {
+        let names = |files: &[PathBuf]| -> Vec<String> {
+            let names = files.iter().map(|file| file.display().to_string());
+            names.collect()
+        };
+        let object = json!({
+            "output": place.to_string(),
+            "weight_files": names(&converted.weight_files),
+            "tokenizer_files": names(&converted.tokenizer_files),
+            "dtype": converted.dtype.name(),
+            "n_params": converted.n_params,
+            "bytes": converted.size_bytes,
+        });
+        writeln!(io::stdout().lock(), "{object}")?;
+        return Ok(());
+    }
     let n_files = converted.weight_files.len();
     note!(
-        "{}: {}, {} parameters, {:.1} MB in {n_files} {}",
-        place.display(),
+        "{place}: {}, {} parameters, {:.1} MB in {n_files} {}",
         converted.dtype,
         converted.n_params,
         converted.size_bytes as f64 / 1e6,
         if n_files == 1 { "file" } else { "files" },
     );
+    if args.to == Form::Hf && converted.tokenizer_files.is_empty() {
+        note!("{place}: no tokenizer, since none was given: name its file with --tokenizer-file");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

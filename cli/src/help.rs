@@ -65,6 +65,14 @@ Examples:
   rwkv-edge --model rwkv-4-169m.safetensors \"Once upon a time\"",
     ),
     (
+        "convert",
+        "\
+Examples:
+  rwkv-edge convert -m RWKV-4-Pile-169M.pth -o rwkv-4-169m --tokenizer-file 20B_tokenizer.json
+  rwkv-edge convert -m rwkv.cpp-169M-Q5_1.bin -o rwkv-4-169m --dtype f16
+  rwkv-edge convert -m rwkv-4-169m --to raw -o RWKV-4-Pile-169M.pth",
+    ),
+    (
         "info",
         "\
 Examples:

@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 const PREFIX: &str = ".rwkv-edge-";
 const SUFFIX: &str = ".part";
 
+/// Large pieces: weights are written row by row.
+const BUFFER_BYTES: usize = 1 << 20;
+
 /// Whether a file of this name was being written by us, or still is.
 pub(crate) fn is_unfinished(name: &str) -> bool {
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
@@ -57,10 +60,19 @@ impl OutputFile {
                 .set_permissions(old.permissions())
                 .map_err(failed)?;
         }
-        // Large pieces: weights are written row by row.
         Ok(OutputFile {
             path: target,
-            writer: BufWriter::with_capacity(1 << 20, file),
+            writer: BufWriter::with_capacity(BUFFER_BYTES, file),
+        })
+    }
+
+    /// As [`create`](Self::create), but where the name is a link, the link is replaced and what it leads
+    /// to stays: folders of shared caches are made of links.
+    pub(crate) fn create_in_place_of_link(path: &Path) -> Result<Self> {
+        let file = temporary_beside(path).map_err(|e| Error::io("create", path, e))?;
+        Ok(OutputFile {
+            path: path.to_owned(),
+            writer: BufWriter::with_capacity(BUFFER_BYTES, file),
         })
     }
 

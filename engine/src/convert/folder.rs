@@ -87,7 +87,7 @@ impl ModelFolder {
 
     /// A file to be written into, and then handed to [`add`](Self::add).
     pub(super) fn create(&self, name: &str) -> Result<OutputFile> {
-        OutputFile::create(&self.path.join(name))
+        OutputFile::create_in_place_of_link(&self.path.join(name))
     }
 
     /// Keeps a file whose content is complete. Files get their names in this order.
