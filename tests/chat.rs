@@ -48,6 +48,7 @@ impl Chat {
 
     fn feed(&self, mut command: std::process::Command, input: &str) -> Output {
         command
+            .env("HOME", self.folder.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("XDG_STATE_HOME", self.path("state"))
             .stdin(Stdio::piped())
@@ -59,6 +60,14 @@ impl Chat {
         let _ = pipe.write_all(input.as_bytes());
         drop(pipe);
         child.wait_with_output().unwrap()
+    }
+
+    /// The user's cache folder.
+    fn cache(&self) -> PathBuf {
+        match cfg!(target_os = "macos") {
+            true => self.path("Library/Caches"),
+            false => self.path("cache"),
+        }
     }
 
     /// Of a chat that succeeds.
@@ -425,7 +434,7 @@ fn system_texts_are_read_once() {
     let file = chat.text_path("system");
     let input = "Ownership is\n/reset\nOwnership is\n";
     let expected = chat.answers(&["--system-file", &file], input);
-    assert!(!chat.path("cache").exists());
+    assert!(!chat.cache().exists());
     let cached = ["--system-file", &file, "--cache-prompt"];
     let run = |reported: &[&str]| {
         let output = chat.run(&cached, input);
@@ -436,7 +445,7 @@ fn system_texts_are_read_once() {
         }
     };
     run(&["tokens, kept in"]);
-    let folder = chat.path("cache/rwkv-edge/prompts");
+    let folder = chat.cache().join("rwkv-edge/prompts");
     let [path] = &files(&folder)[..] else {
         panic!("one file expected");
     };
@@ -514,13 +523,13 @@ fn system_texts_are_kept_beside_the_model_where_that_can_be_written() {
         // A folder of that name cannot be written as a file: the cache folder can.
         fs::remove_file(&kept).unwrap();
         fs::create_dir(&kept).unwrap();
-        assert!(!chat.path("cache").exists());
+        assert!(!chat.cache().exists());
         assert_eq!(chat.answers(&args, "Hello\n"), expected);
-        assert_eq!(files(&chat.path("cache/rwkv-edge/prompts")).len(), 1);
+        assert_eq!(files(&chat.cache().join("rwkv-edge/prompts")).len(), 1);
         let again = chat.run(&args, "Hello\n");
         assert!(stderr(&again).contains("from ") && stderr(&again).contains("prompts"));
         fs::remove_dir(&kept).unwrap();
-        fs::remove_dir_all(chat.path("cache")).unwrap();
+        fs::remove_dir_all(chat.cache()).unwrap();
     }
 }
 
@@ -734,6 +743,7 @@ mod terminal {
             let child = command()
                 .arg("chat")
                 .args(args)
+                .env("HOME", folder.path())
                 .env("XDG_STATE_HOME", folder.path())
                 .env("TERM", "xterm")
                 .stdin(slave())
@@ -843,7 +853,11 @@ mod terminal {
         terminal.enter("> ", "/load /no/such/file");
         terminal.wait_for("/no/such/file: cannot");
         let folder = terminal.end("> ");
-        let history = folder.path().join("rwkv-edge/chat_history");
+        let state = match cfg!(target_os = "macos") {
+            true => folder.path().join("Library/Application Support"),
+            false => folder.path().to_owned(),
+        };
+        let history = state.join("rwkv-edge/chat_history");
         assert!(fs::read_to_string(&history)
             .unwrap()
             .contains("Ownership is"));
@@ -859,7 +873,7 @@ mod terminal {
         terminal.enter("> ", "/system secret");
         terminal.wait_for("/undo brings the old one back");
         let folder = terminal.end("> ");
-        let history = fs::read_to_string(folder.path().join("rwkv-edge/chat_history")).unwrap();
-        assert!(!history.contains("secret"));
+        assert!(!fs::read_to_string(&history).unwrap().contains("secret"));
+        drop(folder);
     }
 }

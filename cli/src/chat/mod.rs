@@ -5,6 +5,7 @@
 
 mod commands;
 mod conversation;
+mod history;
 mod input;
 mod prompt_cache;
 mod saved;
