@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::{Context as _, Result};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
-use rustyline::config::{Behavior, Config};
+use rustyline::config::{Behavior, CompletionType, Config};
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
@@ -47,6 +47,7 @@ impl Input {
         let config = Config::builder()
             .max_history_size(HISTORY_LINES)?
             .behavior(behavior)
+            .completion_type(CompletionType::List)
             .build();
         let in_memory = MemHistory::with_config(&config);
         let mut editor = Editor::with_history(config, in_memory).context("the terminal")?;
