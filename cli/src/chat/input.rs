@@ -1,24 +1,20 @@
 //! Lines that are typed on a terminal, with editing and a history, or read from a pipe or file.
 
 use std::borrow::Cow;
-use std::fs;
 use std::io::{self, BufRead, IsTerminal};
-use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
-use rustyline::config::{Behavior, Config};
+use rustyline::config::{Behavior, CompletionType, Config};
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
-use rustyline::history::FileHistory;
+use rustyline::history::MemHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Context, Editor, Helper};
 
 use super::commands::COMMANDS;
-
-/// Lines that the history keeps.
-const HISTORY_LINES: usize = 1000;
+use super::history::{HistoryFile, HISTORY_LINES};
 
 pub(crate) enum Input {
     Terminal(Box<Terminal>),
@@ -26,8 +22,8 @@ pub(crate) enum Input {
 }
 
 pub(crate) struct Terminal {
-    editor: Editor<ChatHelper, FileHistory>,
-    history: Option<PathBuf>,
+    editor: Editor<ChatHelper, MemHistory>,
+    history: Option<HistoryFile>,
 }
 
 /// What a read gave.
@@ -51,15 +47,16 @@ impl Input {
         let config = Config::builder()
             .max_history_size(HISTORY_LINES)?
             .behavior(behavior)
+            .completion_type(CompletionType::List)
             .build();
-        let mut editor = Editor::with_config(config).context("the terminal")?;
+        let in_memory = MemHistory::with_config(&config);
+        let mut editor = Editor::with_history(config, in_memory).context("the terminal")?;
         editor.set_helper(Some(ChatHelper {
             files: FilenameCompleter::new(),
         }));
-        let history = history_path().filter(|_| keep_history);
-        if let Some(path) = &history {
-            // Where there is none yet, or it cannot be read, this session's lines are all there is.
-            let _ = editor.load_history(path);
+        let history = HistoryFile::of_user().filter(|_| keep_history);
+        for line in history.iter().flat_map(HistoryFile::read) {
+            editor.add_history_entry(line)?;
         }
         Ok(Input::Terminal(Box::new(Terminal { editor, history })))
     }
@@ -87,11 +84,8 @@ impl Terminal {
         };
         if !line.trim().is_empty() {
             self.editor.add_history_entry(line.as_str())?;
-            if let Some(path) = &self.history {
-                // At once, so that a session that is killed loses nothing. What cannot be kept is not
-                // worth a word after every line.
-                let _ = path.parent().map(fs::create_dir_all);
-                let _ = self.editor.append_history(path);
+            if let Some(history) = &self.history {
+                history.append(&line);
             }
         }
         Ok(Read::Line(line))
@@ -122,12 +116,6 @@ fn read_from_pipe() -> Result<Read> {
         }
         return Ok(Read::Line(String::from_utf8_lossy(line).into_owned()));
     }
-}
-
-/// `None` where the system has no such folder for this user.
-fn history_path() -> Option<PathBuf> {
-    let folder = dirs::state_dir().or_else(dirs::data_local_dir)?;
-    Some(folder.join("rwkv-edge").join("chat_history"))
 }
 
 /// Completes commands and file names, and lets a line that ends in a backslash go on.

@@ -5,6 +5,7 @@
 
 mod commands;
 mod conversation;
+mod history;
 mod input;
 mod prompt_cache;
 mod saved;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, Context, Result};
+use rwkv_edge::Model;
 use serde_json::json;
 
 use self::commands::Line;
@@ -91,17 +93,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open(&args.model)?;
     model.tokenizer()?;
-    let template = args
-        .template
-        .clone()
-        .unwrap_or_else(|| Template::of(&model));
-    if args.template.is_none() && template.is_plain() {
-        eprintln!(
-            "template plain, because a vocabulary of {} is of no family that is known; --template \
-             chooses another",
-            model.n_vocab()
-        );
-    }
+    let template = choose_template(args, &model);
     let system = match (&args.system, &args.system_file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => {
@@ -145,6 +137,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A form that was not asked for is told where it is a mere guess, and to people always.
+fn choose_template(args: &Args, model: &Model) -> Template {
+    if let Some(template) = &args.template {
+        return template.clone();
+    }
+    let template = Template::of(model);
+    if template.is_plain() {
+        eprintln!(
+            "template plain, because a vocabulary of {} is of no family that is known; --template \
+             chooses another",
+            model.n_vocab()
+        );
+    } else if io::stdin().is_terminal() {
+        eprintln!("template {template}, by the model's vocabulary");
+    }
+    template
+}
+
 struct Chat {
     conversation: Conversation,
     interrupted: Arc<AtomicBool>,
@@ -158,8 +168,7 @@ struct Chat {
 impl Chat {
     fn run(&mut self, mut input: Input) -> Result<()> {
         if self.interactive {
-            let template = &self.conversation.transcript().template;
-            eprintln!("template {template}; /help lists commands, Ctrl-D ends");
+            eprintln!("/help lists commands, Ctrl-D ends");
             if self.conversation.sampling().temperature <= 0.0 {
                 eprintln!(
                     "always the likeliest token; /set temperature 1 and /set top-p 0.5 are livelier"

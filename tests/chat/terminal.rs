@@ -1,0 +1,163 @@
+//! A person at a terminal, as far as a program can be one.
+
+use crate::*;
+use nix::pty::openpty;
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::Read;
+use std::process::Child;
+
+struct Terminal {
+    child: Child,
+    /// The keyboard and the screen.
+    tty: File,
+    screen: Vec<u8>,
+    folder: tempfile::TempDir,
+}
+
+impl Terminal {
+    fn start(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(folder, args)
+    }
+
+    fn start_in(folder: tempfile::TempDir, args: &[&str]) -> Self {
+        let pty = openpty(None, None).unwrap();
+        let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+        let child = command()
+            .arg("chat")
+            .args(args)
+            .env("HOME", folder.path())
+            .env("XDG_STATE_HOME", folder.path())
+            .env("TERM", "xterm")
+            .stdin(slave())
+            .stdout(slave())
+            .stderr(slave())
+            .spawn()
+            .unwrap();
+        let tty = File::from(pty.master);
+        Terminal {
+            child,
+            tty,
+            screen: Vec::new(),
+            folder,
+        }
+    }
+
+    /// Keys reach the editor only once its prompt is there; before, the system's own line editing
+    /// would take them.
+    fn press(&mut self, keys: &str) {
+        self.tty.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn enter(&mut self, prompt: &str, line: &str) {
+        self.wait_for(prompt);
+        self.press(&format!("{line}\r"));
+    }
+
+    /// Reads until this appears on the screen, and forgets all up to it.
+    fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            let size = text.len();
+            let found = self
+                .screen
+                .windows(size)
+                .position(|part| part == text.as_bytes());
+            if let Some(at) = found {
+                let before: Vec<u8> = self.screen.drain(..at + size).collect();
+                return String::from_utf8_lossy(&before).into_owned();
+            }
+            let mut piece = [0; 4096];
+            let n = self.tty.read(&mut piece).unwrap_or(0);
+            let screen = String::from_utf8_lossy(&self.screen);
+            assert!(
+                n > 0,
+                "the program ended before {text:?} appeared: {screen}"
+            );
+            self.screen.extend(&piece[..n]);
+        }
+    }
+
+    fn interrupt(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).unwrap();
+    }
+
+    fn end(mut self, prompt: &str) -> tempfile::TempDir {
+        self.wait_for(prompt);
+        self.press("\x04");
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        self.folder
+    }
+}
+
+/// The model would go on for a year.
+#[test]
+fn ctrl_c_ends_the_answer_and_not_the_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny::write_model(folder.path(), 65_536, &[(WORLD_A, 1.0)]);
+    let world = repository("tests/fixtures/tokenizer/world_small.txt");
+    let args = [
+        "--model",
+        model.to_str().unwrap(),
+        "--tokenizer",
+        world.to_str().unwrap(),
+    ];
+    let mut terminal = Terminal::start(&[&args[..], &["-n", "2000000000"]].concat());
+    for _ in 0..2 {
+        terminal.enter("User: ", "Hello");
+        terminal.wait_for("Assistant: aaaaaaaa");
+        terminal.interrupt();
+        terminal.wait_for("(interrupted; /undo takes the turn back)");
+    }
+    // What there was of the answers is part of the conversation.
+    terminal.enter("User: ", "/show");
+    for _ in 0..2 {
+        terminal.wait_for("User: Hello\r\nAssistant: aaaaaaaa");
+    }
+    terminal.enter("User: ", "/undo");
+    terminal.wait_for("taken back: Hello");
+    terminal.enter("User: ", "/stats");
+    terminal.wait_for("1 turns");
+    // At the prompt it ends nothing either.
+    terminal.wait_for("User: ");
+    terminal.press("half a line\x03");
+    terminal.wait_for("Ctrl-D or /quit ends");
+    terminal.end("User: ");
+}
+
+#[test]
+fn lines_are_edited_completed_and_kept() {
+    let plain = ["--template", "plain"];
+    let mut terminal = Terminal::start(&plain);
+    // Ctrl-A, Ctrl-E, backspace; Tab behind a part of a command; errors end nothing.
+    terminal.enter("> ", "wnership is\x01O\x05x\x7f");
+    terminal.wait_for("therefore not a problem.");
+    terminal.enter("> ", "/sta\t");
+    terminal.wait_for("1 turns");
+    terminal.enter("> ", "/load /no/such/file");
+    terminal.wait_for("/no/such/file: cannot");
+    let folder = terminal.end("> ");
+    let state = match cfg!(target_os = "macos") {
+        true => folder.path().join("Library/Application Support"),
+        false => folder.path().to_owned(),
+    };
+    let history = state.join("rwkv-edge/chat_history");
+    assert!(fs::read_to_string(&history)
+        .unwrap()
+        .contains("Ownership is"));
+
+    // Up three times is the first line again, in another session.
+    let mut terminal = Terminal::start_in(folder, &plain);
+    terminal.enter("> ", "\x1b[A\x1b[A\x1b[A");
+    terminal.wait_for("therefore not a problem.");
+    let folder = terminal.end("> ");
+
+    let no_history = ["--template", "plain", "--no-history"];
+    let mut terminal = Terminal::start_in(folder, &no_history);
+    terminal.enter("> ", "/system secret");
+    terminal.wait_for("/undo brings the old one back");
+    let folder = terminal.end("> ");
+    assert!(!fs::read_to_string(&history).unwrap().contains("secret"));
+    drop(folder);
+}
