@@ -166,6 +166,7 @@ impl<W: Weight> Pass<W> {
     /// As [`run`](Self::run); rows of weights `o .. o + O` exist.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
+    #[allow(clippy::needless_range_loop)] // rows and columns of a tile, by their numbers
     unsafe fn tile<const O: usize, const T: usize>(&self, o: usize, t: usize) {
         let step = W::CHAINS * W::STEP;
         let full = self.cols / step * step;
