@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use command::{run, stderr, stdout};
 use common::{floats, golden, json, repository, GOLDEN};
-use conversion::{convert, fingerprint, logits, names, text};
+use conversion::{byte_vocabulary, convert, fingerprint, logits, names, text};
 use serde_json::{json, Value};
 use tensors::{hugging_face_name, read_folder, Tensor, Tensors};
 
@@ -278,9 +278,9 @@ fn tokenizers() {
         ("world", "vocab.txt"),
     ] {
         let (vocabulary, target) = (at(name), at(&format!("of-{name}")));
-        fs::write(&vocabulary, "1 '\\x00' 1\n2 'a' 1\n").expect("can be written");
+        fs::write(&vocabulary, byte_vocabulary()).expect("can be written");
         let flags = ["--tokenizer-file", text(&vocabulary)];
-        convert(&checkpoint("raw-f32.pth"), &target, &flags);
+        convert(&golden("small-safetensors"), &target, &flags);
         let mut expected = vec![
             kept,
             "config.json",
@@ -395,8 +395,8 @@ fn sizes_are_checked_against_the_shapes() {
 fn json_says_what_was_written() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target");
-    let (source, tokenizer) = (golden("deep-sharded"), folder.path().join("vocab"));
-    fs::write(&tokenizer, "1 'a' 1\n").expect("can be written");
+    let (source, tokenizer) = (golden("small-safetensors"), folder.path().join("vocab"));
+    fs::write(&tokenizer, byte_vocabulary()).expect("can be written");
     let args = [
         "convert",
         "-m",
@@ -416,7 +416,7 @@ fn json_says_what_was_written() {
     assert_eq!(stderr(&output), "");
     let path = |name: &str| text(&target.join(name)).to_owned();
     let expected = json!({
-        "output": text(&target), "dtype": "f32", "n_params": 259_392, "bytes": 1_037_568,
+        "output": text(&target), "dtype": "f32", "n_params": 203_072, "bytes": 812_288,
         "tokenizer_files": [path("vocab.txt")],
         "weight_files": [
             path("model-00001-of-00002.safetensors"), path("model-00002-of-00002.safetensors"),

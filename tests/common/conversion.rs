@@ -58,3 +58,9 @@ pub fn fingerprint(model: &Path) -> Value {
     let info: Value = serde_json::from_str(&info).expect("valid JSON");
     info["fingerprint"].clone()
 }
+
+/// A World vocabulary of the 256 bytes and nothing else: ids 1 to 256.
+pub fn byte_vocabulary() -> String {
+    let line = |byte: usize| format!("{} b'\\x{byte:02x}' 1\n", byte + 1);
+    (0..256).map(line).collect()
+}
