@@ -333,6 +333,7 @@ impl Model {
             pool: base.pool.clone(),
             kernels: base.kernels,
             no_sparsity: base.no_sparsity,
+            budget: Budget::default(),
             tokenizer: TokenizerSlot {
                 file: base.tokenizer.file.clone(),
                 searched: base.tokenizer.searched.clone(),
