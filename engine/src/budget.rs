@@ -145,6 +145,7 @@ pub(crate) fn session_bytes(sizes: &Sizes, prefill_rows: usize, n_threads: usize
 mod tests {
     use super::*;
     use crate::model::Options;
+    use crate::session::Session;
 
     /// What is told beforehand is what is taken, and hardly more.
     #[test]
@@ -174,6 +175,48 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The table of docs/EMBEDDING.md, from the sizes of the published models.
+    #[test]
+    fn the_documentation_says_what_is_computed() {
+        let text = include_str!("../../docs/EMBEDDING.md");
+        let models = [
+            ("169M", 12, 768),
+            ("430M", 24, 1024),
+            ("1.5B", 24, 2048),
+            ("3B", 32, 2560),
+            ("7B", 32, 4096),
+            ("14B", 40, 5120),
+        ];
+        for (name, n_layer, n_embd) in models {
+            let sizes = Sizes {
+                n_vocab: 50_277,
+                n_embd,
+                n_layer,
+                n_attention: n_embd,
+                n_hidden: 4 * n_embd,
+            };
+            let mega = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
+            let weights = |quant| mega(weight_bytes(&sizes, quant, false));
+            let line = format!(
+                "| {name} | {n_layer} | {n_embd} | {} | {} | {} | {} |",
+                weights(Quant::Int8),
+                weights(Quant::F16),
+                mega(session_bytes(&sizes, Session::PREFILL_ROWS, 1)),
+                mega((n_layer * 5 * n_embd * 4) as u64),
+            );
+            assert!(text.contains(&line), "expected {line}");
+        }
+        let small = Sizes {
+            n_vocab: 50_277,
+            n_embd: 768,
+            n_layer: 12,
+            n_attention: 768,
+            n_hidden: 3072,
+        };
+        assert_eq!(weight_bytes(&small, Quant::Int8, true) / 100_000, 21);
+        assert!(text.contains("2.1 MB for the 169M model in int8"));
     }
 
     #[test]

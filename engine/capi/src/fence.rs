@@ -128,7 +128,11 @@ pub(crate) fn fence(work: impl FnOnce() -> Result) -> Status {
         work()
     }));
     match result {
-        Ok(Ok(())) => OK,
+        Ok(Ok(())) => {
+            // A callback may have made a call that failed.
+            LAST.with_borrow_mut(Text::clear);
+            OK
+        }
         Ok(Err(Failed(status))) => status,
         Err(panic) => {
             note_panic(&*panic, None);
