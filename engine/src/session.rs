@@ -4,6 +4,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::batch::{Output, Span};
 use crate::budget::{self, Reservation};
@@ -105,6 +106,7 @@ impl Session {
         drop(reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX))?);
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
         sampler.reserve();
+        let_threads_start(model);
         let session = Session {
             prefill: Some(model.workspace(prefill_rows)),
             prefill_rows,
@@ -341,6 +343,30 @@ impl Session {
             }
         }
         Ok(Generated { tokens, ending })
+    }
+}
+
+/// Returns when every thread of the model has worked, or after a while. A thread that has only just been
+/// started still allocates for itself, which would happen within the first calls on a session.
+fn let_threads_start(model: &Model) {
+    const ATTEMPTS_MAX: usize = 2000;
+    let (pool, _) = model.machine();
+    let has_worked: Vec<_> = (0..pool.n_threads())
+        .map(|_| AtomicBool::new(false))
+        .collect();
+    for _ in 0..ATTEMPTS_MAX {
+        if has_worked
+            .iter()
+            .all(|worked| worked.load(Ordering::Relaxed))
+        {
+            return;
+        }
+        // Some microseconds of tasks, so that there is one left for a thread that wakes up meanwhile.
+        pool.run(16 * has_worked.len(), &|_, thread| {
+            has_worked[thread].store(true, Ordering::Relaxed);
+            (0..20).for_each(|_| std::hint::spin_loop());
+        });
+        std::thread::yield_now();
     }
 }
 

@@ -62,6 +62,7 @@ int main(int argc, char **argv) {
   options.max_memory = size;
   OK(rwkv_edge_model_open_memory(image, size, &options, &model));
   rwkv_edge_model_free(model);
+  options.max_memory = 0;
   options.quant = RWKV_EDGE_QUANT_F16;
   EXPECT(RWKV_EDGE_ERROR_UNSUPPORTED, rwkv_edge_model_open_memory(image, size, &options, &model));
   return 0;

@@ -220,10 +220,16 @@ pub unsafe extern "C" fn rwkv_edge_generate(
     let generate = || unsafe {
         let prompt = elements(prompt.cast::<u8>(), prompt_size, "prompt")?;
         with_session(session, |parts| {
-            generate(parts, prompt, max_tokens, |text| match on_text {
-                Some(on_text) => on_text(text.as_ptr().cast(), text.len(), user),
-                None => true,
-            })
+            generate(
+                parts,
+                prompt,
+                max_tokens,
+                on_text.is_some(),
+                |text| match on_text {
+                    Some(on_text) => on_text(text.as_ptr().cast(), text.len(), user),
+                    None => true,
+                },
+            )
         })
     };
     fence(generate)
@@ -234,9 +240,13 @@ fn generate(
     Parts { session, sampler }: &mut Parts,
     prompt: &[u8],
     max_tokens: u32,
+    wants_text: bool,
     mut on_text: impl FnMut(&str) -> bool,
 ) -> Result {
     let model = session.model().clone();
+    if wants_text {
+        model.tokenizer()?;
+    }
     let tokens = match prompt.is_empty() {
         true => Vec::new(),
         false => model.tokenizer()?.encode_bytes(prompt)?,
