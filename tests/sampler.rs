@@ -429,3 +429,38 @@ fn options_out_of_range_are_refused_by_name() {
 fn a_row_of_another_length_is_the_callers_mistake() {
     sampler(options(0.0), 3).sample(&[0.0; 4]);
 }
+
+/// A sampler that has all its room and is given other options chooses as a new one with these options.
+#[test]
+fn options_may_change() {
+    let logits = noise(500, 11);
+    let mut changed = Sampler::new(SamplerOptions::default(), 500).expect("valid options");
+    changed.reserve();
+    for i in 0..64_u64 {
+        let options = SamplerOptions {
+            temperature: if i % 4 == 0 { 0.0 } else { 0.9 },
+            top_p: if i % 3 == 0 { 1.0 } else { 0.8 },
+            top_k: if i % 5 == 0 { 0 } else { 40 },
+            presence_penalty: if i % 2 == 0 { 0.0 } else { 0.5 },
+            frequency_penalty: if i % 7 == 0 { 0.0 } else { 0.1 },
+            seed: i,
+            ..SamplerOptions::default()
+        };
+        let mut new = Sampler::new(options.clone(), 500).expect("valid options");
+        changed.set_options(options).expect("valid options");
+        changed.reset();
+        for _ in 0..20 {
+            let token = new.sample(&logits);
+            assert_eq!(changed.sample(&logits), token, "{:?}", changed.options());
+            new.accept(token);
+            changed.accept(token);
+        }
+    }
+    let bad = SamplerOptions {
+        top_p: 2.0,
+        ..SamplerOptions::default()
+    };
+    let before = changed.options().clone();
+    assert!(changed.set_options(bad).is_err());
+    assert_eq!(changed.options(), &before);
+}

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use common::{golden, open, Random};
-use rwkv_edge::{ErrorKind, Quant};
+use rwkv_edge::{ErrorKind, Quant, Session};
 
 const TOKENS: [u32; 12] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8];
 
@@ -108,4 +108,32 @@ fn damaged_states_are_refused_and_change_nothing() {
         good,
         "nothing has changed"
     );
+}
+
+#[test]
+fn a_state_in_memory_is_that_of_a_file_and_of_one_size() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("state");
+    let model = open(golden("small-safetensors"), Quant::Int8, 1);
+    let (mut session, _) = Session::with_all_memory(&model).expect("no limit");
+    let size = session.saved_state_size();
+    let mut empty = vec![1; size];
+    session.save_state_to(&mut empty).expect("room");
+    session.eval(&TOKENS).expect("valid tokens");
+    assert_eq!(session.saved_state_size(), size);
+    let mut bytes = vec![1; size];
+    session.save_state_to(&mut bytes).expect("room");
+    session.save_state(&path).expect("can be written");
+    assert_eq!(fs::read(&path).expect("just written"), bytes);
+    let error = session.save_state_to(&mut bytes[1..]).expect_err("no room");
+    assert_eq!(error.kind(), ErrorKind::Argument);
+
+    let mut other = model.session();
+    other.load_state_from(&bytes).expect("as saved");
+    assert_eq!(other.logits(), session.logits());
+    assert_eq!(other.state(), session.state());
+    // Before the first token there are no logits, whatever stands in their place.
+    other.load_state_from(&empty).expect("as saved");
+    assert_eq!(other.logits(), None);
+    assert_eq!(other.state(), &model.new_state());
 }

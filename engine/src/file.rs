@@ -70,6 +70,8 @@ struct Inner {
 
 enum Backing {
     Bytes(FileBytes),
+    /// In memory, but not aligned as tensors must be to be used in place: ranges are copied.
+    Unaligned(FileBytes),
     Whole(Arc<Mmap>),
     Windows(ReadAt),
     Read(ReadAt),
@@ -115,6 +117,33 @@ impl SourceFile {
         Self::from_bytes(name, FileBytes::from_static(bytes))
     }
 
+    /// A file that lies in memory for as long as anyone uses it, such as in flash. Aligned to 64 bytes its
+    /// ranges are used in place; else they are copied.
+    ///
+    /// # Errors
+    /// When there are no bytes.
+    pub(crate) fn in_memory_image(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        if bytes.is_empty() {
+            return Err(Error::format("no bytes, expected a model").at(name));
+        }
+        let aligned = bytes.as_ptr().align_offset(BUFFER_ALIGN) == 0;
+        let image = FileBytes::from_static(bytes);
+        let backing = match aligned {
+            true => Backing::Bytes(image),
+            false => Backing::Unaligned(image),
+        };
+        Ok(SourceFile(Arc::new(Inner {
+            name: name.to_owned(),
+            len: bytes.len() as u64,
+            backing,
+        })))
+    }
+
+    /// Whether ranges lie in memory of the caller and are used there.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(self.0.backing, Backing::Bytes(_))
+    }
+
     /// A file whose content is in memory.
     pub(crate) fn from_bytes(name: &str, bytes: FileBytes) -> Self {
         SourceFile(Arc::new(Inner {
@@ -156,6 +185,16 @@ impl SourceFile {
             Backing::Bytes(bytes) => bytes
                 .slice(self.in_memory(&range)?)
                 .ok_or_else(|| self.outside(&range)),
+            Backing::Unaligned(bytes) => {
+                let (mut copy, start) =
+                    aligned_buffer(size).ok_or_else(|| self.too_large(&range))?;
+                let wanted = bytes.get(self.in_memory(&range)?);
+                let wanted = wanted.ok_or_else(|| self.outside(&range))?;
+                copy[start..start + size].copy_from_slice(wanted);
+                FileBytes::new(Storage::Owned(Arc::new(copy)))
+                    .slice(start..start + size)
+                    .ok_or_else(|| self.too_large(&range))
+            }
             Backing::Whole(map) => FileBytes::new(Storage::Mapped(map.clone()))
                 .slice(self.in_memory(&range)?)
                 .ok_or_else(|| self.outside(&range)),

@@ -14,6 +14,7 @@ use half::f16;
 use serde_json::{json, Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::budget::Budget;
 use crate::checkpoint::safetensors::{SafetensorsFile, TensorEntry};
 use crate::checkpoint::{Config, Dtype, TokenizerFile};
 use crate::error::{Error, Result};
@@ -271,6 +272,7 @@ pub(crate) fn read(
         pool: Arc::new(pool),
         kernels,
         no_sparsity: false,
+        budget: Budget::default(),
         tokenizer: TokenizerSlot {
             file: tokenizer,
             searched: SEARCHED.into(),
@@ -280,6 +282,12 @@ pub(crate) fn read(
         config: meta.config,
         place,
     })
+}
+
+/// Sizes and quantisation, before any tensor is looked at.
+pub(crate) fn sizes_and_quant(file: &SafetensorsFile) -> Result<(Sizes, Quant)> {
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
+    Ok((Sizes::of(&meta.config), meta.quant))
 }
 
 const SEARCHED: &str = "looked for one inside the model file";

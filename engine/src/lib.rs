@@ -51,13 +51,15 @@
 //!
 //! Many sequences at once, each with its own state: [`Model::forward`]. From one form of checkpoint to
 //! another: [`CheckpointSource`]. Cargo features: `tokenizer` (on by default) reads `tokenizer.json`; without
-//! it only the vocabularies of RWKV World models are, and token ids.
+//! it only the vocabularies of RWKV World models are, and token ids. `threads` (on by default) lets several
+//! threads work on one forward pass; without it the caller's own does it alone.
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("weights are used as they lie in files, which are little-endian");
 
 mod aligned;
 mod batch;
+mod budget;
 mod checkpoint;
 mod convert;
 mod decay;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use half::f16;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::budget::Budget;
 use crate::checkpoint::{Checkpoint, Dtype, RawTensor};
 use crate::decay::Decay;
 use crate::error::{Error, Result};
@@ -80,6 +81,7 @@ pub(crate) fn load(
         pool: Arc::new(pool),
         kernels,
         no_sparsity: false,
+        budget: Budget::default(),
         tokenizer: TokenizerSlot {
             file: checkpoint.tokenizer,
             searched,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::batch::{Cutter, Segment, Span};
+use crate::budget::{self, Budget};
 use crate::checkpoint::{self, Config, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{Access, Folder, SourceFile};
@@ -21,7 +22,7 @@ use crate::state::{State, StateShape};
 use crate::synthetic::{self, SyntheticSize};
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
-use crate::v4::{Buffers, Machine, Network, Tensor, ARCHITECTURE};
+use crate::v4::{Buffers, Machine, Network, Sizes, Tensor, ARCHITECTURE};
 
 /// More threads than any machine this is made for has cores.
 const THREADS_MAX: usize = 1024;
@@ -44,9 +45,22 @@ pub struct Options {
     pub huge_pages: bool,
     /// Reads the weights of hidden units that are 0 too: the same results, slower. For measuring.
     pub no_sparsity: bool,
+    /// Bytes that the model and its sessions may keep in memory, a mapped file included. 0: no limit. A
+    /// model that does not fit together with one session is refused before its weights are read, and
+    /// [`Session::with_all_memory`] refuses a session that does not fit any more.
+    pub memory_max: u64,
 }
 
 impl Options {
+    /// Whether the options are within their ranges; opening says the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for too many threads.
+    pub fn check(&self) -> Result<()> {
+        n_threads(self.threads).map(|_| ())
+    }
+
     /// How files are opened.
     pub(crate) fn access(&self) -> Access {
         match self.huge_pages {
@@ -139,6 +153,7 @@ pub(crate) struct Inner {
     pub(crate) pool: Arc<Pool>,
     pub(crate) kernels: KernelSet,
     pub(crate) no_sparsity: bool,
+    pub(crate) budget: Budget,
     pub(crate) tokenizer: TokenizerSlot,
     /// The model file this was opened from, if it was one.
     pub(crate) model_file: Option<SourceFile>,
@@ -184,8 +199,23 @@ impl Model {
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        options.check()?;
         let opened = checkpoint::open_path(path.as_ref(), options.access())?;
         Self::from_opened(opened, options, progress)
+    }
+
+    /// Opens a model file, or a checkpoint of one file, that lies in memory, such as in memory-mapped flash.
+    ///
+    /// Where the image is aligned to 64 bytes, matrices that are stored as wanted are used in place, and
+    /// nothing but vectors and scales is copied; else they are copied. `name` is what error texts call it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_image(name: &str, image: &'static [u8], options: &Options) -> Result<Self> {
+        options.check()?;
+        let opened = checkpoint::open_image(name, image)?;
+        Self::from_opened(opened, options, &mut |_, _| {})
     }
 
     /// Opens a Hugging Face directory that is part of the program: (file name, content) pairs, such as
@@ -254,7 +284,9 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let kernels = KernelSet::select()?;
-        let pool = Pool::new(n_threads(options.threads)?);
+        let n_threads = n_threads(options.threads)?;
+        let budget = memory_budget(&opened, options, n_threads)?;
+        let pool = Pool::new(n_threads);
         let mut inner = match opened {
             Opened::Checkpoint(checkpoint) => {
                 load::load(checkpoint, options.quant, pool, kernels, progress)?
@@ -262,6 +294,7 @@ impl Model {
             Opened::ModelFile(file) => format::read(file, options.quant, pool, kernels)?,
         };
         inner.no_sparsity = options.no_sparsity;
+        inner.budget = budget;
         if let Some(path) = &options.tokenizer {
             let file = SourceFile::open_without_mapping(path)?;
             inner.tokenizer.file = Some(TokenizerFile {
@@ -300,6 +333,7 @@ impl Model {
             pool: base.pool.clone(),
             kernels: base.kernels,
             no_sparsity: base.no_sparsity,
+            budget: Budget::default(),
             tokenizer: TokenizerSlot {
                 file: base.tokenizer.file.clone(),
                 searched: base.tokenizer.searched.clone(),
@@ -441,6 +475,14 @@ impl Model {
             n_vocab: config.n_vocab,
             fingerprint: self.0.fingerprint,
         }
+    }
+
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.0.budget
+    }
+
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.0.network.sizes
     }
 
     pub(crate) fn machine(&self) -> (&Pool, KernelSet) {
@@ -643,16 +685,47 @@ impl Totals {
     }
 }
 
+/// What the model will take of the caller's limit; an error if it does not fit with one session.
+fn memory_budget(opened: &Opened, options: &Options, n_threads: usize) -> Result<Budget> {
+    let (sizes, stored, in_callers_memory) = match opened {
+        Opened::Checkpoint(checkpoint) => {
+            let sizes = Sizes::of(&checkpoint.config);
+            (sizes, load::stored_quant(checkpoint), false)
+        }
+        Opened::ModelFile(file) => {
+            let (sizes, quant) = format::sizes_and_quant(file)?;
+            (sizes, quant, file.file.is_in_memory())
+        }
+    };
+    let quant = options.quant.unwrap_or(stored);
+    let weights = budget::weight_bytes(&sizes, quant, in_callers_memory && quant == stored);
+    let prefill_rows = Session::lasting_prefill_rows(quant);
+    let session = budget::session_bytes(&sizes, prefill_rows, n_threads);
+    budget::check(options.memory_max, weights, session)?;
+    Ok(Budget::new(options.memory_max, weights))
+}
+
 fn n_threads(wanted: usize) -> Result<usize> {
     if wanted > THREADS_MAX {
         return Err(Error::argument(format!(
             "{wanted} threads, expected at most {THREADS_MAX}"
         )));
     }
-    if wanted > 0 {
-        return Ok(wanted);
-    }
+    Ok(match (cfg!(feature = "threads"), wanted) {
+        (false, _) => 1,
+        (true, 0) => cores(),
+        (true, wanted) => wanted,
+    })
+}
+
+#[cfg(feature = "threads")]
+fn cores() -> usize {
     // A process may be confined to fewer processors than there are cores.
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(num_cpus::get_physical().min(allowed).max(1))
+    num_cpus::get_physical().min(allowed).max(1)
+}
+
+#[cfg(not(feature = "threads"))]
+fn cores() -> usize {
+    1
 }

@@ -71,6 +71,16 @@ impl SamplerOptions {
             || self.repetition_penalty != 1.0
     }
 
+    /// The highest logit, as it is.
+    fn is_plain_greedy(&self) -> bool {
+        self.temperature <= 0.0 && !self.has_penalties()
+    }
+
+    /// Whether only some tokens may be drawn.
+    fn has_cut(&self) -> bool {
+        self.temperature > 0.0 && (self.top_p < 1.0 || self.top_k > 0)
+    }
+
     fn check(&self) -> Result<()> {
         let check = |name: &str, value: f32, ok: bool, expected: &str| {
             if ok {
@@ -100,7 +110,8 @@ impl SamplerOptions {
 
 /// Draws tokens, and remembers what the penalties and the random numbers need for that.
 ///
-/// [`Sampler::new`] allocates the buffers that its options need; sampling allocates nothing.
+/// [`Sampler::new`] allocates the buffers that its options need; sampling allocates nothing. After
+/// [`reserve`](Self::reserve), other options need no memory either.
 ///
 /// ```
 /// use rwkv_edge::{Sampler, SamplerOptions};
@@ -116,12 +127,12 @@ pub struct Sampler {
     options: SamplerOptions,
     n_vocab: usize,
     rng: ChaCha8Rng,
-    /// (n_vocab) how often each token was generated; empty without penalties.
+    /// (n_vocab) how often each token was generated; may be empty without penalties.
     counts: Vec<u32>,
     /// (n_vocab) logits with penalties, then distances from the best, then weights (probabilities
-    /// times a constant); empty when the choice is greedy without penalties.
+    /// times a constant); may be empty when the choice is greedy without penalties.
     scores: Vec<f32>,
-    /// Tokens that may be drawn; capacity n_vocab with top-k or top-p, else 0.
+    /// Tokens that may be drawn; capacity n_vocab where there is a top-k or top-p.
     candidates: Vec<Candidate>,
 }
 
@@ -159,17 +170,60 @@ impl Sampler {
                 u32::MAX
             )));
         }
-        let greedy = options.temperature <= 0.0;
-        let has_cut = !greedy && (options.top_p < 1.0 || options.top_k > 0);
-        let size_if = |needed: bool| if needed { n_vocab } else { 0 };
-        Ok(Sampler {
+        let mut sampler = Sampler {
             n_vocab,
             rng: ChaCha8Rng::seed_from_u64(options.seed),
-            counts: vec![0; size_if(options.has_penalties())],
-            scores: vec![0.0; size_if(!greedy || options.has_penalties())],
-            candidates: Vec::with_capacity(size_if(has_cut)),
+            counts: Vec::new(),
+            scores: Vec::new(),
+            candidates: Vec::new(),
             options,
-        })
+        };
+        sampler.make_room();
+        Ok(sampler)
+    }
+
+    /// Allocates what any options may need, 16 bytes a token of the vocabulary, so that
+    /// [`set_options`](Self::set_options) never has to. From here on generated tokens are counted also
+    /// while there are no penalties.
+    pub fn reserve(&mut self) {
+        self.counts.resize(self.n_vocab, 0);
+        self.scores.resize(self.n_vocab, 0.0);
+        self.candidates.clear();
+        self.candidates.reserve_exact(self.n_vocab);
+    }
+
+    /// Bytes that [`reserve`](Self::reserve) makes of a vocabulary.
+    pub(crate) fn reserved_bytes(n_vocab: usize) -> usize {
+        n_vocab * (size_of::<u32>() + size_of::<f32>() + size_of::<Candidate>())
+    }
+
+    /// Goes on with other options: the random numbers start from their seed, and what was counted for the
+    /// penalties stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for an option out of its range. Nothing has
+    /// changed then.
+    pub fn set_options(&mut self, options: SamplerOptions) -> Result<()> {
+        options.check()?;
+        self.rng = ChaCha8Rng::seed_from_u64(options.seed);
+        self.options = options;
+        self.make_room();
+        Ok(())
+    }
+
+    /// Allocates what the options need and is not there yet.
+    fn make_room(&mut self) {
+        if self.options.has_penalties() {
+            self.counts.resize(self.n_vocab, 0);
+        }
+        if !self.options.is_plain_greedy() {
+            self.scores.resize(self.n_vocab, 0.0);
+        }
+        if self.options.has_cut() {
+            self.candidates.clear();
+            self.candidates.reserve_exact(self.n_vocab);
+        }
     }
 
     /// What the sampler was made with.
@@ -187,7 +241,7 @@ impl Sampler {
     /// When `logits` is not one row of n_vocab numbers.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         assert_eq!(logits.len(), self.n_vocab, "logits must be one row");
-        if self.scores.is_empty() {
+        if self.options.is_plain_greedy() {
             return argmax(logits);
         }
         self.penalise(logits);
@@ -198,7 +252,7 @@ impl Sampler {
             return best;
         }
         let uniform = self.uniform();
-        let has_cut = self.candidates.capacity() > 0;
+        let has_cut = self.options.has_cut();
         self.scores_to_distances(max);
         if has_cut {
             self.cut_to_top_k();

@@ -4,11 +4,15 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::batch::{Output, Span};
+use crate::budget::{self, Reservation};
 use crate::error::{Error, Result};
+use crate::load::reserve;
+use crate::matrix::Quant;
 use crate::model::{Model, Workspace};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, SamplerOptions};
 use crate::state::State;
 use crate::text::{StopTexts, TextStream};
 
@@ -26,6 +30,9 @@ pub struct Session {
     decode: Workspace,
     /// Made when more than one token is fed at once.
     prefill: Option<Workspace>,
+    prefill_rows: usize,
+    /// What a session with all its memory has taken of the model's limit.
+    _reservation: Option<Reservation>,
 }
 
 /// When a generated text ends.
@@ -75,7 +82,46 @@ impl Session {
             next_logits: vec![0.0; model.n_vocab()],
             decode: model.workspace(1),
             prefill: None,
+            prefill_rows: model.prefill_rows(),
             model: model.clone(),
+            _reservation: None,
+        }
+    }
+
+    /// A session at the empty state that has all memory it will ever need, and a greedy sampler that has
+    /// too: [`eval`](Self::eval), [`reset`](Self::reset), [`save_state_to`](Self::save_state_to) and
+    /// [`load_state_from`](Self::load_state_from) allocate nothing but the text of an error.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when the model's memory limit or the system has no
+    /// room for it.
+    pub fn with_all_memory(model: &Model) -> Result<(Self, Sampler)> {
+        let info = model.info();
+        let prefill_rows = Self::lasting_prefill_rows(info.quant);
+        let bytes = budget::session_bytes(model.sizes(), prefill_rows, info.threads);
+        let reservation = Reservation::new(model, bytes)?;
+        // The allocations below end the process when they fail. Asked for in one piece, the same memory
+        // gives an error instead.
+        drop(reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX))?);
+        let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
+        sampler.reserve();
+        let_threads_start(model);
+        let session = Session {
+            prefill: Some(model.workspace(prefill_rows)),
+            prefill_rows,
+            _reservation: Some(reservation),
+            ..Self::new(model)
+        };
+        Ok((session, sampler))
+    }
+
+    /// Rows of prompts of a session that must not allocate. The gemm crate, to which larger products of
+    /// f32 weights go, allocates its packing buffers in every call.
+    pub(crate) fn lasting_prefill_rows(quant: Quant) -> usize {
+        match quant {
+            Quant::F32 => 32,
+            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
         }
     }
 
@@ -151,6 +197,41 @@ impl Session {
         Ok(())
     }
 
+    /// Bytes that [`save_state_to`](Self::save_state_to) writes: the same at any time.
+    pub fn saved_state_size(&self) -> usize {
+        self.state.saved_size(self.model.n_vocab())
+    }
+
+    /// Saves the state with the logits behind it to memory: the bytes of a file that
+    /// [`save_state`](Self::save_state) writes. Before the first token zeros take the place of logits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when `out` has not exactly
+    /// [`saved_state_size`](Self::saved_state_size) bytes.
+    pub fn save_state_to(&self, out: &mut [u8]) -> Result<()> {
+        let expected = self.saved_state_size();
+        if out.len() != expected {
+            let found = out.len();
+            return Err(Error::argument(format!(
+                "room for {found} bytes of state, expected {expected}"
+            )));
+        }
+        self.state.write_bytes(&self.logits, out);
+        Ok(())
+    }
+
+    /// Goes on from bytes that [`save_state_to`](Self::save_state_to) or
+    /// [`save_state`](Self::save_state) wrote, with any quantisation of this model.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::State`](crate::ErrorKind::State) when they are damaged or of another model. Nothing
+    /// has changed then.
+    pub fn load_state_from(&mut self, bytes: &[u8]) -> Result<()> {
+        self.state.load_bytes_into(bytes, &mut self.logits)
+    }
+
     /// Feeds tokens and returns the logits (n_vocab) for what follows the last one.
     ///
     /// # Errors
@@ -162,7 +243,7 @@ impl Session {
             0 | 1 => &mut self.decode,
             _ => self
                 .prefill
-                .get_or_insert_with(|| self.model.workspace(self.model.prefill_rows())),
+                .get_or_insert_with(|| self.model.workspace(self.prefill_rows)),
         };
         let output = Output::Last;
         let span = Span {
@@ -186,7 +267,7 @@ impl Session {
         let n_vocab = self.model.n_vocab();
         let workspace = self
             .prefill
-            .get_or_insert_with(|| self.model.workspace(self.model.prefill_rows()));
+            .get_or_insert_with(|| self.model.workspace(self.prefill_rows));
         let mut logits = vec![0.0; tokens.len() * n_vocab];
         let span = Span {
             state: &mut self.state,
@@ -262,6 +343,30 @@ impl Session {
             }
         }
         Ok(Generated { tokens, ending })
+    }
+}
+
+/// Returns when every thread of the model has worked, or after a while. A thread that has only just been
+/// started still allocates for itself, which would happen within the first calls on a session.
+fn let_threads_start(model: &Model) {
+    const ATTEMPTS_MAX: usize = 2000;
+    let (pool, _) = model.machine();
+    let has_worked: Vec<_> = (0..pool.n_threads())
+        .map(|_| AtomicBool::new(false))
+        .collect();
+    for _ in 0..ATTEMPTS_MAX {
+        if has_worked
+            .iter()
+            .all(|worked| worked.load(Ordering::Relaxed))
+        {
+            return;
+        }
+        // Some microseconds of tasks, so that there is one left for a thread that wakes up meanwhile.
+        pool.run(16 * has_worked.len(), &|_, thread| {
+            has_worked[thread].store(true, Ordering::Relaxed);
+            (0..20).for_each(|_| std::hint::spin_loop());
+        });
+        std::thread::yield_now();
     }
 }
 

@@ -155,22 +155,42 @@ impl State {
     /// # Panics
     /// When `logits` is neither empty nor of length n_vocab.
     pub fn to_bytes(&self, logits: &[f32]) -> Vec<u8> {
-        let shape = &self.shape;
-        assert!(logits.is_empty() || logits.len() == shape.n_vocab);
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + 4 * (self.data.len() + logits.len()));
-        bytes.extend(MAGIC);
-        bytes.extend(shape.fingerprint.to_le_bytes());
-        bytes.extend([0; 8]);
-        for size in [shape.n_layer, shape.n_embd, shape.n_attention, logits.len()] {
-            bytes.extend((size as u32).to_le_bytes());
-        }
-        bytes.extend(self.n_tokens.to_le_bytes());
-        for value in self.data.iter().chain(logits) {
-            bytes.extend(value.to_le_bytes());
-        }
-        let checksum = checksum(&bytes);
-        bytes[16..24].copy_from_slice(&checksum.to_le_bytes());
+        let mut bytes = vec![0; self.saved_size(logits.len())];
+        self.write_bytes(logits, &mut bytes);
         bytes
+    }
+
+    /// Bytes that a saved state with so many logits takes.
+    pub(crate) fn saved_size(&self, n_logits: usize) -> usize {
+        HEADER_BYTES + 4 * (self.data.len() + n_logits)
+    }
+
+    /// [`to_bytes`](Self::to_bytes) into memory of the caller. Where `out` has room for a row of logits
+    /// and there are none, zeros take their place.
+    ///
+    /// # Panics
+    /// When `out` has neither the size without logits nor that with n_vocab, or `logits` do not fit it.
+    pub(crate) fn write_bytes(&self, logits: &[f32], out: &mut [u8]) {
+        let shape = &self.shape;
+        let has_row = out.len() == self.saved_size(shape.n_vocab);
+        let n_logits = if has_row { shape.n_vocab } else { 0 };
+        assert!(out.len() == self.saved_size(n_logits));
+        assert!(logits.is_empty() || logits.len() == n_logits);
+        let (header, numbers) = out.split_at_mut(HEADER_BYTES);
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..16].copy_from_slice(&shape.fingerprint.to_le_bytes());
+        let sizes = [shape.n_layer, shape.n_embd, shape.n_attention, n_logits];
+        for (slot, size) in header[24..40].chunks_exact_mut(4).zip(sizes) {
+            slot.copy_from_slice(&(size as u32).to_le_bytes());
+        }
+        header[40..].copy_from_slice(&self.n_tokens.to_le_bytes());
+        let zeros = std::iter::repeat(&0.0_f32);
+        let values = self.data.iter().chain(logits).chain(zeros);
+        for (slot, value) in numbers.chunks_exact_mut(4).zip(values) {
+            slot.copy_from_slice(&value.to_le_bytes());
+        }
+        let checksum = checksum(out);
+        out[16..24].copy_from_slice(&checksum.to_le_bytes());
     }
 
     /// Reads what [`to_bytes`](Self::to_bytes) wrote into this state, and gives the saved logits
@@ -180,6 +200,13 @@ impl State {
     /// [`ErrorKind::State`](crate::ErrorKind::State) when the bytes are cut, padded or damaged, of a
     /// newer version, or the state of another model.
     pub fn load_bytes(&mut self, bytes: &[u8]) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        self.load_bytes_into(bytes, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// [`load_bytes`](Self::load_bytes) with the logits in memory of the caller: none, or n_vocab.
+    pub(crate) fn load_bytes_into(&mut self, bytes: &[u8], logits: &mut Vec<f32>) -> Result<()> {
         let n_logits = self.check_header(bytes)?;
         let mut values = bytes[HEADER_BYTES..].chunks_exact(4).map(|four| {
             let mut value = [0; 4];
@@ -191,7 +218,12 @@ impl State {
             .zip(&mut values)
             .for_each(|(slot, value)| *slot = value);
         self.n_tokens = u64_at(bytes, 40);
-        Ok(values.take(n_logits).collect())
+        logits.clear();
+        // Behind no token there are no logits: what stands in their place only keeps the size the same.
+        if self.n_tokens > 0 {
+            logits.extend(values.take(n_logits));
+        }
+        Ok(())
     }
 
     /// Checks everything about saved bytes; gives the number of logits behind the state.

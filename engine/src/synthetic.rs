@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use crate::budget::Budget;
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::kernels::KernelSet;
@@ -101,6 +102,7 @@ pub(crate) fn build(
         pool: Arc::new(pool),
         kernels,
         no_sparsity: false,
+        budget: Budget::default(),
         tokenizer: TokenizerSlot {
             file: None,
             searched,

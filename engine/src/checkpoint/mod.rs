@@ -31,7 +31,7 @@ mod zip;
 
 pub(crate) use config::Config;
 pub(crate) use dtype::Dtype;
-pub(crate) use open::{open_folder, open_path};
+pub(crate) use open::{open_folder, open_image, open_path};
 pub(crate) use safetensors::SafetensorsFile;
 pub(crate) use tensor::RawTensor;
 

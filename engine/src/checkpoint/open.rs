@@ -48,6 +48,16 @@ pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
     open_file(file, &Folder::Disk(parent.to_owned()), mapped)
 }
 
+/// Opens a checkpoint file or a model file that lies in memory. Only the latter may bring a tokenizer.
+pub(crate) fn open_image(name: &str, image: &'static [u8]) -> Result<Opened> {
+    let file = SourceFile::in_memory_image(name, image)?;
+    let mut opened = open_file(file, &Folder::Memory(&[]), true)?;
+    if let Opened::Checkpoint(checkpoint) = &mut opened {
+        checkpoint.tokenizer_search = "a checkpoint in memory brings none".into();
+    }
+    Ok(opened)
+}
+
 /// A lone file: from the folder around it only a tokenizer is taken.
 pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Result<Opened> {
     let place = file.name().to_owned();

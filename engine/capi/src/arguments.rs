@@ -1,0 +1,202 @@
+//! Pointers from C, checked as far as they can be: NULL, alignment, and lengths.
+//!
+//! This module holds `unsafe` code: what cannot be checked is the caller's promise (see `lib.rs`).
+
+use std::ffi::{c_char, CStr};
+use std::path::PathBuf;
+
+use crate::fence::{fail, wrong, Failed, Result, MEMORY};
+
+/// Refuses NULL and misaligned pointers.
+fn check<T>(pointer: *const T, name: &str) -> Result {
+    if pointer.is_null() {
+        return Err(wrong(format_args!("{name} is NULL")));
+    }
+    if !pointer.is_aligned() {
+        return Err(misaligned(name));
+    }
+    Ok(())
+}
+
+fn misaligned(name: &str) -> Failed {
+    wrong(format_args!("{name} is not aligned as its type must be"))
+}
+
+/// An object of ours.
+///
+/// # Safety
+/// The pointer is NULL or from this library, and the object outlives `'a`.
+pub(crate) unsafe fn object<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
+    check(pointer, name)?;
+    // SAFETY: not NULL, aligned, and valid by the caller's promise.
+    Ok(unsafe { &*pointer })
+}
+
+/// Elements to read; NULL is fine for none.
+///
+/// # Safety
+/// A pointer that is not NULL points to `count` elements, which nobody writes during `'a`.
+pub(crate) unsafe fn elements<'a, T>(
+    pointer: *const T,
+    count: usize,
+    name: &str,
+) -> Result<&'a [T]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    check(pointer, name)?;
+    if count > isize::MAX as usize / size_of::<T>() {
+        let text = format_args!("{count} elements of {name}: more than the address space");
+        return Err(wrong(text));
+    }
+    // SAFETY: not NULL, aligned, within the address space, and valid by the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// Where one result goes. Written by [`write`](Self::write), on success only.
+pub(crate) struct Out<T>(*mut T);
+
+impl<T> Out<T> {
+    /// Not NULL.
+    pub(crate) fn new(pointer: *mut T, name: &str) -> Result<Self> {
+        check(pointer, name)?;
+        Ok(Out(pointer))
+    }
+
+    /// # Safety
+    /// The pointer points to memory for a `T`.
+    pub(crate) unsafe fn write(self, value: T) {
+        // SAFETY: not NULL and aligned, as was checked, and valid by the caller's promise.
+        unsafe { self.0.write(value) }
+    }
+}
+
+/// A buffer of the caller, and where the size of the whole result goes.
+pub(crate) struct Buffer<T> {
+    data: *mut T,
+    capacity: usize,
+    needed: *mut usize,
+}
+
+impl<T: Copy> Buffer<T> {
+    /// NULL is fine for a capacity of 0, which asks for the size.
+    pub(crate) fn new(
+        data: *mut T,
+        capacity: usize,
+        needed: *mut usize,
+        names: (&str, &str),
+    ) -> Result<Self> {
+        check(needed, names.1)?;
+        if data.is_null() && capacity > 0 {
+            let text = format_args!("{} is NULL, but its capacity is {capacity}", names.0);
+            return Err(wrong(text));
+        }
+        if !data.is_aligned() {
+            return Err(misaligned(names.0));
+        }
+        Ok(Buffer {
+            data,
+            capacity,
+            needed,
+        })
+    }
+
+    /// Tells the size of the result; then whether it is wanted, or an error if there is too little room.
+    ///
+    /// # Safety
+    /// The pointers are what the header says.
+    unsafe fn is_wanted(&self, count: usize) -> Result<bool> {
+        // SAFETY: not NULL and aligned, as was checked, and valid by the caller's promise.
+        unsafe { self.needed.write(count) };
+        if self.data.is_null() {
+            return Ok(false);
+        }
+        if count > self.capacity {
+            let room = self.capacity;
+            let text = format_args!("the result has {count} elements, the buffer room for {room}");
+            return Err(fail(MEMORY, text));
+        }
+        Ok(true)
+    }
+
+    /// # Safety
+    /// The pointers are what the header says.
+    pub(crate) unsafe fn write(self, values: &[T]) -> Result {
+        // SAFETY: the caller's promise is the same.
+        if unsafe { self.is_wanted(values.len()) }? {
+            // SAFETY: there is room for the values, and memory of the caller's is none of ours.
+            unsafe { copy_out(values, self.data) };
+        }
+        Ok(())
+    }
+}
+
+impl Buffer<u8> {
+    /// Lets `fill` write `size` bytes in place.
+    ///
+    /// # Safety
+    /// The pointers are what the header says.
+    pub(crate) unsafe fn fill(self, size: usize, fill: impl FnOnce(&mut [u8]) -> Result) -> Result {
+        // SAFETY: the caller's promise is the same.
+        if unsafe { self.is_wanted(size) }? {
+            // The bytes may never have been written, which Rust does not allow in a slice.
+            // SAFETY: there is room for `size` bytes, which are then all written.
+            let bytes = unsafe {
+                std::ptr::write_bytes(self.data, 0, size);
+                std::slice::from_raw_parts_mut(self.data, size)
+            };
+            fill(bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// # Safety
+/// `to` has room for the values and does not overlap them.
+pub(crate) unsafe fn copy_out<T: Copy>(values: &[T], to: *mut T) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) };
+}
+
+/// A path that must be there.
+///
+/// # Safety
+/// The pointer is NULL or a NUL-terminated string.
+pub(crate) unsafe fn path(pointer: *const c_char, name: &str) -> Result<PathBuf> {
+    check(pointer, name)?;
+    // SAFETY: not NULL, and NUL-terminated by the caller's promise.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    if text.is_empty() {
+        return Err(wrong(format_args!("{name} is empty")));
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        Ok(std::ffi::OsStr::from_bytes(text.to_bytes()).into())
+    }
+    #[cfg(not(unix))]
+    match text.to_str() {
+        Ok(text) => Ok(text.into()),
+        Err(_) => Err(wrong(format_args!("{name} is not UTF-8"))),
+    }
+}
+
+/// A struct whose first field is its size in the version that the caller was compiled with.
+///
+/// # Safety
+/// `T` is such a struct, all bits of it are valid, and the pointer points to as many bytes as its first
+/// field says.
+pub(crate) unsafe fn versioned<T: Copy>(pointer: *const T, name: &str) -> Result<T> {
+    check(pointer, name)?;
+    // SAFETY: not NULL, aligned, and every version starts with this field.
+    let size = unsafe { pointer.cast::<u32>().read() } as usize;
+    // Version 1 is the only one so far. When fields are added, the sizes of all versions are accepted
+    // here, and what a shorter one lacks is 0.
+    if size != size_of::<T>() {
+        let expected = size_of::<T>();
+        let text = format_args!("{name}: struct_size is {size}, expected {expected}");
+        return Err(wrong(text));
+    }
+    // SAFETY: the caller says that it has the size of this version.
+    Ok(unsafe { pointer.read() })
+}
