@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use half::f16;
-use rwkv_edge::internals::{Aligned, KernelSet, Rows, WkvChannels, PANEL_WIDTH};
+use rwkv_edge::internals::{gemm_f32, Aligned, KernelSet, Rows, WkvChannels, PANEL_WIDTH};
 use rwkv_edge::{Sampler, SamplerOptions};
 
 const N_EMBD: usize = 768;
@@ -93,37 +93,6 @@ fn dots(c: &mut Criterion) {
                 });
             }
         }
-    }
-}
-
-/// The same product by a library, which chooses its own instructions.
-fn gemm_f32(weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f32]) {
-    let n_out = weights.len() / cols;
-    assert!(out.len() == x.n * n_out && x.values.len() >= x.n * x.stride && x.stride >= cols);
-    // SAFETY: `out` is (n, n_out), `x` (n, stride) and `weights` (n_out, cols), as asserted; strides are
-    // given columns first, and `weights` is read transposed.
-    unsafe {
-        gemm::gemm(
-            x.n,
-            n_out,
-            cols,
-            out.as_mut_ptr(),
-            1,
-            n_out as isize,
-            false,
-            x.values.as_ptr(),
-            1,
-            x.stride as isize,
-            weights.as_ptr(),
-            cols as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }
 

@@ -440,7 +440,7 @@ fn errors_name_the_fix_and_say_things_once() {
             &["int8", "f16", "leave out --quant"],
         ),
         (
-            &["-m", "no/such/model", "A"],
+            &["-m", "./no/such/model", "A"],
             &["no/such/model", "No such file"],
         ),
         (

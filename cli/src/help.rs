@@ -22,6 +22,8 @@ const ADVANCED: &[&str] = &[
     "repetition_penalty",
     "no_echo",
     "stats",
+    "no_history",
+    "cache_prompt",
     "no_sparsity",
     "rounds",
     "against_model",

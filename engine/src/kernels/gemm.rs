@@ -11,7 +11,7 @@ use super::Rows;
 ///
 /// # Panics
 /// When the slices do not have these sizes.
-pub(crate) fn multiply_f32(weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f32]) {
+pub fn multiply_f32(weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f32]) {
     super::check_dots(weights.len(), &x, cols, out.len());
     let n_out = weights.len() / cols;
     // SAFETY: `weights`, `x` and `out` have the sizes that were just checked; strides are given in the
