@@ -9,12 +9,19 @@ mod with_crate {
     use tokenizers::DecoderWrapper;
 
     use crate::error::Result;
-    use crate::tokenizer::tokenizer_error;
+    use crate::tokenizer::{quick, tokenizer_error};
 
-    pub(in crate::tokenizer) struct JsonTokenizer(tokenizers::Tokenizer);
+    pub(in crate::tokenizer) struct JsonTokenizer {
+        inner: tokenizers::Tokenizer,
+        n_tokens: usize,
+    }
 
     impl JsonTokenizer {
         pub(in crate::tokenizer) fn parse(bytes: &[u8]) -> Result<Self> {
+            if let Some((inner, highest)) = quick::read(bytes) {
+                let n_tokens = (highest as usize).saturating_add(1);
+                return Ok(JsonTokenizer { inner, n_tokens });
+            }
             let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
                 tokenizer_error(format!("not a usable tokenizer.json: {e}")).with_source(e)
             })?;
@@ -23,17 +30,18 @@ mod with_crate {
             inner.with_truncation(None).map_err(|e| {
                 tokenizer_error(format!("cannot switch truncation off: {e}")).with_source(e)
             })?;
-            Ok(JsonTokenizer(inner))
+            let highest = inner.get_vocab(true).into_values().max();
+            let n_tokens = highest.map_or(0, |id| (id as usize).saturating_add(1));
+            Ok(JsonTokenizer { inner, n_tokens })
         }
 
         pub(in crate::tokenizer) fn n_tokens(&self) -> usize {
-            let highest = self.0.get_vocab(true).into_values().max();
-            highest.map_or(0, |id| (id as usize).saturating_add(1))
+            self.n_tokens
         }
 
         /// Ascending.
         pub(in crate::tokenizer) fn special_ids(&self) -> Vec<u32> {
-            let added = self.0.get_added_tokens_decoder();
+            let added = self.inner.get_added_tokens_decoder();
             let special = added.iter().filter(|(_, token)| token.special);
             let mut ids: Vec<u32> = special.map(|(&id, _)| id).collect();
             ids.sort_unstable();
@@ -42,7 +50,7 @@ mod with_crate {
 
         pub(in crate::tokenizer) fn encode(&self, text: &str) -> Result<Vec<u32>> {
             // "fast": without the offsets into the text, which nobody asks for.
-            match self.0.encode_fast(text, false) {
+            match self.inner.encode_fast(text, false) {
                 Ok(encoding) => Ok(encoding.get_ids().to_vec()),
                 Err(e) => {
                     Err(tokenizer_error(format!("cannot tokenize the text: {e}")).with_source(e))
@@ -52,14 +60,14 @@ mod with_crate {
 
         /// The caller has taken the special tokens out.
         pub(in crate::tokenizer) fn decode(&self, tokens: &[u32]) -> Result<String> {
-            self.0.decode(tokens, false).map_err(|e| {
+            self.inner.decode(tokens, false).map_err(|e| {
                 tokenizer_error(format!("cannot turn tokens into text: {e}")).with_source(e)
             })
         }
 
         /// Appends the bytes that a token of a byte-level tokenizer stands for.
         pub(in crate::tokenizer) fn push_token_bytes(&self, token: u32, bytes: &mut Vec<u8>) {
-            let Some(spelling) = self.0.id_to_token(token) else {
+            let Some(spelling) = self.inner.id_to_token(token) else {
                 return;
             };
             let start = bytes.len();
@@ -77,7 +85,7 @@ mod with_crate {
         }
 
         pub(in crate::tokenizer) fn is_byte_level(&self) -> bool {
-            matches!(self.0.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+            matches!(self.inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
         }
     }
 

@@ -18,6 +18,8 @@
 
 mod json;
 mod literal;
+#[cfg(feature = "tokenizer")]
+mod quick;
 mod trie;
 mod world;
 
