@@ -269,6 +269,8 @@ fn info_says_what_a_model_is() {
     assert_eq!(info["n_vocab"], 4096);
     assert_eq!(info["quant"], "f16");
     assert_eq!(info["state_bytes"], 8 * 5 * 256 * 4);
+    // All but ffn.value, which is stored the other way round, are used where they lie in the program.
+    assert!(info["mapped_bytes"].as_u64() > Some(13_000_000), "{info}");
     assert_eq!(info["tokenizer"], "tokenizer.json");
     let text = stdout(&run(["info", "--quant", "int8", "--tensors"]));
     assert!(text.contains("8936448 parameters") && text.contains("blocks.7.ffn.value.weight"));

@@ -9,10 +9,11 @@ use crate::environment;
 /// Which model, and how to run it.
 #[derive(clap::Args, Clone)]
 pub(crate) struct ModelArgs {
-    /// Model directory, file, or name on the Hugging Face hub
+    /// Directory, file or hub name
     ///
     /// A Hugging Face directory, a .pth, .safetensors or rwkv.cpp .bin file, a file made by `quantize`, or
-    /// the name of a model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile. Without it, a small demo model that is part of the program.
+    /// the name of a model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile. Without it, a small
+    /// demo model that is part of the program.
     #[arg(short, long, value_name = "MODEL", env = environment::MODEL, hide_env_values = true)]
     pub(crate) model: Option<PathBuf>,
 
@@ -24,8 +25,8 @@ pub(crate) struct ModelArgs {
 
     /// f32, f16 or int8 [default: as stored]
     ///
-    /// What the weight matrices are turned into while loading; quantised rwkv.cpp files become f16. A model file of int8 weights stays as it
-    /// is: it cannot become more exact.
+    /// What the weight matrices are turned into while loading; quantised rwkv.cpp files become f16. A
+    /// model file of int8 weights stays as it is: it cannot become more exact.
     #[arg(short, long, hide_possible_values = true)]
     pub(crate) quant: Option<Quant>,
 
@@ -46,7 +47,9 @@ pub(crate) struct ModelArgs {
     #[arg(long)]
     pub(crate) no_mmap: bool,
 
-    /// Read a model file into memory in huge pages: faster, but not shared with other processes
+    /// Read a model file into memory in huge pages
+    ///
+    /// Faster, but not shared with other processes.
     #[arg(long, conflicts_with = "no_mmap")]
     pub(crate) huge_pages: bool,
 }

@@ -28,13 +28,17 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// What becomes the vector: hidden-last or hidden-mean, of what the head reads of each token, or
-    /// state:LAYER (from 0), what that layer's time mixing remembers
+    /// hidden-last, hidden-mean or state:LAYER
+    ///
+    /// What becomes the vector: the last or the mean of what the head reads of each token, or what the
+    /// time mixing of a layer (from 0) remembers.
     #[arg(long, value_name = "WHAT", default_value = "hidden-mean")]
     from: Source,
 
+    /// json, csv or npy
+    ///
     /// json: an array a line; csv: numbers with commas a line, no header; npy: one array of f32,
-    /// (lines, values), written at the end
+    /// (lines, values), written at the end.
     #[arg(
         long,
         value_name = "FORMAT",
@@ -43,7 +47,9 @@ pub(crate) struct Args {
     )]
     format: Format,
 
-    /// Leave vectors as long as they are, instead of scaling each to length 1
+    /// Leave vectors as long as they are
+    ///
+    /// Instead of scaling each to length 1.
     #[arg(long)]
     no_normalize: bool,
 }

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
@@ -14,6 +15,7 @@ use crate::{environment, Cli};
 /// Options that only `--help` shows: `-h` is to fit on a screen.
 const ADVANCED: &[&str] = &[
     "no_mmap",
+    "huge_pages",
     "huge_pages",
     "ignore_eos",
     "top_k",
@@ -160,6 +162,11 @@ fn only_in_long_help(arg: Arg) -> Arg {
 }
 
 fn with_examples(command: Command) -> Command {
+    // Whatever follows the options is for the long help.
+    let command = match command.get_after_help().cloned() {
+        Some(text) => command.after_help(Resettable::Reset).after_long_help(text),
+        None => command,
+    };
     let examples = EXAMPLES_OF.iter().find(|of| of.0 == command.get_name());
     match examples {
         Some(&(_, examples)) => command.after_long_help(examples),

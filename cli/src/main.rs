@@ -64,13 +64,13 @@ pub(crate) struct Cli {
 enum Command {
     /// Continue a prompt (the default)
     Generate(generate::Args),
-    /// Download a model from the Hugging Face hub, or quantise one into the cache
+    /// Download a model from the Hugging Face hub
     Pull(pull::Args),
     /// Have a conversation
     Chat(chat::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
-    /// Write a checkpoint as a Hugging Face directory, or as a raw .pth file
+    /// Write a checkpoint as a Hugging Face directory or .pth file
     Convert(convert::Args),
     /// Show what a model is and what it needs
     Info(info::Args),

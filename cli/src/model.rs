@@ -12,14 +12,19 @@ use crate::{detail, hub, quantised, verbosity};
 
 /// A Hugging Face directory as part of the program; its README says what the model is.
 #[cfg(feature = "demo")]
-const DEMO: &[(&str, &[u8])] = &[
+static DEMO: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../demo/config.json")),
-    (
-        "model.safetensors",
-        include_bytes!("../demo/model.safetensors"),
-    ),
+    ("model.safetensors", &WEIGHTS.0),
     ("tokenizer.json", include_bytes!("../demo/tokenizer.json")),
 ];
+
+/// Weights are used in place where their address allows it; `include_bytes!` alone gives any address.
+#[cfg(feature = "demo")]
+static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/model.safetensors"));
+
+#[cfg(feature = "demo")]
+#[repr(align(64))]
+struct Aligned<T: ?Sized>(T);
 
 /// The vocabulary of RWKV-4's Pile models, whose checkpoints bring no tokenizer.
 const N_VOCAB_20B: usize = 50_277;

@@ -20,8 +20,10 @@ pub(crate) struct Args {
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 
-    /// Quantise it too, into the cache: whoever opens the model with this --quant opens that file
-    #[arg(short, long)]
+    /// Quantise it, too: f32, f16 or int8
+    ///
+    /// Into the cache: whoever opens the model with this --quant opens that file.
+    #[arg(short, long, hide_possible_values = true)]
     quant: Option<Quant>,
 
     /// Threads to quantise with; 0: one for each physical core

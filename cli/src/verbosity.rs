@@ -55,6 +55,14 @@ pub(crate) fn print(line: fmt::Arguments<'_>) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
+/// A line on stderr that a user asked for, such as an answer to a command in a conversation.
+#[macro_export]
+macro_rules! tell {
+    ($($text:tt)*) => {
+        $crate::verbosity::print(format_args!($($text)*))
+    };
+}
+
 /// A line on stderr that `--quiet` leaves out.
 #[macro_export]
 macro_rules! note {

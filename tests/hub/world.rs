@@ -48,6 +48,7 @@ impl World {
         }
         command
             .env_remove("REQUESTS_CA_BUNDLE")
+            .env_remove("HF_HUB_OFFLINE")
             .env("HOME", self.home.path())
             .env("USERPROFILE", self.home.path())
             .env("HF_ENDPOINT", self.hub.endpoint());

@@ -28,8 +28,8 @@ use self::prompt_cache::PromptCache;
 use self::template::Template;
 use crate::args::ModelArgs;
 use crate::generate::per_second;
-use crate::model;
 use crate::sampling::SamplingArgs;
+use crate::{model, note, tell};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -43,13 +43,17 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// How the conversation is written: raven (Bob/Alice), world (User/Assistant), qa
-    /// (Question/Answer), instruct, plain (the text alone), or two names such as Ann/Robot [default:
-    /// by the model's vocabulary]
+    /// raven, world, qa, instruct, plain or Ann/Robot
+    ///
+    /// How the conversation is written: raven (Bob/Alice), world (User/Assistant), qa (Question/Answer),
+    /// instruct, plain (the text alone), or two names such as Ann/Robot [default: by the model's
+    /// vocabulary].
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
 
-    /// What the conversation begins with, such as who talks and how
+    /// What the conversation begins with
+    ///
+    /// Such as who talks, and how.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["system_file", "load_state"])]
     system: Option<String>,
 
@@ -57,8 +61,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "load_state")]
     system_file: Option<PathBuf>,
 
-    /// Keep the state behind the system text in a file beside the model (or in the user's cache
-    /// folder, where that cannot be written), and read it from there the next time
+    /// Read a system text once and keep its state
+    ///
+    /// In a file beside the model (or in the user's cache folder, where that cannot be written), from
+    /// which it is read the next time.
     #[arg(long)]
     cache_prompt: bool,
 
@@ -69,15 +75,19 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
 
-    /// End an answer before this text too; may be given several times
+    /// End an answer before this text, too
+    ///
+    /// May be given several times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 
-    /// Go on from a conversation or state that was saved
+    /// Go on from a saved conversation or state
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
 
-    /// Save the conversation at the end, as /save does
+    /// Save the conversation at the end
+    ///
+    /// As /save does.
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
 
@@ -85,7 +95,9 @@ pub(crate) struct Args {
     #[arg(long)]
     no_history: bool,
 
-    /// Print each answer as one JSON object instead of text as it is made
+    /// Print each answer as one JSON object
+    ///
+    /// Instead of text as it is made.
     #[arg(long)]
     json: bool,
 }
@@ -114,7 +126,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut conversation = Conversation::new(&model, template, &system, options)?;
     let input = Input::new(!args.no_history)?;
     if let Some(path) = &args.load_state {
-        eprintln!("{}", saved::load(&mut conversation, path)?);
+        let loaded = saved::load(&mut conversation, path)?;
+        note!("{loaded}");
     }
     if input.is_terminal() {
         // Until here Ctrl-C ends the program; from a pipe it always does.
@@ -132,7 +145,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     chat.run(input)?;
     if let Some(path) = &args.save_state {
-        eprintln!("{}", saved::save(&chat.conversation, path)?);
+        let saved = saved::save(&chat.conversation, path)?;
+        note!("{saved}");
     }
     Ok(())
 }
@@ -144,13 +158,13 @@ fn choose_template(args: &Args, model: &Model) -> Template {
     }
     let template = Template::of(model);
     if template.is_plain() {
-        eprintln!(
+        note!(
             "template plain, because a vocabulary of {} is of no family that is known; --template \
              chooses another",
             model.n_vocab()
         );
     } else if io::stdin().is_terminal() {
-        eprintln!("template {template}, by the model's vocabulary");
+        note!("template {template}, by the model's vocabulary");
     }
     template
 }
@@ -168,9 +182,9 @@ struct Chat {
 impl Chat {
     fn run(&mut self, mut input: Input) -> Result<()> {
         if self.interactive {
-            eprintln!("/help lists commands, Ctrl-D ends");
+            note!("/help lists commands, Ctrl-D ends");
             if self.conversation.sampling().temperature <= 0.0 {
-                eprintln!(
+                note!(
                     "always the likeliest token; /set temperature 1 and /set top-p 0.5 are livelier"
                 );
             }
@@ -180,7 +194,7 @@ impl Chat {
             let line = match input.read(&label)? {
                 Read::Line(line) => line,
                 Read::Interrupted => {
-                    eprintln!("Ctrl-D or /quit ends");
+                    tell!("Ctrl-D or /quit ends");
                     continue;
                 }
                 Read::End => return Ok(()),
@@ -193,7 +207,7 @@ impl Chat {
             };
             match done {
                 Err(error) if self.interactive && !crate::is_closed_pipe(&error) => {
-                    eprintln!("{error:#}");
+                    tell!("{error:#}");
                 }
                 done => done?,
             }
@@ -209,8 +223,8 @@ impl Chat {
                 self.tell_done(done, "a new conversation");
             }
             Line::Undo => match self.conversation.undo()? {
-                Some(Undone::Turn(turn)) => eprintln!("taken back: {}", turn.user),
-                Some(Undone::Replacement) => eprintln!("the conversation before is back"),
+                Some(Undone::Turn(turn)) => tell!("taken back: {}", turn.user),
+                Some(Undone::Replacement) => tell!("the conversation before is back"),
                 None => bail!("nothing to undo"),
             },
             Line::Retry => {
@@ -222,11 +236,11 @@ impl Chat {
                     _ => bail!("the last turn cannot be taken back"),
                 }
             }
-            Line::Save(path) => eprintln!("{}", saved::save(&self.conversation, &path)?),
-            Line::Load(path) => eprintln!("{}", saved::load(&mut self.conversation, &path)?),
+            Line::Save(path) => tell!("{}", saved::save(&self.conversation, &path)?),
+            Line::Load(path) => tell!("{}", saved::load(&mut self.conversation, &path)?),
             Line::System(None) => match self.conversation.transcript().system.as_str() {
-                "" => eprintln!("no system text"),
-                system => eprintln!("{system}"),
+                "" => tell!("no system text"),
+                system => tell!("{system}"),
             },
             Line::System(Some(system)) => {
                 let done = self.conversation.start_over(&system)?;
@@ -235,16 +249,16 @@ impl Chat {
             Line::Set(name, value) => self.conversation.set(&name, &value)?,
             Line::Show => self.show(),
             Line::Stats => self.stats(),
-            Line::Help => eprintln!("{}", commands::help()),
+            Line::Help => tell!("{}", commands::help()),
         }
         Ok(())
     }
 
     fn tell_done(&self, done: bool, what: &str) {
         match done {
-            true if self.interactive => eprintln!("{what}; /undo brings the old one back"),
+            true if self.interactive => tell!("{what}; /undo brings the old one back"),
             true => {}
-            false => eprintln!("interrupted: nothing has changed"),
+            false => tell!("interrupted: nothing has changed"),
         }
     }
 
@@ -277,10 +291,10 @@ impl Chat {
         stdout.flush()?;
         if self.interactive {
             match answer.as_ref().map(|answer| answer.ending) {
-                None => eprintln!("(interrupted before the answer: nothing was said)"),
-                Some(Ending::Interrupted) => eprintln!("(interrupted; /undo takes the turn back)"),
-                Some(Ending::Length) => eprintln!("(cut: see --max-new-tokens)"),
-                Some(_) if !begun => eprintln!("(an empty answer; /retry asks again)"),
+                None => tell!("(interrupted before the answer: nothing was said)"),
+                Some(Ending::Interrupted) => tell!("(interrupted; /undo takes the turn back)"),
+                Some(Ending::Length) => tell!("(cut: see --max-new-tokens)"),
+                Some(_) if !begun => tell!("(an empty answer; /retry asks again)"),
                 Some(_) => {}
             }
         }
@@ -294,11 +308,11 @@ impl Chat {
         let transcript = self.conversation.transcript();
         let template = &transcript.template;
         if !transcript.system.is_empty() {
-            eprintln!("{}\n", transcript.system.trim_end());
+            tell!("{}\n", transcript.system.trim_end());
         }
         for turn in &transcript.turns {
-            eprintln!("{}{}", template.user_label(), turn.user);
-            eprintln!("{}{}\n", template.answer_label(), turn.answer);
+            tell!("{}{}", template.user_label(), turn.user);
+            tell!("{}{}\n", template.answer_label(), turn.answer);
         }
     }
 
@@ -307,14 +321,14 @@ impl Chat {
         let info = session.model().info();
         let state = session.state();
         let turns = self.conversation.transcript().turns.len();
-        eprintln!(
+        tell!(
             "conversation  {turns} turns, {} tokens; template {}",
             state.n_tokens(),
             self.conversation.transcript().template
         );
         if let Some(answer) = &self.last {
             let speed = |n, time| per_second(n, time).unwrap_or(0.0);
-            eprintln!(
+            tell!(
                 "last answer   read {} tokens at {:.1}/s, wrote {} at {:.1}/s",
                 answer.n_prompt_tokens,
                 speed(answer.n_prompt_tokens, answer.prefill_time),
@@ -324,13 +338,13 @@ impl Chat {
         }
         let (n_steps, bytes) = self.conversation.undo_steps();
         let kib = |bytes: usize| bytes.div_ceil(1024);
-        eprintln!(
+        tell!(
             "state         {} KiB; {n_steps} more to go back to, {} KiB",
             kib(state.size_bytes()),
             kib(bytes)
         );
         let sampling = self.conversation.sampling();
-        eprintln!(
+        tell!(
             "sampling      temperature {}, top-p {}, top-k {}, seed {}; penalties {} presence, {} \
              frequency, {} repetition",
             sampling.temperature,
@@ -341,7 +355,7 @@ impl Chat {
             sampling.frequency_penalty,
             sampling.repetition_penalty
         );
-        eprintln!(
+        tell!(
             "model         {}, {}, {:.1} MB; {} threads, {} kernels",
             info.place,
             info.quant,

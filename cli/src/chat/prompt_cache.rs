@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use rwkv_edge::{Model, Result, Session};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::note;
+
 /// Where the states of one model's system texts are kept.
 pub(crate) struct PromptCache {
     /// The model's own file or folder; none for the built-in one.
@@ -31,11 +33,11 @@ impl PromptCache {
             match session.load_state(&path) {
                 Ok(()) if session.state().n_tokens() == tokens.len() as u64 => {
                     let shown = path.display();
-                    eprintln!("system text: {} tokens, from {shown}", tokens.len());
+                    note!("system text: {} tokens, from {shown}", tokens.len());
                     return true;
                 }
-                Ok(()) => eprintln!("{}: not the state of this text", path.display()),
-                Err(error) => eprintln!("{error}"),
+                Ok(()) => note!("{}: not the state of this text", path.display()),
+                Err(error) => note!("{error}"),
             }
             session.reset();
         }
@@ -63,9 +65,9 @@ impl PromptCache {
         };
         let n = tokens.len();
         match saved {
-            Some(Ok(path)) => eprintln!("system text: {n} tokens, kept in {}", path.display()),
-            Some(Err(error)) => eprintln!("system text is not kept: {error}"),
-            None => eprintln!("system text is not kept: this user has no cache folder"),
+            Some(Ok(path)) => note!("system text: {n} tokens, kept in {}", path.display()),
+            Some(Err(error)) => note!("system text is not kept: {error}"),
+            None => note!("system text is not kept: this user has no cache folder"),
         }
     }
 
