@@ -6,7 +6,7 @@
 //! this module knows only ids; [`TextStream`](crate::TextStream) turns generated ids into text piece
 //! by piece.
 //!
-//! Opening the 20B tokenizer (2.4 MB, 50,277 ids) takes 0.13 s, much longer than mapping a model, and
+//! Opening the 20B tokenizer (2.4 MB, 50,277 ids) takes 0.05 s, much longer than mapping a model, and
 //! the World vocabulary (1.1 MB, 65,529 ids) 8 ms: open one only when text is needed. The bytes of
 //! the file are not kept; who writes them into a model file keeps them, so that a running model does
 //! not carry 2 MB that it never reads.
