@@ -53,7 +53,7 @@ impl Chat {
 
     fn feed(&self, mut command: std::process::Command, input: &str) -> Output {
         command
-            .env("HOME", self.folder.path())
+            .env_remove("RWKV_EDGE_CACHE")
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("XDG_STATE_HOME", self.path("state"))
             .stdin(Stdio::piped())
@@ -65,14 +65,6 @@ impl Chat {
         let _ = pipe.write_all(input.as_bytes());
         drop(pipe);
         child.wait_with_output().unwrap()
-    }
-
-    /// The user's cache folder.
-    fn cache(&self) -> PathBuf {
-        match cfg!(target_os = "macos") {
-            true => self.path("Library/Caches"),
-            false => self.path("cache"),
-        }
     }
 
     /// Of a chat that succeeds.

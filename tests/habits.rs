@@ -87,6 +87,8 @@ fn help_fits_the_screen_and_has_examples() {
         "info",
         "tokenize",
         "logits",
+        "chat",
+        "embed",
         "perplexity",
         "bench",
         "man",

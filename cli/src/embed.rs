@@ -24,21 +24,21 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// File with a text on each line; without it, stdin
+    /// File with a text on each line, instead of stdin
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// hidden-last, hidden-mean or state:LAYER
+    /// hidden-mean, hidden-last or state:LAYER
     ///
-    /// What becomes the vector: the last or the mean of what the head reads of each token, or what the
-    /// time mixing of a layer (from 0) remembers.
+    /// What becomes the vector: the mean over the tokens, or the last one, of what the head reads; or what
+    /// the time mixing of a layer, counted from 0, remembers.
     #[arg(long, value_name = "WHAT", default_value = "hidden-mean")]
     from: Source,
 
     /// json, csv or npy
     ///
-    /// json: an array a line; csv: numbers with commas a line, no header; npy: one array of f32,
-    /// (lines, values), written at the end.
+    /// json: an array a line. csv: numbers with commas between, no header. npy: one array of f32, (lines,
+    /// values), as numpy.load reads it, written at the end.
     #[arg(
         long,
         value_name = "FORMAT",
@@ -47,9 +47,7 @@ pub(crate) struct Args {
     )]
     format: Format,
 
-    /// Leave vectors as long as they are
-    ///
-    /// Instead of scaling each to length 1.
+    /// Do not scale vectors to length 1
     #[arg(long)]
     no_normalize: bool,
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
 use crate::input::TextArgs;
-use crate::sampling::SamplingArgs;
+use crate::sampling::{draws_or_penalises, SamplingArgs};
 use crate::verbosity::{is_verbose, print};
 use crate::{memory, model, note};
 
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut session = model.session();
     if let Some(path) = &args.load_state {
         session.load_state(path)?;
-        if args.sampling.draws_or_penalises() {
+        if draws_or_penalises(sampler.options()) {
             note!("random numbers and penalties begin anew: they are no part of a saved state");
         }
     }

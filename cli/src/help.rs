@@ -100,6 +100,22 @@ Examples:
   rwkv-edge logits --tokens 1,2,3 --all --json > logits.json",
     ),
     (
+        "chat",
+        "\
+Examples:
+  rwkv-edge chat --model RWKV/rwkv-raven-1b5 --temperature 1 --top-p 0.5
+  rwkv-edge chat --system-file rules.txt --cache-prompt --save-state talk.state
+  printf 'Ownership is\\nA trait is\\n' | rwkv-edge chat --json",
+    ),
+    (
+        "embed",
+        "\
+Examples:
+  rwkv-edge embed --file sentences.txt > vectors.jsonl
+  rwkv-edge embed --file sentences.txt --from state:6 --format npy > vectors.npy
+  echo \"A trait is shared behaviour.\" | rwkv-edge embed --format csv",
+    ),
+    (
         "perplexity",
         "\
 Examples:

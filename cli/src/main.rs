@@ -67,6 +67,10 @@ enum Command {
     /// Download a model from the Hugging Face hub
     Pull(pull::Args),
     /// Have a conversation
+    ///
+    /// On a terminal lines are edited, completed and kept in a history; Ctrl-C ends an answer, and /help
+    /// lists commands. From a pipe each line is a message or a command, and each answer is printed with a
+    /// newline behind it.
     Chat(chat::Args),
     /// Write a checkpoint as one quantised model file
     Quantize(quantize::Args),
@@ -83,6 +87,9 @@ enum Command {
     /// Run a published test of language models
     Eval(eval::Args),
     /// Turn each line of a text into a vector
+    ///
+    /// Lines that say the same lie near each other, as far as the model knows. There is one vector for each
+    /// line, in order; that of an empty line is zeros. docs/EMBEDDINGS.md says what suits what.
     Embed(embed::Args),
     /// Measure speed and memory, beside what this machine can do at most
     Bench(bench::Args),
@@ -156,7 +163,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 /// An error and its causes, but for those that say again what was said: a library's error may have its
 /// cause in its own text, too.
-fn text_of(error: &anyhow::Error) -> String {
+pub(crate) fn text_of(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if text.is_empty() {

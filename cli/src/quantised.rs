@@ -310,13 +310,8 @@ impl CopyName {
     }
 }
 
-/// `$RWKV_EDGE_CACHE`, else `rwkv-edge` in the user's folder for caches.
 fn folder() -> Result<PathBuf> {
-    let cache = match std::env::var_os("RWKV_EDGE_CACHE").filter(|value| !value.is_empty()) {
-        Some(folder) => folder.into(),
-        None => cache_folder::of_user(&|name| std::env::var_os(name))?.join("rwkv-edge"),
-    };
-    Ok(cache.join("quantised"))
+    Ok(cache_folder::of_program()?.join("quantised"))
 }
 
 /// Temporary files of programs that were killed while they wrote gigabytes.

@@ -59,14 +59,6 @@ pub(crate) struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// Whether what was generated before, or random numbers, decide what follows.
-    pub(crate) fn draws_or_penalises(&self) -> bool {
-        let penalties = [self.presence_penalty, self.frequency_penalty];
-        self.temperature > 0.0
-            || self.repetition_penalty != 1.0
-            || penalties.iter().any(|&penalty| penalty != 0.0)
-    }
-
     pub(crate) fn options(&self) -> SamplerOptions {
         SamplerOptions {
             temperature: self.temperature,
@@ -78,6 +70,14 @@ impl SamplingArgs {
             seed: self.seed.unwrap_or_else(random_seed),
         }
     }
+}
+
+/// Whether what was generated before, or random numbers, decide what follows.
+pub(crate) fn draws_or_penalises(options: &SamplerOptions) -> bool {
+    let penalties = [options.presence_penalty, options.frequency_penalty];
+    options.temperature > 0.0
+        || options.repetition_penalty != 1.0
+        || penalties.iter().any(|&penalty| penalty != 0.0)
 }
 
 /// Differs from run to run: the standard library seeds its hash maps from the system's randomness.

@@ -80,7 +80,7 @@ fn loading_brings_the_text_back_and_says_what_is_missing() {
     }
     assert!(said.ends_with("Two talk.\n"), "{said}");
     let sampled = ["--load-state", &path, "--temperature", "1"];
-    assert!(stderr(&chat.run(&sampled, "")).contains("seed and penalties start anew"));
+    assert!(stderr(&chat.run(&sampled, "")).contains("random numbers and penalties begin anew"));
 
     let answer = |input: &str| {
         let found = chat.run(
@@ -161,6 +161,33 @@ fn states_that_do_not_belong_are_refused() {
     assert_eq!(fs::read(&path).unwrap(), good);
 }
 
+/// Quiet or not, and whatever ends it.
+#[test]
+fn a_conversation_is_saved_at_its_end() {
+    let chat = Chat::new();
+    let path = chat.text_path("talk");
+    let quiet = chat.run(&["--quiet", "--save-state", &path], "Ownership is\n/show\n");
+    assert_eq!(
+        stderr(&quiet),
+        "> Ownership is\ntherefore not a problem.\n\n"
+    );
+    let good = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let failed = chat.run(
+        &["--save-state", &path],
+        "Ownership is\n/frobnicate\nA trait is\n",
+    );
+    assert_eq!(failed.status.code(), Some(1));
+    assert_eq!(fs::read(&path).unwrap(), good);
+    // Where it cannot be saved, nothing is said in vain.
+    let nowhere = chat.text_path("no/such/folder");
+    let output = chat.run(&["--save-state", &nowhere], "Ownership is\n");
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(1), &b""[..])
+    );
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -177,7 +204,7 @@ fn system_texts_are_read_once() {
     let file = chat.text_path("system");
     let input = "Ownership is\n/reset\nOwnership is\n";
     let expected = chat.answers(&["--system-file", &file], input);
-    assert!(!chat.cache().exists());
+    assert!(!chat.path("cache").exists());
     let cached = ["--system-file", &file, "--cache-prompt"];
     let run = |reported: &[&str]| {
         let output = chat.run(&cached, input);
@@ -188,7 +215,7 @@ fn system_texts_are_read_once() {
         }
     };
     run(&["tokens, kept in"]);
-    let folder = chat.cache().join("rwkv-edge/prompts");
+    let folder = chat.path("cache").join("rwkv-edge/prompts");
     let [path] = &files(&folder)[..] else {
         panic!("one file expected");
     };
@@ -266,12 +293,15 @@ fn system_texts_are_kept_beside_the_model_where_that_can_be_written() {
         // A folder of that name cannot be written as a file: the cache folder can.
         fs::remove_file(&kept).unwrap();
         fs::create_dir(&kept).unwrap();
-        assert!(!chat.cache().exists());
+        assert!(!chat.path("cache").exists());
         assert_eq!(chat.answers(&args, "Hello\n"), expected);
-        assert_eq!(files(&chat.cache().join("rwkv-edge/prompts")).len(), 1);
+        assert_eq!(
+            files(&chat.path("cache").join("rwkv-edge/prompts")).len(),
+            1
+        );
         let again = chat.run(&args, "Hello\n");
         assert!(stderr(&again).contains("from ") && stderr(&again).contains("prompts"));
         fs::remove_dir(&kept).unwrap();
-        fs::remove_dir_all(chat.cache()).unwrap();
+        fs::remove_dir_all(chat.path("cache")).unwrap();
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::cache_folder;
+
 /// A line of input.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Line {
@@ -126,7 +128,8 @@ impl Line {
 
 /// A shell would have put the home folder in the place of `~`.
 fn with_home(path: &str) -> PathBuf {
-    match path.strip_prefix("~/").zip(dirs::home_dir()) {
+    let home = cache_folder::home(&|name| std::env::var_os(name));
+    match path.strip_prefix("~/").zip(home) {
         Some((rest, home)) => home.join(rest),
         None => path.into(),
     }

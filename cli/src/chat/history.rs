@@ -7,6 +7,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::cache_folder;
+
 /// Lines that are kept; the file is cut back to so many when it has twice as many.
 pub(crate) const HISTORY_LINES: usize = 1000;
 
@@ -17,7 +19,7 @@ pub(crate) struct HistoryFile {
 impl HistoryFile {
     /// `None` where the system has no place for such a file.
     pub(crate) fn of_user() -> Option<Self> {
-        let folder = dirs::state_dir().or_else(dirs::data_local_dir)?;
+        let folder = cache_folder::of_histories()?;
         let path = folder.join("rwkv-edge").join("chat_history");
         Some(HistoryFile { path })
     }

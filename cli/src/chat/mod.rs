@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, Context, Result};
+use rwkv_edge::internals::OutputFile;
 use rwkv_edge::Model;
 use serde_json::json;
 
@@ -29,31 +30,24 @@ use self::template::Template;
 use crate::args::ModelArgs;
 use crate::generate::per_second;
 use crate::sampling::SamplingArgs;
-use crate::{model, note, tell};
+use crate::{model, note, tell, text_of};
 
 #[derive(clap::Args)]
-#[command(after_help = "\
-On a terminal lines are edited and kept in a history, and /help lists commands. From a pipe, each line \
-is a message or a command, and each answer is printed with a newline:
-
-  rwkv-edge chat --model rwkv-4-raven-1b5.safetensors --temperature 1 --top-p 0.5
-  printf 'Hello!\\nWhat is Rust?\\n' | rwkv-edge chat --model raven --json
-  rwkv-edge chat --system-file rules.txt --cache-prompt --save-state talk.state")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// raven, world, qa, instruct, plain or Ann/Robot
+    /// raven, world, qa, instruct, plain, USER/BOT
     ///
     /// How the conversation is written: raven (Bob/Alice), world (User/Assistant), qa (Question/Answer),
-    /// instruct, plain (the text alone), or two names such as Ann/Robot [default: by the model's
-    /// vocabulary].
+    /// instruct (a task and its response), plain (the text alone, which the model goes on with), or any
+    /// two names. Without it, that of the model's family, known by its vocabulary.
     #[arg(long, value_name = "NAME")]
     template: Option<Template>,
 
     /// What the conversation begins with
     ///
-    /// Such as who talks, and how.
+    /// Such as who talks, and how; or a whole dialogue as an example.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["system_file", "load_state"])]
     system: Option<String>,
 
@@ -61,10 +55,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "load_state")]
     system_file: Option<PathBuf>,
 
-    /// Read a system text once and keep its state
+    /// Keep what the system text leaves in a file
     ///
-    /// In a file beside the model (or in the user's cache folder, where that cannot be written), from
-    /// which it is read the next time.
+    /// The state behind it, beside the model or, where that cannot be written, in the user's folder for
+    /// caches. The next time it is read from there, if model and text are the same.
     #[arg(long)]
     cache_prompt: bool,
 
@@ -75,27 +69,29 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
 
-    /// End an answer before this text, too
+    /// End answers before this text; may be repeated
     ///
-    /// May be given several times.
+    /// Beside the blank line that ends an answer in nearly every template.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 
-    /// Go on from a saved conversation or state
+    /// Go on from a saved conversation
+    ///
+    /// A file written by --save-state or /save, or any saved state of the same model.
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
 
     /// Save the conversation at the end
     ///
-    /// As /save does.
+    /// The state to FILE, as `generate --load-state` reads it, and the text to FILE.json.
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
 
-    /// Neither read nor write the history of lines
+    /// Neither read nor keep typed lines
     #[arg(long)]
     no_history: bool,
 
-    /// Print each answer as one JSON object
+    /// Print one JSON object an answer
     ///
     /// Instead of text as it is made.
     #[arg(long)]
@@ -103,6 +99,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(path) = &args.save_state {
+        // Not only at the end, when a conversation would be lost.
+        drop(OutputFile::create(path)?);
+    }
     let model = model::open(&args.model)?;
     model.tokenizer()?;
     let template = choose_template(args, &model);
@@ -143,12 +143,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         json: args.json,
         last: None,
     };
-    chat.run(input)?;
+    let ended = chat.run(input);
+    // Whatever ended it, what was said is kept.
     if let Some(path) = &args.save_state {
         let saved = saved::save(&chat.conversation, path)?;
         note!("{saved}");
     }
-    Ok(())
+    ended
 }
 
 /// A form that was not asked for is told where it is a mere guess, and to people always.
@@ -207,7 +208,7 @@ impl Chat {
             };
             match done {
                 Err(error) if self.interactive && !crate::is_closed_pipe(&error) => {
-                    tell!("{error:#}");
+                    tell!("{}", text_of(&error));
                 }
                 done => done?,
             }

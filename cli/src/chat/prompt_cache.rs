@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rwkv_edge::{Model, Result, Session};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::note;
+use crate::{cache_folder, note};
 
 /// Where the states of one model's system texts are kept.
 pub(crate) struct PromptCache {
@@ -83,7 +83,7 @@ impl PromptCache {
 }
 
 fn in_cache_folder(key: &str) -> Option<PathBuf> {
-    let folder = dirs::cache_dir()?.join("rwkv-edge").join("prompts");
+    let folder = cache_folder::of_program().ok()?.join("prompts");
     Some(folder.join(format!("{key}.state")))
 }
 

@@ -5,14 +5,15 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use rwkv_edge::internals::OutputFile;
 use rwkv_edge::State;
 use serde::{Deserialize, Serialize};
 
 use super::conversation::{Conversation, Transcript, Turn};
+use crate::sampling::draws_or_penalises;
 
 /// Value of the field `format`.
 const FORMAT: &str = "rwkv-edge chat";
@@ -44,8 +45,9 @@ pub(crate) fn save(conversation: &Conversation, path: &Path) -> Result<String> {
     let text_path = text_path(path);
     let mut json = serde_json::to_vec_pretty(&text)?;
     json.push(b'\n');
-    write_whole(&text_path, &json)
-        .with_context(|| format!("{}: cannot write", text_path.display()))?;
+    let mut file = OutputFile::create(&text_path)?;
+    file.write(&json)?;
+    file.commit()?;
     session.save_state(path)?;
     Ok(format!(
         "{}: the state after {} tokens; {}: the text, {} turns; not kept: options, seed, /undo",
@@ -80,8 +82,8 @@ pub(crate) fn load(conversation: &mut Conversation, path: &Path) -> Result<Strin
         }
     };
     conversation.resume(&state, transcript)?;
-    let restarts = match conversation.sampling().temperature > 0.0 {
-        true => "; seed and penalties start anew",
+    let restarts = match draws_or_penalises(conversation.sampling()) {
+        true => "; random numbers and penalties begin anew",
         false => "",
     };
     Ok(format!(
@@ -119,19 +121,4 @@ fn text_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".json");
     name.into()
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    // What was said is nobody else's business: temporary files are private, and this one stays so.
-    let mut file = tempfile::Builder::new()
-        .prefix(".rwkv-edge-")
-        .suffix(".part")
-        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
