@@ -31,7 +31,7 @@ pub struct Info {
     /// Parameters, all tensors together.
     pub n_params: u64,
     /// Of the matrices as they are now; of most of them after
-    /// [`with_matrices_of`](Model::with_matrices_of).
+    /// [`with_matrices_of`](crate::Model::with_matrices_of).
     pub quant: Quant,
     /// Of all weights as they are now, scales included.
     pub weight_bytes: u64,
