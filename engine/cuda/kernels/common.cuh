@@ -1,0 +1,187 @@
+// What all kernels share: numbers, reductions inside a block, and the formulas of RWKV-4.
+//
+// No header is included anywhere, so that NVRTC alone compiles this: f16 is handled as unsigned short.
+
+typedef signed char i8;
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define TENSOR_CORES 1
+#else
+#define TENSOR_CORES 0
+#endif
+
+// Threads of a block of every kernel but the products.
+#define THREADS 256
+#define WARPS (THREADS / 32)
+
+// Memory of the block, as much as the launch gives it.
+extern __shared__ float shared[];
+
+// The batch, in device memory. Spans are numbered 0 .. n_spans, rows 0 .. n_rows, span after span.
+struct Batch {
+    u32 *tokens;      // a row
+    u32 *row_span;    // a row
+    u32 *span_first;  // a span: its first row
+    u32 *span_rows;   // a span
+    u64 *span_state;  // a span: address of its state
+    u32 *chunk_span;  // a chunk of WKV
+    u32 *chunk_first; // a chunk: its first row
+    u32 *chunk_rows;  // a chunk
+    u32 *chunk_index; // a chunk: how many of the same span stand before it
+    u32 *out_rows;    // an output row: which row it is of
+    u64 *out_logits;  // an output row: where its logits are kept, or 0
+};
+
+__device__ inline float from_half(u16 half) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+    return value;
+}
+
+__device__ inline u16 to_half(float value) {
+    u16 half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+}
+
+__device__ inline float low_half(u32 pair) { return from_half((u16)(pair & 0xffffu)); }
+__device__ inline float high_half(u32 pair) { return from_half((u16)(pair >> 16)); }
+
+// Byte `index` of four bytes that hold q + 128, as the float q: 2^23 + (q + 128) has it in its mantissa.
+template <int index> __device__ inline float biased_byte(u32 bytes) {
+    u32 bits;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bits) : "r"(bytes), "r"(0x4b000000u), "n"(0x7540 + index));
+    return __uint_as_float(bits) - 8388736.0f;
+}
+
+// Where input k lies inside the 16 inputs that an int8 row keeps together: the order in which the matrix
+// instruction wants them, 0 1 8 9 | 2 3 10 11 | 4 5 12 13 | 6 7 14 15.
+__device__ inline u32 int8_place(u32 k) {
+    u32 offset = k & 15u;
+    return (k & ~15u) + ((offset & 7u) >> 1) * 4u + (offset & 1u) + (offset >> 3) * 2u;
+}
+
+// Weights are read once a pass: they shall not push other things out of the first cache.
+__device__ inline uint4 load_weights(const void *address) {
+    uint4 v;
+#if TENSOR_CORES
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+#else
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+#endif
+    return v;
+}
+
+__device__ inline float warp_sum(float value) {
+    for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+}
+
+__device__ inline float warp_max(float value) {
+    for (int step = 16; step > 0; step >>= 1) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+    return value;
+}
+
+// Over all threads of the block, the same in each; summed in one fixed order. `room` holds a float a warp.
+__device__ inline float block_sum(float value, float *room) {
+    value = warp_sum(value);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = value;
+    __syncthreads();
+    value = 0.0f;
+    for (int warp = 0; warp < WARPS; warp++) value += room[warp];
+    return value;
+}
+
+__device__ inline float block_max(float value, float *room) {
+    value = warp_max(value);
+    __syncthreads();
+    if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = value;
+    __syncthreads();
+    value = room[0];
+    for (int warp = 1; warp < WARPS; warp++) value = fmaxf(value, room[warp]);
+    return value;
+}
+
+struct Norm {
+    const float *weight; // (n_embd)
+    const float *bias;
+    float epsilon;
+};
+
+// What a row's norm subtracts and multiplies by.
+struct Moments {
+    float mean, inverse;
+};
+
+__device__ inline Moments moments(const float *x, u32 n, float epsilon, float *room) {
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x; i < n; i += THREADS) sum += x[i];
+    float mean = block_sum(sum, room) / (float)n;
+    float squares = 0.0f;
+    for (u32 i = threadIdx.x; i < n; i += THREADS) {
+        float d = x[i] - mean;
+        squares += d * d;
+    }
+    float variance = block_sum(squares, room) / (float)n;
+    Moments m = {mean, 1.0f / sqrtf(variance + epsilon)};
+    return m;
+}
+
+__device__ inline float normed(float x, Moments m, Norm norm, u32 i) {
+    return (x - m.mean) * m.inverse * norm.weight[i] + norm.bias[i];
+}
+
+__device__ inline float mixed(float present, float previous, float share) {
+    return present * share + previous * (1.0f - share);
+}
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+__device__ inline float squared_relu(float x) {
+    x = fmaxf(x, 0.0f);
+    return x * x;
+}
+
+// WKV of one channel: sums scaled by exp(-exponent_max), appendix of arXiv 2305.13048.
+struct Wkv {
+    float numerator, denominator, exponent_max;
+};
+
+__device__ inline float wkv_output(Wkv s, float key, float value, float bonus) {
+    float now = bonus + key;
+    float top = fmaxf(s.exponent_max, now);
+    float old_share = expf(s.exponent_max - top), new_share = expf(now - top);
+    return (old_share * s.numerator + new_share * value) / (old_share * s.denominator + new_share);
+}
+
+// The sums of two stretches of tokens, the later of which took `decay` off the earlier.
+__device__ inline Wkv wkv_join(Wkv earlier, float decay, Wkv later) {
+    float decayed = earlier.exponent_max + decay;
+    float top = fmaxf(decayed, later.exponent_max);
+    float a = expf(decayed - top), b = expf(later.exponent_max - top);
+    Wkv joined = {a * earlier.numerator + b * later.numerator, a * earlier.denominator + b * later.denominator, top};
+    return joined;
+}
+
+__device__ inline Wkv wkv_next(Wkv s, float key, float value, float decay_log) {
+    Wkv token = {value, 1.0f, key};
+    return wkv_join(s, decay_log, token);
+}
+
+__device__ inline Wkv wkv_load(const float *wkv, u32 n, u32 channel) {
+    Wkv s = {wkv[channel], wkv[n + channel], wkv[2 * n + channel]};
+    return s;
+}
+
+__device__ inline void wkv_store(float *wkv, u32 n, u32 channel, Wkv s) {
+    wkv[channel] = s.numerator;
+    wkv[n + channel] = s.denominator;
+    wkv[2 * n + channel] = s.exponent_max;
+}

@@ -1,0 +1,297 @@
+// Products of many rows of activations with matrices: out[t, o] = sum over k of inputs[t, k] * weight[o, k].
+
+enum Finish {
+    STORE,        // out = product
+    SQUARED_RELU, // out = max(product, 0)^2
+    SIGMOID,      // out = sigmoid(product)
+    ADD,          // out += product
+    ADD_GATED     // out += gate * product
+};
+
+struct Product {
+    Matrix matrix;
+    Inputs inputs;
+    float *out; // (rows, out_stride)
+    const float *gate;
+    u32 out_stride;
+    u32 finish;
+};
+
+// Up to three products with the same rows and as many inputs, tile after tile.
+struct Products {
+    Product product[3];
+    u32 n_tiles[3]; // tiles of outputs of each
+    u32 n_rows;
+};
+
+__device__ inline void finish_one(const Product &p, u32 row, u32 o, float value) {
+    float *out = p.out + (u64)row * p.out_stride + o;
+    switch (p.finish) {
+    case SQUARED_RELU: value = squared_relu(value); break;
+    case SIGMOID: value = sigmoid(value); break;
+    case ADD: value += *out; break;
+    case ADD_GATED: value = *out + p.gate[(u64)row * p.out_stride + o] * value; break;
+    default: break;
+    }
+    *out = value;
+}
+
+#if TENSOR_CORES
+
+__device__ inline u32 shared_address(const void *pointer) {
+    u64 address;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(pointer));
+    return (u32)address;
+}
+
+__device__ inline void copy_16(u32 to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ inline void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int left> __device__ inline void wait_for_stages() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+}
+
+// Four 8 x 8 tiles of f16.
+__device__ inline void load_tiles(u32 (&tiles)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) : "r"(address) : "memory");
+}
+
+// (16, 16) activations times (16, 8) weights.
+__device__ inline void multiply_add(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two of four bytes q as two f16: 1024 + (q + 128) has the byte in its mantissa.
+template <int selector> __device__ inline u32 bytes_to_halves(u32 biased) {
+    u32 pair;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(pair) : "r"(biased), "r"(0x64646464u), "n"(selector));
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(pair), "r"(0x64806480u));
+    return pair;
+}
+
+// Tiles of TILE_T rows and TILE_O outputs, TILE_K inputs a stage. A warp computes WARP_T x WARP_O of it, on one of
+// K_PARTS parts of each stage's inputs; the parts are added up in the end. SPLIT: activations are high + low.
+template <int TILE_T, int TILE_O, int TILE_K, int WARP_T, int WARP_O, int K_PARTS, int STAGES, bool SPLIT, bool INT8>
+struct Tile {
+    static const int warps_t = TILE_T / WARP_T, warps_o = TILE_O / WARP_O;
+    static const int threads = warps_t * warps_o * K_PARTS * 32;
+    static const int t_tiles = WARP_T / 16, o_tiles = WARP_O / 8;
+    static const int input_chunks = TILE_K / 8;               // of 16 bytes, a row of inputs
+    static const int weight_chunks = TILE_K / (INT8 ? 16 : 8);
+    static const int input_bytes = TILE_T * TILE_K * 2;
+    static const int weight_bytes = TILE_O * TILE_K * (INT8 ? 1 : 2);
+    static const int stage_bytes = input_bytes * (SPLIT ? 2 : 1) + weight_bytes;
+    static const int groups = TILE_K / 16 / K_PARTS; // of 16 inputs, a warp and stage
+
+    // Chunks of a row are shuffled so that eight rows' chunks lie in different banks.
+    template <int CHUNKS> __device__ static int place(int row, int chunk) {
+        int mix = CHUNKS >= 8 ? row & 7 : CHUNKS == 4 ? row >> 1 & 3 : row >> 2 & 1;
+        return row * CHUNKS + (chunk ^ mix);
+    }
+
+    __device__ static void load_stage(u32 stage, const Product &p, u32 first_row, u32 n_rows, u32 first_output, u32 k) {
+        for (int i = threadIdx.x; i < TILE_T * input_chunks; i += threads) {
+            int row = i / input_chunks, chunk = i % input_chunks;
+            u32 source = first_row + row < n_rows ? first_row + row : n_rows - 1;
+            u64 at = (u64)source * p.inputs.stride + k + chunk * 8;
+            u32 to = stage + place<input_chunks>(row, chunk) * 16;
+            copy_16(to, p.inputs.high + at);
+            if (SPLIT) copy_16(to + input_bytes, p.inputs.low + at);
+        }
+        u32 weights = stage + input_bytes * (SPLIT ? 2 : 1);
+        for (int i = threadIdx.x; i < TILE_O * weight_chunks; i += threads) {
+            int row = i / weight_chunks, chunk = i % weight_chunks;
+            u64 at = ((u64)(first_output + row) * p.matrix.stride + k) * (INT8 ? 1 : 2) + chunk * 16;
+            copy_16(weights + place<weight_chunks>(row, chunk) * 16, p.matrix.weights + at);
+        }
+    }
+
+    __device__ static void run(const Products &products) {
+        u32 first;
+        u32 index = share_of(blockIdx.y, products.n_tiles, first);
+        const Product &p = products.product[index];
+        u32 first_output = (blockIdx.y - first) * TILE_O, first_row = blockIdx.x * TILE_T;
+        u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+        int part = warp / (warps_t * warps_o), place_of_warp = warp % (warps_t * warps_o);
+        int warp_t = place_of_warp % warps_t * WARP_T, warp_o = place_of_warp / warps_t * WARP_O;
+
+        float sums[t_tiles][o_tiles][4];
+#pragma unroll
+        for (int t = 0; t < t_tiles; t++)
+#pragma unroll
+            for (int o = 0; o < o_tiles; o++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums[t][o][i] = 0.0f;
+
+        u32 base = shared_address(shared);
+        u32 n_stages = p.matrix.stride / TILE_K;
+#pragma unroll
+        for (u32 stage = 0; stage < STAGES - 1; stage++) {
+            if (stage < n_stages)
+                load_stage(base + stage * stage_bytes, p, first_row, products.n_rows, first_output, stage * TILE_K);
+            end_of_stage();
+        }
+        for (u32 stage = 0; stage < n_stages; stage++) {
+            wait_for_stages<STAGES - 2>();
+            __syncthreads();
+            u32 ahead = stage + STAGES - 1;
+            if (ahead < n_stages)
+                load_stage(base + ahead % STAGES * stage_bytes, p, first_row, products.n_rows, first_output, ahead * TILE_K);
+            end_of_stage();
+            u32 inputs = base + stage % STAGES * stage_bytes;
+            u32 weights = inputs + input_bytes * (SPLIT ? 2 : 1);
+#pragma unroll
+            for (int g = 0; g < groups; g++) {
+                int group = part * groups + g;
+                u32 b[o_tiles][2];
+                if (INT8) {
+#pragma unroll
+                    for (int o = 0; o < o_tiles; o++) {
+                        int row = warp_o + o * 8 + lane / 4;
+                        u32 bytes;
+                        u32 at = weights + place<weight_chunks>(row, group) * 16 + lane % 4 * 4;
+                        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bytes) : "r"(at) : "memory");
+                        bytes ^= 0x80808080u;
+                        b[o][0] = bytes_to_halves<0x4140>(bytes);
+                        b[o][1] = bytes_to_halves<0x4342>(bytes);
+                    }
+                } else {
+#pragma unroll
+                    for (int o = 0; o < o_tiles; o += 2) {
+                        // Tiles: outputs 0-7 and inputs 0-7, 8-15, then outputs 8-15.
+                        int row = warp_o + o * 8 + (lane >> 4) * 8 + (lane & 7);
+                        u32 tiles[4];
+                        load_tiles(tiles, weights + place<weight_chunks>(row, group * 2 + (lane >> 3 & 1)) * 16);
+                        b[o][0] = tiles[0], b[o][1] = tiles[1];
+                        b[o + 1][0] = tiles[2], b[o + 1][1] = tiles[3];
+                    }
+                }
+#pragma unroll
+                for (int t = 0; t < t_tiles; t++) {
+                    int row = warp_t + t * 16 + (lane & 15);
+                    u32 at = inputs + place<input_chunks>(row, group * 2 + (lane >> 4)) * 16;
+                    u32 a[4];
+                    load_tiles(a, at);
+#pragma unroll
+                    for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], a, b[o][0], b[o][1]);
+                    if (SPLIT) {
+                        load_tiles(a, at + input_bytes);
+#pragma unroll
+                        for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], a, b[o][0], b[o][1]);
+                    }
+                }
+            }
+        }
+        wait_for_stages<0>();
+        if (K_PARTS > 1) add_parts(shared, sums, part, place_of_warp);
+        if (part == 0) finish(p, products.n_rows, first_row + warp_t, first_output + warp_o, sums);
+    }
+
+    __device__ static void add_parts(float *shared, float (&sums)[t_tiles][o_tiles][4], int part, int place_of_warp) {
+        static const int numbers = t_tiles * o_tiles * 4;
+        __syncthreads();
+        float *mine = shared + ((part * warps_t * warps_o + place_of_warp) * numbers) * 32 + (threadIdx.x & 31);
+        if (part > 0)
+            for (int i = 0; i < numbers; i++) mine[i * 32] = (&sums[0][0][0])[i];
+        __syncthreads();
+        if (part == 0) {
+#pragma unroll
+            for (int other = 1; other < K_PARTS; other++) {
+                const float *theirs = mine + other * warps_t * warps_o * numbers * 32;
+#pragma unroll
+                for (int i = 0; i < numbers; i++) (&sums[0][0][0])[i] += theirs[i * 32];
+            }
+        }
+    }
+
+    __device__ static void finish(const Product &p, u32 n_rows, u32 first_row, u32 first_output,
+                                  const float (&sums)[t_tiles][o_tiles][4]) {
+        u32 lane = threadIdx.x & 31;
+#pragma unroll
+        for (int t = 0; t < t_tiles; t++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                u32 row = first_row + t * 16 + half * 8 + lane / 4;
+                if (row >= n_rows) continue;
+                float scale = p.inputs.scales[row];
+#pragma unroll
+                for (int o = 0; o < o_tiles; o++) {
+                    u32 output = first_output + o * 8 + lane % 4 * 2;
+#pragma unroll
+                    for (int i = 0; i < 2; i++)
+                        finish_one(p, row, output + i,
+                                   sums[t][o][half * 2 + i] * scale * Format<INT8>::output_factor(p.matrix, output + i));
+                }
+            }
+        }
+    }
+};
+
+#define PRODUCTS(name, split, ...)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, false>::threads) name##_f16(const Products p) { \
+        Tile<__VA_ARGS__, split, false>::run(p);                                                                       \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, true>::threads) name##_int8(const Products p) { \
+        Tile<__VA_ARGS__, split, true>::run(p);                                                                        \
+    }
+
+// src/kernels.rs has the same shapes.
+//       name              split  T    O    K   warp   parts stages
+PRODUCTS(products_narrow, true, 64, 32, 128, 32, 32, 4, 3)
+PRODUCTS(products_tall, true, 64, 128, 64, 32, 32, 1, 3)
+PRODUCTS(products_middle, false, 64, 64, 64, 32, 32, 1, 4)
+PRODUCTS(products_wide, false, 128, 128, 32, 64, 32, 1, 4)
+
+#else
+
+// 64 x 64 tiles in f32; each of 256 threads computes 4 x 4.
+template <bool INT8> __device__ void multiply_tile(const Products &products) {
+    __shared__ float inputs[16][65], weights[16][65];
+    u32 first;
+    u32 index = share_of(blockIdx.y, products.n_tiles, first);
+    const Product &p = products.product[index];
+    u32 first_output = (blockIdx.y - first) * 64, first_row = blockIdx.x * 64;
+    u32 column = threadIdx.x % 16, line = threadIdx.x / 16;
+    float sums[4][4] = {};
+    for (u32 k = 0; k < p.matrix.stride; k += 16) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 at = line + i * 16;
+            u32 row = first_row + at < products.n_rows ? first_row + at : products.n_rows - 1;
+            inputs[column][at] = p.inputs.values[(u64)row * p.inputs.stride + k + column];
+            u64 weight = (u64)(first_output + at) * p.matrix.stride + k;
+            if (INT8)
+                weights[column][at] = (float)((const i8 *)p.matrix.weights)[weight + int8_place(column)];
+            else
+                weights[column][at] = from_half(((const u16 *)p.matrix.weights)[weight + column]);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int kk = 0; kk < 16; kk++)
+#pragma unroll
+            for (int t = 0; t < 4; t++)
+#pragma unroll
+                for (int o = 0; o < 4; o++) sums[t][o] += inputs[kk][line + t * 16] * weights[kk][column + o * 16];
+        __syncthreads();
+    }
+    for (int t = 0; t < 4; t++) {
+        u32 row = first_row + line + t * 16;
+        if (row >= products.n_rows) continue;
+        for (int o = 0; o < 4; o++) {
+            u32 output = first_output + column + o * 16;
+            finish_one(p, row, output, sums[t][o] * Format<INT8>::output_factor(p.matrix, output));
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) products_plain_f16(const Products p) { multiply_tile<false>(p); }
+extern "C" __global__ void __launch_bounds__(256) products_plain_int8(const Products p) { multiply_tile<true>(p); }
+
+#endif

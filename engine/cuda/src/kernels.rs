@@ -1,0 +1,151 @@
+//! The kernels for one quantisation, as a device has them.
+
+use crate::device::Device;
+use crate::driver::Kernel;
+use crate::error::Result;
+
+/// The kernels of decode, for up to so many rows.
+pub(crate) struct Few {
+    pub(crate) rows: u32,
+    pub(crate) time_in: Kernel,
+    pub(crate) time_out: Kernel,
+    pub(crate) channel_in: Kernel,
+    pub(crate) channel_out: Kernel,
+    pub(crate) head: Kernel,
+}
+
+/// A kernel for products of many rows, and its tiles.
+pub(crate) struct Tile {
+    pub(crate) kernel: Kernel,
+    pub(crate) rows: u32,
+    pub(crate) outputs: u32,
+    pub(crate) threads: u32,
+    pub(crate) shared: u32,
+}
+
+/// How products of many rows are cut.
+pub(crate) enum Tiles {
+    /// Without tensor cores.
+    Plain(Tile),
+    Tensor(TensorTiles),
+}
+
+pub(crate) struct TensorTiles {
+    /// Up to 64 rows, layers: parts of the inputs are spread over warps.
+    pub(crate) narrow: Tile,
+    /// Up to 64 rows, the head.
+    pub(crate) tall: Tile,
+    /// More rows, few tiles.
+    pub(crate) middle: Tile,
+    pub(crate) wide: Tile,
+}
+
+pub(crate) struct Kernels {
+    pub(crate) begin: Kernel,
+    pub(crate) few: Vec<Few>,
+    pub(crate) shift_rows: Kernel,
+    pub(crate) plain_rows: Kernel,
+    pub(crate) wkv_single: Kernel,
+    pub(crate) wkv_sums: Kernel,
+    pub(crate) wkv_apply: Kernel,
+    pub(crate) norm_out_rows: Kernel,
+    pub(crate) logits_out: Kernel,
+    pub(crate) tokens_out: Kernel,
+    pub(crate) tiles: Tiles,
+    pub(crate) repack: Kernel,
+}
+
+/// Of products.cuh: rows, outputs and inputs of a stage, rows and outputs of a warp, parts, stages, split.
+struct Shape {
+    name: &'static str,
+    rows: u32,
+    outputs: u32,
+    inputs: u32,
+    warp: (u32, u32),
+    parts: u32,
+    stages: u32,
+    split: bool,
+}
+
+#[rustfmt::skip]
+const SHAPES: [Shape; 4] = [
+    Shape { name: "products_narrow", rows: 64, outputs: 32, inputs: 128, warp: (32, 32), parts: 4, stages: 3, split: true },
+    Shape { name: "products_tall", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 3, split: true },
+    Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false },
+    Shape { name: "products_wide", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false },
+];
+
+impl Shape {
+    fn tile(&self, device: &Device, int8: bool) -> Result<Tile> {
+        let halves = if self.split { 2 } else { 1 };
+        let weight_bytes = if int8 { 1 } else { 2 };
+        let stage =
+            self.rows * self.inputs * 2 * halves + self.outputs * self.inputs * weight_bytes;
+        let warps = (self.rows / self.warp.0) * (self.outputs / self.warp.1);
+        // The parts' sums are added up in the same memory.
+        let sums = match self.parts {
+            1 => 0,
+            parts => parts * self.rows * self.outputs * 4,
+        };
+        let tile = Tile {
+            kernel: kernel(device, self.name, int8)?,
+            rows: self.rows,
+            outputs: self.outputs,
+            threads: warps * self.parts * 32,
+            shared: (stage * self.stages).max(sums),
+        };
+        tile.kernel.allow_shared(tile.shared)?;
+        Ok(tile)
+    }
+}
+
+fn kernel(device: &Device, name: &str, int8: bool) -> Result<Kernel> {
+    device.kernel(&format!("{name}_{}", if int8 { "int8" } else { "f16" }))
+}
+
+impl Kernels {
+    pub(crate) fn new(device: &Device, int8: bool) -> Result<Self> {
+        let of_rows = |rows: u32| {
+            let kernel = |name: &str| kernel(device, &format!("{name}_{rows}"), int8);
+            Ok(Few {
+                rows,
+                time_in: kernel("time_in")?,
+                time_out: kernel("time_out")?,
+                channel_in: kernel("channel_in")?,
+                channel_out: kernel("channel_out")?,
+                head: kernel("head")?,
+            })
+        };
+        let tiles = if device.tensor_cores {
+            let [narrow, tall, middle, wide] = SHAPES.map(|shape| shape.tile(device, int8));
+            Tiles::Tensor(TensorTiles {
+                narrow: narrow?,
+                tall: tall?,
+                middle: middle?,
+                wide: wide?,
+            })
+        } else {
+            Tiles::Plain(Tile {
+                kernel: kernel(device, "products_plain", int8)?,
+                rows: 64,
+                outputs: 64,
+                threads: 256,
+                shared: 0,
+            })
+        };
+        Ok(Kernels {
+            begin: kernel(device, "begin", int8)?,
+            few: [1, 2, 4].into_iter().map(of_rows).collect::<Result<_>>()?,
+            shift_rows: device.kernel("shift_rows")?,
+            plain_rows: device.kernel("plain_rows")?,
+            wkv_single: device.kernel("wkv_single")?,
+            wkv_sums: device.kernel("wkv_sums")?,
+            wkv_apply: device.kernel("wkv_apply")?,
+            norm_out_rows: device.kernel("norm_out_rows")?,
+            logits_out: device.kernel("logits_out")?,
+            tokens_out: device.kernel("tokens_out")?,
+            tiles,
+            repack: kernel(device, "repack", int8)?,
+        })
+    }
+}

@@ -1,0 +1,479 @@
+//! Where everything of a stage lies in device memory: one piece for the weights, one for what forward passes
+//! need. Counted before anything is allocated, so that a stage's size is known first.
+
+use std::collections::BTreeMap;
+
+use rwkv_edge_plugin as abi;
+use rwkv_edge_plugin::StageOptions;
+
+use crate::driver::Address;
+use crate::error::{Failure, Result};
+use crate::params::{Batch, Inputs, Matrix, Norm};
+
+/// Rows and columns of matrices are filled up with zeros to a multiple of this.
+const PADDING: u32 = 128;
+/// Rows of logits that are computed at once.
+pub(crate) const LOGITS_ROWS: u32 = 256;
+/// Rows of the few-row kernels at most.
+pub(crate) const FEW_ROWS: u32 = 4;
+/// Tokens of a chunk of WKV.
+pub(crate) const CHUNK_ROWS: u32 = 32;
+/// The few-row kernels want activations in steps of so many inputs.
+const SLOT_STEP: u32 = 512;
+
+pub(crate) fn padded(n: u32) -> u32 {
+    n.next_multiple_of(PADDING)
+}
+
+/// Hands out pieces of memory from `base` on.
+pub(crate) struct Pieces {
+    base: Address,
+    used: u64,
+}
+
+impl Pieces {
+    pub(crate) fn new(base: Address) -> Self {
+        Pieces { base, used: 0 }
+    }
+
+    pub(crate) fn take(&mut self, bytes: u64) -> Address {
+        let at = self.base + self.used;
+        self.used += bytes.next_multiple_of(256);
+        at
+    }
+
+    fn floats(&mut self, n: u64) -> Address {
+        self.take(4 * n)
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+}
+
+/// Which tensor: its kind, and its layer where every layer has one.
+pub(crate) type TensorId = (u32, u32);
+
+/// Where a tensor goes.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    Vector {
+        at: Address,
+        n: u32,
+    },
+    Matrix {
+        matrix: Matrix,
+        n_rows: u32,
+        n_cols: u32,
+        /// Stored one row an input.
+        transpose: bool,
+    },
+}
+
+/// Of one layer.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Layer {
+    pub(crate) att_norm: Norm,
+    /// Key, value, receptance.
+    pub(crate) att_mix: [Address; 3],
+    pub(crate) decay_log: Address,
+    pub(crate) bonus: Address,
+    /// Key, value, receptance.
+    pub(crate) att_in: [Matrix; 3],
+    pub(crate) att_output: Matrix,
+    pub(crate) ffn_norm: Norm,
+    /// Key, receptance.
+    pub(crate) ffn_mix: [Address; 2],
+    pub(crate) ffn_in: [Matrix; 2],
+    pub(crate) ffn_value: Matrix,
+}
+
+/// A stage's weights.
+pub(crate) struct Weights {
+    pub(crate) embedding: Matrix,
+    pub(crate) norm_in: Norm,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm_out: Norm,
+    pub(crate) head: Matrix,
+    pub(crate) places: BTreeMap<TensorId, Place>,
+}
+
+struct Placer<'a> {
+    options: &'a StageOptions,
+    pieces: &'a mut Pieces,
+    places: BTreeMap<TensorId, Place>,
+}
+
+impl Placer<'_> {
+    fn vector(&mut self, id: TensorId, n: u32) -> Address {
+        let at = self.pieces.floats(u64::from(padded(n)));
+        self.places.insert(id, Place::Vector { at, n });
+        at
+    }
+
+    fn norm(&mut self, weight: u32, bias: u32, layer: u32, epsilon: f32) -> Norm {
+        let n = self.options.n_embd;
+        Norm {
+            weight: self.vector((weight, layer), n),
+            bias: self.vector((bias, layer), n),
+            epsilon,
+        }
+    }
+
+    fn matrix(&mut self, id: TensorId, n_outputs: u32, n_inputs: u32, transpose: bool) -> Matrix {
+        let (rows, stride) = (padded(n_outputs), padded(n_inputs));
+        let int8 = self.options.quant == abi::INT8;
+        let n_weights = u64::from(rows) * u64::from(stride);
+        let matrix = Matrix {
+            weights: self
+                .pieces
+                .take(if int8 { n_weights } else { 2 * n_weights }),
+            input_factors: if int8 {
+                self.pieces.floats(u64::from(stride))
+            } else {
+                0
+            },
+            output_factors: if int8 {
+                self.pieces.floats(u64::from(rows))
+            } else {
+                0
+            },
+            n_outputs,
+            stride,
+        };
+        let (n_rows, n_cols) = match transpose {
+            true => (n_inputs, n_outputs),
+            false => (n_outputs, n_inputs),
+        };
+        let place = Place::Matrix {
+            matrix,
+            n_rows,
+            n_cols,
+            transpose,
+        };
+        self.places.insert(id, place);
+        matrix
+    }
+
+    fn layer(&mut self, layer: u32) -> Layer {
+        let StageOptions {
+            n_embd: d,
+            n_attention: a,
+            n_hidden: h,
+            norm_epsilon: epsilon,
+            ..
+        } = *self.options;
+        Layer {
+            att_norm: self.norm(abi::ATT_NORM_WEIGHT, abi::ATT_NORM_BIAS, layer, epsilon),
+            att_mix: [
+                abi::ATT_MIX_KEY,
+                abi::ATT_MIX_VALUE,
+                abi::ATT_MIX_RECEPTANCE,
+            ]
+            .map(|id| self.vector((id, layer), d)),
+            decay_log: self.vector((abi::ATT_DECAY_LOG, layer), a),
+            bonus: self.vector((abi::ATT_BONUS, layer), a),
+            att_in: [abi::ATT_KEY, abi::ATT_VALUE, abi::ATT_RECEPTANCE]
+                .map(|id| self.matrix((id, layer), a, d, false)),
+            att_output: self.matrix((abi::ATT_OUTPUT, layer), d, a, false),
+            ffn_norm: self.norm(abi::FFN_NORM_WEIGHT, abi::FFN_NORM_BIAS, layer, epsilon),
+            ffn_mix: [abi::FFN_MIX_KEY, abi::FFN_MIX_RECEPTANCE]
+                .map(|id| self.vector((id, layer), d)),
+            ffn_in: [(abi::FFN_KEY, h), (abi::FFN_RECEPTANCE, d)]
+                .map(|(id, n_outputs)| self.matrix((id, layer), n_outputs, d, false)),
+            ffn_value: self.matrix((abi::FFN_VALUE, layer), d, h, true),
+        }
+    }
+}
+
+impl Weights {
+    pub(crate) fn place(options: &StageOptions, pieces: &mut Pieces) -> Self {
+        let (d, v) = (options.n_embd, options.n_vocab);
+        let mut placer = Placer {
+            options,
+            pieces,
+            places: BTreeMap::new(),
+        };
+        let p = &mut placer;
+        let (mut embedding, mut norm_in) = Default::default();
+        if options.has_embedding != 0 {
+            embedding = p.matrix((abi::EMBEDDING, 0), v, d, false);
+            let epsilon = options.norm_epsilon;
+            norm_in = p.norm(abi::NORM_IN_WEIGHT, abi::NORM_IN_BIAS, 0, epsilon);
+        }
+        let range = options.first_layer..options.first_layer + options.layer_count;
+        let layers = range.map(|layer| p.layer(layer)).collect();
+        let (mut norm_out, mut head) = Default::default();
+        if options.has_head != 0 {
+            let epsilon = options.norm_out_epsilon;
+            norm_out = p.norm(abi::NORM_OUT_WEIGHT, abi::NORM_OUT_BIAS, 0, epsilon);
+            head = p.matrix((abi::HEAD, 0), v, d, false);
+        }
+        Weights {
+            embedding,
+            norm_in,
+            layers,
+            norm_out,
+            head,
+            places: placer.places,
+        }
+    }
+}
+
+/// What the forward passes of a stage share; passes follow each other in one stream. Strides in numbers.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Workspace {
+    pub(crate) x_stride: u32,
+    pub(crate) a_stride: u32,
+    pub(crate) h_stride: u32,
+    pub(crate) slots_stride: u32,
+    pub(crate) vocab_stride: u32,
+    /// (few rows, x_stride)
+    pub(crate) normed: Address,
+    /// (few rows, slots_stride)
+    pub(crate) hidden_slots: Address,
+    /// (spans, x_stride)
+    pub(crate) last: Address,
+    /// (rows, a_stride): key, value, receptance
+    pub(crate) att: [Address; 3],
+    /// (rows, a_stride)
+    pub(crate) gated: Address,
+    /// (rows, x_stride)
+    pub(crate) gate: Address,
+    /// (rows, h_stride)
+    pub(crate) hidden: Address,
+    /// Three of (rows, x_stride), one of (rows, a_stride), one of (rows, h_stride).
+    pub(crate) inputs: [Inputs; 3],
+    pub(crate) inputs_gated: Inputs,
+    pub(crate) inputs_hidden: Inputs,
+    /// (chunks of spans of several, 3, a_stride)
+    pub(crate) sums: Address,
+    pub(crate) start: Address,
+    /// (logits rows, vocab_stride)
+    pub(crate) logits: Address,
+    /// (logits rows, x_stride)
+    pub(crate) inputs_head: Inputs,
+}
+
+impl Workspace {
+    pub(crate) fn place(options: &StageOptions, pieces: &mut Pieces) -> Self {
+        let rows = u64::from(options.rows_max.max(FEW_ROWS));
+        let x_stride = padded(options.n_embd);
+        let a_stride = padded(options.n_attention);
+        let h_stride = padded(options.n_hidden);
+        let vocab_stride = padded(options.n_vocab);
+        let slots_stride = options.n_hidden.next_multiple_of(SLOT_STEP);
+        let (x, a, h) = (
+            u64::from(x_stride),
+            u64::from(a_stride),
+            u64::from(h_stride),
+        );
+        let mut w = Workspace {
+            x_stride,
+            a_stride,
+            h_stride,
+            slots_stride,
+            vocab_stride,
+            ..Default::default()
+        };
+        if options.layer_count > 0 {
+            let few = u64::from(FEW_ROWS);
+            w.normed = pieces.floats(few * x);
+            w.hidden_slots = pieces.floats(few * u64::from(slots_stride));
+            w.last = pieces.floats(rows * x);
+            w.att = [(); 3].map(|()| pieces.floats(rows * a));
+            w.gated = pieces.floats(rows * a);
+            w.gate = pieces.floats(rows * x);
+            w.hidden = pieces.floats(rows * h);
+            w.inputs = [(); 3].map(|()| inputs(pieces, rows, x_stride));
+            w.inputs_gated = inputs(pieces, rows, a_stride);
+            w.inputs_hidden = inputs(pieces, rows, h_stride);
+            let chunks = u64::from(chunks_of_several_max(options.rows_max));
+            w.sums = pieces.floats(chunks * 3 * a);
+            w.start = pieces.floats(chunks * 3 * a);
+        }
+        if options.has_head != 0 {
+            let rows = rows.min(u64::from(LOGITS_ROWS));
+            // Hidden rows are put there, too.
+            w.logits = pieces.floats(rows * u64::from(vocab_stride.max(x_stride)));
+            w.inputs_head = inputs(pieces, rows, x_stride);
+        }
+        w
+    }
+}
+
+fn inputs(pieces: &mut Pieces, rows: u64, stride: u32) -> Inputs {
+    // Two halves, or one f32, a number.
+    let n = rows * u64::from(stride);
+    Inputs {
+        high: pieces.take(4 * n),
+        low: 0,
+        scales: pieces.floats(rows),
+        stride,
+    }
+    .with_low(n)
+}
+
+impl Inputs {
+    /// The low halves lie behind the `n` high ones.
+    fn with_low(self, n: u64) -> Self {
+        Inputs {
+            low: self.high + 2 * n,
+            ..self
+        }
+    }
+}
+
+/// Chunks of those spans that have more than one: they come first.
+fn chunks_of_several_max(rows_max: u32) -> u32 {
+    2 * rows_max.div_ceil(CHUNK_ROWS) + 1
+}
+
+/// All chunks of a batch at most.
+fn chunks_max(rows_max: u32) -> u32 {
+    rows_max + rows_max.div_ceil(CHUNK_ROWS)
+}
+
+/// What a pass in flight has to itself, on the device: the residual stream, the batch, the best tokens.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct SlotPlaces {
+    /// (rows, x_stride)
+    pub(crate) x: Address,
+    pub(crate) batch: Batch,
+    /// (rows) u64
+    pub(crate) best: Address,
+}
+
+impl SlotPlaces {
+    pub(crate) fn place(options: &StageOptions, pieces: &mut Pieces) -> Self {
+        let rows = u64::from(options.rows_max.max(FEW_ROWS));
+        let x = pieces.floats(rows * u64::from(padded(options.n_embd)));
+        let best = pieces.take(8 * rows);
+        let at = pieces.take(BatchLayout::new(options.rows_max).size as u64);
+        SlotPlaces {
+            x,
+            batch: BatchLayout::new(options.rows_max).at(at),
+            best,
+        }
+    }
+}
+
+/// The arrays of a batch in one piece of memory, the same on host and device: where each starts.
+#[derive(Clone, Copy)]
+pub(crate) struct BatchLayout {
+    pub(crate) tokens: usize,
+    pub(crate) row_span: usize,
+    pub(crate) span_first: usize,
+    pub(crate) span_rows: usize,
+    pub(crate) chunk_span: usize,
+    pub(crate) chunk_first: usize,
+    pub(crate) chunk_rows: usize,
+    pub(crate) chunk_index: usize,
+    pub(crate) out_rows: usize,
+    pub(crate) span_state: usize,
+    pub(crate) out_logits: usize,
+    pub(crate) size: usize,
+}
+
+impl BatchLayout {
+    pub(crate) fn new(rows_max: u32) -> Self {
+        let rows = rows_max.max(FEW_ROWS) as usize;
+        let chunks = chunks_max(rows as u32) as usize;
+        let mut size = 0;
+        let mut take = |bytes: usize| {
+            let at = size;
+            size += bytes.next_multiple_of(16);
+            at
+        };
+        BatchLayout {
+            tokens: take(4 * rows),
+            row_span: take(4 * rows),
+            span_first: take(4 * rows),
+            span_rows: take(4 * rows),
+            chunk_span: take(4 * chunks),
+            chunk_first: take(4 * chunks),
+            chunk_rows: take(4 * chunks),
+            chunk_index: take(4 * chunks),
+            out_rows: take(4 * rows),
+            span_state: take(8 * rows),
+            out_logits: take(8 * rows),
+            size,
+        }
+    }
+
+    pub(crate) fn at(&self, base: Address) -> Batch {
+        let at = |offset: usize| base + offset as u64;
+        Batch {
+            tokens: at(self.tokens),
+            row_span: at(self.row_span),
+            span_first: at(self.span_first),
+            span_rows: at(self.span_rows),
+            span_state: at(self.span_state),
+            chunk_span: at(self.chunk_span),
+            chunk_first: at(self.chunk_first),
+            chunk_rows: at(self.chunk_rows),
+            chunk_index: at(self.chunk_index),
+            out_rows: at(self.out_rows),
+            out_logits: at(self.out_logits),
+        }
+    }
+}
+
+/// Floats of one layer's part of a state.
+pub(crate) fn layer_floats(options: &StageOptions) -> u32 {
+    2 * options.n_embd + 3 * options.n_attention
+}
+
+/// Floats of a state of this stage, without the logits behind it.
+pub(crate) fn state_floats(options: &StageOptions) -> u64 {
+    u64::from(options.layer_count) * u64::from(layer_floats(options))
+}
+
+/// Bytes of a state on the device: its numbers, and a row of logits where there is a head.
+pub(crate) fn state_bytes(options: &StageOptions) -> u64 {
+    let logits = match options.has_head {
+        0 => 0,
+        _ => u64::from(options.n_vocab),
+    };
+    4 * (state_floats(options).next_multiple_of(64) + logits)
+}
+
+/// Refuses what no stage can be.
+pub(crate) fn check(options: &StageOptions) -> Result<()> {
+    /// Far more than any model has; keeps all products of sizes inside 64 bits.
+    const MOST: u32 = 1 << 20;
+    let o = options;
+    let sizes = [o.n_vocab, o.n_embd, o.n_attention, o.n_hidden, o.n_layer];
+    if sizes.iter().any(|&n| n == 0 || n > MOST) {
+        return Err(Failure::argument(format!(
+            "vocabulary, width, attention, hidden units, layers {sizes:?}, expected 1 to {MOST} each"
+        )));
+    }
+    if o.first_layer > o.n_layer || o.layer_count > o.n_layer - o.first_layer {
+        return Err(Failure::argument(format!(
+            "layers {} + {} of {}",
+            o.first_layer, o.layer_count, o.n_layer
+        )));
+    }
+    let is_last = o.first_layer + o.layer_count == o.n_layer;
+    if (o.has_embedding != 0 && o.first_layer != 0) || (o.has_head != 0 && !is_last) {
+        return Err(Failure::argument(
+            "an embedding that is not in front of the first layer, or a head not behind the last",
+        ));
+    }
+    if o.layer_count == 0 && o.has_head == 0 {
+        return Err(Failure::argument("a stage of no layers and no head"));
+    }
+    if o.rows_max == 0 || o.rows_max > 1 << 16 {
+        return Err(Failure::argument(format!(
+            "{} rows, expected 1 to 65536",
+            o.rows_max
+        )));
+    }
+    if o.quant != abi::F16 && o.quant != abi::INT8 {
+        return Err(Failure::unsupported(
+            "the CUDA plugin has f16 and int8 weights, no others",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! NVIDIA GPUs for rwkv-edge: the plugin behind `--device cuda`.
+//!
+//! A shared library with one symbol, the table of `rwkv_edge_plugin.h`. It needs the NVIDIA driver, and
+//! nothing else of CUDA: its kernels are PTX (`kernels/`), which the driver compiles for the device at hand.
+//!
+//! ```text
+//! lib      the table: checks what comes from outside, and turns it into safe types
+//! forward  a batch through a chain of stages, from device to device
+//! pass     one stage's work on one batch: which kernels, in which order
+//! stage    weights, memory of passes, states        upload   weights on their way to a device
+//! layout   where everything lies on a device        params   what kernels take
+//! kernels  the compiled kernels for a quantisation  device   a device with its module
+//! limits   what a device can do, measured           driver   the driver's functions, owned handles
+//! ```
+
+#![deny(unsafe_code)]
+
+mod device;
+#[allow(unsafe_code)]
+mod driver;
+mod error;
+mod forward;
+mod kernels;
+mod layout;
+#[allow(unsafe_code)]
+mod limits;
+mod params;
+#[allow(unsafe_code)]
+mod pass;
+mod stage;
+#[allow(unsafe_code)]
+mod table;
+#[allow(unsafe_code)]
+mod upload;

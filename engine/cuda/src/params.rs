@@ -1,0 +1,303 @@
+//! What the kernels take: the structs of `kernels/*.cuh`, field by field. A test compares their sizes with
+//! those in the compiled kernels.
+
+use crate::driver::Address;
+
+/// Threads of a block of every kernel but the products.
+pub(crate) const THREADS: u32 = 256;
+pub(crate) const WKV_CHANNELS: u32 = 64;
+/// Warps of a block, and outputs of a warp at a time.
+pub(crate) const WARPS: u32 = THREADS / 32;
+
+macro_rules! parameters {
+    ($($(#[$meta:meta])* struct $name:ident { $($field:ident: $kind:ty,)* })*) => {$(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Default)]
+        pub(crate) struct $name { $(pub(crate) $field: $kind,)* }
+    )*};
+}
+
+parameters! {
+    struct Batch {
+        tokens: Address,
+        row_span: Address,
+        span_first: Address,
+        span_rows: Address,
+        span_state: Address,
+        chunk_span: Address,
+        chunk_first: Address,
+        chunk_rows: Address,
+        chunk_index: Address,
+        out_rows: Address,
+        out_logits: Address,
+    }
+    struct Norm {
+        weight: Address,
+        bias: Address,
+        epsilon: f32,
+    }
+    struct Matrix {
+        weights: Address,
+        input_factors: Address,
+        output_factors: Address,
+        n_outputs: u32,
+        stride: u32,
+    }
+    struct Ahead {
+        start: [Address; 3],
+        lines: [u32; 3],
+    }
+    struct TimeIn {
+        x: Address,
+        norm: Norm,
+        mix: [Address; 3],
+        matrix: [Matrix; 3],
+        n_blocks: [u32; 3],
+        out: [Address; 3],
+        normed: Address,
+        n_embd: u32,
+        x_stride: u32,
+        a_stride: u32,
+        n_rows: u32,
+        previous: u32,
+        batch: Batch,
+        ahead: Ahead,
+    }
+    struct TimeOut {
+        key: Address,
+        value: Address,
+        receptance: Address,
+        decay_log: Address,
+        bonus: Address,
+        matrix: Matrix,
+        normed: Address,
+        x: Address,
+        n_attention: u32,
+        n_embd: u32,
+        x_stride: u32,
+        a_stride: u32,
+        n_rows: u32,
+        previous: u32,
+        wkv: u32,
+        batch: Batch,
+        ahead: Ahead,
+    }
+    struct ChannelIn {
+        x: Address,
+        norm: Norm,
+        mix: [Address; 2],
+        matrix: [Matrix; 2],
+        n_blocks: [u32; 2],
+        hidden_factors: Address,
+        hidden: Address,
+        gate: Address,
+        normed: Address,
+        key: Address,
+        value: Address,
+        decay_log: Address,
+        n_attention: u32,
+        n_embd: u32,
+        x_stride: u32,
+        a_stride: u32,
+        hidden_stride: u32,
+        n_rows: u32,
+        previous: u32,
+        wkv: u32,
+        batch: Batch,
+        ahead: Ahead,
+    }
+    struct ChannelOut {
+        hidden: Address,
+        matrix: Matrix,
+        gate: Address,
+        normed: Address,
+        x: Address,
+        x_stride: u32,
+        hidden_stride: u32,
+        n_rows: u32,
+        previous: u32,
+        batch: Batch,
+        ahead: Ahead,
+    }
+    struct Head {
+        x: Address,
+        norm: Norm,
+        matrix: Matrix,
+        best: Address,
+        n_embd: u32,
+        x_stride: u32,
+        n_rows: u32,
+        batch: Batch,
+        ahead: Ahead,
+    }
+    /// With tensor cores high and low halves of f16, without f32 in the first.
+    struct Inputs {
+        high: Address,
+        low: Address,
+        scales: Address,
+        stride: u32,
+    }
+    struct Shift {
+        x: Address,
+        norm: Norm,
+        mix: [Address; 3],
+        factors: [Address; 3],
+        out: [Inputs; 3],
+        n_outputs: u32,
+        last: Address,
+        n_embd: u32,
+        x_stride: u32,
+        previous: u32,
+        batch: Batch,
+    }
+    struct Plain {
+        x: Address,
+        factors: Address,
+        out: Inputs,
+        n: u32,
+        x_stride: u32,
+        last: Address,
+        last_stride: u32,
+        n_embd: u32,
+        previous: u32,
+        batch: Batch,
+    }
+    struct WkvRows {
+        key: Address,
+        value: Address,
+        receptance: Address,
+        decay_log: Address,
+        bonus: Address,
+        factors: Address,
+        out: Inputs,
+        gated: Address,
+        sums: Address,
+        start: Address,
+        last: Address,
+        n_attention: u32,
+        a_stride: u32,
+        last_stride: u32,
+        n_embd: u32,
+        previous: u32,
+        wkv: u32,
+        batch: Batch,
+    }
+    struct NormOut {
+        x: Address,
+        norm: Norm,
+        factors: Address,
+        out: Inputs,
+        hidden: Address,
+        n_embd: u32,
+        x_stride: u32,
+        first: u32,
+        batch: Batch,
+    }
+    struct LogitsOut {
+        logits: Address,
+        best: Address,
+        n_vocab: u32,
+        stride: u32,
+        first: u32,
+        batch: Batch,
+    }
+    struct Tokens {
+        best: Address,
+        tokens: Address,
+    }
+    struct Begin {
+        from: Batch,
+        batch: Batch,
+        embedding: Matrix,
+        norm: Norm,
+        x: Address,
+        n_embd: u32,
+        x_stride: u32,
+        single: u32,
+        outputs: u32,
+    }
+    struct Product {
+        matrix: Matrix,
+        inputs: Inputs,
+        out: Address,
+        gate: Address,
+        out_stride: u32,
+        finish: u32,
+    }
+    struct Products {
+        product: [Product; 3],
+        n_tiles: [u32; 3],
+        n_rows: u32,
+    }
+    struct Repack {
+        from: Address,
+        to: Address,
+        n_rows: u32,
+        n_cols: u32,
+        first_row: u32,
+        stride: u32,
+        transpose: u32,
+    }
+}
+
+/// What becomes of a product: `enum Finish` of products.cuh.
+#[derive(Clone, Copy)]
+pub(crate) enum Finish {
+    Store = 0,
+    SquaredRelu = 1,
+    Sigmoid = 2,
+    Add = 3,
+    AddGated = 4,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the parameter of `kernel` in compiled kernels.
+    fn size_in(ptx: &str, kernel: &str) -> usize {
+        let name = format!("{kernel}_param_0[");
+        let start = ptx.find(&name).map(|at| at + name.len());
+        let start = start.unwrap_or_else(|| panic!("no kernel {kernel}"));
+        let digits: String = ptx[start..]
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        digits.parse().expect("a number")
+    }
+
+    #[test]
+    fn structs_are_those_of_the_kernels() {
+        let sizes: &[(&str, usize)] = &[
+            ("time_in_1_f16", size_of::<TimeIn>()),
+            ("time_out_4_int8", size_of::<TimeOut>()),
+            ("channel_in_2_f16", size_of::<ChannelIn>()),
+            ("channel_out_1_int8", size_of::<ChannelOut>()),
+            ("head_1_f16", size_of::<Head>()),
+            ("shift_rows", size_of::<Shift>()),
+            ("plain_rows", size_of::<Plain>()),
+            ("wkv_single", size_of::<WkvRows>()),
+            ("norm_out_rows", size_of::<NormOut>()),
+            ("logits_out", size_of::<LogitsOut>()),
+            ("tokens_out", size_of::<Tokens>()),
+            ("begin_int8", size_of::<Begin>()),
+            ("repack_f16", size_of::<Repack>()),
+        ];
+        for (ptx, products) in [
+            (
+                include_str!("../kernels/rwkv4_sm61.ptx"),
+                "products_plain_f16",
+            ),
+            (
+                include_str!("../kernels/rwkv4_sm80.ptx"),
+                "products_wide_f16",
+            ),
+        ] {
+            for (kernel, size) in sizes {
+                assert_eq!(size_in(ptx, kernel), *size, "{kernel}");
+            }
+            assert_eq!(size_in(ptx, products), size_of::<Products>());
+        }
+    }
+}

@@ -1,0 +1,568 @@
+//! One stage's work on one batch: which kernels, in which order, on which rows.
+//!
+//! Two ways. Few rows, each of its own sequence: four launches a layer, which do all between the products
+//! on the side (decode.cuh). Many rows: products on tiles, and kernels between them (rows.cuh). Both only
+//! put work into the stage's stream.
+
+use crate::device::Device;
+use crate::driver::{Address, Kernel};
+use crate::error::Result;
+use crate::kernels::{Few, Tile, Tiles};
+use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS};
+use crate::params::{
+    Ahead, Batch, Begin, ChannelIn, ChannelOut, Finish, Head, Inputs, LogitsOut, Matrix, NormOut,
+    Plain, Product, Products, Shift, TimeIn, TimeOut, Tokens, WkvRows, THREADS, WARPS,
+    WKV_CHANNELS,
+};
+use crate::stage::Work;
+use rwkv_edge_plugin::{StageOptions, INT8};
+
+/// Bytes of the next launch's weights that a launch of decode brings into the second cache.
+const AHEAD_BYTES: u64 = 8 << 20;
+/// Bytes of a line that is fetched.
+const LINE_BYTES: u64 = 128;
+
+/// What a pass does, in numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) n_rows: u32,
+    /// Every span has one row.
+    pub(crate) single: bool,
+    pub(crate) n_chunks: u32,
+    /// Chunks of spans that have more than one; they come first.
+    pub(crate) n_chunks_of_several: u32,
+    pub(crate) n_outputs: u32,
+}
+
+/// A pass of one stage.
+pub(crate) struct Pass<'a> {
+    pub(crate) options: &'a StageOptions,
+    pub(crate) device: &'a Device,
+    pub(crate) work: &'a Work,
+    pub(crate) slot: SlotPlaces,
+    pub(crate) shape: Shape,
+}
+
+/// Blocks of a kernel whose blocks take outputs by groups, for each matrix.
+fn blocks<const N: usize>(matrices: &[Matrix; N], outputs_of_warp: u32, at_once: u32) -> [u32; N] {
+    let groups = |m: &Matrix| m.n_outputs.div_ceil(WARPS * outputs_of_warp);
+    let total: u32 = matrices.iter().map(groups).sum();
+    // All blocks run at once, and all have as many groups, or one less.
+    let each = total.div_ceil(at_once.max(1)).max(1);
+    std::array::from_fn(|i| groups(&matrices[i]).div_ceil(each))
+}
+
+impl<'a> Pass<'a> {
+    fn int8(&self) -> bool {
+        self.options.quant == INT8
+    }
+
+    /// The few-row kernels for this pass, if it is one for them.
+    pub(crate) fn few(&self) -> Option<&'a Few> {
+        let few = self.work.kernels.few.iter();
+        let few = few
+            .filter(|_| self.shape.single)
+            .find(|few| few.rows >= self.shape.n_rows)?;
+        let widest = self.options.n_embd.max(self.options.n_attention);
+        (self.few_shared(few, widest) <= self.device.shared_max).then_some(few)
+    }
+
+    /// Shared memory of a few-row kernel whose matrix has so many inputs.
+    fn few_shared(&self, few: &Few, n_inputs: u32) -> u32 {
+        let step = if self.int8() { 512 } else { 256 };
+        let slots = n_inputs.next_multiple_of(128).next_multiple_of(step);
+        4 * (few.rows * slots + self.options.n_embd)
+    }
+
+    fn weight_bytes(&self, matrix: &Matrix) -> u64 {
+        let size = if self.int8() { 1 } else { 2 };
+        u64::from(matrix.n_outputs) * u64::from(matrix.stride) * size
+    }
+
+    /// A share of `matrices` in proportion to their sizes, [`AHEAD_BYTES`] together at most.
+    fn ahead(&self, matrices: &[Matrix]) -> Ahead {
+        let total: u64 = matrices.iter().map(|m| self.weight_bytes(m)).sum();
+        let mut ahead = Ahead::default();
+        for (i, matrix) in matrices.iter().enumerate() {
+            let bytes = self.weight_bytes(matrix);
+            let share = bytes.min(AHEAD_BYTES * bytes / total.max(1));
+            ahead.start[i] = matrix.weights;
+            ahead.lines[i] = (share / LINE_BYTES) as u32;
+        }
+        ahead
+    }
+
+    /// # Safety
+    ///
+    /// As [`Stream::launch`](crate::driver::Stream::launch).
+    unsafe fn launch<P>(
+        &self,
+        kernel: &Kernel,
+        grid: (u32, u32),
+        threads: u32,
+        shared: u32,
+        p: &P,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.work.stream.launch(kernel, grid, threads, shared, p) }
+    }
+
+    /// Embedding, where this stage has it; `from` is where the batch lies, in host or device memory.
+    pub(crate) fn begin(&self, from: Batch, outputs: bool) -> Result<()> {
+        if self.options.has_embedding == 0 && !self.shape.single {
+            return Ok(());
+        }
+        let parameters = Begin {
+            from,
+            batch: self.slot.batch,
+            embedding: self.work.weights.embedding,
+            norm: self.work.weights.norm_in,
+            x: self.slot.x,
+            n_embd: self.options.n_embd,
+            x_stride: self.work.workspace.x_stride,
+            single: u32::from(self.shape.single),
+            outputs: u32::from(outputs),
+        };
+        let (kernel, shared) = (&self.work.kernels.begin, 4 * self.options.n_embd);
+        // SAFETY: tokens are less than the vocabulary; a row a block, all inside the slot's memory.
+        unsafe { self.launch(kernel, (self.shape.n_rows, 1), THREADS, shared, &parameters) }
+    }
+
+    /// All layers.
+    pub(crate) fn layers(&self) -> Result<()> {
+        for (index, layer) in self.work.weights.layers.iter().enumerate() {
+            match self.few() {
+                Some(few) => self.few_layer(few, index, layer)?,
+                None => self.many_layer(index, layer)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Floats in front of this layer's part of a state, of its att_previous, and of its WKV.
+    fn state_places(&self, index: usize) -> (u32, u32, u32) {
+        let layer = index as u32 * crate::layout::layer_floats(self.options);
+        let d = self.options.n_embd;
+        (layer, layer + d, layer + 2 * d)
+    }
+
+    fn few_layer(&self, few: &Few, index: usize, layer: &Layer) -> Result<()> {
+        let (o, w, slot) = (self.options, &self.work.workspace, &self.slot);
+        let n_rows = self.shape.n_rows;
+        let (ffn_previous, att_previous, wkv) = self.state_places(index);
+        let shared = self.few_shared(few, o.n_embd);
+        let next_layer = self.work.weights.layers.get(index + 1);
+        let behind = next_layer.map_or(vec![self.work.weights.head], |l| l.att_in.to_vec());
+        let parameters = TimeIn {
+            x: slot.x,
+            norm: layer.att_norm,
+            mix: layer.att_mix,
+            matrix: layer.att_in,
+            n_blocks: self.blocks(&few.time_in, &layer.att_in, 2, shared)?,
+            out: w.att,
+            normed: w.normed,
+            n_embd: o.n_embd,
+            x_stride: w.x_stride,
+            a_stride: w.a_stride,
+            n_rows,
+            previous: att_previous,
+            batch: slot.batch,
+            ahead: self.ahead(&[layer.att_output]),
+        };
+        let grid = (parameters.n_blocks.iter().sum(), 1);
+        // SAFETY: every address is of this stage's memory with room for `few.rows` rows; the stream runs one
+        // kernel after the other, and none reads in one launch what the same launch writes.
+        unsafe { self.launch(&few.time_in, grid, THREADS, shared, &parameters)? };
+
+        let shared = self.few_shared(few, o.n_attention);
+        let n_blocks = self.blocks(&few.time_out, &[layer.att_output], 1, shared)?;
+        let parameters = TimeOut {
+            key: w.att[0],
+            value: w.att[1],
+            receptance: w.att[2],
+            decay_log: layer.decay_log,
+            bonus: layer.bonus,
+            matrix: layer.att_output,
+            normed: w.normed,
+            x: slot.x,
+            n_attention: o.n_attention,
+            n_embd: o.n_embd,
+            x_stride: w.x_stride,
+            a_stride: w.a_stride,
+            n_rows,
+            previous: att_previous,
+            wkv,
+            batch: slot.batch,
+            ahead: self.ahead(&layer.ffn_in),
+        };
+        // SAFETY: as above.
+        unsafe {
+            self.launch(
+                &few.time_out,
+                (n_blocks[0], 1),
+                THREADS,
+                shared,
+                &parameters,
+            )?
+        };
+
+        let shared = self.few_shared(few, o.n_embd);
+        let parameters = ChannelIn {
+            x: slot.x,
+            norm: layer.ffn_norm,
+            mix: layer.ffn_mix,
+            matrix: layer.ffn_in,
+            n_blocks: self.blocks(&few.channel_in, &layer.ffn_in, 2, shared)?,
+            hidden_factors: layer.ffn_value.input_factors,
+            hidden: w.hidden_slots,
+            gate: w.gate,
+            normed: w.normed,
+            key: w.att[0],
+            value: w.att[1],
+            decay_log: layer.decay_log,
+            n_attention: o.n_attention,
+            n_embd: o.n_embd,
+            x_stride: w.x_stride,
+            a_stride: w.a_stride,
+            hidden_stride: w.slots_stride,
+            n_rows,
+            previous: ffn_previous,
+            wkv,
+            batch: slot.batch,
+            ahead: self.ahead(&[layer.ffn_value]),
+        };
+        let grid = (parameters.n_blocks.iter().sum(), 1);
+        // SAFETY: as above.
+        unsafe { self.launch(&few.channel_in, grid, THREADS, shared, &parameters)? };
+
+        let n_blocks = self.blocks(&few.channel_out, &[layer.ffn_value], 1, 0)?;
+        let parameters = ChannelOut {
+            hidden: w.hidden_slots,
+            matrix: layer.ffn_value,
+            gate: w.gate,
+            normed: w.normed,
+            x: slot.x,
+            x_stride: w.x_stride,
+            hidden_stride: w.slots_stride,
+            n_rows,
+            previous: ffn_previous,
+            batch: slot.batch,
+            ahead: self.ahead(&behind),
+        };
+        // SAFETY: as above.
+        unsafe { self.launch(&few.channel_out, (n_blocks[0], 1), THREADS, 0, &parameters) }
+    }
+
+    fn blocks<const N: usize>(
+        &self,
+        kernel: &Kernel,
+        matrices: &[Matrix; N],
+        outputs: u32,
+        shared: u32,
+    ) -> Result<[u32; N]> {
+        if shared > 48 << 10 {
+            kernel.allow_shared(shared)?;
+        }
+        let at_once = kernel.blocks_at_once(THREADS, shared)? * self.device.multiprocessors;
+        Ok(blocks(matrices, outputs, at_once))
+    }
+
+    fn many_layer(&self, index: usize, layer: &Layer) -> Result<()> {
+        self.many_time_mixing(index, layer)?;
+        self.many_channel_mixing(index, layer)
+    }
+
+    fn many_time_mixing(&self, index: usize, layer: &Layer) -> Result<()> {
+        let (o, w, slot) = (self.options, &self.work.workspace, &self.slot);
+        let (_, att_previous, wkv) = self.state_places(index);
+        let kernels = &self.work.kernels;
+        let parameters = Shift {
+            x: slot.x,
+            norm: layer.att_norm,
+            mix: layer.att_mix,
+            factors: layer.att_in.map(|matrix| matrix.input_factors),
+            out: w.inputs,
+            n_outputs: 3,
+            last: w.last,
+            n_embd: o.n_embd,
+            x_stride: w.x_stride,
+            previous: att_previous,
+            batch: slot.batch,
+        };
+        self.shift(&parameters)?;
+        let product = |i: usize| Product {
+            matrix: layer.att_in[i],
+            inputs: w.inputs[i],
+            out: w.att[i],
+            gate: 0,
+            out_stride: w.a_stride,
+            finish: Finish::Store as u32,
+        };
+        self.products(&[product(0), product(1), product(2)], false)?;
+
+        let rows = WkvRows {
+            key: w.att[0],
+            value: w.att[1],
+            receptance: w.att[2],
+            decay_log: layer.decay_log,
+            bonus: layer.bonus,
+            factors: layer.att_output.input_factors,
+            out: w.inputs_gated,
+            gated: w.gated,
+            sums: w.sums,
+            start: w.start,
+            last: w.last,
+            n_attention: o.n_attention,
+            a_stride: w.a_stride,
+            last_stride: w.x_stride,
+            n_embd: o.n_embd,
+            previous: att_previous,
+            wkv,
+            batch: slot.batch,
+        };
+        if self.shape.single {
+            let (grid, shared) = ((self.shape.n_rows, 1), 4 * o.n_attention);
+            // SAFETY: as in `few_layer`, with room for all rows.
+            unsafe { self.launch(&kernels.wkv_single, grid, THREADS, shared, &rows)? };
+        } else {
+            let columns = o.n_attention.div_ceil(WKV_CHANNELS);
+            if self.shape.n_chunks_of_several > 0 {
+                let grid = (columns, self.shape.n_chunks_of_several);
+                // SAFETY: as above; chunks of several are as many as `sums` has room for.
+                unsafe { self.launch(&kernels.wkv_sums, grid, WKV_CHANNELS, 0, &rows)? };
+            }
+            let grid = (columns, self.shape.n_chunks);
+            // SAFETY: as above.
+            unsafe { self.launch(&kernels.wkv_apply, grid, WKV_CHANNELS, 0, &rows)? };
+            self.plain(&Plain {
+                x: w.gated,
+                factors: layer.att_output.input_factors,
+                out: w.inputs_gated,
+                n: o.n_attention,
+                x_stride: w.a_stride,
+                ..self.no_last()
+            })?;
+        }
+        let output = Product {
+            matrix: layer.att_output,
+            inputs: w.inputs_gated,
+            out: slot.x,
+            gate: 0,
+            out_stride: w.x_stride,
+            finish: Finish::Add as u32,
+        };
+        self.products(&[output], false)
+    }
+
+    fn many_channel_mixing(&self, index: usize, layer: &Layer) -> Result<()> {
+        let (o, w, slot) = (self.options, &self.work.workspace, &self.slot);
+        let (ffn_previous, ..) = self.state_places(index);
+        let [mix_key, mix_receptance] = layer.ffn_mix;
+        let [key, receptance] = layer.ffn_in;
+        self.shift(&Shift {
+            x: slot.x,
+            norm: layer.ffn_norm,
+            mix: [mix_key, mix_receptance, 0],
+            factors: [key.input_factors, receptance.input_factors, 0],
+            out: w.inputs,
+            n_outputs: 2,
+            last: w.last,
+            n_embd: o.n_embd,
+            x_stride: w.x_stride,
+            previous: ffn_previous,
+            batch: slot.batch,
+        })?;
+        let product = |matrix, inputs, out, out_stride, finish: Finish| Product {
+            matrix,
+            inputs,
+            out,
+            gate: w.gate,
+            out_stride,
+            finish: finish as u32,
+        };
+        let key = product(key, w.inputs[0], w.hidden, w.h_stride, Finish::SquaredRelu);
+        let gate = product(receptance, w.inputs[1], w.gate, w.x_stride, Finish::Sigmoid);
+        self.products(&[key, gate], false)?;
+        self.plain(&Plain {
+            x: w.hidden,
+            factors: layer.ffn_value.input_factors,
+            out: w.inputs_hidden,
+            n: o.n_hidden,
+            x_stride: w.h_stride,
+            last: w.last,
+            last_stride: w.x_stride,
+            n_embd: o.n_embd,
+            previous: ffn_previous,
+            batch: slot.batch,
+        })?;
+        let inputs = w.inputs_hidden;
+        let value = product(
+            layer.ffn_value,
+            inputs,
+            slot.x,
+            w.x_stride,
+            Finish::AddGated,
+        );
+        self.products(&[value], false)
+    }
+
+    fn shift(&self, parameters: &Shift) -> Result<()> {
+        let (grid, shared) = ((self.shape.n_rows, 1), 8 * self.options.n_embd);
+        // SAFETY: as in `few_layer`, with room for all rows.
+        unsafe {
+            self.launch(
+                &self.work.kernels.shift_rows,
+                grid,
+                THREADS,
+                shared,
+                parameters,
+            )
+        }
+    }
+
+    fn plain(&self, parameters: &Plain) -> Result<()> {
+        let grid = (self.shape.n_rows, 1);
+        // SAFETY: as above.
+        unsafe { self.launch(&self.work.kernels.plain_rows, grid, THREADS, 0, parameters) }
+    }
+
+    fn no_last(&self) -> Plain {
+        Plain {
+            batch: self.slot.batch,
+            ..Plain::default()
+        }
+    }
+
+    /// Products of all rows with up to three matrices of as many inputs.
+    fn products(&self, products: &[Product], is_head: bool) -> Result<()> {
+        self.products_of(products, self.shape.n_rows, is_head)
+    }
+
+    fn products_of(&self, products: &[Product], n_rows: u32, is_head: bool) -> Result<()> {
+        let tile = self.tile(products, n_rows, is_head);
+        let mut parameters = Products {
+            n_rows,
+            ..Products::default()
+        };
+        for (i, product) in products.iter().enumerate() {
+            parameters.product[i] = *product;
+            parameters.n_tiles[i] = product.matrix.n_outputs.div_ceil(tile.outputs);
+        }
+        let grid = (n_rows.div_ceil(tile.rows), parameters.n_tiles.iter().sum());
+        // SAFETY: inputs have `n_rows` rows, outputs room for as many, to whole tiles of columns; no output
+        // is an input or gate of the same launch.
+        unsafe { self.launch(&tile.kernel, grid, tile.threads, tile.shared, &parameters) }
+    }
+
+    fn tile(&self, products: &[Product], n_rows: u32, is_head: bool) -> &'a Tile {
+        let tiles = match &self.work.kernels.tiles {
+            Tiles::Plain(tile) => return tile,
+            Tiles::Tensor(tiles) => tiles,
+        };
+        if n_rows <= tiles.narrow.rows {
+            return if is_head { &tiles.tall } else { &tiles.narrow };
+        }
+        let of_wide = |p: &Product| p.matrix.n_outputs.div_ceil(tiles.wide.outputs);
+        let n_wide = n_rows.div_ceil(tiles.wide.rows) * products.iter().map(of_wide).sum::<u32>();
+        // Wide tiles do more with what they read, where there are enough of them for the multiprocessors.
+        match 4 * n_wide >= 3 * self.device.multiprocessors {
+            true => &tiles.wide,
+            false => &tiles.middle,
+        }
+    }
+
+    /// Logits of the output rows: into the states' memory by `out_logits`, the best tokens into `best`. After
+    /// every piece of rows, `piece(first, n)` may read them from the workspace, where they are unless this
+    /// is a pass of few rows.
+    pub(crate) fn logits(&self, mut piece: impl FnMut(u32, u32) -> Result<()>) -> Result<()> {
+        if let Some(few) = self
+            .few()
+            .filter(|_| self.shape.n_outputs <= self.shape.n_rows)
+        {
+            return self.few_logits(few);
+        }
+        let (o, w, slot) = (self.options, &self.work.workspace, &self.slot);
+        let rows_at_once = LOGITS_ROWS.min(o.rows_max.max(crate::layout::FEW_ROWS));
+        let mut first = 0;
+        while first < self.shape.n_outputs {
+            let n = rows_at_once.min(self.shape.n_outputs - first);
+            self.norm_out(first, n, w.inputs_head, 0)?;
+            let product = Product {
+                matrix: self.work.weights.head,
+                inputs: w.inputs_head,
+                out: w.logits,
+                gate: 0,
+                out_stride: w.vocab_stride,
+                finish: Finish::Store as u32,
+            };
+            self.products_of(&[product], n, true)?;
+            let parameters = LogitsOut {
+                logits: w.logits,
+                best: slot.best,
+                n_vocab: o.n_vocab,
+                stride: w.vocab_stride,
+                first,
+                batch: slot.batch,
+            };
+            let kernel = &self.work.kernels.logits_out;
+            // SAFETY: the workspace holds `n` rows of logits; out_logits are addresses of states' memory.
+            unsafe { self.launch(kernel, (n, 1), THREADS, 0, &parameters)? };
+            piece(first, n)?;
+            first += n;
+        }
+        Ok(())
+    }
+
+    fn few_logits(&self, few: &Few) -> Result<()> {
+        let weights = &self.work.weights;
+        let shared = self.few_shared(few, self.options.n_embd);
+        let n_blocks = self.blocks(&few.head, &[weights.head], 2, shared)?;
+        let first_layer = weights.layers.first();
+        let parameters = Head {
+            x: self.slot.x,
+            norm: weights.norm_out,
+            matrix: weights.head,
+            best: self.slot.best,
+            n_embd: self.options.n_embd,
+            x_stride: self.work.workspace.x_stride,
+            n_rows: self.shape.n_outputs,
+            batch: self.slot.batch,
+            // Of the next token.
+            ahead: first_layer.map_or(Ahead::default(), |layer| self.ahead(&layer.att_in)),
+        };
+        // SAFETY: as in `few_layer`.
+        unsafe { self.launch(&few.head, (n_blocks[0], 1), THREADS, shared, &parameters) }
+    }
+
+    /// Output rows behind the last norm: inputs of the head, or (n, n_embd) numbers at `hidden`.
+    pub(crate) fn norm_out(&self, first: u32, n: u32, out: Inputs, hidden: Address) -> Result<()> {
+        let weights = &self.work.weights;
+        let parameters = NormOut {
+            x: self.slot.x,
+            norm: weights.norm_out,
+            factors: weights.head.input_factors,
+            out,
+            hidden,
+            n_embd: self.options.n_embd,
+            x_stride: self.work.workspace.x_stride,
+            first,
+            batch: self.slot.batch,
+        };
+        let (kernel, shared) = (&self.work.kernels.norm_out_rows, 4 * self.options.n_embd);
+        // SAFETY: `n` rows at most LOGITS_ROWS, for which `out` and `hidden` have room.
+        unsafe { self.launch(kernel, (n, 1), THREADS, shared, &parameters) }
+    }
+
+    /// The best tokens go to host memory at `tokens`.
+    pub(crate) fn tokens(&self, tokens: Address) -> Result<()> {
+        let best = self.slot.best;
+        let (grid, parameters) = ((self.shape.n_outputs, 1), Tokens { best, tokens });
+        // SAFETY: one number a block, both arrays have room for all rows.
+        unsafe { self.launch(&self.work.kernels.tokens_out, grid, 1, 0, &parameters) }
+    }
+}
+
+/// Chunks of a span of so many rows.
+pub(crate) fn n_chunks(n_rows: u32) -> u32 {
+    n_rows.div_ceil(CHUNK_ROWS)
+}

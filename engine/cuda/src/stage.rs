@@ -1,0 +1,366 @@
+//! A stage: its weights, the memory of its forward passes, and the states of its sequences.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use rwkv_edge_plugin as abi;
+use rwkv_edge_plugin::StageOptions;
+
+use crate::device::Device;
+use crate::driver::{Address, Event, Graph, Memory, Pinned, Stream};
+use crate::error::{Failure, Result};
+use crate::kernels::Kernels;
+use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, TensorId, Weights, Workspace};
+use crate::upload::{Source, Uploader};
+
+/// Passes that may be in flight on a stage at once: as many stages of a pipeline can be busy at once.
+pub(crate) const SLOTS: usize = 4;
+/// Bytes of logits that go to the host through pinned memory.
+pub(crate) const PINNED_LOGITS_BYTES: usize = 1 << 20;
+
+pub(crate) struct Stage {
+    pub(crate) options: StageOptions,
+    pub(crate) device: Arc<Device>,
+    work: Mutex<Work>,
+    slots: Mutex<Vec<Slot>>,
+    slot_is_free: Condvar,
+    allocated: AtomicU64,
+}
+
+/// What one pass at a time puts into the stage's stream.
+pub(crate) struct Work {
+    pub(crate) stream: Stream,
+    pub(crate) weights: Weights,
+    pub(crate) kernels: Kernels,
+    pub(crate) workspace: Workspace,
+    pub(crate) graphs: BTreeMap<GraphKey, Graph>,
+    missing: BTreeSet<TensorId>,
+    uploader: Option<Uploader>,
+    weights_memory: Memory,
+    workspace_memory: Option<Memory>,
+    /// The empty state.
+    empty: Option<Memory>,
+    /// Of states that were freed.
+    spare: Vec<Memory>,
+}
+
+/// Which recorded pass: slot, rows, whether every row is an output row.
+pub(crate) type GraphKey = (usize, u32, bool);
+
+/// What one pass has to itself.
+pub(crate) struct Slot {
+    pub(crate) index: usize,
+    pub(crate) places: SlotPlaces,
+    /// The batch as the host wrote it.
+    pub(crate) batch: Pinned,
+    /// (rows) tokens that the device found
+    pub(crate) tokens: Pinned,
+    pub(crate) logits: Option<Pinned>,
+    pub(crate) done: Event,
+    _memory: Memory,
+}
+
+/// A sequence's numbers for one stage, on its device.
+pub(crate) struct State {
+    pub(crate) stage: Arc<Stage>,
+    memory: Option<Memory>,
+}
+
+/// Bytes of weights, of the workspace with its slots, and of a state.
+pub(crate) fn estimate(options: &StageOptions) -> Result<abi::Memory> {
+    layout::check(options)?;
+    let mut weights = Pieces::new(0);
+    Weights::place(options, &mut weights);
+    let (mut workspace, mut slot) = (Pieces::new(0), Pieces::new(0));
+    Workspace::place(options, &mut workspace);
+    SlotPlaces::place(options, &mut slot);
+    Ok(abi::Memory {
+        struct_size: size_of::<abi::Memory>() as u32,
+        reserved: 0,
+        weight_bytes: weights.used(),
+        workspace_bytes: workspace.used() + SLOTS as u64 * slot.used(),
+        state_bytes: layout::state_bytes(options),
+        allocated_bytes: 0,
+    })
+}
+
+impl Stage {
+    pub(crate) fn new(options: &StageOptions) -> Result<Self> {
+        let need = estimate(options)?;
+        let device = Device::open(options.device)?;
+        let (free, _) = device.context.memory()?;
+        let bytes = need.weight_bytes + need.workspace_bytes + need.state_bytes;
+        if bytes > free {
+            return Err(Failure::memory(format!(
+                "{}: the stage needs {bytes} bytes of device memory, {free} are free",
+                device.context.name()?
+            )));
+        }
+        let stream = Stream::new(&device.context)?;
+        let memory = Memory::zeroed(&stream, need.weight_bytes)?;
+        let weights = Weights::place(options, &mut Pieces::new(memory.address()));
+        let work = Work {
+            missing: weights.places.keys().copied().collect(),
+            weights,
+            kernels: Kernels::new(&device, options.quant == abi::INT8)?,
+            workspace: Workspace::default(),
+            graphs: BTreeMap::new(),
+            uploader: Some(Uploader::new(&device.context, &stream)?),
+            stream,
+            workspace_memory: None,
+            empty: None,
+            spare: Vec::new(),
+            weights_memory: memory,
+        };
+        Ok(Stage {
+            options: *options,
+            allocated: AtomicU64::new(work.weights_memory.size()),
+            device,
+            work: Mutex::new(work),
+            slots: Mutex::new(Vec::new()),
+            slot_is_free: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn allocate(&self, stream: &Stream, size: u64) -> Result<Memory> {
+        let memory = Memory::zeroed(stream, size)?;
+        self.allocated.fetch_add(memory.size(), Ordering::Relaxed);
+        Ok(memory)
+    }
+
+    /// Takes one tensor to the device.
+    pub(crate) fn put(&self, id: TensorId, source: &Source<'_>) -> Result<()> {
+        let mut work = self.work();
+        let Work {
+            stream,
+            weights,
+            kernels,
+            missing,
+            uploader,
+            ..
+        } = &mut *work;
+        let place = weights.places.get(&id).ok_or_else(|| {
+            Failure::argument(format!(
+                "tensor {} of layer {}: not of this stage",
+                id.0, id.1
+            ))
+        })?;
+        let uploader = uploader
+            .as_mut()
+            .filter(|_| missing.contains(&id))
+            .ok_or_else(|| {
+                Failure::argument(format!("tensor {} of layer {}: a second time", id.0, id.1))
+            })?;
+        check_shape(id, place, source)?;
+        uploader.put(stream, &kernels.repack, place, source)?;
+        missing.remove(&id);
+        Ok(())
+    }
+
+    /// Every tensor is there: makes the memory for forward passes.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let mut work = self.work();
+        if let Some((tensor, layer)) = work.missing.first() {
+            let n = work.missing.len();
+            return Err(Failure::argument(format!(
+                "{n} tensors are missing, the first is tensor {tensor} of layer {layer}"
+            )));
+        }
+        if work.uploader.take().is_none() {
+            return Err(Failure::argument("the stage is finished already"));
+        }
+        let mut pieces = Pieces::new(0);
+        Workspace::place(&self.options, &mut pieces);
+        let memory = self.allocate(&work.stream, pieces.used())?;
+        work.workspace = Workspace::place(&self.options, &mut Pieces::new(memory.address()));
+        work.workspace_memory = Some(memory);
+
+        let mut numbers = vec![0.0_f32; layout::state_floats(&self.options) as usize];
+        let (n_layer_floats, a) = (
+            layout::layer_floats(&self.options),
+            self.options.n_attention,
+        );
+        for layer in numbers.chunks_exact_mut(n_layer_floats as usize) {
+            let top = layer.len() - a as usize;
+            layer[top..].fill(-1e30);
+        }
+        let empty = self.allocate(&work.stream, layout::state_bytes(&self.options))?;
+        work.stream.upload_slice(empty.address(), &numbers)?;
+        work.empty = Some(empty);
+
+        let slots = (0..SLOTS)
+            .map(|index| self.slot(&work.stream, index))
+            .collect::<Result<_>>()?;
+        *self.slots.lock().unwrap_or_else(PoisonError::into_inner) = slots;
+        Ok(())
+    }
+
+    fn slot(&self, stream: &Stream, index: usize) -> Result<Slot> {
+        let context = &self.device.context;
+        let mut pieces = Pieces::new(0);
+        SlotPlaces::place(&self.options, &mut pieces);
+        let memory = self.allocate(stream, pieces.used())?;
+        let rows_max = self.options.rows_max.max(layout::FEW_ROWS);
+        let logits = match self.options.has_head {
+            0 => None,
+            _ => Some(Pinned::new(context, PINNED_LOGITS_BYTES)?),
+        };
+        Ok(Slot {
+            index,
+            places: SlotPlaces::place(&self.options, &mut Pieces::new(memory.address())),
+            batch: Pinned::new(context, BatchLayout::new(self.options.rows_max).size)?,
+            tokens: Pinned::new(context, 4 * rows_max as usize)?,
+            logits,
+            done: Event::new(context, false)?,
+            _memory: memory,
+        })
+    }
+
+    /// A slot for one pass; waits while all are taken.
+    pub(crate) fn take_slot(&self) -> Result<Slot> {
+        if self.work().empty.is_none() {
+            return Err(Failure::argument("the stage is not finished"));
+        }
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(slot) = slots.pop() {
+                return Ok(slot);
+            }
+            slots = self
+                .slot_is_free
+                .wait(slots)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn give_slot(&self, slot: Slot) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.push(slot);
+        self.slot_is_free.notify_one();
+    }
+
+    pub(crate) fn memory(&self) -> Result<abi::Memory> {
+        Ok(abi::Memory {
+            allocated_bytes: self.allocated.load(Ordering::Relaxed),
+            ..estimate(&self.options)?
+        })
+    }
+}
+
+fn check_shape(id: TensorId, place: &Place, source: &Source<'_>) -> Result<()> {
+    let (expected, found) = match (place, source) {
+        (Place::Vector { n, .. }, Source::Vector(values)) => {
+            ((1, u64::from(*n)), (1, values.len() as u64))
+        }
+        (Place::Matrix { n_rows, n_cols, .. }, Source::Matrix(matrix)) => (
+            (u64::from(*n_rows), u64::from(*n_cols)),
+            (matrix.n_rows, matrix.n_cols),
+        ),
+        _ => {
+            return Err(Failure::argument(format!(
+                "tensor {} of layer {}: not of the type that the stage has",
+                id.0, id.1
+            )))
+        }
+    };
+    if expected == found {
+        return Ok(());
+    }
+    Err(Failure::argument(format!(
+        "tensor {} of layer {}: {found:?}, expected {expected:?}",
+        id.0, id.1
+    )))
+}
+
+impl State {
+    /// An empty state.
+    pub(crate) fn new(stage: &Arc<Stage>) -> Result<Self> {
+        let mut work = stage.work();
+        let memory = match work.spare.pop() {
+            Some(memory) => memory,
+            None => stage.allocate(&work.stream, layout::state_bytes(&stage.options))?,
+        };
+        let empty = work.empty.as_ref();
+        let empty = empty.ok_or_else(|| Failure::argument("the stage is not finished"))?;
+        work.stream
+            .copy(memory.address(), empty.address(), memory.size())?;
+        work.stream.wait()?;
+        Ok(State {
+            stage: stage.clone(),
+            memory: Some(memory),
+        })
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        self.memory.as_ref().map_or(0, Memory::address)
+    }
+
+    /// Where the logits behind it are kept.
+    pub(crate) fn logits_address(&self) -> Address {
+        let floats = layout::state_floats(&self.stage.options).next_multiple_of(64);
+        self.address() + 4 * floats
+    }
+
+    fn check_count(&self, count: usize) -> Result<()> {
+        let expected = layout::state_floats(&self.stage.options);
+        if count as u64 == expected {
+            return Ok(());
+        }
+        let text = format!("a state of {count} numbers, expected {expected}");
+        Err(Failure::argument(text))
+    }
+
+    pub(crate) fn write(&self, numbers: &[f32]) -> Result<()> {
+        self.check_count(numbers.len())?;
+        let work = self.stage.work();
+        work.stream.upload_slice(self.address(), numbers)
+    }
+
+    pub(crate) fn read(&self, numbers: &mut [f32]) -> Result<()> {
+        self.check_count(numbers.len())?;
+        let work = self.stage.work();
+        work.stream.download_slice(numbers, self.address())
+    }
+
+    pub(crate) fn copy_from(&self, other: &State) -> Result<()> {
+        if !Arc::ptr_eq(&self.stage, &other.stage) {
+            return Err(Failure::argument("the states are of different stages"));
+        }
+        let work = self.stage.work();
+        let bytes = layout::state_bytes(&self.stage.options);
+        work.stream.copy(self.address(), other.address(), bytes)?;
+        work.stream.wait()
+    }
+
+    pub(crate) fn logits(&self, logits: &mut [f32]) -> Result<()> {
+        let options = &self.stage.options;
+        if options.has_head == 0 || logits.len() != options.n_vocab as usize {
+            return Err(Failure::argument(format!(
+                "room for {} logits of a stage {} head, expected {} of one with a head",
+                logits.len(),
+                if options.has_head == 0 {
+                    "without a"
+                } else {
+                    "with a"
+                },
+                options.n_vocab
+            )));
+        }
+        let work = self.stage.work();
+        work.stream.download_slice(logits, self.logits_address())
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            // Asking the driver for memory takes longer than a token.
+            self.stage.work().spare.push(memory);
+        }
+    }
+}
