@@ -88,25 +88,89 @@ __device__ inline float warp_max(float value) {
     return value;
 }
 
-// Over all threads of the block, the same in each; summed in one fixed order. `room` holds a float a warp.
-__device__ inline float block_sum(float value, float *room) {
-    value = warp_sum(value);
+// Sums (or largest) of N numbers over all threads of the block, the same in each; summed in one fixed order.
+// `room` holds N * WARPS floats, which no other thread may still be reading.
+template <int N> __device__ inline void block_sums(float (&values)[N], float *room) {
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        values[n] = warp_sum(values[n]);
+        if ((threadIdx.x & 31) == 0) room[n * WARPS + (threadIdx.x >> 5)] = values[n];
+    }
     __syncthreads();
-    if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = value;
-    __syncthreads();
-    value = 0.0f;
-    for (int warp = 0; warp < WARPS; warp++) value += room[warp];
-    return value;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        values[n] = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < WARPS; warp++) values[n] += room[n * WARPS + warp];
+    }
 }
 
-__device__ inline float block_max(float value, float *room) {
-    value = warp_max(value);
+template <int N> __device__ inline void block_max(float (&values)[N], float *room) {
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        values[n] = warp_max(values[n]);
+        if ((threadIdx.x & 31) == 0) room[n * WARPS + (threadIdx.x >> 5)] = values[n];
+    }
     __syncthreads();
-    if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = value;
-    __syncthreads();
-    value = room[0];
-    for (int warp = 1; warp < WARPS; warp++) value = fmaxf(value, room[warp]);
-    return value;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int warp = 0; warp < WARPS; warp++) values[n] = fmaxf(values[n], room[n * WARPS + warp]);
+}
+
+// Calls load(i) for up to BATCH of a thread's i < n before it calls use(i, loaded) for any of them: so that a
+// thread waits for memory once, not once a number.
+template <int BATCH, class Load, class Use> __device__ inline void in_batches(u32 n, Load load, Use use) {
+    for (u32 first = threadIdx.x; first < n; first += BATCH * THREADS) {
+        decltype(load(0u)) loaded[BATCH];
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) {
+            u32 i = first + j * THREADS;
+            loaded[j] = load(i < n ? i : n - 1);
+        }
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) {
+            u32 i = first + j * THREADS;
+            if (i < n) use(i, loaded[j]);
+        }
+    }
+}
+
+#if TENSOR_CORES
+__device__ inline u32 shared_address(const void *pointer) {
+    u64 address;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(pointer));
+    return (u32)address;
+}
+
+__device__ inline void copy_16(u32 to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ inline void copy_4(u32 to, const void *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+#endif
+
+// n numbers start on their way to shared memory; they are there after end_of_staging().
+__device__ inline void stage(float *to, const float *from, u32 n) {
+#if TENSOR_CORES
+    u32 address = shared_address(to), wide = 0;
+    if ((((u64)from | address) & 15) == 0) {
+        wide = n / 4;
+        for (u32 i = threadIdx.x; i < wide; i += THREADS) copy_16(address + 16 * i, from + 4 * i);
+    }
+    for (u32 i = 4 * wide + threadIdx.x; i < n; i += THREADS) copy_4(address + 4 * i, from + i);
+#else
+    in_batches<4>(n, [&](u32 i) { return from[i]; }, [&](u32 i, float x) { to[i] = x; });
+#endif
+}
+
+// Of this thread's numbers; others may see them behind the next __syncthreads().
+__device__ inline void end_of_staging() {
+#if TENSOR_CORES
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 struct Norm {
@@ -120,23 +184,30 @@ struct Moments {
     float mean, inverse;
 };
 
-__device__ inline Moments moments(const float *x, u32 n, float epsilon, float *room) {
-    float sum = 0.0f;
-    for (u32 i = threadIdx.x; i < n; i += THREADS) sum += x[i];
-    float mean = block_sum(sum, room) / (float)n;
-    float squares = 0.0f;
-    for (u32 i = threadIdx.x; i < n; i += THREADS) {
-        float d = x[i] - mean;
-        squares += d * d;
+// Of N rows in shared memory. `room` holds 2 * N * WARPS floats that no other thread may still be reading.
+template <int N> __device__ inline void moments(const float *const (&x)[N], u32 n, float epsilon, float *room, Moments (&out)[N]) {
+    float sums[N], squares[N];
+#pragma unroll
+    for (int row = 0; row < N; row++) {
+        sums[row] = 0.0f;
+        for (u32 i = threadIdx.x; i < n; i += THREADS) sums[row] += x[row][i];
     }
-    float variance = block_sum(squares, room) / (float)n;
-    Moments m = {mean, 1.0f / sqrtf(variance + epsilon)};
-    return m;
+    block_sums<N>(sums, room);
+#pragma unroll
+    for (int row = 0; row < N; row++) {
+        out[row].mean = sums[row] / (float)n;
+        squares[row] = 0.0f;
+        for (u32 i = threadIdx.x; i < n; i += THREADS) {
+            float d = x[row][i] - out[row].mean;
+            squares[row] += d * d;
+        }
+    }
+    block_sums<N>(squares, room + N * WARPS);
+#pragma unroll
+    for (int row = 0; row < N; row++) out[row].inverse = 1.0f / sqrtf(squares[row] / (float)n + epsilon);
 }
 
-__device__ inline float normed(float x, Moments m, Norm norm, u32 i) {
-    return (x - m.mean) * m.inverse * norm.weight[i] + norm.bias[i];
-}
+__device__ inline float normed(float x, Moments m, float weight, float bias) { return (x - m.mean) * m.inverse * weight + bias; }
 
 __device__ inline float mixed(float present, float previous, float share) {
     return present * share + previous * (1.0f - share);

@@ -94,11 +94,18 @@ template <bool INT8, int OUTPUTS> struct Reader {
         }
     }
 
-    // finish(output, sums) is called by every lane with the sums of all rows of one output.
-    template <int ROWS, class Finish>
-    __device__ void run(const float *slots, u32 row_stride, Finish finish) {
+    // finish(output, prepared, sums) is called by every lane with the sums of all rows of one output, and with
+    // what prepare(output) gave when the group began.
+    template <int ROWS, class Prepare, class Finish>
+    __device__ void run(const float *slots, u32 row_stride, Prepare prepare, Finish finish) {
         for (; group < n_groups; group += group_step) {
             float sums[OUTPUTS][ROWS];
+            decltype(prepare(0u)) prepared[OUTPUTS];
+#pragma unroll
+            for (int output = 0; output < OUTPUTS; output++) {
+                u32 o = first_output(group) + output;
+                prepared[output] = prepare(o < matrix.n_outputs ? o : 0);
+            }
 #pragma unroll
             for (int output = 0; output < OUTPUTS; output++)
 #pragma unroll
@@ -127,24 +134,31 @@ template <bool INT8, int OUTPUTS> struct Reader {
 #pragma unroll
                 for (int row = 0; row < ROWS; row++)
                     sums[output][row] = warp_sum(sums[output][row]);
-                if (o < matrix.n_outputs) finish(o, sums[output]);
+                if (o < matrix.n_outputs) finish(o, prepared[output], sums[output]);
             }
         }
     }
 };
 
-// Brings what the next launch reads first into the second cache, while this one computes: memory never idles.
+// Brings what the next launches read first into the second cache, while this one computes: memory never idles.
 struct Ahead {
-    const u8 *start[3];
-    u32 lines[3]; // of 128 bytes
+    const u8 *start[4];
+    u32 lines[4];    // of 128 bytes
+    u32 state;       // where in a state
+    u32 state_lines; // of 128 bytes, for each row
 };
 
-__device__ inline void fetch_ahead(const Ahead &ahead) {
+__device__ inline void fetch(const u8 *start, u32 lines, u32 thread, u32 n_threads) {
+    for (u32 line = thread; line < lines; line += n_threads)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(start + (u64)line * 128u));
+}
+
+__device__ inline void fetch_ahead(const Ahead &ahead, const Batch &batch, u32 n_rows) {
     u32 thread = blockIdx.x * THREADS + threadIdx.x, n_threads = gridDim.x * THREADS;
 #pragma unroll
-    for (int part = 0; part < 3; part++)
-        for (u32 line = thread; line < ahead.lines[part]; line += n_threads)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(ahead.start[part] + (u64)line * 128u));
+    for (int part = 0; part < 4; part++) fetch(ahead.start[part], ahead.lines[part], thread, n_threads);
+    if (ahead.state_lines > 0 && blockIdx.x < n_rows)
+        fetch((const u8 *)((const float *)batch.span_state[blockIdx.x] + ahead.state), ahead.state_lines, threadIdx.x, THREADS);
 }
 
 // Which matrix a block works on: the first n_blocks[0] blocks on the first, and so on.
@@ -169,32 +183,42 @@ struct TimeIn {
     Ahead ahead;
 };
 
-// Norms a row of x into shared memory: out[i] for i < n. `room` as in block_sum.
-__device__ inline void norm_row(const float *x, u32 n, Norm norm, float *out, float *room) {
-    for (u32 i = threadIdx.x; i < n; i += THREADS) out[i] = x[i];
-    __syncthreads();
-    Moments m = moments(out, n, norm.epsilon, room);
-    for (u32 i = threadIdx.x; i < n; i += THREADS) out[i] = normed(out[i], m, norm, i);
-    __syncthreads();
-}
-
-// The present input of a matrix: norm, token shift, input factors; in slots. All of `slots` is written.
+// The present input of a matrix: norm, token shift, input factors; in slots, all of which are written. Everything
+// that this needs is on its way at once. `shared` has room for the slots, two more rows for each, and four vectors.
 template <bool INT8, int ROWS, class P>
 __device__ void shifted_inputs(const P &p, const Matrix &matrix, const float *mix, bool keep, float *slots, u32 slot_stride,
-                               float *row_room, float *room) {
+                               float *room) {
+    u32 n = p.n_embd;
+    float *x = slots + ROWS * slot_stride, *previous = x + ROWS * n, *vectors = previous + ROWS * n;
+    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) stage(x + row * n, p.x + row * p.x_stride, n);
+    stage(vectors, p.norm.weight, n);
+    stage(vectors + n, p.norm.bias, n);
+    stage(vectors + 2 * n, mix, n);
+    if (INT8) stage(vectors + 3 * n, matrix.input_factors, n);
+    for (u32 row = 0; row < ROWS && row < p.n_rows; row++)
+        stage(previous + row * n, (const float *)p.batch.span_state[row] + p.previous, n);
     for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) slots[i] = 0.0f;
-    for (u32 row = 0; row < ROWS; row++) {
-        if (row >= p.n_rows) break;
-        norm_row(p.x + row * p.x_stride, p.n_embd, p.norm, row_room, room);
-        const float *previous = (const float *)p.batch.span_state[row] + p.previous;
-        for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) {
-            float now = row_room[i];
-            slots[row * slot_stride + Format<INT8>::slot(i)] =
-                mixed(now, previous[i], mix[i]) * Format<INT8>::input_factor(matrix, i);
-            if (keep) p.normed[row * p.x_stride + i] = now;
+    end_of_staging();
+    __syncthreads();
+    const float *rows[ROWS];
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) rows[row] = x + (row < p.n_rows ? row : 0) * n;
+    Moments m[ROWS];
+    moments<ROWS>(rows, n, p.norm.epsilon, room, m);
+    for (u32 i = threadIdx.x; i < n; i += THREADS) {
+        float weight = vectors[i], bias = vectors[n + i], share = vectors[2 * n + i];
+        float factor = INT8 ? vectors[3 * n + i] : 1.0f;
+        u32 slot = Format<INT8>::slot(i);
+#pragma unroll
+        for (int row = 0; row < ROWS; row++) {
+            if (row < p.n_rows) {
+                float now = normed(x[row * n + i], m[row], weight, bias);
+                slots[row * slot_stride + slot] = mixed(now, previous[row * n + i], share) * factor;
+                if (keep) p.normed[row * p.x_stride + i] = now;
+            }
         }
-        __syncthreads();
     }
+    __syncthreads();
 }
 
 template <bool INT8> __device__ inline u32 slots_of(u32 stride) {
@@ -202,21 +226,52 @@ template <bool INT8> __device__ inline u32 slots_of(u32 stride) {
 }
 
 template <bool INT8, int ROWS> __device__ void time_in(const TimeIn &p) {
-    __shared__ float room[WARPS];
+    __shared__ float room[2 * ROWS * WARPS];
     u32 first;
     u32 index = share_of(blockIdx.x, p.n_blocks, first);
     const Matrix &matrix = p.matrix[index];
     Reader<INT8, 2> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
-    fetch_ahead(p.ahead);
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     u32 slot_stride = slots_of<INT8>(matrix.stride);
-    float *row_room = shared + ROWS * slot_stride;
-    shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, row_room, room);
+    shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, room);
     float *out = p.out[index];
-    reader.template run<ROWS>(shared, slot_stride, [&](u32 o, const float *sums) {
-        if ((threadIdx.x & 31) == 0)
-            for (u32 row = 0; row < ROWS; row++)
-                if (row < p.n_rows) out[row * p.a_stride + o] = sums[row] * Format<INT8>::output_factor(matrix, o);
-    });
+    reader.template run<ROWS>(
+        shared, slot_stride, [&](u32 o) { return Format<INT8>::output_factor(matrix, o); },
+        [&](u32 o, float factor, const float *sums) {
+            if ((threadIdx.x & 31) == 0)
+                for (u32 row = 0; row < ROWS; row++)
+                    if (row < p.n_rows) out[row * p.a_stride + o] = sums[row] * factor;
+        });
+}
+
+// What an output of a layer's half is added to, loaded before the sums are there.
+template <int ROWS> struct Residual {
+    float factor, x[ROWS], gate[ROWS], normed[ROWS];
+};
+
+template <bool INT8, int ROWS, class P> __device__ Residual<ROWS> residual(const P &p, u32 o, const float *gate) {
+    Residual<ROWS> before;
+    before.factor = Format<INT8>::output_factor(p.matrix, o);
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) {
+        u32 at = (row < p.n_rows ? row : 0) * p.x_stride + o;
+        before.x[row] = p.x[at];
+        before.gate[row] = gate ? gate[at] : 1.0f;
+        before.normed[row] = p.normed[at];
+    }
+    return before;
+}
+
+// x += gate * sum, and the normalised row goes into the state.
+template <int ROWS, class P> __device__ void add_residual(const P &p, u32 o, const Residual<ROWS> &before, const float *sums) {
+    u32 lane = threadIdx.x & 31;
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) {
+        if (row < p.n_rows) {
+            if (lane == 0) p.x[row * p.x_stride + o] = before.x[row] + before.gate[row] * (sums[row] * before.factor);
+            if (lane == 1) ((float *)p.batch.span_state[row])[p.previous + o] = before.normed[row];
+        }
+    }
 }
 
 struct TimeOut {
@@ -233,29 +288,32 @@ struct TimeOut {
 
 template <bool INT8, int ROWS> __device__ void time_out(const TimeOut &p) {
     Reader<INT8, 1> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_ahead(p.ahead);
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     u32 slot_stride = slots_of<INT8>(p.matrix.stride);
     for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) shared[i] = 0.0f;
     __syncthreads();
-    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) {
-        const float *wkv = (const float *)p.batch.span_state[row] + p.wkv;
-        for (u32 i = threadIdx.x; i < p.n_attention; i += THREADS) {
-            u32 at = row * p.a_stride + i;
-            float out = wkv_output(wkv_load(wkv, p.n_attention, i), p.key[at], p.value[at], p.bonus[i]);
-            shared[row * slot_stride + Format<INT8>::slot(i)] =
-                sigmoid(p.receptance[at]) * out * Format<INT8>::input_factor(p.matrix, i);
-        }
-    }
+    struct Channel {
+        float key, value, receptance, bonus, factor;
+        Wkv wkv;
+    };
+    u32 n = p.n_attention;
+    in_batches<4>(
+        p.n_rows * n,
+        [&](u32 index) {
+            u32 row = index / n, i = index % n, at = row * p.a_stride + i;
+            const float *wkv = (const float *)p.batch.span_state[row] + p.wkv;
+            Channel c = {p.key[at], p.value[at], p.receptance[at], p.bonus[i], Format<INT8>::input_factor(p.matrix, i),
+                         wkv_load(wkv, n, i)};
+            return c;
+        },
+        [&](u32 index, const Channel &c) {
+            float out = wkv_output(c.wkv, c.key, c.value, c.bonus);
+            shared[index / n * slot_stride + Format<INT8>::slot(index % n)] = sigmoid(c.receptance) * out * c.factor;
+        });
     __syncthreads();
-    reader.template run<ROWS>(shared, slot_stride, [&](u32 o, const float *sums) {
-        u32 lane = threadIdx.x & 31;
-        for (u32 row = 0; row < ROWS; row++) {
-            if (row >= p.n_rows) break;
-            u32 at = row * p.x_stride + o;
-            if (lane == 0) p.x[at] += sums[row] * Format<INT8>::output_factor(p.matrix, o);
-            if (lane == 1) ((float *)p.batch.span_state[row])[p.previous + o] = p.normed[at];
-        }
-    });
+    reader.template run<ROWS>(
+        shared, slot_stride, [&](u32 o) { return residual<INT8, ROWS>(p, o, nullptr); },
+        [&](u32 o, const Residual<ROWS> &before, const float *sums) { add_residual<ROWS>(p, o, before, sums); });
 }
 
 struct ChannelIn {
@@ -276,12 +334,12 @@ struct ChannelIn {
 };
 
 template <bool INT8, int ROWS> __device__ void channel_in(const ChannelIn &p) {
-    __shared__ float room[WARPS];
+    __shared__ float room[2 * ROWS * WARPS];
     u32 first;
     u32 index = share_of(blockIdx.x, p.n_blocks, first);
     const Matrix &matrix = p.matrix[index];
     Reader<INT8, 2> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
-    fetch_ahead(p.ahead);
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     // The time mixing is done reading WKV's state.
     u32 thread = blockIdx.x * THREADS + threadIdx.x;
     for (u32 i = thread; i < p.n_rows * p.n_attention; i += gridDim.x * THREADS) {
@@ -291,21 +349,29 @@ template <bool INT8, int ROWS> __device__ void channel_in(const ChannelIn &p) {
         wkv_store(wkv, p.n_attention, channel, wkv_next(s, p.key[at], p.value[at], p.decay_log[channel]));
     }
     u32 slot_stride = slots_of<INT8>(matrix.stride);
-    float *row_room = shared + ROWS * slot_stride;
-    shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, row_room, room);
-    reader.template run<ROWS>(shared, slot_stride, [&](u32 o, const float *sums) {
-        if ((threadIdx.x & 31) == 0)
-            for (u32 row = 0; row < ROWS; row++) {
-                if (row >= p.n_rows) break;
-                float sum = sums[row] * Format<INT8>::output_factor(matrix, o);
-                if (index == 0) {
-                    float factor = INT8 ? p.hidden_factors[o] : 1.0f;
-                    p.hidden[row * p.hidden_stride + Format<INT8>::slot(o)] = squared_relu(sum) * factor;
-                } else {
-                    p.gate[row * p.x_stride + o] = sigmoid(sum);
+    shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, room);
+    struct Factors {
+        float output, hidden;
+    };
+    reader.template run<ROWS>(
+        shared, slot_stride,
+        [&](u32 o) {
+            Factors f = {Format<INT8>::output_factor(matrix, o), INT8 && index == 0 ? p.hidden_factors[o] : 1.0f};
+            return f;
+        },
+        [&](u32 o, const Factors &factors, const float *sums) {
+            if ((threadIdx.x & 31) != 0) return;
+#pragma unroll
+            for (int row = 0; row < ROWS; row++) {
+                if (row < p.n_rows) {
+                    float sum = sums[row] * factors.output;
+                    if (index == 0)
+                        p.hidden[row * p.hidden_stride + Format<INT8>::slot(o)] = squared_relu(sum) * factors.hidden;
+                    else
+                        p.gate[row * p.x_stride + o] = sigmoid(sum);
                 }
             }
-    });
+        });
 }
 
 struct ChannelOut {
@@ -321,16 +387,14 @@ struct ChannelOut {
 
 template <bool INT8, int ROWS> __device__ void channel_out(const ChannelOut &p) {
     Reader<INT8, 1> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_ahead(p.ahead);
-    reader.template run<ROWS>(p.hidden, p.hidden_stride, [&](u32 o, const float *sums) {
-        u32 lane = threadIdx.x & 31;
-        for (u32 row = 0; row < ROWS; row++) {
-            if (row >= p.n_rows) break;
-            u32 at = row * p.x_stride + o;
-            if (lane == 0) p.x[at] += p.gate[at] * sums[row] * Format<INT8>::output_factor(p.matrix, o);
-            if (lane == 1) ((float *)p.batch.span_state[row])[p.previous + o] = p.normed[at];
-        }
-    });
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
+    for (u32 row = 0; row < ROWS && row < p.n_rows; row++)
+        stage(shared + row * p.hidden_stride, p.hidden + row * p.hidden_stride, p.hidden_stride);
+    end_of_staging();
+    __syncthreads();
+    reader.template run<ROWS>(
+        shared, p.hidden_stride, [&](u32 o) { return residual<INT8, ROWS>(p, o, p.gate); },
+        [&](u32 o, const Residual<ROWS> &before, const float *sums) { add_residual<ROWS>(p, o, before, sums); });
 }
 
 struct Head {
@@ -351,32 +415,48 @@ __device__ inline u64 argmax_key(float logit, u32 token) {
 }
 
 template <bool INT8, int ROWS> __device__ void head(const Head &p) {
-    __shared__ float room[WARPS];
+    __shared__ float room[2 * ROWS * WARPS];
     Reader<INT8, 2> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_ahead(p.ahead);
-    u32 slot_stride = slots_of<INT8>(p.matrix.stride);
-    float *row_room = shared + ROWS * slot_stride;
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
+    u32 n = p.n_embd, slot_stride = slots_of<INT8>(p.matrix.stride);
+    float *x = shared + ROWS * slot_stride, *vectors = x + ROWS * n;
+    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) stage(x + row * n, p.x + p.batch.out_rows[row] * p.x_stride, n);
+    stage(vectors, p.norm.weight, n);
+    stage(vectors + n, p.norm.bias, n);
+    if (INT8) stage(vectors + 2 * n, p.matrix.input_factors, n);
     for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) shared[i] = 0.0f;
-    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) {
-        norm_row(p.x + p.batch.out_rows[row] * p.x_stride, p.n_embd, p.norm, row_room, room);
-        for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS)
-            shared[row * slot_stride + Format<INT8>::slot(i)] = row_room[i] * Format<INT8>::input_factor(p.matrix, i);
-        __syncthreads();
+    end_of_staging();
+    __syncthreads();
+    const float *rows[ROWS];
+#pragma unroll
+    for (int row = 0; row < ROWS; row++) rows[row] = x + (row < p.n_rows ? row : 0) * n;
+    Moments m[ROWS];
+    moments<ROWS>(rows, n, p.norm.epsilon, room, m);
+    for (u32 i = threadIdx.x; i < n; i += THREADS) {
+        float factor = INT8 ? vectors[2 * n + i] : 1.0f;
+#pragma unroll
+        for (int row = 0; row < ROWS; row++)
+            if (row < p.n_rows)
+                shared[row * slot_stride + Format<INT8>::slot(i)] = normed(x[row * n + i], m[row], vectors[i], vectors[n + i]) * factor;
     }
+    __syncthreads();
     u64 best[ROWS];
-    for (u32 row = 0; row < ROWS; row++) best[row] = 0;
-    reader.template run<ROWS>(shared, slot_stride, [&](u32 o, const float *sums) {
 #pragma unroll
-        for (u32 row = 0; row < ROWS; row++) {
-            if (row < p.n_rows) {
-                float logit = sums[row] * Format<INT8>::output_factor(p.matrix, o);
-                if ((threadIdx.x & 31) == 0) ((float *)p.batch.out_logits[row])[o] = logit;
-                u64 key = argmax_key(logit, o);
-                best[row] = key > best[row] ? key : best[row];
+    for (int row = 0; row < ROWS; row++) best[row] = 0;
+    reader.template run<ROWS>(
+        shared, slot_stride, [&](u32 o) { return Format<INT8>::output_factor(p.matrix, o); },
+        [&](u32 o, float factor, const float *sums) {
+#pragma unroll
+            for (int row = 0; row < ROWS; row++) {
+                if (row < p.n_rows) {
+                    float logit = sums[row] * factor;
+                    if ((threadIdx.x & 31) == 0) ((float *)p.batch.out_logits[row])[o] = logit;
+                    u64 key = argmax_key(logit, o);
+                    best[row] = key > best[row] ? key : best[row];
+                }
             }
-        }
-    });
+        });
 #pragma unroll
-    for (u32 row = 0; row < ROWS; row++)
+    for (int row = 0; row < ROWS; row++)
         if (row < p.n_rows && (threadIdx.x & 31) == 0) atomicMax(p.best + row, best[row]);
 }

@@ -22,31 +22,31 @@ struct Products {
     Product product[3];
     u32 n_tiles[3]; // tiles of outputs of each
     u32 n_rows;
+    float *partials; // with gridDim.z > 1: (tiles, gridDim.z, sums of a tile)
+    u32 *counters;   // (tiles), all 0 before and after
 };
 
-__device__ inline void finish_one(const Product &p, u32 row, u32 o, float value) {
-    float *out = p.out + (u64)row * p.out_stride + o;
-    switch (p.finish) {
-    case SQUARED_RELU: value = squared_relu(value); break;
-    case SIGMOID: value = sigmoid(value); break;
-    case ADD: value += *out; break;
-    case ADD_GATED: value = *out + p.gate[(u64)row * p.out_stride + o] * value; break;
-    default: break;
+__device__ inline float finished(u32 finish, float value, float before, float gate) {
+    switch (finish) {
+    case SQUARED_RELU: return squared_relu(value);
+    case SIGMOID: return sigmoid(value);
+    case ADD: return before + value;
+    case ADD_GATED: return before + gate * value;
+    default: return value;
     }
-    *out = value;
+}
+
+// Two outputs side by side; o is even.
+__device__ inline void finish_pair(const Product &p, u32 row, u32 o, float a, float b) {
+    u64 at = (u64)row * p.out_stride + o;
+    float2 *out = (float2 *)(p.out + at);
+    float2 before = {0.0f, 0.0f}, gate = {0.0f, 0.0f};
+    if (p.finish >= ADD) before = *out;
+    if (p.finish == ADD_GATED) gate = *(const float2 *)(p.gate + at);
+    *out = make_float2(finished(p.finish, a, before.x, gate.x), finished(p.finish, b, before.y, gate.y));
 }
 
 #if TENSOR_CORES
-
-__device__ inline u32 shared_address(const void *pointer) {
-    u64 address;
-    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(pointer));
-    return (u32)address;
-}
-
-__device__ inline void copy_16(u32 to, const void *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
 
 __device__ inline void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -131,11 +131,14 @@ struct Tile {
                 for (int i = 0; i < 4; i++) sums[t][o][i] = 0.0f;
 
         u32 base = shared_address(shared);
-        u32 n_stages = p.matrix.stride / TILE_K;
+        // Blocks of the same tile share its inputs: stages first_stage .. end_stage are this one's.
+        u32 all_stages = p.matrix.stride / TILE_K;
+        u32 first_stage = all_stages * blockIdx.z / gridDim.z, n_stages = all_stages * (blockIdx.z + 1) / gridDim.z - first_stage;
+        u32 first_k = first_stage * TILE_K;
 #pragma unroll
         for (u32 stage = 0; stage < STAGES - 1; stage++) {
             if (stage < n_stages)
-                load_stage(base + stage * stage_bytes, p, first_row, products.n_rows, first_output, stage * TILE_K);
+                load_stage(base + stage * stage_bytes, p, first_row, products.n_rows, first_output, first_k + stage * TILE_K);
             end_of_stage();
         }
         for (u32 stage = 0; stage < n_stages; stage++) {
@@ -143,7 +146,7 @@ struct Tile {
             __syncthreads();
             u32 ahead = stage + STAGES - 1;
             if (ahead < n_stages)
-                load_stage(base + ahead % STAGES * stage_bytes, p, first_row, products.n_rows, first_output, ahead * TILE_K);
+                load_stage(base + ahead % STAGES * stage_bytes, p, first_row, products.n_rows, first_output, first_k + ahead * TILE_K);
             end_of_stage();
             u32 inputs = base + stage % STAGES * stage_bytes;
             u32 weights = inputs + input_bytes * (SPLIT ? 2 : 1);
@@ -191,7 +194,41 @@ struct Tile {
         }
         wait_for_stages<0>();
         if (K_PARTS > 1) add_parts(shared, sums, part, place_of_warp);
+        if (gridDim.z > 1 && !add_blocks(products, sums, part == 0)) return;
         if (part == 0) finish(p, products.n_rows, first_row + warp_t, first_output + warp_o, sums);
+    }
+
+    // Blocks of the same tile leave their sums in memory; the last one to do so adds all of them up, in their
+    // order, and goes on. False for the others.
+    __device__ static bool add_blocks(const Products &products, float (&sums)[t_tiles][o_tiles][4], bool has_sums) {
+        static const int numbers = t_tiles * o_tiles * 4, holders = warps_t * warps_o * 32;
+        __shared__ bool is_last;
+        u32 tile = blockIdx.y * gridDim.x + blockIdx.x;
+        float *of_tile = products.partials + (u64)tile * gridDim.z * numbers * holders + threadIdx.x;
+        if (has_sums) {
+            float *mine = of_tile + (u64)blockIdx.z * numbers * holders;
+#pragma unroll
+            for (int i = 0; i < numbers; i++) mine[i * holders] = (&sums[0][0][0])[i];
+        }
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            is_last = atomicAdd(products.counters + tile, 1) + 1 == gridDim.z;
+            if (is_last) products.counters[tile] = 0;
+        }
+        __syncthreads();
+        if (!is_last) return false;
+        __threadfence();
+        if (has_sums) {
+#pragma unroll
+            for (int i = 0; i < numbers; i++) (&sums[0][0][0])[i] = 0.0f;
+            for (u32 z = 0; z < gridDim.z; z++) {
+#pragma unroll
+                for (int i = 0; i < numbers; i++)
+                    (&sums[0][0][0])[i] += __ldcg(of_tile + ((u64)z * numbers + i) * holders);
+            }
+        }
+        return true;
     }
 
     __device__ static void add_parts(float *shared, float (&sums)[t_tiles][o_tiles][4], int part, int place_of_warp) {
@@ -224,10 +261,9 @@ struct Tile {
 #pragma unroll
                 for (int o = 0; o < o_tiles; o++) {
                     u32 output = first_output + o * 8 + lane % 4 * 2;
-#pragma unroll
-                    for (int i = 0; i < 2; i++)
-                        finish_one(p, row, output + i,
-                                   sums[t][o][half * 2 + i] * scale * Format<INT8>::output_factor(p.matrix, output + i));
+                    float a = sums[t][o][half * 2] * scale * Format<INT8>::output_factor(p.matrix, output);
+                    float b = sums[t][o][half * 2 + 1] * scale * Format<INT8>::output_factor(p.matrix, output + 1);
+                    finish_pair(p, row, output, a, b);
                 }
             }
         }
@@ -235,19 +271,20 @@ struct Tile {
 };
 
 #define PRODUCTS(name, split, ...)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, false>::threads) name##_f16(const Products p) { \
+    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, false>::threads, 2) name##_f16(const Products p) { \
         Tile<__VA_ARGS__, split, false>::run(p);                                                                       \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, true>::threads) name##_int8(const Products p) { \
+    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, true>::threads, 2) name##_int8(const Products p) { \
         Tile<__VA_ARGS__, split, true>::run(p);                                                                        \
     }
 
 // src/kernels.rs has the same shapes.
-//       name              split  T    O    K   warp   parts stages
-PRODUCTS(products_narrow, true, 64, 32, 128, 32, 32, 4, 3)
-PRODUCTS(products_tall, true, 64, 128, 64, 32, 32, 1, 3)
+//       name          split  T    O    K   warp   parts stages
+PRODUCTS(products_16, true, 16, 64, 128, 16, 32, 4, 3)
+PRODUCTS(products_32, true, 32, 128, 64, 32, 32, 2, 3)
+PRODUCTS(products_64, true, 64, 128, 64, 32, 32, 1, 3)
 PRODUCTS(products_middle, false, 64, 64, 64, 32, 32, 1, 4)
-PRODUCTS(products_wide, false, 128, 128, 32, 64, 32, 1, 4)
+PRODUCTS(products_wide, false, 128, 128, 64, 64, 32, 1, 3)
 
 #else
 
@@ -286,7 +323,10 @@ template <bool INT8> __device__ void multiply_tile(const Products &products) {
         if (row >= products.n_rows) continue;
         for (int o = 0; o < 4; o++) {
             u32 output = first_output + column + o * 16;
-            finish_one(p, row, output, sums[t][o] * Format<INT8>::output_factor(p.matrix, output));
+            u64 at = (u64)row * p.out_stride + output;
+            float value = sums[t][o] * Format<INT8>::output_factor(p.matrix, output);
+            float before = p.finish >= ADD ? p.out[at] : 0.0f, gate = p.finish == ADD_GATED ? p.gate[at] : 0.0f;
+            p.out[at] = finished(p.finish, value, before, gate);
         }
     }
 }

@@ -25,25 +25,47 @@ __device__ inline float row_factor(float largest) {
     return __uint_as_float((u32)(exponent + 127) << 23);
 }
 
-// Writes the row that value(i) gives for i < n.
-template <class Value>
-__device__ void write_inputs(const Inputs &inputs, u32 row, u32 n, float *room, Value value) {
+// Writes N inputs of one row: values(i, v) sets v[n] to number i of the n-th, for i < n_numbers. `split`: with
+// low halves. `room` as for block_sums.
+template <int N, class Values>
+__device__ void write_inputs(const Inputs *inputs, u32 row, u32 n_numbers, bool split, float *room, Values values) {
+    float v[N];
 #if TENSOR_CORES
-    float largest = 0.0f;
-    for (u32 i = threadIdx.x; i < n; i += THREADS) largest = fmaxf(largest, fabsf(value(i)));
-    float factor = row_factor(block_max(largest, room));
-    for (u32 i = threadIdx.x; i < n; i += THREADS) {
-        float scaled = value(i) * factor;
-        u16 high = to_half(scaled);
-        u64 at = (u64)row * inputs.stride + i;
-        inputs.high[at] = high;
-        inputs.low[at] = to_half(scaled - from_half(high));
+    float largest[N];
+#pragma unroll
+    for (int n = 0; n < N; n++) largest[n] = 0.0f;
+    for (u32 i = threadIdx.x; i < n_numbers; i += THREADS) {
+        values(i, v);
+#pragma unroll
+        for (int n = 0; n < N; n++) largest[n] = fmaxf(largest[n], fabsf(v[n]));
     }
-    if (threadIdx.x == 0) inputs.scales[row] = 1.0f / factor;
+    block_max<N>(largest, room);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        largest[n] = row_factor(largest[n]);
+        if (threadIdx.x == 0) inputs[n].scales[row] = 1.0f / largest[n];
+    }
+    for (u32 i = threadIdx.x; i < n_numbers; i += THREADS) {
+        values(i, v);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float scaled = v[n] * largest[n];
+            u16 high = to_half(scaled);
+            u64 at = (u64)row * inputs[n].stride + i;
+            inputs[n].high[at] = high;
+            if (split) inputs[n].low[at] = to_half(scaled - from_half(high));
+        }
+    }
 #else
-    for (u32 i = threadIdx.x; i < n; i += THREADS) inputs.values[(u64)row * inputs.stride + i] = value(i);
-    if (threadIdx.x == 0) inputs.scales[row] = 1.0f;
+    for (u32 i = threadIdx.x; i < n_numbers; i += THREADS) {
+        values(i, v);
+#pragma unroll
+        for (int n = 0; n < N; n++) inputs[n].values[(u64)row * inputs[n].stride + i] = v[n];
+    }
+    if (threadIdx.x == 0)
+        for (int n = 0; n < N; n++) inputs[n].scales[row] = 1.0f;
     (void)room;
+    (void)split;
 #endif
 }
 
@@ -53,45 +75,89 @@ struct Shift {
     const float *mix[3];
     const float *factors[3]; // input factors, or null
     Inputs out[3];
-    u32 n_outputs;    // how many of them
+    u32 split;
     float *last;      // (spans, x_stride): the normalised last row of each span
-    u32 n_embd, x_stride;
+    u32 n_embd, x_stride, n_rows, rows_of_block;
     u32 previous;     // where it goes in a state, by a later launch
     Batch batch;
 };
 
-// Norm and token shift; one block a row.
-extern "C" __global__ void __launch_bounds__(THREADS) shift_rows(const Shift p) {
-    __shared__ float room[WARPS];
-    u32 row = blockIdx.x;
-    u32 span = p.batch.row_span[row];
-    u32 first = p.batch.span_first[span];
-    float *now = shared, *before = shared + p.n_embd;
-    norm_row(p.x + (u64)row * p.x_stride, p.n_embd, p.norm, now, room);
-    if (row == first) {
-        const float *previous = (const float *)p.batch.span_state[span] + p.previous;
-        for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) before[i] = previous[i];
+// Norms a row of shared memory in place.
+__device__ inline void norm_in_place(float *x, u32 n, const Norm &norm, float *room) {
+    const float *const rows[1] = {x};
+    Moments m[1];
+    moments<1>(rows, n, norm.epsilon, room, m);
+    struct Affine {
+        float weight, bias;
+    };
+    in_batches<4>(
+        n,
+        [&](u32 i) {
+            Affine a = {norm.weight[i], norm.bias[i]};
+            return a;
+        },
+        [&](u32 i, const Affine &a) { x[i] = normed(x[i], m[0], a.weight, a.bias); });
+}
+
+// Norm and token shift. A block takes some rows in order, so that the norm of one row serves the next, too.
+template <int N> __device__ void shift_rows(const Shift &p) {
+    // Rows that follow each other use other parts: nobody may still be reading the one that is written.
+    __shared__ float room[2][(2 + N) * WARPS];
+    u32 n = p.n_embd, first_row = blockIdx.x * p.rows_of_block;
+    u32 end = min(first_row + p.rows_of_block, p.n_rows);
+    float *now = shared, *before = shared + n, *next = shared + 2 * n;
+    u32 span = p.batch.row_span[first_row], span_first = p.batch.span_first[span], span_rows = p.batch.span_rows[span];
+    stage(now, p.x + (u64)first_row * p.x_stride, n);
+    if (first_row == span_first) {
+        stage(before, (const float *)p.batch.span_state[span] + p.previous, n);
+        end_of_staging();
         __syncthreads();
     } else {
-        norm_row(p.x + (u64)(row - 1) * p.x_stride, p.n_embd, p.norm, before, room);
+        stage(before, p.x + (u64)(first_row - 1) * p.x_stride, n);
+        end_of_staging();
+        __syncthreads();
+        norm_in_place(before, n, p.norm, room[1]);
     }
-    if (row + 1 == first + p.batch.span_rows[span])
-        for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) p.last[(u64)span * p.x_stride + i] = now[i];
+    for (u32 row = first_row; row < end; row++) {
+        float *here = room[row & 1];
+        // The next row's state is read by the block that has it first; here only rows of x are.
+        bool more = row + 1 < end;
+        if (more) stage(next, p.x + (u64)(row + 1) * p.x_stride, n);
+        norm_in_place(now, n, p.norm, here);
+        if (row + 1 == span_first + span_rows)
+            for (u32 i = threadIdx.x; i < n; i += THREADS) p.last[(u64)span * p.x_stride + i] = now[i];
+        write_inputs<N>(p.out, row, n, p.split != 0, here + 2 * WARPS, [&](u32 i, float(&v)[N]) {
+            float x = now[i], previous = before[i];
 #pragma unroll
-    for (int output = 0; output < 3; output++) {
-        if (output >= p.n_outputs) break;
-        const float *mix = p.mix[output], *factors = p.factors[output];
-        write_inputs(p.out[output], row, p.n_embd, room, [&](u32 i) {
-            float value = mixed(now[i], before[i], mix[i]);
-            return factors ? value * factors[i] : value;
+            for (int output = 0; output < N; output++) {
+                v[output] = mixed(x, previous, p.mix[output][i]);
+                if (p.factors[output]) v[output] *= p.factors[output][i];
+            }
         });
+        if (!more) break;
+        float *free = before;
+        before = now, now = next, next = free;
+        end_of_staging();
+        __syncthreads();
+        if (row + 1 == span_first + span_rows) {
+            span++;
+            span_first = p.batch.span_first[span], span_rows = p.batch.span_rows[span];
+            // This row's own numbers of `before` were read by this thread alone, in write_inputs.
+            stage(before, (const float *)p.batch.span_state[span] + p.previous, n);
+            end_of_staging();
+            __syncthreads();
+        }
     }
 }
+
+extern "C" __global__ void __launch_bounds__(THREADS) shift_rows_3(const Shift p) { shift_rows<3>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) shift_rows_2(const Shift p) { shift_rows<2>(p); }
 
 struct Plain {
     const float *x; // (rows, x_stride)
     const float *factors;
     Inputs out;
+    u32 split;
     u32 n, x_stride;
     // The last normalised rows of the spans go into the states, where `last` is not null.
     const float *last;
@@ -103,16 +169,19 @@ struct Plain {
 extern "C" __global__ void __launch_bounds__(THREADS) plain_rows(const Plain p) {
     __shared__ float room[WARPS];
     u32 row = blockIdx.x;
-    const float *x = p.x + (u64)row * p.x_stride;
-    write_inputs(p.out, row, p.n, room, [&](u32 i) { return p.factors ? x[i] * p.factors[i] : x[i]; });
+    stage(shared, p.x + (u64)row * p.x_stride, p.n);
     if (p.last) {
         u32 span = p.batch.row_span[row];
         if (row == p.batch.span_first[span]) {
             float *state = (float *)p.batch.span_state[span] + p.previous;
             const float *last = p.last + (u64)span * p.last_stride;
-            for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) state[i] = last[i];
+            in_batches<4>(p.n_embd, [&](u32 i) { return last[i]; }, [&](u32 i, float x) { state[i] = x; });
         }
     }
+    end_of_staging();
+    __syncthreads();
+    write_inputs<1>(&p.out, row, p.n, p.split != 0, room,
+                    [&](u32 i, float(&v)[1]) { v[0] = p.factors ? shared[i] * p.factors[i] : shared[i]; });
 }
 
 struct WkvRows {
@@ -120,6 +189,7 @@ struct WkvRows {
     const float *decay_log, *bonus;
     const float *factors; // input factors of the output matrix
     Inputs out;
+    u32 split;
     float *gated;   // (rows, a_stride), when spans have several rows
     float *sums;    // (chunks, 3, a_stride): WKV of a chunk alone
     float *start;   // (spans, 3, a_stride): WKV before the batch
@@ -131,29 +201,40 @@ struct WkvRows {
 
 __device__ inline void keep_last(const WkvRows &p, u32 span) {
     float *state = (float *)p.batch.span_state[span] + p.previous;
-    for (u32 i = threadIdx.x; i < p.n_embd; i += blockDim.x) state[i] = p.last[(u64)span * p.last_stride + i];
+    const float *last = p.last + (u64)span * p.last_stride;
+    in_batches<4>(p.n_embd, [&](u32 i) { return last[i]; }, [&](u32 i, float x) { state[i] = x; });
 }
 
 // All spans have one row: one block a row.
 extern "C" __global__ void __launch_bounds__(THREADS) wkv_single(const WkvRows p) {
     __shared__ float room[WARPS];
-    u32 row = blockIdx.x;
+    struct Channel {
+        float key, value, receptance, bonus, decay_log, factor;
+        Wkv wkv;
+    };
+    u32 row = blockIdx.x, n = p.n_attention;
     float *wkv = (float *)p.batch.span_state[row] + p.wkv;
-    for (u32 i = threadIdx.x; i < p.n_attention; i += THREADS) {
-        u64 at = (u64)row * p.a_stride + i;
-        float key = p.key[at], value = p.value[at];
-        Wkv s = wkv_load(wkv, p.n_attention, i);
-        float gated = sigmoid(p.receptance[at]) * wkv_output(s, key, value, p.bonus[i]);
-        shared[i] = p.factors ? gated * p.factors[i] : gated;
-        wkv_store(wkv, p.n_attention, i, wkv_next(s, key, value, p.decay_log[i]));
-    }
-    __syncthreads();
-    write_inputs(p.out, row, p.n_attention, room, [&](u32 i) { return shared[i]; });
+    in_batches<4>(
+        n,
+        [&](u32 i) {
+            u64 at = (u64)row * p.a_stride + i;
+            Channel c = {p.key[at], p.value[at], p.receptance[at], p.bonus[i], p.decay_log[i],
+                         p.factors ? p.factors[i] : 1.0f, wkv_load(wkv, n, i)};
+            return c;
+        },
+        [&](u32 i, const Channel &c) {
+            shared[i] = sigmoid(c.receptance) * wkv_output(c.wkv, c.key, c.value, c.bonus) * c.factor;
+            wkv_store(wkv, n, i, wkv_next(c.wkv, c.key, c.value, c.decay_log));
+        });
     keep_last(p, row);
+    __syncthreads();
+    write_inputs<1>(&p.out, row, n, p.split != 0, room, [&](u32 i, float(&v)[1]) { v[0] = shared[i]; });
 }
 
 // Channels of a block of the next two.
 #define WKV_CHANNELS 64
+// Tokens whose numbers are on their way at once.
+#define WKV_BATCH 8
 
 // Spans of several rows, in chunks. First every chunk alone, from nothing; only the first one of a span starts
 // from the state. A chunk that is its span's only one has nothing to do here. grid (channels, chunks)
@@ -167,8 +248,18 @@ extern "C" __global__ void __launch_bounds__(WKV_CHANNELS) wkv_sums(const WkvRow
         wkv_store(p.start + (u64)span * 3 * p.a_stride, p.a_stride, i, s);
     }
     u64 at = (u64)p.batch.chunk_first[chunk] * p.a_stride + i;
-    for (u32 row = 0; row < n_rows; row++, at += p.a_stride)
-        s = wkv_next(s, p.key[at], p.value[at], p.decay_log[i]);
+    float decay = p.decay_log[i];
+    for (u32 row = 0; row < n_rows; row += WKV_BATCH, at += (u64)WKV_BATCH * p.a_stride) {
+        float key[WKV_BATCH], value[WKV_BATCH];
+#pragma unroll
+        for (int j = 0; j < WKV_BATCH; j++) {
+            u64 here = at + (u64)(row + j < n_rows ? j : 0) * p.a_stride;
+            key[j] = p.key[here], value[j] = p.value[here];
+        }
+#pragma unroll
+        for (int j = 0; j < WKV_BATCH; j++)
+            if (row + j < n_rows) s = wkv_next(s, key[j], value[j], decay);
+    }
     wkv_store(p.sums + (u64)chunk * 3 * p.a_stride, p.a_stride, i, s);
 }
 
@@ -189,21 +280,43 @@ extern "C" __global__ void __launch_bounds__(WKV_CHANNELS) wkv_apply(const WkvRo
             s = wkv_load(p.start + (u64)span * 3 * p.a_stride, p.a_stride, i);
         else {
             u32 begin = chunk - index;
-            s = wkv_load(p.sums + (u64)begin * 3 * p.a_stride, p.a_stride, i);
-            for (u32 before = begin + 1; before < chunk; before++) {
-                float faded = decay * (float)p.batch.chunk_rows[before];
-                s = wkv_join(s, faded, wkv_load(p.sums + (u64)before * 3 * p.a_stride, p.a_stride, i));
+            const float *sums = p.sums + (u64)begin * 3 * p.a_stride;
+            s = wkv_load(sums, p.a_stride, i);
+            for (u32 before = 1; before < index; before += WKV_BATCH) {
+                Wkv next[WKV_BATCH];
+#pragma unroll
+                for (int j = 0; j < WKV_BATCH; j++) {
+                    u32 here = before + j < index ? before + j : 0;
+                    next[j] = wkv_load(sums + (u64)here * 3 * p.a_stride, p.a_stride, i);
+                }
+#pragma unroll
+                for (int j = 0; j < WKV_BATCH; j++)
+                    // All chunks but a span's last have as many rows as its first.
+                    if (before + j < index) s = wkv_join(s, decay * (float)p.batch.chunk_rows[begin], next[j]);
             }
         }
         u64 at = (u64)first * p.a_stride + i;
-        for (u32 row = 0; row < n_rows; row++, at += p.a_stride) {
-            float key = p.key[at], value = p.value[at];
-            p.gated[at] = sigmoid(p.receptance[at]) * wkv_output(s, key, value, bonus);
-            s = wkv_next(s, key, value, decay);
+        for (u32 row = 0; row < n_rows; row += WKV_BATCH, at += (u64)WKV_BATCH * p.a_stride) {
+            float key[WKV_BATCH], value[WKV_BATCH], receptance[WKV_BATCH];
+#pragma unroll
+            for (int j = 0; j < WKV_BATCH; j++) {
+                u64 here = at + (u64)(row + j < n_rows ? j : 0) * p.a_stride;
+                key[j] = p.key[here], value[j] = p.value[here], receptance[j] = p.receptance[here];
+            }
+#pragma unroll
+            for (int j = 0; j < WKV_BATCH; j++) {
+                if (row + j < n_rows) {
+                    p.gated[at + (u64)j * p.a_stride] = sigmoid(receptance[j]) * wkv_output(s, key[j], value[j], bonus);
+                    s = wkv_next(s, key[j], value[j], decay);
+                }
+            }
         }
         if (is_last) wkv_store(state, p.n_attention, i, s);
     }
-    if (is_last && blockIdx.x == 0) keep_last(p, span);
+    if (is_last && blockIdx.x == 0) {
+        float *previous = (float *)p.batch.span_state[span] + p.previous;
+        for (u32 d = threadIdx.x; d < p.n_embd; d += WKV_CHANNELS) previous[d] = p.last[(u64)span * p.last_stride + d];
+    }
 }
 
 struct NormOut {
@@ -211,6 +324,7 @@ struct NormOut {
     Norm norm;
     const float *factors;
     Inputs out;    // for the head
+    u32 split;
     float *hidden; // (output rows, n_embd), where it is not null, instead
     u32 n_embd, x_stride, first;
     Batch batch;
@@ -218,14 +332,18 @@ struct NormOut {
 
 // The norm in front of the head, of output rows first + 0, 1, ..; one block each.
 extern "C" __global__ void __launch_bounds__(THREADS) norm_out_rows(const NormOut p) {
-    __shared__ float room[WARPS];
+    __shared__ float room[3 * WARPS];
     u32 row = p.batch.out_rows[p.first + blockIdx.x];
-    norm_row(p.x + (u64)row * p.x_stride, p.n_embd, p.norm, shared, room);
+    stage(shared, p.x + (u64)row * p.x_stride, p.n_embd);
+    end_of_staging();
+    __syncthreads();
+    norm_in_place(shared, p.n_embd, p.norm, room);
     if (p.hidden) {
         for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) p.hidden[(u64)blockIdx.x * p.n_embd + i] = shared[i];
         return;
     }
-    write_inputs(p.out, blockIdx.x, p.n_embd, room, [&](u32 i) { return p.factors ? shared[i] * p.factors[i] : shared[i]; });
+    write_inputs<1>(&p.out, blockIdx.x, p.n_embd, p.split != 0, room + 2 * WARPS,
+                    [&](u32 i, float(&v)[1]) { v[0] = p.factors ? shared[i] * p.factors[i] : shared[i]; });
 }
 
 struct LogitsOut {
@@ -235,29 +353,27 @@ struct LogitsOut {
     Batch batch;
 };
 
-// The largest logit of each output row, and the row itself to its state's memory; one block each.
+// The largest logit of each output row, and the row itself to its state's memory. grid (parts of a row, rows);
+// `best` was 0.
 extern "C" __global__ void __launch_bounds__(THREADS) logits_out(const LogitsOut p) {
-    __shared__ u64 room[WARPS];
-    u32 row = p.first + blockIdx.x;
-    const float *logits = p.logits + (u64)blockIdx.x * p.stride;
+    u32 row = p.first + blockIdx.y;
+    const float *logits = p.logits + (u64)blockIdx.y * p.stride;
     float *keep = (float *)p.batch.out_logits[row];
+    u32 part = (p.n_vocab + gridDim.x - 1) / gridDim.x, start = blockIdx.x * part;
+    if (start >= p.n_vocab) return;
     u64 best = 0;
-    for (u32 i = threadIdx.x; i < p.n_vocab; i += THREADS) {
-        float logit = logits[i];
-        u64 key = argmax_key(logit, i);
-        best = key > best ? key : best;
-        if (keep) keep[i] = logit;
-    }
+    in_batches<8>(
+        min(part, p.n_vocab - start), [&](u32 i) { return logits[start + i]; },
+        [&](u32 i, float logit) {
+            u64 key = argmax_key(logit, start + i);
+            best = key > best ? key : best;
+            if (keep) keep[start + i] = logit;
+        });
     for (int step = 16; step > 0; step >>= 1) {
         u64 other = __shfl_xor_sync(0xffffffffu, best, step);
         best = other > best ? other : best;
     }
-    if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = best;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int warp = 1; warp < WARPS; warp++) best = room[warp] > best ? room[warp] : best;
-        p.best[row] = best;
-    }
+    if ((threadIdx.x & 31) == 0) atomicMax(p.best + row, best);
 }
 
 struct Tokens {
@@ -285,7 +401,7 @@ struct Begin {
 
 // Embedding and the norm behind it; one block a row.
 template <bool INT8> __device__ void begin(const Begin &p) {
-    __shared__ float room[WARPS];
+    __shared__ float room[2 * WARPS];
     u32 row = blockIdx.x;
     if (p.single && threadIdx.x == 0) {
         p.batch.row_span[row] = row;
@@ -301,14 +417,14 @@ template <bool INT8> __device__ void begin(const Begin &p) {
     u32 token = p.from.tokens[row];
     const u8 *weights = p.embedding.weights + (u64)token * p.embedding.stride * Format<INT8>::bytes;
     float factor = Format<INT8>::output_factor(p.embedding, token);
-    for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) {
-        if (INT8)
-            shared[i] = (float)((const i8 *)weights)[int8_place(i)] * factor * p.embedding.input_factors[i];
-        else
-            shared[i] = from_half(((const u16 *)weights)[i]);
-    }
+    in_batches<4>(
+        p.n_embd,
+        [&](u32 i) {
+            return INT8 ? (float)((const i8 *)weights)[int8_place(i)] * p.embedding.input_factors[i]
+                        : from_half(((const u16 *)weights)[i]);
+        },
+        [&](u32 i, float x) { shared[i] = x * factor; });
     __syncthreads();
-    Moments m = moments(shared, p.n_embd, p.norm.epsilon, room);
-    float *x = p.x + (u64)row * p.x_stride;
-    for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) x[i] = normed(shared[i], m, p.norm, i);
+    norm_in_place(shared, p.n_embd, p.norm, room);
+    for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) p.x[(u64)row * p.x_stride + i] = shared[i];
 }

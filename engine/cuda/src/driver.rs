@@ -491,7 +491,7 @@ impl Stream {
     pub(crate) unsafe fn launch<P>(
         &self,
         kernel: &Kernel,
-        grid: (u32, u32),
+        grid: [u32; 3],
         block: u32,
         shared: u32,
         parameters: &P,
@@ -517,7 +517,7 @@ impl Stream {
     pub(crate) unsafe fn launch_raw(
         &self,
         kernel: &Kernel,
-        grid: (u32, u32),
+        grid: [u32; 3],
         block: u32,
         shared: u32,
         parameters: &mut [*mut c_void],
@@ -527,9 +527,9 @@ impl Stream {
         let result = unsafe {
             sys::cuLaunchKernel(
                 kernel.function,
-                grid.0,
-                grid.1,
-                1,
+                grid[0],
+                grid[1],
+                grid[2],
                 block,
                 1,
                 1,

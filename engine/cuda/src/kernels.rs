@@ -19,6 +19,8 @@ pub(crate) struct Tile {
     pub(crate) kernel: Kernel,
     pub(crate) rows: u32,
     pub(crate) outputs: u32,
+    /// Inputs of a stage.
+    pub(crate) inputs: u32,
     pub(crate) threads: u32,
     pub(crate) shared: u32,
 }
@@ -31,10 +33,8 @@ pub(crate) enum Tiles {
 }
 
 pub(crate) struct TensorTiles {
-    /// Up to 64 rows, layers: parts of the inputs are spread over warps.
-    pub(crate) narrow: Tile,
-    /// Up to 64 rows, the head.
-    pub(crate) tall: Tile,
+    /// Few rows, in the order of how many; activations are of two halves.
+    pub(crate) split: [Tile; 3],
     /// More rows, few tiles.
     pub(crate) middle: Tile,
     pub(crate) wide: Tile,
@@ -43,7 +43,9 @@ pub(crate) struct TensorTiles {
 pub(crate) struct Kernels {
     pub(crate) begin: Kernel,
     pub(crate) few: Vec<Few>,
-    pub(crate) shift_rows: Kernel,
+    /// Of the time mixing's three inputs, and of the channel mixing's two.
+    pub(crate) shift_rows_3: Kernel,
+    pub(crate) shift_rows_2: Kernel,
     pub(crate) plain_rows: Kernel,
     pub(crate) wkv_single: Kernel,
     pub(crate) wkv_sums: Kernel,
@@ -68,11 +70,12 @@ struct Shape {
 }
 
 #[rustfmt::skip]
-const SHAPES: [Shape; 4] = [
-    Shape { name: "products_narrow", rows: 64, outputs: 32, inputs: 128, warp: (32, 32), parts: 4, stages: 3, split: true },
-    Shape { name: "products_tall", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 3, split: true },
+const SHAPES: [Shape; 5] = [
+    Shape { name: "products_16", rows: 16, outputs: 64, inputs: 128, warp: (16, 32), parts: 4, stages: 3, split: true },
+    Shape { name: "products_32", rows: 32, outputs: 128, inputs: 64, warp: (32, 32), parts: 2, stages: 3, split: true },
+    Shape { name: "products_64", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 3, split: true },
     Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false },
-    Shape { name: "products_wide", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false },
+    Shape { name: "products_wide", rows: 128, outputs: 128, inputs: 64, warp: (64, 32), parts: 1, stages: 3, split: false },
 ];
 
 impl Shape {
@@ -91,6 +94,7 @@ impl Shape {
             kernel: kernel(device, self.name, int8)?,
             rows: self.rows,
             outputs: self.outputs,
+            inputs: self.inputs,
             threads: warps * self.parts * 32,
             shared: (stage * self.stages).max(sums),
         };
@@ -117,10 +121,9 @@ impl Kernels {
             })
         };
         let tiles = if device.tensor_cores {
-            let [narrow, tall, middle, wide] = SHAPES.map(|shape| shape.tile(device, int8));
+            let [a, b, c, middle, wide] = SHAPES.map(|shape| shape.tile(device, int8));
             Tiles::Tensor(TensorTiles {
-                narrow: narrow?,
-                tall: tall?,
+                split: [a?, b?, c?],
                 middle: middle?,
                 wide: wide?,
             })
@@ -129,6 +132,7 @@ impl Kernels {
                 kernel: kernel(device, "products_plain", int8)?,
                 rows: 64,
                 outputs: 64,
+                inputs: 16,
                 threads: 256,
                 shared: 0,
             })
@@ -136,7 +140,8 @@ impl Kernels {
         Ok(Kernels {
             begin: kernel(device, "begin", int8)?,
             few: [1, 2, 4].into_iter().map(of_rows).collect::<Result<_>>()?,
-            shift_rows: device.kernel("shift_rows")?,
+            shift_rows_3: device.kernel("shift_rows_3")?,
+            shift_rows_2: device.kernel("shift_rows_2")?,
             plain_rows: device.kernel("plain_rows")?,
             wkv_single: device.kernel("wkv_single")?,
             wkv_sums: device.kernel("wkv_sums")?,

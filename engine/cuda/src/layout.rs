@@ -18,6 +18,10 @@ pub(crate) const LOGITS_ROWS: u32 = 256;
 pub(crate) const FEW_ROWS: u32 = 4;
 /// Tokens of a chunk of WKV.
 pub(crate) const CHUNK_ROWS: u32 = 32;
+/// Sums of tiles that several blocks compute together.
+pub(crate) const PARTIALS_BYTES: u64 = 16 << 20;
+/// Such tiles at most.
+pub(crate) const PARTIAL_TILES: u32 = 1024;
 /// The few-row kernels want activations in steps of so many inputs.
 const SLOT_STEP: u32 = 512;
 
@@ -44,6 +48,10 @@ impl Pieces {
 
     fn floats(&mut self, n: u64) -> Address {
         self.take(4 * n)
+    }
+
+    fn next(&self) -> Address {
+        self.base + self.used
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -73,6 +81,8 @@ pub(crate) enum Place {
 /// Of one layer.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Layer {
+    /// Where its vectors and factors are, and their bytes.
+    pub(crate) small: (Address, u64),
     pub(crate) att_norm: Norm,
     /// Key, value, receptance.
     pub(crate) att_mix: [Address; 3],
@@ -100,13 +110,15 @@ pub(crate) struct Weights {
 
 struct Placer<'a> {
     options: &'a StageOptions,
-    pieces: &'a mut Pieces,
+    /// Vectors and factors.
+    small: &'a mut Pieces,
+    weights: &'a mut Pieces,
     places: BTreeMap<TensorId, Place>,
 }
 
 impl Placer<'_> {
     fn vector(&mut self, id: TensorId, n: u32) -> Address {
-        let at = self.pieces.floats(u64::from(padded(n)));
+        let at = self.small.floats(u64::from(padded(n)));
         self.places.insert(id, Place::Vector { at, n });
         at
     }
@@ -126,15 +138,15 @@ impl Placer<'_> {
         let n_weights = u64::from(rows) * u64::from(stride);
         let matrix = Matrix {
             weights: self
-                .pieces
+                .weights
                 .take(if int8 { n_weights } else { 2 * n_weights }),
             input_factors: if int8 {
-                self.pieces.floats(u64::from(stride))
+                self.small.floats(u64::from(stride))
             } else {
                 0
             },
             output_factors: if int8 {
-                self.pieces.floats(u64::from(rows))
+                self.small.floats(u64::from(rows))
             } else {
                 0
             },
@@ -163,7 +175,9 @@ impl Placer<'_> {
             norm_epsilon: epsilon,
             ..
         } = *self.options;
-        Layer {
+        let start = self.small.next();
+        let placed = Layer {
+            small: (start, 0),
             att_norm: self.norm(abi::ATT_NORM_WEIGHT, abi::ATT_NORM_BIAS, layer, epsilon),
             att_mix: [
                 abi::ATT_MIX_KEY,
@@ -182,16 +196,21 @@ impl Placer<'_> {
             ffn_in: [(abi::FFN_KEY, h), (abi::FFN_RECEPTANCE, d)]
                 .map(|(id, n_outputs)| self.matrix((id, layer), n_outputs, d, false)),
             ffn_value: self.matrix((abi::FFN_VALUE, layer), d, h, true),
+        };
+        Layer {
+            small: (start, self.small.next() - start),
+            ..placed
         }
     }
 }
 
 impl Weights {
-    pub(crate) fn place(options: &StageOptions, pieces: &mut Pieces) -> Self {
+    pub(crate) fn place(options: &StageOptions, small: &mut Pieces, weights: &mut Pieces) -> Self {
         let (d, v) = (options.n_embd, options.n_vocab);
         let mut placer = Placer {
             options,
-            pieces,
+            small,
+            weights,
             places: BTreeMap::new(),
         };
         let p = &mut placer;
@@ -249,6 +268,8 @@ pub(crate) struct Workspace {
     /// (chunks of spans of several, 3, a_stride)
     pub(crate) sums: Address,
     pub(crate) start: Address,
+    pub(crate) partials: Address,
+    pub(crate) counters: Address,
     /// (logits rows, vocab_stride)
     pub(crate) logits: Address,
     /// (logits rows, x_stride)
@@ -276,6 +297,8 @@ impl Workspace {
             vocab_stride,
             ..Default::default()
         };
+        w.partials = pieces.take(PARTIALS_BYTES);
+        w.counters = pieces.take(4 * u64::from(PARTIAL_TILES));
         if options.layer_count > 0 {
             let few = u64::from(FEW_ROWS);
             w.normed = pieces.floats(few * x);

@@ -54,7 +54,7 @@ pub(crate) fn measure(ordinal: u32) -> Result<Limits> {
         ];
         // SAFETY: the kernel takes two addresses and a 64-bit number in this order, reads `n_words` words, and
         // may write one number at the sink.
-        unsafe { stream.launch_raw(&kernel, (n_blocks, 1), READ_THREADS, 0, &mut parameters) }
+        unsafe { stream.launch_raw(&kernel, [n_blocks, 1, 1], READ_THREADS, 0, &mut parameters) }
     })?;
 
     let kernel = device.kernel("arithmetic")?;
@@ -66,7 +66,7 @@ pub(crate) fn measure(ordinal: u32) -> Result<Limits> {
         unsafe {
             stream.launch_raw(
                 &kernel,
-                (n_blocks, 1),
+                [n_blocks, 1, 1],
                 ARITHMETIC_THREADS,
                 0,
                 &mut parameters,
@@ -85,7 +85,7 @@ pub(crate) fn measure(ordinal: u32) -> Result<Limits> {
         for _ in 0..STEPS {
             let mut parameters = [(&raw mut sink_address).cast()];
             // SAFETY: the kernel takes one address and does nothing.
-            unsafe { stream.launch_raw(&kernel, (1, 1), 32, 0, &mut parameters)? };
+            unsafe { stream.launch_raw(&kernel, [1, 1, 1], 32, 0, &mut parameters)? };
         }
         Ok(())
     })?;

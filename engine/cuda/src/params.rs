@@ -45,8 +45,10 @@ parameters! {
         stride: u32,
     }
     struct Ahead {
-        start: [Address; 3],
-        lines: [u32; 3],
+        start: [Address; 4],
+        lines: [u32; 4],
+        state: u32,
+        state_lines: u32,
     }
     struct TimeIn {
         x: Address,
@@ -144,10 +146,12 @@ parameters! {
         mix: [Address; 3],
         factors: [Address; 3],
         out: [Inputs; 3],
-        n_outputs: u32,
+        split: u32,
         last: Address,
         n_embd: u32,
         x_stride: u32,
+        n_rows: u32,
+        rows_of_block: u32,
         previous: u32,
         batch: Batch,
     }
@@ -155,6 +159,7 @@ parameters! {
         x: Address,
         factors: Address,
         out: Inputs,
+        split: u32,
         n: u32,
         x_stride: u32,
         last: Address,
@@ -171,6 +176,7 @@ parameters! {
         bonus: Address,
         factors: Address,
         out: Inputs,
+        split: u32,
         gated: Address,
         sums: Address,
         start: Address,
@@ -188,6 +194,7 @@ parameters! {
         norm: Norm,
         factors: Address,
         out: Inputs,
+        split: u32,
         hidden: Address,
         n_embd: u32,
         x_stride: u32,
@@ -229,6 +236,8 @@ parameters! {
         product: [Product; 3],
         n_tiles: [u32; 3],
         n_rows: u32,
+        partials: Address,
+        counters: Address,
     }
     struct Repack {
         from: Address,
@@ -275,7 +284,7 @@ mod tests {
             ("channel_in_2_f16", size_of::<ChannelIn>()),
             ("channel_out_1_int8", size_of::<ChannelOut>()),
             ("head_1_f16", size_of::<Head>()),
-            ("shift_rows", size_of::<Shift>()),
+            ("shift_rows_2", size_of::<Shift>()),
             ("plain_rows", size_of::<Plain>()),
             ("wkv_single", size_of::<WkvRows>()),
             ("norm_out_rows", size_of::<NormOut>()),

@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::driver::{Address, Kernel};
 use crate::error::Result;
 use crate::kernels::{Few, Tile, Tiles};
-use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS};
+use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS, PARTIALS_BYTES, PARTIAL_TILES};
 use crate::params::{
     Ahead, Batch, Begin, ChannelIn, ChannelOut, Finish, Head, Inputs, LogitsOut, Matrix, NormOut,
     Plain, Product, Products, Shift, TimeIn, TimeOut, Tokens, WkvRows, THREADS, WARPS,
@@ -19,6 +19,15 @@ use rwkv_edge_plugin::{StageOptions, INT8};
 
 /// Bytes of the next launch's weights that a launch of decode brings into the second cache.
 const AHEAD_BYTES: u64 = 8 << 20;
+/// Shared memory that a block may have without asking.
+const SHARED_ALWAYS: u32 = 48 << 10;
+/// Blocks that look through a row of logits.
+const LOGITS_PARTS: u32 = 8;
+/// Of a block that norms and shifts rows.
+const SHIFT_ROWS_MAX: u32 = 8;
+/// Blocks a multiprocessor that many-row products should have, and stages of inputs that each should have.
+const BLOCKS_WANTED: u32 = 2;
+const STAGES_WANTED: u32 = 2;
 /// Bytes of a line that is fetched.
 const LINE_BYTES: u64 = 128;
 
@@ -64,14 +73,16 @@ impl<'a> Pass<'a> {
             .filter(|_| self.shape.single)
             .find(|few| few.rows >= self.shape.n_rows)?;
         let widest = self.options.n_embd.max(self.options.n_attention);
-        (self.few_shared(few, widest) <= self.device.shared_max).then_some(few)
+        let hidden = 4 * few.rows * self.work.workspace.slots_stride;
+        let shared = self.few_shared(few, widest).max(hidden);
+        (shared <= self.device.shared_max).then_some(few)
     }
 
     /// Shared memory of a few-row kernel whose matrix has so many inputs.
     fn few_shared(&self, few: &Few, n_inputs: u32) -> u32 {
         let step = if self.int8() { 512 } else { 256 };
         let slots = n_inputs.next_multiple_of(128).next_multiple_of(step);
-        4 * (few.rows * slots + self.options.n_embd)
+        4 * (few.rows * slots + (2 * few.rows + 4) * self.options.n_embd)
     }
 
     fn weight_bytes(&self, matrix: &Matrix) -> u64 {
@@ -79,7 +90,7 @@ impl<'a> Pass<'a> {
         u64::from(matrix.n_outputs) * u64::from(matrix.stride) * size
     }
 
-    /// A share of `matrices` in proportion to their sizes, [`AHEAD_BYTES`] together at most.
+    /// A share of up to three `matrices` in proportion to their sizes, [`AHEAD_BYTES`] together at most.
     fn ahead(&self, matrices: &[Matrix]) -> Ahead {
         let total: u64 = matrices.iter().map(|m| self.weight_bytes(m)).sum();
         let mut ahead = Ahead::default();
@@ -92,17 +103,37 @@ impl<'a> Pass<'a> {
         ahead
     }
 
+    /// What the first launch of layer `index` reads, and of what the layer's other launches read all but
+    /// the weights.
+    fn ahead_to_layer(&self, index: usize) -> Ahead {
+        let Some(layer) = self.work.weights.layers.get(index) else {
+            return self.ahead(&[self.work.weights.head]);
+        };
+        let mut ahead = self.ahead(&layer.att_in);
+        let (start, bytes) = layer.small;
+        ahead.start[3] = start;
+        ahead.lines[3] = (bytes / LINE_BYTES) as u32;
+        let (place, ..) = self.state_places(index);
+        ahead.state = place;
+        ahead.state_lines =
+            (4 * crate::layout::layer_floats(self.options)).div_ceil(LINE_BYTES as u32);
+        ahead
+    }
+
     /// # Safety
     ///
     /// As [`Stream::launch`](crate::driver::Stream::launch).
     unsafe fn launch<P>(
         &self,
         kernel: &Kernel,
-        grid: (u32, u32),
+        grid: [u32; 3],
         threads: u32,
         shared: u32,
         p: &P,
     ) -> Result<()> {
+        if shared > SHARED_ALWAYS {
+            kernel.allow_shared(shared)?;
+        }
         // SAFETY: the caller's promise.
         unsafe { self.work.stream.launch(kernel, grid, threads, shared, p) }
     }
@@ -125,7 +156,15 @@ impl<'a> Pass<'a> {
         };
         let (kernel, shared) = (&self.work.kernels.begin, 4 * self.options.n_embd);
         // SAFETY: tokens are less than the vocabulary; a row a block, all inside the slot's memory.
-        unsafe { self.launch(kernel, (self.shape.n_rows, 1), THREADS, shared, &parameters) }
+        unsafe {
+            self.launch(
+                kernel,
+                [self.shape.n_rows, 1, 1],
+                THREADS,
+                shared,
+                &parameters,
+            )
+        }
     }
 
     /// All layers.
@@ -151,8 +190,6 @@ impl<'a> Pass<'a> {
         let n_rows = self.shape.n_rows;
         let (ffn_previous, att_previous, wkv) = self.state_places(index);
         let shared = self.few_shared(few, o.n_embd);
-        let next_layer = self.work.weights.layers.get(index + 1);
-        let behind = next_layer.map_or(vec![self.work.weights.head], |l| l.att_in.to_vec());
         let parameters = TimeIn {
             x: slot.x,
             norm: layer.att_norm,
@@ -169,7 +206,7 @@ impl<'a> Pass<'a> {
             batch: slot.batch,
             ahead: self.ahead(&[layer.att_output]),
         };
-        let grid = (parameters.n_blocks.iter().sum(), 1);
+        let grid = [parameters.n_blocks.iter().sum(), 1, 1];
         // SAFETY: every address is of this stage's memory with room for `few.rows` rows; the stream runs one
         // kernel after the other, and none reads in one launch what the same launch writes.
         unsafe { self.launch(&few.time_in, grid, THREADS, shared, &parameters)? };
@@ -199,7 +236,7 @@ impl<'a> Pass<'a> {
         unsafe {
             self.launch(
                 &few.time_out,
-                (n_blocks[0], 1),
+                [n_blocks[0], 1, 1],
                 THREADS,
                 shared,
                 &parameters,
@@ -231,11 +268,12 @@ impl<'a> Pass<'a> {
             batch: slot.batch,
             ahead: self.ahead(&[layer.ffn_value]),
         };
-        let grid = (parameters.n_blocks.iter().sum(), 1);
+        let grid = [parameters.n_blocks.iter().sum(), 1, 1];
         // SAFETY: as above.
         unsafe { self.launch(&few.channel_in, grid, THREADS, shared, &parameters)? };
 
-        let n_blocks = self.blocks(&few.channel_out, &[layer.ffn_value], 1, 0)?;
+        let shared = 4 * few.rows * w.slots_stride;
+        let n_blocks = self.blocks(&few.channel_out, &[layer.ffn_value], 1, shared)?;
         let parameters = ChannelOut {
             hidden: w.hidden_slots,
             matrix: layer.ffn_value,
@@ -247,10 +285,18 @@ impl<'a> Pass<'a> {
             n_rows,
             previous: ffn_previous,
             batch: slot.batch,
-            ahead: self.ahead(&behind),
+            ahead: self.ahead_to_layer(index + 1),
         };
         // SAFETY: as above.
-        unsafe { self.launch(&few.channel_out, (n_blocks[0], 1), THREADS, 0, &parameters) }
+        unsafe {
+            self.launch(
+                &few.channel_out,
+                [n_blocks[0], 1, 1],
+                THREADS,
+                shared,
+                &parameters,
+            )
+        }
     }
 
     fn blocks<const N: usize>(
@@ -260,7 +306,7 @@ impl<'a> Pass<'a> {
         outputs: u32,
         shared: u32,
     ) -> Result<[u32; N]> {
-        if shared > 48 << 10 {
+        if shared > SHARED_ALWAYS {
             kernel.allow_shared(shared)?;
         }
         let at_once = kernel.blocks_at_once(THREADS, shared)? * self.device.multiprocessors;
@@ -282,14 +328,16 @@ impl<'a> Pass<'a> {
             mix: layer.att_mix,
             factors: layer.att_in.map(|matrix| matrix.input_factors),
             out: w.inputs,
-            n_outputs: 3,
+            split: self.split(self.shape.n_rows),
             last: w.last,
             n_embd: o.n_embd,
             x_stride: w.x_stride,
+            n_rows: self.shape.n_rows,
+            rows_of_block: self.shift_rows_of_block(),
             previous: att_previous,
             batch: slot.batch,
         };
-        self.shift(&parameters)?;
+        self.shift(&kernels.shift_rows_3, &parameters)?;
         let product = |i: usize| Product {
             matrix: layer.att_in[i],
             inputs: w.inputs[i],
@@ -298,7 +346,7 @@ impl<'a> Pass<'a> {
             out_stride: w.a_stride,
             finish: Finish::Store as u32,
         };
-        self.products(&[product(0), product(1), product(2)], false)?;
+        self.products(&[product(0), product(1), product(2)], self.shape.n_rows)?;
 
         let rows = WkvRows {
             key: w.att[0],
@@ -308,6 +356,7 @@ impl<'a> Pass<'a> {
             bonus: layer.bonus,
             factors: layer.att_output.input_factors,
             out: w.inputs_gated,
+            split: self.split(self.shape.n_rows),
             gated: w.gated,
             sums: w.sums,
             start: w.start,
@@ -321,23 +370,24 @@ impl<'a> Pass<'a> {
             batch: slot.batch,
         };
         if self.shape.single {
-            let (grid, shared) = ((self.shape.n_rows, 1), 4 * o.n_attention);
+            let (grid, shared) = ([self.shape.n_rows, 1, 1], 4 * o.n_attention);
             // SAFETY: as in `few_layer`, with room for all rows.
             unsafe { self.launch(&kernels.wkv_single, grid, THREADS, shared, &rows)? };
         } else {
             let columns = o.n_attention.div_ceil(WKV_CHANNELS);
             if self.shape.n_chunks_of_several > 0 {
-                let grid = (columns, self.shape.n_chunks_of_several);
+                let grid = [columns, self.shape.n_chunks_of_several, 1];
                 // SAFETY: as above; chunks of several are as many as `sums` has room for.
                 unsafe { self.launch(&kernels.wkv_sums, grid, WKV_CHANNELS, 0, &rows)? };
             }
-            let grid = (columns, self.shape.n_chunks);
+            let grid = [columns, self.shape.n_chunks, 1];
             // SAFETY: as above.
             unsafe { self.launch(&kernels.wkv_apply, grid, WKV_CHANNELS, 0, &rows)? };
             self.plain(&Plain {
                 x: w.gated,
                 factors: layer.att_output.input_factors,
                 out: w.inputs_gated,
+                split: self.split(self.shape.n_rows),
                 n: o.n_attention,
                 x_stride: w.a_stride,
                 ..self.no_last()
@@ -351,7 +401,7 @@ impl<'a> Pass<'a> {
             out_stride: w.x_stride,
             finish: Finish::Add as u32,
         };
-        self.products(&[output], false)
+        self.products(&[output], self.shape.n_rows)
     }
 
     fn many_channel_mixing(&self, index: usize, layer: &Layer) -> Result<()> {
@@ -359,19 +409,24 @@ impl<'a> Pass<'a> {
         let (ffn_previous, ..) = self.state_places(index);
         let [mix_key, mix_receptance] = layer.ffn_mix;
         let [key, receptance] = layer.ffn_in;
-        self.shift(&Shift {
-            x: slot.x,
-            norm: layer.ffn_norm,
-            mix: [mix_key, mix_receptance, 0],
-            factors: [key.input_factors, receptance.input_factors, 0],
-            out: w.inputs,
-            n_outputs: 2,
-            last: w.last,
-            n_embd: o.n_embd,
-            x_stride: w.x_stride,
-            previous: ffn_previous,
-            batch: slot.batch,
-        })?;
+        self.shift(
+            &self.work.kernels.shift_rows_2,
+            &Shift {
+                x: slot.x,
+                norm: layer.ffn_norm,
+                mix: [mix_key, mix_receptance, 0],
+                factors: [key.input_factors, receptance.input_factors, 0],
+                out: w.inputs,
+                split: self.split(self.shape.n_rows),
+                last: w.last,
+                n_embd: o.n_embd,
+                x_stride: w.x_stride,
+                n_rows: self.shape.n_rows,
+                rows_of_block: self.shift_rows_of_block(),
+                previous: ffn_previous,
+                batch: slot.batch,
+            },
+        )?;
         let product = |matrix, inputs, out, out_stride, finish: Finish| Product {
             matrix,
             inputs,
@@ -382,11 +437,12 @@ impl<'a> Pass<'a> {
         };
         let key = product(key, w.inputs[0], w.hidden, w.h_stride, Finish::SquaredRelu);
         let gate = product(receptance, w.inputs[1], w.gate, w.x_stride, Finish::Sigmoid);
-        self.products(&[key, gate], false)?;
+        self.products(&[key, gate], self.shape.n_rows)?;
         self.plain(&Plain {
             x: w.hidden,
             factors: layer.ffn_value.input_factors,
             out: w.inputs_hidden,
+            split: self.split(self.shape.n_rows),
             n: o.n_hidden,
             x_stride: w.h_stride,
             last: w.last,
@@ -403,15 +459,30 @@ impl<'a> Pass<'a> {
             w.x_stride,
             Finish::AddGated,
         );
-        self.products(&[value], false)
+        self.products(&[value], self.shape.n_rows)
     }
 
-    fn shift(&self, parameters: &Shift) -> Result<()> {
-        let (grid, shared) = ((self.shape.n_rows, 1), 8 * self.options.n_embd);
+    fn shift(&self, kernel: &Kernel, parameters: &Shift) -> Result<()> {
+        let n_blocks = self.shape.n_rows.div_ceil(parameters.rows_of_block);
+        let shared = 3 * 4 * self.options.n_embd;
         // SAFETY: as in `few_layer`, with room for all rows.
+        unsafe { self.launch(kernel, [n_blocks, 1, 1], THREADS, shared, parameters) }
+    }
+
+    /// Every block has some rows when there are enough of them for all multiprocessors.
+    fn shift_rows_of_block(&self) -> u32 {
+        let n_rows = self.shape.n_rows;
+        n_rows
+            .div_ceil(4 * self.device.multiprocessors)
+            .clamp(1, SHIFT_ROWS_MAX)
+    }
+
+    fn plain(&self, parameters: &Plain) -> Result<()> {
+        let (grid, shared) = ([self.shape.n_rows, 1, 1], 4 * parameters.n);
+        // SAFETY: as above.
         unsafe {
             self.launch(
-                &self.work.kernels.shift_rows,
+                &self.work.kernels.plain_rows,
                 grid,
                 THREADS,
                 shared,
@@ -420,10 +491,12 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn plain(&self, parameters: &Plain) -> Result<()> {
-        let grid = (self.shape.n_rows, 1);
-        // SAFETY: as above.
-        unsafe { self.launch(&self.work.kernels.plain_rows, grid, THREADS, 0, parameters) }
+    /// 1 when products of so many rows want low halves, too.
+    fn split(&self, n_rows: u32) -> u32 {
+        match &self.work.kernels.tiles {
+            Tiles::Plain(_) => 0,
+            Tiles::Tensor(tiles) => u32::from(n_rows <= tiles.split[2].rows),
+        }
     }
 
     fn no_last(&self) -> Plain {
@@ -433,34 +506,55 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Products of all rows with up to three matrices of as many inputs.
-    fn products(&self, products: &[Product], is_head: bool) -> Result<()> {
-        self.products_of(products, self.shape.n_rows, is_head)
-    }
-
-    fn products_of(&self, products: &[Product], n_rows: u32, is_head: bool) -> Result<()> {
-        let tile = self.tile(products, n_rows, is_head);
+    /// Products of `n_rows` rows with up to three matrices of as many inputs.
+    fn products(&self, products: &[Product], n_rows: u32) -> Result<()> {
+        let tile = self.tile(products, n_rows);
+        let w = &self.work.workspace;
         let mut parameters = Products {
             n_rows,
+            partials: w.partials,
+            counters: w.counters,
             ..Products::default()
         };
         for (i, product) in products.iter().enumerate() {
             parameters.product[i] = *product;
             parameters.n_tiles[i] = product.matrix.n_outputs.div_ceil(tile.outputs);
         }
-        let grid = (n_rows.div_ceil(tile.rows), parameters.n_tiles.iter().sum());
+        let (across, down) = (n_rows.div_ceil(tile.rows), parameters.n_tiles.iter().sum());
+        let stride = products.first().map_or(0, |product| product.matrix.stride);
+        let parts = self.parts(tile, across * down, stride / tile.inputs);
         // SAFETY: inputs have `n_rows` rows, outputs room for as many, to whole tiles of columns; no output
-        // is an input or gate of the same launch.
-        unsafe { self.launch(&tile.kernel, grid, tile.threads, tile.shared, &parameters) }
+        // is an input or gate of the same launch; `parts` keeps to the room for partial sums.
+        unsafe {
+            self.launch(
+                &tile.kernel,
+                [across, down, parts],
+                tile.threads,
+                tile.shared,
+                &parameters,
+            )
+        }
     }
 
-    fn tile(&self, products: &[Product], n_rows: u32, is_head: bool) -> &'a Tile {
+    /// Blocks that share one tile's inputs, where there are few tiles.
+    fn parts(&self, tile: &Tile, n_tiles: u32, n_stages: u32) -> u32 {
+        let is_plain = matches!(self.work.kernels.tiles, Tiles::Plain(_));
+        if is_plain || n_tiles > PARTIAL_TILES {
+            return 1;
+        }
+        let wanted = BLOCKS_WANTED * self.device.multiprocessors / n_tiles;
+        let tile_bytes = u64::from(4 * tile.rows * tile.outputs);
+        let room = (PARTIALS_BYTES / tile_bytes / u64::from(n_tiles)) as u32;
+        wanted.min(n_stages / STAGES_WANTED).min(room).max(1)
+    }
+
+    fn tile(&self, products: &[Product], n_rows: u32) -> &'a Tile {
         let tiles = match &self.work.kernels.tiles {
             Tiles::Plain(tile) => return tile,
             Tiles::Tensor(tiles) => tiles,
         };
-        if n_rows <= tiles.narrow.rows {
-            return if is_head { &tiles.tall } else { &tiles.narrow };
+        if let Some(tile) = tiles.split.iter().find(|tile| n_rows <= tile.rows) {
+            return tile;
         }
         let of_wide = |p: &Product| p.matrix.n_outputs.div_ceil(tiles.wide.outputs);
         let n_wide = n_rows.div_ceil(tiles.wide.rows) * products.iter().map(of_wide).sum::<u32>();
@@ -495,7 +589,7 @@ impl<'a> Pass<'a> {
                 out_stride: w.vocab_stride,
                 finish: Finish::Store as u32,
             };
-            self.products_of(&[product], n, true)?;
+            self.products(&[product], n)?;
             let parameters = LogitsOut {
                 logits: w.logits,
                 best: slot.best,
@@ -506,7 +600,7 @@ impl<'a> Pass<'a> {
             };
             let kernel = &self.work.kernels.logits_out;
             // SAFETY: the workspace holds `n` rows of logits; out_logits are addresses of states' memory.
-            unsafe { self.launch(kernel, (n, 1), THREADS, 0, &parameters)? };
+            unsafe { self.launch(kernel, [LOGITS_PARTS, n, 1], THREADS, 0, &parameters)? };
             piece(first, n)?;
             first += n;
         }
@@ -517,7 +611,6 @@ impl<'a> Pass<'a> {
         let weights = &self.work.weights;
         let shared = self.few_shared(few, self.options.n_embd);
         let n_blocks = self.blocks(&few.head, &[weights.head], 2, shared)?;
-        let first_layer = weights.layers.first();
         let parameters = Head {
             x: self.slot.x,
             norm: weights.norm_out,
@@ -528,10 +621,10 @@ impl<'a> Pass<'a> {
             n_rows: self.shape.n_outputs,
             batch: self.slot.batch,
             // Of the next token.
-            ahead: first_layer.map_or(Ahead::default(), |layer| self.ahead(&layer.att_in)),
+            ahead: self.ahead_to_layer(0),
         };
         // SAFETY: as in `few_layer`.
-        unsafe { self.launch(&few.head, (n_blocks[0], 1), THREADS, shared, &parameters) }
+        unsafe { self.launch(&few.head, [n_blocks[0], 1, 1], THREADS, shared, &parameters) }
     }
 
     /// Output rows behind the last norm: inputs of the head, or (n, n_embd) numbers at `hidden`.
@@ -542,6 +635,7 @@ impl<'a> Pass<'a> {
             norm: weights.norm_out,
             factors: weights.head.input_factors,
             out,
+            split: self.split(n),
             hidden,
             n_embd: self.options.n_embd,
             x_stride: self.work.workspace.x_stride,
@@ -550,13 +644,13 @@ impl<'a> Pass<'a> {
         };
         let (kernel, shared) = (&self.work.kernels.norm_out_rows, 4 * self.options.n_embd);
         // SAFETY: `n` rows at most LOGITS_ROWS, for which `out` and `hidden` have room.
-        unsafe { self.launch(kernel, (n, 1), THREADS, shared, &parameters) }
+        unsafe { self.launch(kernel, [n, 1, 1], THREADS, shared, &parameters) }
     }
 
     /// The best tokens go to host memory at `tokens`.
     pub(crate) fn tokens(&self, tokens: Address) -> Result<()> {
         let best = self.slot.best;
-        let (grid, parameters) = ((self.shape.n_outputs, 1), Tokens { best, tokens });
+        let (grid, parameters) = ([self.shape.n_outputs, 1, 1], Tokens { best, tokens });
         // SAFETY: one number a block, both arrays have room for all rows.
         unsafe { self.launch(&self.work.kernels.tokens_out, grid, 1, 0, &parameters) }
     }

@@ -37,7 +37,8 @@ pub(crate) struct Work {
     pub(crate) graphs: BTreeMap<GraphKey, Graph>,
     missing: BTreeSet<TensorId>,
     uploader: Option<Uploader>,
-    weights_memory: Memory,
+    /// Of vectors and factors, and of weights.
+    weights_memory: [Memory; 2],
     workspace_memory: Option<Memory>,
     /// The empty state.
     empty: Option<Memory>,
@@ -70,15 +71,15 @@ pub(crate) struct State {
 /// Bytes of weights, of the workspace with its slots, and of a state.
 pub(crate) fn estimate(options: &StageOptions) -> Result<abi::Memory> {
     layout::check(options)?;
-    let mut weights = Pieces::new(0);
-    Weights::place(options, &mut weights);
+    let (mut small, mut weights) = (Pieces::new(0), Pieces::new(0));
+    Weights::place(options, &mut small, &mut weights);
     let (mut workspace, mut slot) = (Pieces::new(0), Pieces::new(0));
     Workspace::place(options, &mut workspace);
     SlotPlaces::place(options, &mut slot);
     Ok(abi::Memory {
         struct_size: size_of::<abi::Memory>() as u32,
         reserved: 0,
-        weight_bytes: weights.used(),
+        weight_bytes: small.used() + weights.used(),
         workspace_bytes: workspace.used() + SLOTS as u64 * slot.used(),
         state_bytes: layout::state_bytes(options),
         allocated_bytes: 0,
@@ -98,8 +99,15 @@ impl Stage {
             )));
         }
         let stream = Stream::new(&device.context)?;
-        let memory = Memory::zeroed(&stream, need.weight_bytes)?;
-        let weights = Weights::place(options, &mut Pieces::new(memory.address()));
+        let (mut small, mut large) = (Pieces::new(0), Pieces::new(0));
+        Weights::place(options, &mut small, &mut large);
+        let small = Memory::zeroed(&stream, small.used())?;
+        let large = Memory::zeroed(&stream, large.used())?;
+        let weights = Weights::place(
+            options,
+            &mut Pieces::new(small.address()),
+            &mut Pieces::new(large.address()),
+        );
         let work = Work {
             missing: weights.places.keys().copied().collect(),
             weights,
@@ -111,11 +119,11 @@ impl Stage {
             workspace_memory: None,
             empty: None,
             spare: Vec::new(),
-            weights_memory: memory,
+            weights_memory: [small, large],
         };
         Ok(Stage {
             options: *options,
-            allocated: AtomicU64::new(work.weights_memory.size()),
+            allocated: AtomicU64::new(work.weights_memory.iter().map(Memory::size).sum()),
             device,
             work: Mutex::new(work),
             slots: Mutex::new(Vec::new()),

@@ -114,7 +114,15 @@ impl Uploader {
             let n_blocks = (u64::from(n_rows) * u64::from(n_cols)).div_ceil(REPACK_THREADS.into());
             // SAFETY: the staging piece holds the rows, the matrix's memory has room for all of them, and
             // both are written by this stream alone.
-            unsafe { stream.launch(repack, (n_blocks as u32, 1), REPACK_THREADS, 0, &parameters)? };
+            unsafe {
+                stream.launch(
+                    repack,
+                    [n_blocks as u32, 1, 1],
+                    REPACK_THREADS,
+                    0,
+                    &parameters,
+                )?
+            };
             piece.free.mark(stream)?;
         }
         Ok(())
