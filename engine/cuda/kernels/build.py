@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes rwkv4_sm61.ptx and rwkv4_sm80.ptx from rwkv4.cu, with NVRTC and no GPU.
+"""Makes rwkv4_sm{61,80,90}_{f16,int8}.ptx from rwkv4.cu, with NVRTC and no GPU.
 
 usage: build.py [--check] [--nvrtc FOLDER] [--ptxas FILE]
 
@@ -13,7 +13,7 @@ import argparse, ctypes, glob, hashlib, os, re, subprocess, sys, tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCES = ["rwkv4.cu", "common.cuh", "decode.cuh", "rows.cuh", "products.cuh"]
 WHEEL = "nvidia-cuda-nvrtc-cu11==11.8.89"
-ARCHITECTURES = ["61", "80"]
+MODULES = [(arch, int8) for arch in ("61", "80", "90") for int8 in (0, 1)]
 
 
 def fetch(folder):
@@ -22,7 +22,7 @@ def fetch(folder):
     return os.path.join(folder, "nvidia", "cuda_nvrtc", "lib")
 
 
-def compile_ptx(lib, arch):
+def compile_ptx(lib, arch, int8):
     for builtins in glob.glob(os.path.join(lib, "libnvrtc-builtins.so*")):
         ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
     nvrtc = ctypes.CDLL(glob.glob(os.path.join(lib, "libnvrtc.so*"))[0])
@@ -32,7 +32,7 @@ def compile_ptx(lib, arch):
     texts = (ctypes.c_char_p * len(headers))(*map(read, headers))
     names = (ctypes.c_char_p * len(headers))(*[h.encode() for h in headers])
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), read(SOURCES[0]), b"rwkv4.cu", len(headers), texts, names)
-    options = [b"--gpu-architecture=compute_" + arch.encode(), b"--std=c++17", b"--define-macro=NVRTC"]
+    options = [b"--gpu-architecture=compute_" + arch.encode(), b"--std=c++17", b"--define-macro=INT8_WEIGHTS=%d" % int8]
     result = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -63,9 +63,9 @@ def main():
     arguments = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lib = arguments.nvrtc or fetch(folder)
-        for arch in ARCHITECTURES:
-            ptx = f"// sources {source_hash()}\n" + compile_ptx(lib, arch)
-            path = os.path.join(HERE, f"rwkv4_sm{arch}.ptx")
+        for arch, int8 in MODULES:
+            ptx = f"// sources {source_hash()}\n" + compile_ptx(lib, arch, int8)
+            path = os.path.join(HERE, f"rwkv4_sm{arch}_{'int8' if int8 else 'f16'}.ptx")
             if arguments.check:
                 if not os.path.exists(path) or open(path).read() != ptx:
                     sys.exit(f"{path} is not what its sources give: run {sys.argv[0]}")
@@ -73,8 +73,7 @@ def main():
                 open(path, "w").write(ptx)
             print(f"{path}: {len(ptx)} bytes, {ptx.count('.entry')} kernels")
             if arguments.ptxas:
-                target = "sm_" + ("90" if arch == "80" else arch)
-                command = [arguments.ptxas, "-v", f"-arch={target}", path, "-o", os.path.join(folder, "out")]
+                command = [arguments.ptxas, "-v", f"-arch=sm_{arch}", path, "-o", os.path.join(folder, "out")]
                 log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
                 print(re.sub(r"ptxas info\s+: ", "", log))
 

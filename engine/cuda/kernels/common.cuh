@@ -21,6 +21,21 @@ typedef unsigned long long u64;
 // Memory of the block, as much as the launch gives it.
 extern __shared__ float shared[];
 
+// A launch may begin while the one before it still runs, so that it has its weights when it gets its turn: on
+// devices of compute capability 9.0. What earlier launches have written may be read, and anything written, only
+// behind wait_for_previous().
+__device__ inline void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ inline void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // The batch, in device memory. Spans are numbered 0 .. n_spans, rows 0 .. n_rows, span after span.
 struct Batch {
     u32 *tokens;      // a row

@@ -153,10 +153,14 @@ __device__ inline void fetch(const u8 *start, u32 lines, u32 thread, u32 n_threa
         asm volatile("prefetch.global.L2 [%0];" ::"l"(start + (u64)line * 128u));
 }
 
-__device__ inline void fetch_ahead(const Ahead &ahead, const Batch &batch, u32 n_rows) {
+__device__ inline void fetch_weights_ahead(const Ahead &ahead) {
     u32 thread = blockIdx.x * THREADS + threadIdx.x, n_threads = gridDim.x * THREADS;
 #pragma unroll
     for (int part = 0; part < 4; part++) fetch(ahead.start[part], ahead.lines[part], thread, n_threads);
+}
+
+// Behind wait_for_previous().
+__device__ inline void fetch_states_ahead(const Ahead &ahead, const Batch &batch, u32 n_rows) {
     if (ahead.state_lines > 0 && blockIdx.x < n_rows)
         fetch((const u8 *)((const float *)batch.span_state[blockIdx.x] + ahead.state), ahead.state_lines, threadIdx.x, THREADS);
 }
@@ -190,14 +194,17 @@ __device__ void shifted_inputs(const P &p, const Matrix &matrix, const float *mi
                                float *room) {
     u32 n = p.n_embd;
     float *x = slots + ROWS * slot_stride, *previous = x + ROWS * n, *vectors = previous + ROWS * n;
-    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) stage(x + row * n, p.x + row * p.x_stride, n);
     stage(vectors, p.norm.weight, n);
     stage(vectors + n, p.norm.bias, n);
     stage(vectors + 2 * n, mix, n);
     if (INT8) stage(vectors + 3 * n, matrix.input_factors, n);
-    for (u32 row = 0; row < ROWS && row < p.n_rows; row++)
-        stage(previous + row * n, (const float *)p.batch.span_state[row] + p.previous, n);
     for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) slots[i] = 0.0f;
+    wait_for_previous();
+    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) {
+        stage(x + row * n, p.x + row * p.x_stride, n);
+        stage(previous + row * n, (const float *)p.batch.span_state[row] + p.previous, n);
+    }
+    fetch_states_ahead(p.ahead, p.batch, p.n_rows);
     end_of_staging();
     __syncthreads();
     const float *rows[ROWS];
@@ -226,12 +233,13 @@ template <bool INT8> __device__ inline u32 slots_of(u32 stride) {
 }
 
 template <bool INT8, int ROWS> __device__ void time_in(const TimeIn &p) {
+    let_next_begin();
     __shared__ float room[2 * ROWS * WARPS];
     u32 first;
     u32 index = share_of(blockIdx.x, p.n_blocks, first);
     const Matrix &matrix = p.matrix[index];
     Reader<INT8, 2> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
-    fetch_ahead(p.ahead, p.batch, p.n_rows);
+    fetch_weights_ahead(p.ahead);
     u32 slot_stride = slots_of<INT8>(matrix.stride);
     shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, room);
     float *out = p.out[index];
@@ -287,11 +295,13 @@ struct TimeOut {
 };
 
 template <bool INT8, int ROWS> __device__ void time_out(const TimeOut &p) {
+    let_next_begin();
     Reader<INT8, 1> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_ahead(p.ahead, p.batch, p.n_rows);
+    fetch_weights_ahead(p.ahead);
     u32 slot_stride = slots_of<INT8>(p.matrix.stride);
     for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) shared[i] = 0.0f;
     __syncthreads();
+    wait_for_previous();
     struct Channel {
         float key, value, receptance, bonus, factor;
         Wkv wkv;
@@ -334,12 +344,15 @@ struct ChannelIn {
 };
 
 template <bool INT8, int ROWS> __device__ void channel_in(const ChannelIn &p) {
+    let_next_begin();
     __shared__ float room[2 * ROWS * WARPS];
     u32 first;
     u32 index = share_of(blockIdx.x, p.n_blocks, first);
     const Matrix &matrix = p.matrix[index];
     Reader<INT8, 2> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
-    fetch_ahead(p.ahead, p.batch, p.n_rows);
+    fetch_weights_ahead(p.ahead);
+    u32 slot_stride = slots_of<INT8>(matrix.stride);
+    shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, room);
     // The time mixing is done reading WKV's state.
     u32 thread = blockIdx.x * THREADS + threadIdx.x;
     for (u32 i = thread; i < p.n_rows * p.n_attention; i += gridDim.x * THREADS) {
@@ -348,8 +361,6 @@ template <bool INT8, int ROWS> __device__ void channel_in(const ChannelIn &p) {
         Wkv s = wkv_load(wkv, p.n_attention, channel);
         wkv_store(wkv, p.n_attention, channel, wkv_next(s, p.key[at], p.value[at], p.decay_log[channel]));
     }
-    u32 slot_stride = slots_of<INT8>(matrix.stride);
-    shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, room);
     struct Factors {
         float output, hidden;
     };
@@ -386,8 +397,11 @@ struct ChannelOut {
 };
 
 template <bool INT8, int ROWS> __device__ void channel_out(const ChannelOut &p) {
+    let_next_begin();
     Reader<INT8, 1> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_ahead(p.ahead, p.batch, p.n_rows);
+    fetch_weights_ahead(p.ahead);
+    wait_for_previous();
+    fetch_states_ahead(p.ahead, p.batch, p.n_rows);
     for (u32 row = 0; row < ROWS && row < p.n_rows; row++)
         stage(shared + row * p.hidden_stride, p.hidden + row * p.hidden_stride, p.hidden_stride);
     end_of_staging();
@@ -415,16 +429,19 @@ __device__ inline u64 argmax_key(float logit, u32 token) {
 }
 
 template <bool INT8, int ROWS> __device__ void head(const Head &p) {
+    let_next_begin();
     __shared__ float room[2 * ROWS * WARPS];
     Reader<INT8, 2> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_ahead(p.ahead, p.batch, p.n_rows);
+    fetch_weights_ahead(p.ahead);
     u32 n = p.n_embd, slot_stride = slots_of<INT8>(p.matrix.stride);
     float *x = shared + ROWS * slot_stride, *vectors = x + ROWS * n;
-    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) stage(x + row * n, p.x + p.batch.out_rows[row] * p.x_stride, n);
     stage(vectors, p.norm.weight, n);
     stage(vectors + n, p.norm.bias, n);
     if (INT8) stage(vectors + 2 * n, p.matrix.input_factors, n);
     for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) shared[i] = 0.0f;
+    wait_for_previous();
+    fetch_states_ahead(p.ahead, p.batch, p.n_rows);
+    for (u32 row = 0; row < ROWS && row < p.n_rows; row++) stage(x + row * n, p.x + p.batch.out_rows[row] * p.x_stride, n);
     end_of_staging();
     __syncthreads();
     const float *rows[ROWS];

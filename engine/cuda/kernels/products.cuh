@@ -96,7 +96,7 @@ struct Tile {
         return row * CHUNKS + (chunk ^ mix);
     }
 
-    __device__ static void load_stage(u32 stage, const Product &p, u32 first_row, u32 n_rows, u32 first_output, u32 k) {
+    __device__ static void load_inputs(u32 stage, const Product &p, u32 first_row, u32 n_rows, u32 k) {
         for (int i = threadIdx.x; i < TILE_T * input_chunks; i += threads) {
             int row = i / input_chunks, chunk = i % input_chunks;
             u32 source = first_row + row < n_rows ? first_row + row : n_rows - 1;
@@ -105,6 +105,9 @@ struct Tile {
             copy_16(to, p.inputs.high + at);
             if (SPLIT) copy_16(to + input_bytes, p.inputs.low + at);
         }
+    }
+
+    __device__ static void load_weights(u32 stage, const Product &p, u32 first_output, u32 k) {
         u32 weights = stage + input_bytes * (SPLIT ? 2 : 1);
         for (int i = threadIdx.x; i < TILE_O * weight_chunks; i += threads) {
             int row = i / weight_chunks, chunk = i % weight_chunks;
@@ -114,6 +117,7 @@ struct Tile {
     }
 
     __device__ static void run(const Products &products) {
+        let_next_begin();
         u32 first;
         u32 index = share_of(blockIdx.y, products.n_tiles, first);
         const Product &p = products.product[index];
@@ -135,18 +139,26 @@ struct Tile {
         u32 all_stages = p.matrix.stride / TILE_K;
         u32 first_stage = all_stages * blockIdx.z / gridDim.z, n_stages = all_stages * (blockIdx.z + 1) / gridDim.z - first_stage;
         u32 first_k = first_stage * TILE_K;
+        // Weights may come before the launch in front of this one is done.
+#pragma unroll
+        for (u32 stage = 0; stage < STAGES - 1; stage++)
+            if (stage < n_stages) load_weights(base + stage * stage_bytes, p, first_output, first_k + stage * TILE_K);
+        wait_for_previous();
 #pragma unroll
         for (u32 stage = 0; stage < STAGES - 1; stage++) {
             if (stage < n_stages)
-                load_stage(base + stage * stage_bytes, p, first_row, products.n_rows, first_output, first_k + stage * TILE_K);
+                load_inputs(base + stage * stage_bytes, p, first_row, products.n_rows, first_k + stage * TILE_K);
             end_of_stage();
         }
         for (u32 stage = 0; stage < n_stages; stage++) {
             wait_for_stages<STAGES - 2>();
             __syncthreads();
             u32 ahead = stage + STAGES - 1;
-            if (ahead < n_stages)
-                load_stage(base + ahead % STAGES * stage_bytes, p, first_row, products.n_rows, first_output, first_k + ahead * TILE_K);
+            if (ahead < n_stages) {
+                u32 to = base + ahead % STAGES * stage_bytes, k = first_k + ahead * TILE_K;
+                load_inputs(to, p, first_row, products.n_rows, k);
+                load_weights(to, p, first_output, k);
+            }
             end_of_stage();
             u32 inputs = base + stage % STAGES * stage_bytes;
             u32 weights = inputs + input_bytes * (SPLIT ? 2 : 1);
@@ -270,21 +282,21 @@ struct Tile {
     }
 };
 
-#define PRODUCTS(name, split, ...)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, false>::threads, 2) name##_f16(const Products p) { \
-        Tile<__VA_ARGS__, split, false>::run(p);                                                                       \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, true>::threads, 2) name##_int8(const Products p) { \
-        Tile<__VA_ARGS__, split, true>::run(p);                                                                        \
+#define PRODUCTS(name, blocks, split, ...)                                                                             \
+    extern "C" __global__ void __launch_bounds__(Tile<__VA_ARGS__, split, INT8_WEIGHTS>::threads, blocks)              \
+        name(const Products p) {                                                                                       \
+        Tile<__VA_ARGS__, split, INT8_WEIGHTS>::run(p);                                                                \
     }
 
 // src/kernels.rs has the same shapes.
-//       name          split  T    O    K   warp   parts stages
-PRODUCTS(products_16, true, 16, 64, 128, 16, 32, 4, 3)
-PRODUCTS(products_32, true, 32, 128, 64, 32, 32, 2, 3)
-PRODUCTS(products_64, true, 64, 128, 64, 32, 32, 1, 3)
-PRODUCTS(products_middle, false, 64, 64, 64, 32, 32, 1, 4)
-PRODUCTS(products_wide, false, 128, 128, 64, 64, 32, 1, 3)
+// Blocks: that a multiprocessor shall have room for.
+//       name        blocks split  T    O    K   warp   parts stages
+PRODUCTS(products_16, 2, true, 16, 64, 128, 16, 32, 4, 3)
+PRODUCTS(products_32, 2, true, 32, 128, 64, 32, 32, 2, 3)
+PRODUCTS(products_64, 2, true, 64, 128, 64, 32, 32, 1, 3)
+PRODUCTS(products_middle, 2, false, 64, 64, 64, 32, 32, 1, 4)
+PRODUCTS(products_square, 2, false, 128, 128, 32, 64, 32, 1, 4)
+PRODUCTS(products_wide, 1, false, 128, 256, 32, 64, 64, 1, 4)
 
 #else
 
@@ -331,7 +343,6 @@ template <bool INT8> __device__ void multiply_tile(const Products &products) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) products_plain_f16(const Products p) { multiply_tile<false>(p); }
-extern "C" __global__ void __launch_bounds__(256) products_plain_int8(const Products p) { multiply_tile<true>(p); }
+extern "C" __global__ void __launch_bounds__(256) products_plain(const Products p) { multiply_tile<INT8_WEIGHTS>(p); }
 
 #endif

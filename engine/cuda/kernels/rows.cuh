@@ -78,60 +78,72 @@ struct Shift {
     u32 split;
     float *last;      // (spans, x_stride): the normalised last row of each span
     u32 n_embd, x_stride, n_rows, rows_of_block;
+    u32 single;       // every span has one row
+    u32 staged;
     u32 previous;     // where it goes in a state, by a later launch
     Batch batch;
 };
 
 // Norms a row of shared memory in place.
-__device__ inline void norm_in_place(float *x, u32 n, const Norm &norm, float *room) {
+__device__ inline void norm_in_place(float *x, u32 n, const float *weight, const float *bias, float epsilon, float *room) {
     const float *const rows[1] = {x};
     Moments m[1];
-    moments<1>(rows, n, norm.epsilon, room, m);
-    struct Affine {
-        float weight, bias;
-    };
-    in_batches<4>(
-        n,
-        [&](u32 i) {
-            Affine a = {norm.weight[i], norm.bias[i]};
-            return a;
-        },
-        [&](u32 i, const Affine &a) { x[i] = normed(x[i], m[0], a.weight, a.bias); });
+    moments<1>(rows, n, epsilon, room, m);
+    for (u32 i = threadIdx.x; i < n; i += THREADS) x[i] = normed(x[i], m[0], weight[i], bias[i]);
 }
 
 // Norm and token shift. A block takes some rows in order, so that the norm of one row serves the next, too.
+// `staged`: shared memory has room for all vectors; else they are read from where they are.
 template <int N> __device__ void shift_rows(const Shift &p) {
     // Rows that follow each other use other parts: nobody may still be reading the one that is written.
     __shared__ float room[2][(2 + N) * WARPS];
+    let_next_begin();
     u32 n = p.n_embd, first_row = blockIdx.x * p.rows_of_block;
     u32 end = min(first_row + p.rows_of_block, p.n_rows);
-    float *now = shared, *before = shared + n, *next = shared + 2 * n;
-    u32 span = p.batch.row_span[first_row], span_first = p.batch.span_first[span], span_rows = p.batch.span_rows[span];
-    stage(now, p.x + (u64)first_row * p.x_stride, n);
-    if (first_row == span_first) {
-        stage(before, (const float *)p.batch.span_state[span] + p.previous, n);
-        end_of_staging();
-        __syncthreads();
-    } else {
-        stage(before, p.x + (u64)(first_row - 1) * p.x_stride, n);
-        end_of_staging();
-        __syncthreads();
-        norm_in_place(before, n, p.norm, room[1]);
+    float *now = shared, *before = shared + n, *next = shared + 2 * n, *vectors = shared + 3 * n;
+    const float *weight = p.norm.weight, *bias = p.norm.bias;
+    const float *mix[N], *factors[N];
+#pragma unroll
+    for (int output = 0; output < N; output++) mix[output] = p.mix[output], factors[output] = p.factors[output];
+    if (p.staged) {
+        stage(vectors, weight, n);
+        stage(vectors + n, bias, n);
+        weight = vectors, bias = vectors + n;
+#pragma unroll
+        for (int output = 0; output < N; output++) {
+            stage(vectors + (2 + output) * n, mix[output], n);
+            mix[output] = vectors + (2 + output) * n;
+            if (factors[output]) {
+                stage(vectors + (2 + N + output) * n, factors[output], n);
+                factors[output] = vectors + (2 + N + output) * n;
+            }
+        }
     }
+    wait_for_previous();
+    u32 span = p.single ? first_row : p.batch.row_span[first_row];
+    u32 span_first = p.single ? first_row : p.batch.span_first[span], span_rows = p.single ? 1 : p.batch.span_rows[span];
+    stage(now, p.x + (u64)first_row * p.x_stride, n);
+    bool starts = first_row == span_first;
+    if (starts)
+        stage(before, (const float *)p.batch.span_state[span] + p.previous, n);
+    else
+        stage(before, p.x + (u64)(first_row - 1) * p.x_stride, n);
+    end_of_staging();
+    __syncthreads();
+    if (!starts) norm_in_place(before, n, weight, bias, p.norm.epsilon, room[1]);
     for (u32 row = first_row; row < end; row++) {
         float *here = room[row & 1];
-        // The next row's state is read by the block that has it first; here only rows of x are.
         bool more = row + 1 < end;
         if (more) stage(next, p.x + (u64)(row + 1) * p.x_stride, n);
-        norm_in_place(now, n, p.norm, here);
+        norm_in_place(now, n, weight, bias, p.norm.epsilon, here);
         if (row + 1 == span_first + span_rows)
             for (u32 i = threadIdx.x; i < n; i += THREADS) p.last[(u64)span * p.x_stride + i] = now[i];
         write_inputs<N>(p.out, row, n, p.split != 0, here + 2 * WARPS, [&](u32 i, float(&v)[N]) {
             float x = now[i], previous = before[i];
 #pragma unroll
             for (int output = 0; output < N; output++) {
-                v[output] = mixed(x, previous, p.mix[output][i]);
-                if (p.factors[output]) v[output] *= p.factors[output][i];
+                v[output] = mixed(x, previous, mix[output][i]);
+                if (factors[output]) v[output] *= factors[output][i];
             }
         });
         if (!more) break;
@@ -141,8 +153,7 @@ template <int N> __device__ void shift_rows(const Shift &p) {
         __syncthreads();
         if (row + 1 == span_first + span_rows) {
             span++;
-            span_first = p.batch.span_first[span], span_rows = p.batch.span_rows[span];
-            // This row's own numbers of `before` were read by this thread alone, in write_inputs.
+            span_first = p.single ? span : p.batch.span_first[span], span_rows = p.single ? 1 : p.batch.span_rows[span];
             stage(before, (const float *)p.batch.span_state[span] + p.previous, n);
             end_of_staging();
             __syncthreads();
@@ -159,6 +170,7 @@ struct Plain {
     Inputs out;
     u32 split;
     u32 n, x_stride;
+    u32 single; // every span has one row
     // The last normalised rows of the spans go into the states, where `last` is not null.
     const float *last;
     u32 last_stride, n_embd, previous;
@@ -168,11 +180,15 @@ struct Plain {
 // Rows as they are become inputs; one block a row.
 extern "C" __global__ void __launch_bounds__(THREADS) plain_rows(const Plain p) {
     __shared__ float room[WARPS];
+    let_next_begin();
     u32 row = blockIdx.x;
+    float *factors = shared + p.n;
+    if (p.factors) stage(factors, p.factors, p.n);
+    wait_for_previous();
     stage(shared, p.x + (u64)row * p.x_stride, p.n);
     if (p.last) {
-        u32 span = p.batch.row_span[row];
-        if (row == p.batch.span_first[span]) {
+        u32 span = p.single ? row : p.batch.row_span[row];
+        if (p.single || row == p.batch.span_first[span]) {
             float *state = (float *)p.batch.span_state[span] + p.previous;
             const float *last = p.last + (u64)span * p.last_stride;
             in_batches<4>(p.n_embd, [&](u32 i) { return last[i]; }, [&](u32 i, float x) { state[i] = x; });
@@ -181,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) plain_rows(const Plain p) 
     end_of_staging();
     __syncthreads();
     write_inputs<1>(&p.out, row, p.n, p.split != 0, room,
-                    [&](u32 i, float(&v)[1]) { v[0] = p.factors ? shared[i] * p.factors[i] : shared[i]; });
+                    [&](u32 i, float(&v)[1]) { v[0] = p.factors ? shared[i] * factors[i] : shared[i]; });
 }
 
 struct WkvRows {
@@ -212,6 +228,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv_single(const WkvRows p
         float key, value, receptance, bonus, decay_log, factor;
         Wkv wkv;
     };
+    let_next_begin();
+    wait_for_previous();
     u32 row = blockIdx.x, n = p.n_attention;
     float *wkv = (float *)p.batch.span_state[row] + p.wkv;
     in_batches<4>(
@@ -239,6 +257,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv_single(const WkvRows p
 // Spans of several rows, in chunks. First every chunk alone, from nothing; only the first one of a span starts
 // from the state. A chunk that is its span's only one has nothing to do here. grid (channels, chunks)
 extern "C" __global__ void __launch_bounds__(WKV_CHANNELS) wkv_sums(const WkvRows p) {
+    let_next_begin();
+    wait_for_previous();
     u32 i = blockIdx.x * WKV_CHANNELS + threadIdx.x, chunk = blockIdx.y;
     u32 span = p.batch.chunk_span[chunk], n_rows = p.batch.chunk_rows[chunk];
     if (i >= p.n_attention || n_rows == p.batch.span_rows[span]) return;
@@ -265,6 +285,8 @@ extern "C" __global__ void __launch_bounds__(WKV_CHANNELS) wkv_sums(const WkvRow
 
 // Then every chunk again, from what the chunks before it add up to. grid (channels, chunks)
 extern "C" __global__ void __launch_bounds__(WKV_CHANNELS) wkv_apply(const WkvRows p) {
+    let_next_begin();
+    wait_for_previous();
     u32 i = blockIdx.x * WKV_CHANNELS + threadIdx.x, chunk = blockIdx.y;
     u32 span = p.batch.chunk_span[chunk], n_rows = p.batch.chunk_rows[chunk], index = p.batch.chunk_index[chunk];
     u32 first = p.batch.chunk_first[chunk];
@@ -333,11 +355,16 @@ struct NormOut {
 // The norm in front of the head, of output rows first + 0, 1, ..; one block each.
 extern "C" __global__ void __launch_bounds__(THREADS) norm_out_rows(const NormOut p) {
     __shared__ float room[3 * WARPS];
+    let_next_begin();
+    float *weight = shared + p.n_embd, *bias = weight + p.n_embd;
+    stage(weight, p.norm.weight, p.n_embd);
+    stage(bias, p.norm.bias, p.n_embd);
+    wait_for_previous();
     u32 row = p.batch.out_rows[p.first + blockIdx.x];
     stage(shared, p.x + (u64)row * p.x_stride, p.n_embd);
     end_of_staging();
     __syncthreads();
-    norm_in_place(shared, p.n_embd, p.norm, room);
+    norm_in_place(shared, p.n_embd, weight, bias, p.norm.epsilon, room);
     if (p.hidden) {
         for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) p.hidden[(u64)blockIdx.x * p.n_embd + i] = shared[i];
         return;
@@ -356,6 +383,8 @@ struct LogitsOut {
 // The largest logit of each output row, and the row itself to its state's memory. grid (parts of a row, rows);
 // `best` was 0.
 extern "C" __global__ void __launch_bounds__(THREADS) logits_out(const LogitsOut p) {
+    let_next_begin();
+    wait_for_previous();
     u32 row = p.first + blockIdx.y;
     const float *logits = p.logits + (u64)blockIdx.y * p.stride;
     float *keep = (float *)p.batch.out_logits[row];
@@ -383,6 +412,8 @@ struct Tokens {
 
 // Hands the tokens with the largest logits to the host, and makes `best` ready for the next pass.
 extern "C" __global__ void tokens_out(const Tokens p) {
+    let_next_begin();
+    wait_for_previous();
     u32 row = blockIdx.x * blockDim.x + threadIdx.x;
     p.tokens[row] = ~(u32)p.best[row];
     p.best[row] = 0;
@@ -402,6 +433,13 @@ struct Begin {
 // Embedding and the norm behind it; one block a row.
 template <bool INT8> __device__ void begin(const Begin &p) {
     __shared__ float room[2 * WARPS];
+    let_next_begin();
+    float *weight = shared + p.n_embd, *bias = weight + p.n_embd;
+    if (p.embedding.weights) {
+        stage(weight, p.norm.weight, p.n_embd);
+        stage(bias, p.norm.bias, p.n_embd);
+    }
+    wait_for_previous();
     u32 row = blockIdx.x;
     if (p.single && threadIdx.x == 0) {
         p.batch.row_span[row] = row;
@@ -424,7 +462,8 @@ template <bool INT8> __device__ void begin(const Begin &p) {
                         : from_half(((const u16 *)weights)[i]);
         },
         [&](u32 i, float x) { shared[i] = x * factor; });
+    end_of_staging();
     __syncthreads();
-    norm_in_place(shared, p.n_embd, p.norm, room);
+    norm_in_place(shared, p.n_embd, weight, bias, p.norm.epsilon, room);
     for (u32 i = threadIdx.x; i < p.n_embd; i += THREADS) p.x[(u64)row * p.x_stride + i] = shared[i];
 }

@@ -1,7 +1,7 @@
 // The kernels of the CUDA plugin: RWKV-4 with f16 or int8 weights, everything else in f32.
 //
-// build.py makes the two modules from this file: for compute capability 6.1 on, and for 8.0 on with its
-// tensor cores. src/forward.rs calls them, src/params.rs has the same structs.
+// build.py makes the modules from this file: for compute capability 6.1 on, for 8.0 on with its tensor cores,
+// and for 9.0 on, where a launch may begin before the one in front of it ends; each for f16 and for int8. src/forward.rs calls them, src/params.rs has the same structs.
 
 #include "common.cuh"
 #include "decode.cuh"
@@ -9,8 +9,7 @@
 #include "products.cuh"
 
 #define DECODE(kernel, Params, rows)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS) kernel##_##rows##_f16(const Params p) { kernel<false, rows>(p); } \
-    extern "C" __global__ void __launch_bounds__(THREADS) kernel##_##rows##_int8(const Params p) { kernel<true, rows>(p); }
+    extern "C" __global__ void __launch_bounds__(THREADS) kernel##_##rows(const Params p) { kernel<INT8_WEIGHTS, rows>(p); }
 #define DECODE_ALL(kernel, Params) DECODE(kernel, Params, 1) DECODE(kernel, Params, 2) DECODE(kernel, Params, 4)
 
 DECODE_ALL(time_in, TimeIn)
@@ -19,8 +18,7 @@ DECODE_ALL(channel_in, ChannelIn)
 DECODE_ALL(channel_out, ChannelOut)
 DECODE_ALL(head, Head)
 
-extern "C" __global__ void __launch_bounds__(THREADS) begin_f16(const Begin p) { begin<false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS) begin_int8(const Begin p) { begin<true>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) begin_rows(const Begin p) { begin<INT8_WEIGHTS>(p); }
 
 struct Repack {
     const u8 *from; // (n_rows, n_cols), the first of which is row `first_row` of the stored matrix
@@ -30,20 +28,15 @@ struct Repack {
 };
 
 // Weights as a file has them become weights as the kernels read them.
-extern "C" __global__ void repack_f16(const Repack p) {
+extern "C" __global__ void repack(const Repack p) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (u64)p.n_rows * p.n_cols) return;
     u32 row = (u32)(i / p.n_cols) + p.first_row, column = (u32)(i % p.n_cols);
     u32 o = p.transpose ? column : row, k = p.transpose ? row : column;
-    ((u16 *)p.to)[(u64)o * p.stride + k] = ((const u16 *)p.from)[i];
-}
-
-extern "C" __global__ void repack_int8(const Repack p) {
-    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (u64)p.n_rows * p.n_cols) return;
-    u32 row = (u32)(i / p.n_cols) + p.first_row, column = (u32)(i % p.n_cols);
-    u32 o = p.transpose ? column : row, k = p.transpose ? row : column;
-    p.to[(u64)o * p.stride + int8_place(k)] = p.from[i];
+    if (INT8_WEIGHTS)
+        p.to[(u64)o * p.stride + int8_place(k)] = p.from[i];
+    else
+        ((u16 *)p.to)[(u64)o * p.stride + k] = ((const u16 *)p.from)[i];
 }
 
 // For measuring: reads n 16-byte words, and a kernel that does nothing.

@@ -9,9 +9,39 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use crate::driver::{self, Context, Kernel, Module};
 use crate::error::{Failure, Result};
 
-const PTX_61: &str = concat!(include_str!("../kernels/rwkv4_sm61.ptx"), "\0");
-const PTX_80: &str = concat!(include_str!("../kernels/rwkv4_sm80.ptx"), "\0");
-/// Set to 61 or 80: which of the two modules to use, for tests.
+/// The compiled kernels of one kind of device, for f16 and for int8.
+struct Compiled {
+    /// As [`MODULE_VARIABLE`] calls it.
+    name: &'static str,
+    capability: (u32, u32),
+    f16: &'static str,
+    int8: &'static str,
+}
+
+macro_rules! compiled {
+    ($name:literal, $capability:expr) => {
+        Compiled {
+            name: $name,
+            capability: $capability,
+            f16: concat!(
+                include_str!(concat!("../kernels/rwkv4_sm", $name, "_f16.ptx")),
+                "\0"
+            ),
+            int8: concat!(
+                include_str!(concat!("../kernels/rwkv4_sm", $name, "_int8.ptx")),
+                "\0"
+            ),
+        }
+    };
+}
+
+/// The last that a device understands is taken.
+static COMPILED: [Compiled; 3] = [
+    compiled!("61", (6, 1)),
+    compiled!("80", (8, 0)),
+    compiled!("90", (9, 0)),
+];
+/// Set to 61, 80 or 90: which of them to use, for tests.
 const MODULE_VARIABLE: &str = "RWKV_EDGE_CUDA_MODULE";
 
 static OPEN: Mutex<BTreeMap<u32, Arc<Device>>> = Mutex::new(BTreeMap::new());
@@ -21,9 +51,13 @@ pub(crate) struct Device {
     pub(crate) multiprocessors: u32,
     /// Bytes of shared memory that a block may have at most.
     pub(crate) shared_max: u32,
-    /// Whether the module of the tensor cores is in use.
+    /// Whether products of many rows are the tensor cores'.
     pub(crate) tensor_cores: bool,
-    module: Module,
+    /// Whether a kernel may begin before the one in front of it ends.
+    pub(crate) overlaps: bool,
+    compiled: &'static Compiled,
+    /// For f16 and for int8, compiled when first needed.
+    modules: Mutex<[Option<Arc<Module>>; 2]>,
 }
 
 /// What can be said of a device without compiling kernels for it.
@@ -55,32 +89,48 @@ impl Device {
                 context.name()?
             )));
         }
-        let tensor_cores = match std::env::var(MODULE_VARIABLE).as_deref() {
-            Ok("61") => false,
-            Ok("80") | Err(_) => capability >= (8, 0),
-            Ok(other) => {
-                return Err(Failure::argument(format!(
-                    "{MODULE_VARIABLE} is {other:?}, expected 61 or 80"
-                )))
-            }
+        let fits = |compiled: &&Compiled| compiled.capability <= capability;
+        let wanted = std::env::var(MODULE_VARIABLE).ok();
+        let compiled = match &wanted {
+            None => COMPILED.iter().rfind(fits),
+            Some(name) => COMPILED.iter().find(|c| c.name == name && fits(c)),
         };
-        let ptx = if tensor_cores { PTX_80 } else { PTX_61 };
-        let ptx = CStr::from_bytes_with_nul(ptx.as_bytes())
-            .map_err(|_| Failure::unsupported("the kernels contain a NUL"))?;
-        let module = Module::compile(&context, ptx)?;
+        let compiled = compiled.ok_or_else(|| {
+            Failure::argument(format!(
+                "{MODULE_VARIABLE} is {}, expected 61, 80 or 90, and not more than the device's {}{}",
+                wanted.unwrap_or_default(),
+                capability.0,
+                capability.1
+            ))
+        })?;
         let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let multiprocessors = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         Ok(Device {
             multiprocessors: context.attribute(multiprocessors)?,
             shared_max: context.attribute(shared)?,
-            tensor_cores,
-            module,
+            tensor_cores: compiled.capability >= (8, 0),
+            overlaps: compiled.capability >= (9, 0),
+            compiled,
+            modules: Mutex::new([None, None]),
             context,
         })
     }
 
-    pub(crate) fn kernel(&self, name: &str) -> Result<Kernel> {
-        self.module.kernel(name)
+    /// A kernel of the module for one quantisation.
+    pub(crate) fn kernel(&self, name: &str, int8: bool) -> Result<Kernel> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = &mut modules[usize::from(int8)];
+        if let Some(module) = slot {
+            return module.kernel(name);
+        }
+        let text = match int8 {
+            true => self.compiled.int8,
+            false => self.compiled.f16,
+        };
+        let text = CStr::from_bytes_with_nul(text.as_bytes())
+            .map_err(|_| Failure::unsupported("the kernels contain a NUL"))?;
+        let module = Arc::new(Module::compile(&self.context, text)?);
+        slot.insert(module).kernel(name)
     }
 }
 

@@ -482,7 +482,8 @@ impl Stream {
         })
     }
 
-    /// Starts a kernel. `parameters` is the one struct that every kernel here takes.
+    /// Starts a kernel. `parameters` is the one struct that every kernel of a pass takes; `overlaps`: it may
+    /// begin before the kernel in front of it ends, which it waits for by itself.
     ///
     /// # Safety
     ///
@@ -494,19 +495,13 @@ impl Stream {
         grid: [u32; 3],
         block: u32,
         shared: u32,
+        overlaps: bool,
         parameters: &P,
     ) -> Result<()> {
         let pointer: *const P = parameters;
+        let mut pointers = [pointer.cast_mut().cast()];
         // SAFETY: the driver copies the struct before this returns; the rest is the caller's promise.
-        unsafe {
-            self.launch_raw(
-                kernel,
-                grid,
-                block,
-                shared,
-                &mut [pointer.cast_mut().cast()],
-            )
-        }
+        unsafe { self.launch_with(kernel, grid, block, shared, overlaps, &mut pointers) }
     }
 
     /// [`launch`](Self::launch) for kernels of several parameters.
@@ -522,19 +517,47 @@ impl Stream {
         shared: u32,
         parameters: &mut [*mut c_void],
     ) -> Result<()> {
-        self.context.enter()?;
         // SAFETY: the caller's promise.
+        unsafe { self.launch_with(kernel, grid, block, shared, false, parameters) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`launch`](Self::launch).
+    unsafe fn launch_with(
+        &self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        overlaps: bool,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        self.context.enter()?;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(overlaps),
+        };
+        // SAFETY: the caller's promise; the attribute lives until the call returns.
         let result = unsafe {
-            sys::cuLaunchKernel(
+            sys::cuLaunchKernelEx(
+                &config,
                 kernel.function,
-                grid[0],
-                grid[1],
-                grid[2],
-                block,
-                1,
-                1,
-                shared,
-                self.stream,
                 parameters.as_mut_ptr(),
                 null_mut(),
             )
@@ -711,6 +734,13 @@ impl Module {
         // SAFETY: the name ends with NUL; writes one handle.
         check(name, unsafe {
             sys::cuModuleGetFunction(&mut function, self.module, text.as_ptr())
+        })?;
+        let carveout =
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function is this module's. All kernels want the same share of the first cache as shared
+        // memory: only then can one begin while another still runs.
+        check(name, unsafe {
+            sys::cuFuncSetAttribute(function, carveout, 100)
         })?;
         Ok(Kernel {
             context: self.context.clone(),

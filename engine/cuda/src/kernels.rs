@@ -23,21 +23,22 @@ pub(crate) struct Tile {
     pub(crate) inputs: u32,
     pub(crate) threads: u32,
     pub(crate) shared: u32,
+    /// Blocks that a multiprocessor runs at once.
+    pub(crate) at_once: u32,
 }
 
 /// How products of many rows are cut.
 pub(crate) enum Tiles {
     /// Without tensor cores.
     Plain(Tile),
-    Tensor(TensorTiles),
+    Tensor(Box<TensorTiles>),
 }
 
 pub(crate) struct TensorTiles {
     /// Few rows, in the order of how many; activations are of two halves.
     pub(crate) split: [Tile; 3],
-    /// More rows, few tiles.
-    pub(crate) middle: Tile,
-    pub(crate) wide: Tile,
+    /// More rows; the larger tiles do more with what they read, where there are enough of them.
+    pub(crate) many: [Tile; 3],
 }
 
 pub(crate) struct Kernels {
@@ -70,12 +71,13 @@ struct Shape {
 }
 
 #[rustfmt::skip]
-const SHAPES: [Shape; 5] = [
+const SHAPES: [Shape; 6] = [
     Shape { name: "products_16", rows: 16, outputs: 64, inputs: 128, warp: (16, 32), parts: 4, stages: 3, split: true },
     Shape { name: "products_32", rows: 32, outputs: 128, inputs: 64, warp: (32, 32), parts: 2, stages: 3, split: true },
     Shape { name: "products_64", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 3, split: true },
     Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false },
-    Shape { name: "products_wide", rows: 128, outputs: 128, inputs: 64, warp: (64, 32), parts: 1, stages: 3, split: false },
+    Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false },
+    Shape { name: "products_wide", rows: 128, outputs: 256, inputs: 32, warp: (64, 64), parts: 1, stages: 4, split: false },
 ];
 
 impl Shape {
@@ -90,27 +92,26 @@ impl Shape {
             1 => 0,
             parts => parts * self.rows * self.outputs * 4,
         };
-        let tile = Tile {
-            kernel: kernel(device, self.name, int8)?,
+        let mut tile = Tile {
+            kernel: device.kernel(self.name, int8)?,
             rows: self.rows,
             outputs: self.outputs,
             inputs: self.inputs,
             threads: warps * self.parts * 32,
             shared: (stage * self.stages).max(sums),
+            at_once: 1,
         };
         tile.kernel.allow_shared(tile.shared)?;
+        tile.at_once = tile.kernel.blocks_at_once(tile.threads, tile.shared)?;
         Ok(tile)
     }
 }
 
-fn kernel(device: &Device, name: &str, int8: bool) -> Result<Kernel> {
-    device.kernel(&format!("{name}_{}", if int8 { "int8" } else { "f16" }))
-}
-
 impl Kernels {
     pub(crate) fn new(device: &Device, int8: bool) -> Result<Self> {
+        let kernel = |name: &str| device.kernel(name, int8);
         let of_rows = |rows: u32| {
-            let kernel = |name: &str| kernel(device, &format!("{name}_{rows}"), int8);
+            let kernel = |name: &str| kernel(&format!("{name}_{rows}"));
             Ok(Few {
                 rows,
                 time_in: kernel("time_in")?,
@@ -121,36 +122,36 @@ impl Kernels {
             })
         };
         let tiles = if device.tensor_cores {
-            let [a, b, c, middle, wide] = SHAPES.map(|shape| shape.tile(device, int8));
-            Tiles::Tensor(TensorTiles {
+            let [a, b, c, middle, square, wide] = SHAPES.map(|shape| shape.tile(device, int8));
+            Tiles::Tensor(Box::new(TensorTiles {
                 split: [a?, b?, c?],
-                middle: middle?,
-                wide: wide?,
-            })
+                many: [middle?, square?, wide?],
+            }))
         } else {
             Tiles::Plain(Tile {
-                kernel: kernel(device, "products_plain", int8)?,
+                kernel: kernel("products_plain")?,
                 rows: 64,
                 outputs: 64,
                 inputs: 16,
                 threads: 256,
                 shared: 0,
+                at_once: 1,
             })
         };
         Ok(Kernels {
-            begin: kernel(device, "begin", int8)?,
+            begin: kernel("begin_rows")?,
             few: [1, 2, 4].into_iter().map(of_rows).collect::<Result<_>>()?,
-            shift_rows_3: device.kernel("shift_rows_3")?,
-            shift_rows_2: device.kernel("shift_rows_2")?,
-            plain_rows: device.kernel("plain_rows")?,
-            wkv_single: device.kernel("wkv_single")?,
-            wkv_sums: device.kernel("wkv_sums")?,
-            wkv_apply: device.kernel("wkv_apply")?,
-            norm_out_rows: device.kernel("norm_out_rows")?,
-            logits_out: device.kernel("logits_out")?,
-            tokens_out: device.kernel("tokens_out")?,
+            shift_rows_3: kernel("shift_rows_3")?,
+            shift_rows_2: kernel("shift_rows_2")?,
+            plain_rows: kernel("plain_rows")?,
+            wkv_single: kernel("wkv_single")?,
+            wkv_sums: kernel("wkv_sums")?,
+            wkv_apply: kernel("wkv_apply")?,
+            norm_out_rows: kernel("norm_out_rows")?,
+            logits_out: kernel("logits_out")?,
+            tokens_out: kernel("tokens_out")?,
             tiles,
-            repack: kernel(device, "repack", int8)?,
+            repack: kernel("repack")?,
         })
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn measure(ordinal: u32) -> Result<Limits> {
 
     let words = Memory::zeroed(&stream, READ_BYTES)?;
     let mut words_address = words.address();
-    let kernel = device.kernel("read_all")?;
+    let kernel = device.kernel("read_all", false)?;
     let n_blocks = READ_BLOCKS_A_MULTIPROCESSOR * device.multiprocessors;
     let read = seconds(&stream, &device, || {
         let mut parameters = [
@@ -57,7 +57,7 @@ pub(crate) fn measure(ordinal: u32) -> Result<Limits> {
         unsafe { stream.launch_raw(&kernel, [n_blocks, 1, 1], READ_THREADS, 0, &mut parameters) }
     })?;
 
-    let kernel = device.kernel("arithmetic")?;
+    let kernel = device.kernel("arithmetic", false)?;
     let mut rounds = ARITHMETIC_ROUNDS;
     let n_blocks = 4 * device.multiprocessors;
     let arithmetic = seconds(&stream, &device, || {
@@ -80,7 +80,7 @@ pub(crate) fn measure(ordinal: u32) -> Result<Limits> {
         false => 16.0,
     };
 
-    let kernel = device.kernel("nothing")?;
+    let kernel = device.kernel("nothing", false)?;
     let graph = stream.record(|| {
         for _ in 0..STEPS {
             let mut parameters = [(&raw mut sink_address).cast()];

@@ -152,6 +152,8 @@ parameters! {
         x_stride: u32,
         n_rows: u32,
         rows_of_block: u32,
+        single: u32,
+        staged: u32,
         previous: u32,
         batch: Batch,
     }
@@ -162,6 +164,7 @@ parameters! {
         split: u32,
         n: u32,
         x_stride: u32,
+        single: u32,
         last: Address,
         last_stride: u32,
         n_embd: u32,
@@ -279,28 +282,32 @@ mod tests {
     #[test]
     fn structs_are_those_of_the_kernels() {
         let sizes: &[(&str, usize)] = &[
-            ("time_in_1_f16", size_of::<TimeIn>()),
-            ("time_out_4_int8", size_of::<TimeOut>()),
-            ("channel_in_2_f16", size_of::<ChannelIn>()),
-            ("channel_out_1_int8", size_of::<ChannelOut>()),
-            ("head_1_f16", size_of::<Head>()),
+            ("time_in_1", size_of::<TimeIn>()),
+            ("time_out_4", size_of::<TimeOut>()),
+            ("channel_in_2", size_of::<ChannelIn>()),
+            ("channel_out_1", size_of::<ChannelOut>()),
+            ("head_1", size_of::<Head>()),
             ("shift_rows_2", size_of::<Shift>()),
             ("plain_rows", size_of::<Plain>()),
             ("wkv_single", size_of::<WkvRows>()),
             ("norm_out_rows", size_of::<NormOut>()),
             ("logits_out", size_of::<LogitsOut>()),
             ("tokens_out", size_of::<Tokens>()),
-            ("begin_int8", size_of::<Begin>()),
-            ("repack_f16", size_of::<Repack>()),
+            ("begin_rows", size_of::<Begin>()),
+            ("repack", size_of::<Repack>()),
         ];
         for (ptx, products) in [
             (
-                include_str!("../kernels/rwkv4_sm61.ptx"),
-                "products_plain_f16",
+                include_str!("../kernels/rwkv4_sm61_int8.ptx"),
+                "products_plain",
             ),
             (
-                include_str!("../kernels/rwkv4_sm80.ptx"),
-                "products_wide_f16",
+                include_str!("../kernels/rwkv4_sm80_f16.ptx"),
+                "products_wide",
+            ),
+            (
+                include_str!("../kernels/rwkv4_sm90_int8.ptx"),
+                "products_64",
             ),
         ] {
             for (kernel, size) in sizes {

@@ -20,7 +20,7 @@ use rwkv_edge_plugin::{StageOptions, INT8};
 /// Bytes of the next launch's weights that a launch of decode brings into the second cache.
 const AHEAD_BYTES: u64 = 8 << 20;
 /// Shared memory that a block may have without asking.
-const SHARED_ALWAYS: u32 = 48 << 10;
+const SHARED_ALWAYS: u32 = 40 << 10;
 /// Blocks that look through a row of logits.
 const LOGITS_PARTS: u32 = 8;
 /// Of a block that norms and shifts rows.
@@ -135,7 +135,11 @@ impl<'a> Pass<'a> {
             kernel.allow_shared(shared)?;
         }
         // SAFETY: the caller's promise.
-        unsafe { self.work.stream.launch(kernel, grid, threads, shared, p) }
+        unsafe {
+            self.work
+                .stream
+                .launch(kernel, grid, threads, shared, self.device.overlaps, p)
+        }
     }
 
     /// Embedding, where this stage has it; `from` is where the batch lies, in host or device memory.
@@ -154,7 +158,7 @@ impl<'a> Pass<'a> {
             single: u32::from(self.shape.single),
             outputs: u32::from(outputs),
         };
-        let (kernel, shared) = (&self.work.kernels.begin, 4 * self.options.n_embd);
+        let (kernel, shared) = (&self.work.kernels.begin, 12 * self.options.n_embd);
         // SAFETY: tokens are less than the vocabulary; a row a block, all inside the slot's memory.
         unsafe {
             self.launch(
@@ -334,6 +338,8 @@ impl<'a> Pass<'a> {
             x_stride: w.x_stride,
             n_rows: self.shape.n_rows,
             rows_of_block: self.shift_rows_of_block(),
+            single: u32::from(self.shape.single),
+            staged: u32::from(self.shift_shared(3) <= self.device.shared_max),
             previous: att_previous,
             batch: slot.batch,
         };
@@ -390,6 +396,7 @@ impl<'a> Pass<'a> {
                 split: self.split(self.shape.n_rows),
                 n: o.n_attention,
                 x_stride: w.a_stride,
+                single: 0,
                 ..self.no_last()
             })?;
         }
@@ -423,6 +430,8 @@ impl<'a> Pass<'a> {
                 x_stride: w.x_stride,
                 n_rows: self.shape.n_rows,
                 rows_of_block: self.shift_rows_of_block(),
+                single: u32::from(self.shape.single),
+                staged: u32::from(self.shift_shared(2) <= self.device.shared_max),
                 previous: ffn_previous,
                 batch: slot.batch,
             },
@@ -445,6 +454,7 @@ impl<'a> Pass<'a> {
             split: self.split(self.shape.n_rows),
             n: o.n_hidden,
             x_stride: w.h_stride,
+            single: u32::from(self.shape.single),
             last: w.last,
             last_stride: w.x_stride,
             n_embd: o.n_embd,
@@ -464,7 +474,10 @@ impl<'a> Pass<'a> {
 
     fn shift(&self, kernel: &Kernel, parameters: &Shift) -> Result<()> {
         let n_blocks = self.shape.n_rows.div_ceil(parameters.rows_of_block);
-        let shared = 3 * 4 * self.options.n_embd;
+        let shared = match parameters.staged {
+            0 => 3 * 4 * self.options.n_embd,
+            _ => self.shift_shared(if parameters.mix[2] == 0 { 2 } else { 3 }),
+        };
         // SAFETY: as in `few_layer`, with room for all rows.
         unsafe { self.launch(kernel, [n_blocks, 1, 1], THREADS, shared, parameters) }
     }
@@ -477,8 +490,13 @@ impl<'a> Pass<'a> {
             .clamp(1, SHIFT_ROWS_MAX)
     }
 
+    /// Shared memory of a kernel that norms and shifts rows, with all vectors: three rows, norm, mixes, factors.
+    fn shift_shared(&self, n_mixes: u32) -> u32 {
+        4 * self.options.n_embd * (3 + 2 + 2 * n_mixes)
+    }
+
     fn plain(&self, parameters: &Plain) -> Result<()> {
-        let (grid, shared) = ([self.shape.n_rows, 1, 1], 4 * parameters.n);
+        let (grid, shared) = ([self.shape.n_rows, 1, 1], 8 * parameters.n);
         // SAFETY: as above.
         unsafe {
             self.launch(
@@ -556,13 +574,21 @@ impl<'a> Pass<'a> {
         if let Some(tile) = tiles.split.iter().find(|tile| n_rows <= tile.rows) {
             return tile;
         }
-        let of_wide = |p: &Product| p.matrix.n_outputs.div_ceil(tiles.wide.outputs);
-        let n_wide = n_rows.div_ceil(tiles.wide.rows) * products.iter().map(of_wide).sum::<u32>();
-        // Wide tiles do more with what they read, where there are enough of them for the multiprocessors.
-        match 4 * n_wide >= 3 * self.device.multiprocessors {
-            true => &tiles.wide,
-            false => &tiles.middle,
-        }
+        // What whole waves of tiles take on all multiprocessors, in outputs that one computes meanwhile.
+        let cost = |tile: &&Tile| {
+            let of_tile = |p: &Product| p.matrix.n_outputs.div_ceil(tile.outputs);
+            let n_tiles = n_rows.div_ceil(tile.rows) * products.iter().map(of_tile).sum::<u32>();
+            let n_waves = n_tiles.div_ceil(tile.at_once * self.device.multiprocessors);
+            let outputs = n_waves * tile.at_once * tile.rows * tile.outputs;
+            // Measured on an H100: speed of the larger tiles over that of the smallest.
+            let speed = match tile.rows * tile.outputs {
+                0..=4096 => 10,
+                4097..=16384 => 14,
+                _ => 21,
+            };
+            outputs / speed
+        };
+        tiles.many.iter().min_by_key(cost).unwrap_or(&tiles.many[0])
     }
 
     /// Logits of the output rows: into the states' memory by `out_logits`, the best tokens into `best`. After
@@ -642,7 +668,7 @@ impl<'a> Pass<'a> {
             first,
             batch: self.slot.batch,
         };
-        let (kernel, shared) = (&self.work.kernels.norm_out_rows, 4 * self.options.n_embd);
+        let (kernel, shared) = (&self.work.kernels.norm_out_rows, 12 * self.options.n_embd);
         // SAFETY: `n` rows at most LOGITS_ROWS, for which `out` and `hidden` have room.
         unsafe { self.launch(kernel, [n, 1, 1], THREADS, shared, &parameters) }
     }

@@ -120,6 +120,7 @@ impl Uploader {
                     [n_blocks as u32, 1, 1],
                     REPACK_THREADS,
                     0,
+                    false,
                     &parameters,
                 )?
             };
