@@ -113,7 +113,8 @@ template <bool INT8, int OUTPUTS> struct Reader {
             for (u32 step = 0; step < n_steps; step += AHEAD) {
                 bool more = step + AHEAD < n_steps;
                 uint4 next[OUTPUTS][AHEAD];
-                load(next, more ? group : group + group_step, more ? step + AHEAD : 0);
+                if (more || group + group_step < n_groups)
+                    load(next, more ? group : group + group_step, more ? step + AHEAD : 0);
 #pragma unroll
                 for (int i = 0; i < AHEAD; i++) {
                     if (step + i < n_steps) {
@@ -142,10 +143,10 @@ template <bool INT8, int OUTPUTS> struct Reader {
 
 // Brings what the next launches read first into the second cache, while this one computes: memory never idles.
 struct Ahead {
-    const u8 *start[4];
-    u32 lines[4];    // of 128 bytes
-    u32 state;       // where in a state
-    u32 state_lines; // of 128 bytes, for each row
+    const u8 *weights, *vectors;
+    u32 weight_lines, vector_lines; // of 128 bytes
+    u32 state;                      // where in a state
+    u32 state_lines;                // of 128 bytes, for each row
 };
 
 __device__ inline void fetch(const u8 *start, u32 lines, u32 thread, u32 n_threads) {
@@ -155,8 +156,8 @@ __device__ inline void fetch(const u8 *start, u32 lines, u32 thread, u32 n_threa
 
 __device__ inline void fetch_weights_ahead(const Ahead &ahead) {
     u32 thread = blockIdx.x * THREADS + threadIdx.x, n_threads = gridDim.x * THREADS;
-#pragma unroll
-    for (int part = 0; part < 4; part++) fetch(ahead.start[part], ahead.lines[part], thread, n_threads);
+    fetch(ahead.vectors, ahead.vector_lines, thread, n_threads);
+    fetch(ahead.weights, ahead.weight_lines, thread, n_threads);
 }
 
 // Behind wait_for_previous().
@@ -167,9 +168,9 @@ __device__ inline void fetch_states_ahead(const Ahead &ahead, const Batch &batch
 
 // Which matrix a block works on: the first n_blocks[0] blocks on the first, and so on.
 __device__ inline u32 share_of(u32 block, const u32 *n_blocks, u32 &first) {
-    u32 index = 0;
-    first = 0;
-    while (block >= first + n_blocks[index]) first += n_blocks[index++];
+    u32 second = n_blocks[0], third = second + n_blocks[1];
+    u32 index = block < second ? 0 : block < third ? 1 : 2;
+    first = index == 0 ? 0 : index == 1 ? second : third;
     return index;
 }
 
@@ -187,6 +188,18 @@ struct TimeIn {
     Ahead ahead;
 };
 
+template <bool INT8> __device__ inline u32 slots_of(u32 stride) {
+    return (stride + Format<INT8>::step_inputs - 1) / Format<INT8>::step_inputs * Format<INT8>::step_inputs;
+}
+
+// Slots of inputs that there are not hold 0, and so do rows that there are not.
+template <bool INT8, int ROWS> __device__ inline void no_input(float *slots, u32 slot_stride, u32 n, u32 n_rows) {
+#pragma unroll
+    for (int row = 0; row < ROWS; row++)
+        for (u32 i = (row < n_rows ? n : 0) + threadIdx.x; i < slot_stride; i += THREADS)
+            slots[row * slot_stride + Format<INT8>::slot(i)] = 0.0f;
+}
+
 // The present input of a matrix: norm, token shift, input factors; in slots, all of which are written. Everything
 // that this needs is on its way at once. `shared` has room for the slots, two more rows for each, and four vectors.
 template <bool INT8, int ROWS, class P>
@@ -198,7 +211,7 @@ __device__ void shifted_inputs(const P &p, const Matrix &matrix, const float *mi
     stage(vectors + n, p.norm.bias, n);
     stage(vectors + 2 * n, mix, n);
     if (INT8) stage(vectors + 3 * n, matrix.input_factors, n);
-    for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) slots[i] = 0.0f;
+    no_input<INT8, ROWS>(slots, slot_stride, n, p.n_rows);
     wait_for_previous();
     for (u32 row = 0; row < ROWS && row < p.n_rows; row++) {
         stage(x + row * n, p.x + row * p.x_stride, n);
@@ -226,10 +239,6 @@ __device__ void shifted_inputs(const P &p, const Matrix &matrix, const float *mi
         }
     }
     __syncthreads();
-}
-
-template <bool INT8> __device__ inline u32 slots_of(u32 stride) {
-    return (stride + Format<INT8>::step_inputs - 1) / Format<INT8>::step_inputs * Format<INT8>::step_inputs;
 }
 
 template <bool INT8, int ROWS> __device__ void time_in(const TimeIn &p) {
@@ -299,8 +308,7 @@ template <bool INT8, int ROWS> __device__ void time_out(const TimeOut &p) {
     Reader<INT8, 1> reader(p.matrix, blockIdx.x, gridDim.x);
     fetch_weights_ahead(p.ahead);
     u32 slot_stride = slots_of<INT8>(p.matrix.stride);
-    for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) shared[i] = 0.0f;
-    __syncthreads();
+    no_input<INT8, ROWS>(shared, slot_stride, p.n_attention, p.n_rows);
     wait_for_previous();
     struct Channel {
         float key, value, receptance, bonus, factor;
@@ -438,7 +446,7 @@ template <bool INT8, int ROWS> __device__ void head(const Head &p) {
     stage(vectors, p.norm.weight, n);
     stage(vectors + n, p.norm.bias, n);
     if (INT8) stage(vectors + 2 * n, p.matrix.input_factors, n);
-    for (u32 i = threadIdx.x; i < ROWS * slot_stride; i += THREADS) shared[i] = 0.0f;
+    no_input<INT8, ROWS>(shared, slot_stride, n, p.n_rows);
     wait_for_previous();
     fetch_states_ahead(p.ahead, p.batch, p.n_rows);
     for (u32 row = 0; row < ROWS && row < p.n_rows; row++) stage(x + row * n, p.x + p.batch.out_rows[row] * p.x_stride, n);

@@ -26,26 +26,6 @@ struct Products {
     u32 *counters;   // (tiles), all 0 before and after
 };
 
-__device__ inline float finished(u32 finish, float value, float before, float gate) {
-    switch (finish) {
-    case SQUARED_RELU: return squared_relu(value);
-    case SIGMOID: return sigmoid(value);
-    case ADD: return before + value;
-    case ADD_GATED: return before + gate * value;
-    default: return value;
-    }
-}
-
-// Two outputs side by side; o is even.
-__device__ inline void finish_pair(const Product &p, u32 row, u32 o, float a, float b) {
-    u64 at = (u64)row * p.out_stride + o;
-    float2 *out = (float2 *)(p.out + at);
-    float2 before = {0.0f, 0.0f}, gate = {0.0f, 0.0f};
-    if (p.finish >= ADD) before = *out;
-    if (p.finish == ADD_GATED) gate = *(const float2 *)(p.gate + at);
-    *out = make_float2(finished(p.finish, a, before.x, gate.x), finished(p.finish, b, before.y, gate.y));
-}
-
 #if TENSOR_CORES
 
 __device__ inline void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -83,12 +63,22 @@ struct Tile {
     static const int warps_t = TILE_T / WARP_T, warps_o = TILE_O / WARP_O;
     static const int threads = warps_t * warps_o * K_PARTS * 32;
     static const int t_tiles = WARP_T / 16, o_tiles = WARP_O / 8;
-    static const int input_chunks = TILE_K / 8;               // of 16 bytes, a row of inputs
-    static const int weight_chunks = TILE_K / (INT8 ? 16 : 8);
+    static const int weight_size = INT8 ? 1 : 2;
+    static const int input_chunks = TILE_K / 8; // of 16 bytes, a row
+    static const int weight_chunks = TILE_K * weight_size / 16;
     static const int input_bytes = TILE_T * TILE_K * 2;
-    static const int weight_bytes = TILE_O * TILE_K * (INT8 ? 1 : 2);
-    static const int stage_bytes = input_bytes * (SPLIT ? 2 : 1) + weight_bytes;
+    static const int weight_bytes = TILE_O * TILE_K * weight_size;
+    static const int weights_at = input_bytes * (SPLIT ? 2 : 1);
+    static const int stage_bytes = weights_at + weight_bytes;
     static const int groups = TILE_K / 16 / K_PARTS; // of 16 inputs, a warp and stage
+    // Copies of a thread and stage; the rows of two that follow each other are a multiple of 8 apart, so that
+    // they have the same place in what `place` shuffles.
+    static const int input_copies = TILE_T * input_chunks / threads;
+    static const int weight_copies = TILE_O * weight_chunks / threads;
+    static_assert(input_copies * threads == TILE_T * input_chunks && threads / input_chunks % 8 == 0, "inputs");
+    static_assert(weight_copies * threads == TILE_O * weight_chunks && threads / weight_chunks % 8 == 0, "weights");
+
+    typedef float Sums[t_tiles][o_tiles][4];
 
     // Chunks of a row are shuffled so that eight rows' chunks lie in different banks.
     template <int CHUNKS> __device__ static int place(int row, int chunk) {
@@ -96,25 +86,45 @@ struct Tile {
         return row * CHUNKS + (chunk ^ mix);
     }
 
-    __device__ static void load_inputs(u32 stage, const Product &p, u32 first_row, u32 n_rows, u32 k) {
-        for (int i = threadIdx.x; i < TILE_T * input_chunks; i += threads) {
-            int row = i / input_chunks, chunk = i % input_chunks;
-            u32 source = first_row + row < n_rows ? first_row + row : n_rows - 1;
-            u64 at = (u64)source * p.inputs.stride + k + chunk * 8;
-            u32 to = stage + place<input_chunks>(row, chunk) * 16;
-            copy_16(to, p.inputs.high + at);
-            if (SPLIT) copy_16(to + input_bytes, p.inputs.low + at);
-        }
-    }
+    // Where a thread's copies come from, and where they go inside a stage.
+    struct Copies {
+        const u16 *high, *low;
+        u32 inputs[input_copies]; // in numbers
+        const u8 *weights;
+        u32 weight_step, input_place, weight_place;
 
-    __device__ static void load_weights(u32 stage, const Product &p, u32 first_output, u32 k) {
-        u32 weights = stage + input_bytes * (SPLIT ? 2 : 1);
-        for (int i = threadIdx.x; i < TILE_O * weight_chunks; i += threads) {
-            int row = i / weight_chunks, chunk = i % weight_chunks;
-            u64 at = ((u64)(first_output + row) * p.matrix.stride + k) * (INT8 ? 1 : 2) + chunk * 16;
-            copy_16(weights + place<weight_chunks>(row, chunk) * 16, p.matrix.weights + at);
+        __device__ Copies(const Product &p, u32 first_row, u32 n_rows, u32 first_output) {
+            u32 row = threadIdx.x / input_chunks, chunk = threadIdx.x % input_chunks;
+            high = p.inputs.high, low = p.inputs.low;
+#pragma unroll
+            for (int i = 0; i < input_copies; i++) {
+                // Rows beyond the last one are computed, too, but go nowhere.
+                u32 source = min(first_row + row + i * (threads / input_chunks), n_rows - 1);
+                inputs[i] = source * p.inputs.stride + chunk * 8;
+            }
+            input_place = place<input_chunks>(row, chunk) * 16;
+            row = threadIdx.x / weight_chunks, chunk = threadIdx.x % weight_chunks;
+            weights = p.matrix.weights + (u64)(first_output + row) * p.matrix.stride * weight_size + chunk * 16;
+            weight_step = threads / weight_chunks * p.matrix.stride * weight_size;
+            weight_place = weights_at + place<weight_chunks>(row, chunk) * 16;
         }
-    }
+
+        __device__ void load_inputs(u32 stage, u32 k) const {
+#pragma unroll
+            for (int i = 0; i < input_copies; i++) {
+                u32 to = stage + input_place + i * threads * 16;
+                copy_16(to, high + (inputs[i] + k));
+                if (SPLIT) copy_16(to + input_bytes, low + (inputs[i] + k));
+            }
+        }
+
+        __device__ void load_weights(u32 stage, u32 k) const {
+            const u8 *from = weights + (u64)k * weight_size;
+#pragma unroll
+            for (int i = 0; i < weight_copies; i++, from += weight_step)
+                copy_16(stage + weight_place + i * threads * 16, from);
+        }
+    };
 
     __device__ static void run(const Products &products) {
         let_next_begin();
@@ -126,101 +136,129 @@ struct Tile {
         int part = warp / (warps_t * warps_o), place_of_warp = warp % (warps_t * warps_o);
         int warp_t = place_of_warp % warps_t * WARP_T, warp_o = place_of_warp / warps_t * WARP_O;
 
-        float sums[t_tiles][o_tiles][4];
+        // Blocks of the same tile share its inputs: stages first_stage .. are this one's.
+        u32 all_stages = p.matrix.stride / TILE_K;
+        u32 first_stage = all_stages * blockIdx.z / gridDim.z, n_stages = all_stages * (blockIdx.z + 1) / gridDim.z - first_stage;
+        u32 k = first_stage * TILE_K;
+        Copies copies(p, first_row, products.n_rows, first_output);
+        u32 base = shared_address(shared);
+        // Weights may come before the launch in front of this one is done.
+#pragma unroll
+        for (u32 stage = 0; stage < STAGES - 1; stage++)
+            if (stage < n_stages) copies.load_weights(base + stage * stage_bytes, k + stage * TILE_K);
+        wait_for_previous();
+#pragma unroll
+        for (u32 stage = 0; stage < STAGES - 1; stage++) {
+            if (stage < n_stages) copies.load_inputs(base + stage * stage_bytes, k + stage * TILE_K);
+            end_of_stage();
+        }
+        k += (STAGES - 1) * TILE_K;
+
+        Sums sums;
 #pragma unroll
         for (int t = 0; t < t_tiles; t++)
 #pragma unroll
             for (int o = 0; o < o_tiles; o++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums[t][o][i] = 0.0f;
-
-        u32 base = shared_address(shared);
-        // Blocks of the same tile share its inputs: stages first_stage .. end_stage are this one's.
-        u32 all_stages = p.matrix.stride / TILE_K;
-        u32 first_stage = all_stages * blockIdx.z / gridDim.z, n_stages = all_stages * (blockIdx.z + 1) / gridDim.z - first_stage;
-        u32 first_k = first_stage * TILE_K;
-        // Weights may come before the launch in front of this one is done.
-#pragma unroll
-        for (u32 stage = 0; stage < STAGES - 1; stage++)
-            if (stage < n_stages) load_weights(base + stage * stage_bytes, p, first_output, first_k + stage * TILE_K);
-        wait_for_previous();
-#pragma unroll
-        for (u32 stage = 0; stage < STAGES - 1; stage++) {
-            if (stage < n_stages)
-                load_inputs(base + stage * stage_bytes, p, first_row, products.n_rows, first_k + stage * TILE_K);
-            end_of_stage();
-        }
+        u32 here = base, ahead = base + (STAGES - 1) * stage_bytes, end = base + STAGES * stage_bytes;
         for (u32 stage = 0; stage < n_stages; stage++) {
             wait_for_stages<STAGES - 2>();
             __syncthreads();
-            u32 ahead = stage + STAGES - 1;
-            if (ahead < n_stages) {
-                u32 to = base + ahead % STAGES * stage_bytes, k = first_k + ahead * TILE_K;
-                load_inputs(to, p, first_row, products.n_rows, k);
-                load_weights(to, p, first_output, k);
+            if (stage + STAGES - 1 < n_stages) {
+                copies.load_inputs(ahead, k);
+                copies.load_weights(ahead, k);
+                k += TILE_K;
             }
             end_of_stage();
-            u32 inputs = base + stage % STAGES * stage_bytes;
-            u32 weights = inputs + input_bytes * (SPLIT ? 2 : 1);
+            multiply_stage(here, part, warp_t, warp_o, lane, sums);
+            here += stage_bytes, ahead += stage_bytes;
+            if (here == end) here = base;
+            if (ahead == end) ahead = base;
+        }
+        wait_for_stages<0>();
+        if (K_PARTS > 1) add_parts(sums, part, place_of_warp);
+        if (gridDim.z > 1 && !add_blocks(products, sums, part == 0)) return;
+        if (part == 0) finish(p, products.n_rows, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
+    }
+
+    __device__ static void multiply_stage(u32 inputs, int part, int warp_t, int warp_o, u32 lane, Sums &sums) {
+        u32 weights = inputs + weights_at;
 #pragma unroll
-            for (int g = 0; g < groups; g++) {
-                int group = part * groups + g;
-                u32 b[o_tiles][2];
-                if (INT8) {
+        for (int g = 0; g < groups; g++) {
+            int group = part * groups + g;
+            u32 b[o_tiles][2];
+            if (INT8) {
 #pragma unroll
-                    for (int o = 0; o < o_tiles; o++) {
-                        int row = warp_o + o * 8 + lane / 4;
-                        u32 bytes;
-                        u32 at = weights + place<weight_chunks>(row, group) * 16 + lane % 4 * 4;
-                        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bytes) : "r"(at) : "memory");
-                        bytes ^= 0x80808080u;
-                        b[o][0] = bytes_to_halves<0x4140>(bytes);
-                        b[o][1] = bytes_to_halves<0x4342>(bytes);
-                    }
-                } else {
-#pragma unroll
-                    for (int o = 0; o < o_tiles; o += 2) {
-                        // Tiles: outputs 0-7 and inputs 0-7, 8-15, then outputs 8-15.
-                        int row = warp_o + o * 8 + (lane >> 4) * 8 + (lane & 7);
-                        u32 tiles[4];
-                        load_tiles(tiles, weights + place<weight_chunks>(row, group * 2 + (lane >> 3 & 1)) * 16);
-                        b[o][0] = tiles[0], b[o][1] = tiles[1];
-                        b[o + 1][0] = tiles[2], b[o + 1][1] = tiles[3];
-                    }
+                for (int o = 0; o < o_tiles; o++) {
+                    int row = warp_o + o * 8 + lane / 4;
+                    u32 bytes;
+                    u32 at = weights + place<weight_chunks>(row, group) * 16 + lane % 4 * 4;
+                    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bytes) : "r"(at) : "memory");
+                    bytes ^= 0x80808080u;
+                    b[o][0] = bytes_to_halves<0x4140>(bytes);
+                    b[o][1] = bytes_to_halves<0x4342>(bytes);
                 }
+            } else {
 #pragma unroll
-                for (int t = 0; t < t_tiles; t++) {
-                    int row = warp_t + t * 16 + (lane & 15);
-                    u32 at = inputs + place<input_chunks>(row, group * 2 + (lane >> 4)) * 16;
-                    u32 a[4];
-                    load_tiles(a, at);
+                for (int o = 0; o < o_tiles; o += 2) {
+                    // Tiles: outputs 0-7 and inputs 0-7, 8-15, then outputs 8-15.
+                    int row = warp_o + o * 8 + (lane >> 4) * 8 + (lane & 7);
+                    u32 tiles[4];
+                    load_tiles(tiles, weights + place<weight_chunks>(row, group * 2 + (lane >> 3 & 1)) * 16);
+                    b[o][0] = tiles[0], b[o][1] = tiles[1];
+                    b[o + 1][0] = tiles[2], b[o + 1][1] = tiles[3];
+                }
+            }
+#pragma unroll
+            for (int t = 0; t < t_tiles; t++) {
+                int row = warp_t + t * 16 + (lane & 15);
+                u32 at = inputs + place<input_chunks>(row, group * 2 + (lane >> 4)) * 16;
+                u32 a[4];
+                load_tiles(a, at);
+#pragma unroll
+                for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], a, b[o][0], b[o][1]);
+                if (SPLIT) {
+                    load_tiles(a, at + input_bytes);
 #pragma unroll
                     for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], a, b[o][0], b[o][1]);
-                    if (SPLIT) {
-                        load_tiles(a, at + input_bytes);
-#pragma unroll
-                        for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], a, b[o][0], b[o][1]);
-                    }
                 }
             }
         }
-        wait_for_stages<0>();
-        if (K_PARTS > 1) add_parts(shared, sums, part, place_of_warp);
-        if (gridDim.z > 1 && !add_blocks(products, sums, part == 0)) return;
-        if (part == 0) finish(p, products.n_rows, first_row + warp_t, first_output + warp_o, sums);
+    }
+
+    // Calls use(number, i) for each of a thread's sums, numbered.
+    template <class Use> __device__ static void each(Sums &sums, Use use) {
+#pragma unroll
+        for (int t = 0; t < t_tiles; t++)
+#pragma unroll
+            for (int o = 0; o < o_tiles; o++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) use(sums[t][o][i], (t * o_tiles + o) * 4 + i);
+    }
+
+    __device__ static void add_parts(Sums &sums, int part, int place_of_warp) {
+        static const int numbers = t_tiles * o_tiles * 4, step = warps_t * warps_o * numbers * 32;
+        __syncthreads();
+        float *mine = shared + place_of_warp * numbers * 32 + (threadIdx.x & 31);
+        if (part > 0) each(sums, [&](float sum, int i) { mine[part * step + i * 32] = sum; });
+        __syncthreads();
+        if (part > 0) return;
+#pragma unroll
+        for (int other = 1; other < K_PARTS; other++)
+            each(sums, [&](float &sum, int i) { sum += mine[other * step + i * 32]; });
     }
 
     // Blocks of the same tile leave their sums in memory; the last one to do so adds all of them up, in their
     // order, and goes on. False for the others.
-    __device__ static bool add_blocks(const Products &products, float (&sums)[t_tiles][o_tiles][4], bool has_sums) {
+    __device__ static bool add_blocks(const Products &products, Sums &sums, bool has_sums) {
         static const int numbers = t_tiles * o_tiles * 4, holders = warps_t * warps_o * 32;
         __shared__ bool is_last;
         u32 tile = blockIdx.y * gridDim.x + blockIdx.x;
         float *of_tile = products.partials + (u64)tile * gridDim.z * numbers * holders + threadIdx.x;
         if (has_sums) {
             float *mine = of_tile + (u64)blockIdx.z * numbers * holders;
-#pragma unroll
-            for (int i = 0; i < numbers; i++) mine[i * holders] = (&sums[0][0][0])[i];
+            each(sums, [&](float sum, int i) { mine[i * holders] = sum; });
         }
         __threadfence();
         __syncthreads();
@@ -231,54 +269,51 @@ struct Tile {
         __syncthreads();
         if (!is_last) return false;
         __threadfence();
-        if (has_sums) {
-#pragma unroll
-            for (int i = 0; i < numbers; i++) (&sums[0][0][0])[i] = 0.0f;
-            for (u32 z = 0; z < gridDim.z; z++) {
-#pragma unroll
-                for (int i = 0; i < numbers; i++)
-                    (&sums[0][0][0])[i] += __ldcg(of_tile + ((u64)z * numbers + i) * holders);
-            }
-        }
+        if (!has_sums) return true;
+        each(sums, [&](float &sum, int) { sum = 0.0f; });
+#pragma unroll 2
+        for (u32 z = 0; z < gridDim.z; z++, of_tile += numbers * holders)
+            each(sums, [&](float &sum, int i) { sum += __ldcg(of_tile + i * holders); });
         return true;
     }
 
-    __device__ static void add_parts(float *shared, float (&sums)[t_tiles][o_tiles][4], int part, int place_of_warp) {
-        static const int numbers = t_tiles * o_tiles * 4;
-        __syncthreads();
-        float *mine = shared + ((part * warps_t * warps_o + place_of_warp) * numbers) * 32 + (threadIdx.x & 31);
-        if (part > 0)
-            for (int i = 0; i < numbers; i++) mine[i * 32] = (&sums[0][0][0])[i];
-        __syncthreads();
-        if (part == 0) {
+    // use(row, column, sums[0], sums[1]) for each pair of outputs side by side.
+    template <class Use> __device__ static void pairs(u32 n_rows, u32 row, u32 output, Sums &sums, Use use) {
 #pragma unroll
-            for (int other = 1; other < K_PARTS; other++) {
-                const float *theirs = mine + other * warps_t * warps_o * numbers * 32;
+        for (int t = 0; t < t_tiles; t++)
 #pragma unroll
-                for (int i = 0; i < numbers; i++) (&sums[0][0][0])[i] += theirs[i * 32];
-            }
-        }
+            for (int half = 0; half < 2; half++)
+                if (row + t * 16 + half * 8 < n_rows)
+#pragma unroll
+                    for (int o = 0; o < o_tiles; o++)
+                        use(row + t * 16 + half * 8, output + o * 8, sums[t][o][half * 2], sums[t][o][half * 2 + 1]);
     }
 
-    __device__ static void finish(const Product &p, u32 n_rows, u32 first_row, u32 first_output,
-                                  const float (&sums)[t_tiles][o_tiles][4]) {
-        u32 lane = threadIdx.x & 31;
-#pragma unroll
-        for (int t = 0; t < t_tiles; t++) {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                u32 row = first_row + t * 16 + half * 8 + lane / 4;
-                if (row >= n_rows) continue;
-                float scale = p.inputs.scales[row];
-#pragma unroll
-                for (int o = 0; o < o_tiles; o++) {
-                    u32 output = first_output + o * 8 + lane % 4 * 2;
-                    float a = sums[t][o][half * 2] * scale * Format<INT8>::output_factor(p.matrix, output);
-                    float b = sums[t][o][half * 2 + 1] * scale * Format<INT8>::output_factor(p.matrix, output + 1);
-                    finish_pair(p, row, output, a, b);
-                }
-            }
+    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, Sums &sums) {
+        pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+            float scale = p.inputs.scales[row];
+            a *= scale * Format<INT8>::output_factor(p.matrix, o);
+            b *= scale * Format<INT8>::output_factor(p.matrix, o + 1);
+        });
+        if (p.finish == SQUARED_RELU) each(sums, [](float &sum, int) { sum = squared_relu(sum); });
+        if (p.finish == SIGMOID) each(sums, [](float &sum, int) { sum = sigmoid(sum); });
+        float *out = p.out;
+        u32 stride = p.out_stride;
+        if (p.finish == ADD_GATED) {
+            const float *gate = p.gate;
+            pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+                float2 g = *(const float2 *)(gate + (u64)row * stride + o);
+                a *= g.x, b *= g.y;
+            });
         }
+        if (p.finish >= ADD)
+            pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+                float2 before = *(const float2 *)(out + (u64)row * stride + o);
+                a += before.x, b += before.y;
+            });
+        pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+            *(float2 *)(out + (u64)row * stride + o) = make_float2(a, b);
+        });
     }
 };
 
@@ -291,9 +326,9 @@ struct Tile {
 // src/kernels.rs has the same shapes.
 // Blocks: that a multiprocessor shall have room for.
 //       name        blocks split  T    O    K   warp   parts stages
-PRODUCTS(products_16, 2, true, 16, 64, 128, 16, 32, 4, 3)
-PRODUCTS(products_32, 2, true, 32, 128, 64, 32, 32, 2, 3)
-PRODUCTS(products_64, 2, true, 64, 128, 64, 32, 32, 1, 3)
+PRODUCTS(products_16, 2, true, 16, 32, 256, 16, 32, 8, 3)
+PRODUCTS(products_32, 2, true, 32, 32, 128, 32, 32, 8, 4)
+PRODUCTS(products_64, 2, true, 64, 64, 64, 32, 32, 2, 4)
 PRODUCTS(products_middle, 2, false, 64, 64, 64, 32, 32, 1, 4)
 PRODUCTS(products_square, 2, false, 128, 128, 32, 64, 32, 1, 4)
 PRODUCTS(products_wide, 1, false, 128, 256, 32, 64, 64, 1, 4)
@@ -337,8 +372,10 @@ template <bool INT8> __device__ void multiply_tile(const Products &products) {
             u32 output = first_output + column + o * 16;
             u64 at = (u64)row * p.out_stride + output;
             float value = sums[t][o] * Format<INT8>::output_factor(p.matrix, output);
-            float before = p.finish >= ADD ? p.out[at] : 0.0f, gate = p.finish == ADD_GATED ? p.gate[at] : 0.0f;
-            p.out[at] = finished(p.finish, value, before, gate);
+            if (p.finish == SQUARED_RELU) value = squared_relu(value);
+            if (p.finish == SIGMOID) value = sigmoid(value);
+            if (p.finish == ADD_GATED) value *= p.gate[at];
+            p.out[at] = p.finish >= ADD ? p.out[at] + value : value;
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::device::Device;
 use crate::driver::Kernel;
 use crate::error::Result;
+use crate::layout::{PARTIALS_BYTES, PARTIAL_TILES};
 
 /// The kernels of decode, for up to so many rows.
 pub(crate) struct Few {
@@ -25,6 +26,8 @@ pub(crate) struct Tile {
     pub(crate) shared: u32,
     /// Blocks that a multiprocessor runs at once.
     pub(crate) at_once: u32,
+    /// Against the other tiles for many rows.
+    pub(crate) speed: u32,
 }
 
 /// How products of many rows are cut.
@@ -68,16 +71,17 @@ struct Shape {
     parts: u32,
     stages: u32,
     split: bool,
+    speed: u32,
 }
 
 #[rustfmt::skip]
 const SHAPES: [Shape; 6] = [
-    Shape { name: "products_16", rows: 16, outputs: 64, inputs: 128, warp: (16, 32), parts: 4, stages: 3, split: true },
-    Shape { name: "products_32", rows: 32, outputs: 128, inputs: 64, warp: (32, 32), parts: 2, stages: 3, split: true },
-    Shape { name: "products_64", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 3, split: true },
-    Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false },
-    Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false },
-    Shape { name: "products_wide", rows: 128, outputs: 256, inputs: 32, warp: (64, 64), parts: 1, stages: 4, split: false },
+    Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, speed: 10 },
+    Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: true, speed: 10 },
+    Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: true, speed: 10 },
+    Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, speed: 10 },
+    Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false, speed: 14 },
+    Shape { name: "products_wide", rows: 128, outputs: 256, inputs: 32, warp: (64, 64), parts: 1, stages: 4, split: false, speed: 17 },
 ];
 
 impl Shape {
@@ -100,6 +104,7 @@ impl Shape {
             threads: warps * self.parts * 32,
             shared: (stage * self.stages).max(sums),
             at_once: 1,
+            speed: self.speed,
         };
         tile.kernel.allow_shared(tile.shared)?;
         tile.at_once = tile.kernel.blocks_at_once(tile.threads, tile.shared)?;
@@ -136,6 +141,7 @@ impl Kernels {
                 threads: 256,
                 shared: 0,
                 at_once: 1,
+                speed: 1,
             })
         };
         Ok(Kernels {
@@ -152,6 +158,88 @@ impl Kernels {
             tokens_out: kernel("tokens_out")?,
             tiles,
             repack: kernel("repack")?,
+        })
+    }
+}
+
+/// Rows up to which activations are of two halves: few enough that the second one costs little.
+pub(crate) const SPLIT_ROWS_MAX: u32 = 64;
+
+/// How one launch of products is cut.
+pub(crate) struct Cut<'a> {
+    pub(crate) tile: &'a Tile,
+    /// Blocks that share one tile's inputs.
+    pub(crate) parts: u32,
+}
+
+/// Bytes that one multiprocessor, and all of them, read from the second cache in a nanosecond, measured on an
+/// H100; only their ratio to each other and to the next matters.
+const BYTES_A_NANOSECOND: u64 = 90;
+const BYTES_A_NANOSECOND_ALL: u64 = 5000;
+/// Nanoseconds that the parts of one tile take to be added up, for the first and for each.
+const PARTS_NANOSECONDS: u64 = 1500;
+const PART_NANOSECONDS: u64 = 400;
+
+impl Tiles {
+    /// The cut that takes least, for products of `n_rows` rows with matrices of so many outputs and `stride`
+    /// inputs.
+    pub(crate) fn cut(
+        &self,
+        n_rows: u32,
+        outputs: &[u32],
+        stride: u32,
+        weight_bytes: u32,
+        multiprocessors: u32,
+    ) -> Cut<'_> {
+        let tiles = match self {
+            Tiles::Plain(tile) => return Cut { tile, parts: 1 },
+            Tiles::Tensor(tiles) => tiles,
+        };
+        let n_tiles = |tile: &Tile| {
+            let down: u32 = outputs.iter().map(|n| n.div_ceil(tile.outputs)).sum();
+            n_rows.div_ceil(tile.rows) * down
+        };
+        if n_rows > SPLIT_ROWS_MAX {
+            // Arithmetic: what whole waves of tiles on all multiprocessors take.
+            let cost = |tile: &&Tile| {
+                let n_waves = n_tiles(tile).div_ceil(tile.at_once * multiprocessors);
+                n_waves * tile.at_once * tile.rows * tile.outputs / tile.speed
+            };
+            let tile = tiles.many.iter().min_by_key(cost);
+            let tile = tile.unwrap_or(&tiles.many[0]);
+            return Cut { tile, parts: 1 };
+        }
+        // Bytes: what every multiprocessor, and all together, read from the second cache.
+        let candidates = tiles
+            .split
+            .iter()
+            .flat_map(|tile| [1, 2, 4, 8].map(|parts| Cut { tile, parts }));
+        let fits = |cut: &Cut<'_>| {
+            let tile_bytes = u64::from(4 * cut.tile.rows * cut.tile.outputs);
+            let n = u64::from(n_tiles(cut.tile));
+            cut.parts == 1
+                || (cut.parts * 2 <= stride / cut.tile.inputs
+                    && n <= u64::from(PARTIAL_TILES)
+                    && n * u64::from(cut.parts) * tile_bytes <= PARTIALS_BYTES)
+        };
+        let cost = |cut: &Cut<'_>| {
+            let (tile, parts) = (cut.tile, u64::from(cut.parts));
+            let n_blocks = u64::from(n_tiles(tile)) * parts;
+            let of_input = u64::from(tile.rows * 4 + tile.outputs * weight_bytes);
+            let block_bytes = of_input * u64::from(stride) / parts;
+            let rounds = n_blocks.div_ceil(u64::from(multiprocessors));
+            let one = rounds * block_bytes / BYTES_A_NANOSECOND;
+            let all = n_blocks * block_bytes / BYTES_A_NANOSECOND_ALL;
+            let adding = match parts {
+                1 => 0,
+                _ => PARTS_NANOSECONDS + parts * PART_NANOSECONDS,
+            };
+            one.max(all) + adding
+        };
+        let cut = candidates.filter(fits).min_by_key(cost);
+        cut.unwrap_or(Cut {
+            tile: &tiles.split[2],
+            parts: 1,
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Failure, Result};
 use crate::params::{Batch, Inputs, Matrix, Norm};
 
 /// Rows and columns of matrices are filled up with zeros to a multiple of this.
-const PADDING: u32 = 128;
+const PADDING: u32 = 256;
 /// Rows of logits that are computed at once.
 pub(crate) const LOGITS_ROWS: u32 = 256;
 /// Rows of the few-row kernels at most.
@@ -106,6 +106,8 @@ pub(crate) struct Weights {
     pub(crate) norm_out: Norm,
     pub(crate) head: Matrix,
     pub(crate) places: BTreeMap<TensorId, Place>,
+    /// Behind the last matrix.
+    pub(crate) end: Address,
 }
 
 struct Placer<'a> {
@@ -210,7 +212,7 @@ impl Weights {
         let mut placer = Placer {
             options,
             small,
-            weights,
+            weights: &mut *weights,
             places: BTreeMap::new(),
         };
         let p = &mut placer;
@@ -235,6 +237,7 @@ impl Weights {
             norm_out,
             head,
             places: placer.places,
+            end: weights.next(),
         }
     }
 }

@@ -45,8 +45,10 @@ parameters! {
         stride: u32,
     }
     struct Ahead {
-        start: [Address; 4],
-        lines: [u32; 4],
+        weights: Address,
+        vectors: Address,
+        weight_lines: u32,
+        vector_lines: u32,
         state: u32,
         state_lines: u32,
     }

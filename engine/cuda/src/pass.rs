@@ -7,8 +7,8 @@
 use crate::device::Device;
 use crate::driver::{Address, Kernel};
 use crate::error::Result;
-use crate::kernels::{Few, Tile, Tiles};
-use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS, PARTIALS_BYTES, PARTIAL_TILES};
+use crate::kernels::{Cut, Few, Tiles, SPLIT_ROWS_MAX};
+use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS};
 use crate::params::{
     Ahead, Batch, Begin, ChannelIn, ChannelOut, Finish, Head, Inputs, LogitsOut, Matrix, NormOut,
     Plain, Product, Products, Shift, TimeIn, TimeOut, Tokens, WkvRows, THREADS, WARPS,
@@ -25,9 +25,6 @@ const SHARED_ALWAYS: u32 = 40 << 10;
 const LOGITS_PARTS: u32 = 8;
 /// Of a block that norms and shifts rows.
 const SHIFT_ROWS_MAX: u32 = 8;
-/// Blocks a multiprocessor that many-row products should have, and stages of inputs that each should have.
-const BLOCKS_WANTED: u32 = 2;
-const STAGES_WANTED: u32 = 2;
 /// Bytes of a line that is fetched.
 const LINE_BYTES: u64 = 128;
 
@@ -85,39 +82,38 @@ impl<'a> Pass<'a> {
         4 * (few.rows * slots + (2 * few.rows + 4) * self.options.n_embd)
     }
 
-    fn weight_bytes(&self, matrix: &Matrix) -> u64 {
-        let size = if self.int8() { 1 } else { 2 };
-        u64::from(matrix.n_outputs) * u64::from(matrix.stride) * size
-    }
-
-    /// A share of up to three `matrices` in proportion to their sizes, [`AHEAD_BYTES`] together at most.
-    fn ahead(&self, matrices: &[Matrix]) -> Ahead {
-        let total: u64 = matrices.iter().map(|m| self.weight_bytes(m)).sum();
-        let mut ahead = Ahead::default();
-        for (i, matrix) in matrices.iter().enumerate() {
-            let bytes = self.weight_bytes(matrix);
-            let share = bytes.min(AHEAD_BYTES * bytes / total.max(1));
-            ahead.start[i] = matrix.weights;
-            ahead.lines[i] = (share / LINE_BYTES) as u32;
+    /// What lies behind `from` in the stage's weights, in the order in which they are used; and no more than
+    /// there is.
+    fn ahead(&self, from: Matrix) -> Ahead {
+        let weights = &self.work.weights;
+        let left = weights.end.saturating_sub(from.weights);
+        Ahead {
+            weights: from.weights,
+            weight_lines: (AHEAD_BYTES.min(left) / LINE_BYTES) as u32,
+            ..Ahead::default()
         }
-        ahead
     }
 
-    /// What the first launch of layer `index` reads, and of what the layer's other launches read all but
-    /// the weights.
+    /// What the first launch of layer `index` reads, and all but the weights of what the layer's other
+    /// launches read.
     fn ahead_to_layer(&self, index: usize) -> Ahead {
-        let Some(layer) = self.work.weights.layers.get(index) else {
-            return self.ahead(&[self.work.weights.head]);
+        let weights = &self.work.weights;
+        let Some(layer) = weights.layers.get(index) else {
+            return match self.options.has_head {
+                0 => Ahead::default(),
+                _ => self.ahead(weights.head),
+            };
         };
-        let mut ahead = self.ahead(&layer.att_in);
         let (start, bytes) = layer.small;
-        ahead.start[3] = start;
-        ahead.lines[3] = (bytes / LINE_BYTES) as u32;
         let (place, ..) = self.state_places(index);
-        ahead.state = place;
-        ahead.state_lines =
-            (4 * crate::layout::layer_floats(self.options)).div_ceil(LINE_BYTES as u32);
-        ahead
+        let state_bytes = 4 * crate::layout::layer_floats(self.options);
+        Ahead {
+            vectors: start,
+            vector_lines: (bytes / LINE_BYTES) as u32,
+            state: place,
+            state_lines: state_bytes.div_ceil(LINE_BYTES as u32),
+            ..self.ahead(layer.att_in[0])
+        }
     }
 
     /// # Safety
@@ -208,7 +204,7 @@ impl<'a> Pass<'a> {
             n_rows,
             previous: att_previous,
             batch: slot.batch,
-            ahead: self.ahead(&[layer.att_output]),
+            ahead: self.ahead(layer.att_output),
         };
         let grid = [parameters.n_blocks.iter().sum(), 1, 1];
         // SAFETY: every address is of this stage's memory with room for `few.rows` rows; the stream runs one
@@ -234,7 +230,7 @@ impl<'a> Pass<'a> {
             previous: att_previous,
             wkv,
             batch: slot.batch,
-            ahead: self.ahead(&layer.ffn_in),
+            ahead: self.ahead(layer.ffn_in[0]),
         };
         // SAFETY: as above.
         unsafe {
@@ -270,7 +266,7 @@ impl<'a> Pass<'a> {
             previous: ffn_previous,
             wkv,
             batch: slot.batch,
-            ahead: self.ahead(&[layer.ffn_value]),
+            ahead: self.ahead(layer.ffn_value),
         };
         let grid = [parameters.n_blocks.iter().sum(), 1, 1];
         // SAFETY: as above.
@@ -513,7 +509,7 @@ impl<'a> Pass<'a> {
     fn split(&self, n_rows: u32) -> u32 {
         match &self.work.kernels.tiles {
             Tiles::Plain(_) => 0,
-            Tiles::Tensor(tiles) => u32::from(n_rows <= tiles.split[2].rows),
+            Tiles::Tensor(_) => u32::from(n_rows <= SPLIT_ROWS_MAX),
         }
     }
 
@@ -526,7 +522,13 @@ impl<'a> Pass<'a> {
 
     /// Products of `n_rows` rows with up to three matrices of as many inputs.
     fn products(&self, products: &[Product], n_rows: u32) -> Result<()> {
-        let tile = self.tile(products, n_rows);
+        let stride = products.first().map_or(0, |product| product.matrix.stride);
+        let outputs: Vec<u32> = products.iter().map(|p| p.matrix.n_outputs).collect();
+        let weight_bytes = if self.int8() { 1 } else { 2 };
+        let multiprocessors = self.device.multiprocessors;
+        let tiles = &self.work.kernels.tiles;
+        let Cut { tile, parts } =
+            tiles.cut(n_rows, &outputs, stride, weight_bytes, multiprocessors);
         let w = &self.work.workspace;
         let mut parameters = Products {
             n_rows,
@@ -539,8 +541,6 @@ impl<'a> Pass<'a> {
             parameters.n_tiles[i] = product.matrix.n_outputs.div_ceil(tile.outputs);
         }
         let (across, down) = (n_rows.div_ceil(tile.rows), parameters.n_tiles.iter().sum());
-        let stride = products.first().map_or(0, |product| product.matrix.stride);
-        let parts = self.parts(tile, across * down, stride / tile.inputs);
         // SAFETY: inputs have `n_rows` rows, outputs room for as many, to whole tiles of columns; no output
         // is an input or gate of the same launch; `parts` keeps to the room for partial sums.
         unsafe {
@@ -552,43 +552,6 @@ impl<'a> Pass<'a> {
                 &parameters,
             )
         }
-    }
-
-    /// Blocks that share one tile's inputs, where there are few tiles.
-    fn parts(&self, tile: &Tile, n_tiles: u32, n_stages: u32) -> u32 {
-        let is_plain = matches!(self.work.kernels.tiles, Tiles::Plain(_));
-        if is_plain || n_tiles > PARTIAL_TILES {
-            return 1;
-        }
-        let wanted = BLOCKS_WANTED * self.device.multiprocessors / n_tiles;
-        let tile_bytes = u64::from(4 * tile.rows * tile.outputs);
-        let room = (PARTIALS_BYTES / tile_bytes / u64::from(n_tiles)) as u32;
-        wanted.min(n_stages / STAGES_WANTED).min(room).max(1)
-    }
-
-    fn tile(&self, products: &[Product], n_rows: u32) -> &'a Tile {
-        let tiles = match &self.work.kernels.tiles {
-            Tiles::Plain(tile) => return tile,
-            Tiles::Tensor(tiles) => tiles,
-        };
-        if let Some(tile) = tiles.split.iter().find(|tile| n_rows <= tile.rows) {
-            return tile;
-        }
-        // What whole waves of tiles take on all multiprocessors, in outputs that one computes meanwhile.
-        let cost = |tile: &&Tile| {
-            let of_tile = |p: &Product| p.matrix.n_outputs.div_ceil(tile.outputs);
-            let n_tiles = n_rows.div_ceil(tile.rows) * products.iter().map(of_tile).sum::<u32>();
-            let n_waves = n_tiles.div_ceil(tile.at_once * self.device.multiprocessors);
-            let outputs = n_waves * tile.at_once * tile.rows * tile.outputs;
-            // Measured on an H100: speed of the larger tiles over that of the smallest.
-            let speed = match tile.rows * tile.outputs {
-                0..=4096 => 10,
-                4097..=16384 => 14,
-                _ => 21,
-            };
-            outputs / speed
-        };
-        tiles.many.iter().min_by_key(cost).unwrap_or(&tiles.many[0])
     }
 
     /// Logits of the output rows: into the states' memory by `out_logits`, the best tokens into `best`. After
