@@ -156,9 +156,8 @@ fn open(args: &Args, threads: usize) -> Result<Model> {
     };
     let options = Options {
         quant: Some(model_args.quant.unwrap_or(Quant::Int8).into()),
-        threads,
         no_sparsity: args.no_sparsity,
-        ..Options::default()
+        ..model::options(&model_args)
     };
     let mut progress = Progress::after_a_second("making weights");
     Ok(Model::synthetic(
