@@ -146,6 +146,43 @@ fn other_commands_take_devices_too() {
 }
 
 #[test]
+fn bench_measures_devices() {
+    let args = [
+        "bench",
+        "--json",
+        "--device",
+        "cpuplug",
+        "-r",
+        "1",
+        "-n",
+        "2",
+        "-p",
+        "8",
+        "--batch",
+        "--sequences",
+        "1,3",
+    ];
+    let report: Value = serde_json::from_str(&stdout(&run(&args))).expect("JSON");
+    assert_eq!(report["device"], "cpuplug:0");
+    for key in [
+        "decode_tokens_per_s",
+        "prefill_tokens_per_s",
+        "read_bytes_per_s",
+        "decode_bytes_per_token",
+        "decode_share_of_limit",
+        "prefill_share_of_limit",
+        "first_token_ms",
+        "peak_rss_bytes",
+        "private_bytes",
+        "device_estimated_bytes",
+        "device_allocated_bytes",
+    ] {
+        assert!(report[key].as_f64() > Some(0.0), "{key}: {report}");
+    }
+    assert_eq!(report["batch"][1]["sequences"], 3);
+}
+
+#[test]
 fn the_reference_of_a_comparison_needs_no_device() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("text");

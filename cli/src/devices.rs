@@ -67,6 +67,17 @@ impl DeviceArgs {
         limits.map_or_else(Vec::new, |limits| limits.0.clone())
     }
 
+    /// The options that say the same.
+    pub(crate) fn to_options(&self) -> Vec<String> {
+        let mut options = vec!["--device-map".to_owned(), self.map().to_string()];
+        let limits = self.limits().into_iter();
+        let limits: Vec<String> = limits.map(|(device, n)| format!("{device}={n}")).collect();
+        if !limits.is_empty() {
+            options.extend(["--max-device-memory".to_owned(), limits.join(",")]);
+        }
+        options
+    }
+
     /// The same model where every machine has room for it.
     pub(crate) fn on_cpu() -> Self {
         Self::default()

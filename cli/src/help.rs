@@ -17,6 +17,7 @@ const ADVANCED: &[&str] = &[
     "no_mmap",
     "device_map",
     "max_device_memory",
+    "sequences",
     "huge_pages",
     "huge_pages",
     "ignore_eos",

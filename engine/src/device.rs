@@ -121,6 +121,28 @@ impl FromStr for DeviceMap {
     }
 }
 
+impl fmt::Display for DeviceMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stages = match self {
+            DeviceMap::Cpu => return f.write_str("cpu"),
+            DeviceMap::Auto => return f.write_str("auto"),
+            DeviceMap::DataParallel => return f.write_str("data-parallel"),
+            DeviceMap::Stages(stages) => stages,
+        };
+        for (index, stage) in stages.iter().enumerate() {
+            let arrow = if index == 0 { "" } else { " -> " };
+            write!(f, "{arrow}{}", stage.device)?;
+            if let Some(quant) = stage.quant {
+                write!(f, " {quant}")?;
+            }
+            if let Some(n_layers) = stage.n_layers {
+                write!(f, " *{n_layers}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl StageMap {
     fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
@@ -302,6 +324,8 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(text.parse::<DeviceMap>().expect(text), expected, "{text}");
+            let written = expected.to_string();
+            assert_eq!(written.parse::<DeviceMap>().expect(&written), expected);
         }
     }
 
