@@ -160,11 +160,19 @@ fn chosen_tokens_are_those_with_the_largest_logits() {
                     let result = model.forward_tokens(&mut workspace, &mut [span], found);
                     result.expect("valid tokens");
                 }
-                assert_eq!(
-                    found, expected,
-                    "{} on {map}, pieces of {length}",
-                    case.name
-                );
+                let rows = logits
+                    .chunks_exact(n_vocab)
+                    .zip(found.iter().zip(&expected));
+                for (row, (&found, &expected)) in rows {
+                    // Where two are nearly as large, another pass may see the other one.
+                    let gap = f64::from(row[expected as usize] - row[found as usize]);
+                    let gap = gap / standard_deviation(row);
+                    assert!(
+                        gap <= DECODE_BOUND,
+                        "{} on {map}: a gap of {gap}",
+                        case.name
+                    );
+                }
             }
         }
     }
@@ -196,6 +204,13 @@ fn generated_texts_end_with_their_logits() {
         by_hand.eval(&[token]).expect("a token");
     }
     assert_eq!(generated.tokens.len(), 16);
-    assert_eq!(session.logits(), by_hand.logits());
-    assert_eq!(session.state(), by_hand.state());
+    let (found, expected) = (session.logits(), by_hand.logits());
+    let difference = deviation(found.expect("fed"), expected.expect("fed"));
+    within("logits behind a text", difference, DECODE_BOUND);
+    let (found, expected) = (session.state().as_slice(), by_hand.state().as_slice());
+    within(
+        "state behind a text",
+        deviation(found, expected),
+        DECODE_BOUND,
+    );
 }

@@ -3,7 +3,9 @@
 use rwkv_edge::{Model, Output, Quant, Span, State};
 
 use crate::common::Random;
-use crate::setup::{cases, deviation, device, devices, is_short, open_on, plugin_name, within};
+use crate::setup::{
+    cases, deviation, device, devices, is_short, open_on, plugin_name, within, DECODE_BOUND,
+};
 
 /// Texts of different lengths, all different.
 fn texts(n: usize, n_vocab: usize) -> Vec<Vec<u32>> {
@@ -136,7 +138,7 @@ fn threads_share_a_model() {
                         .session()
                         .eval_all(&case.tokens)
                         .expect("valid tokens");
-                    assert!(deviation(&found, &expected) <= 1e-6);
+                    assert!(deviation(&found, &expected) <= DECODE_BOUND);
                 }
             });
         }
