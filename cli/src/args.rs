@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use crate::devices::DeviceArgs;
 use crate::environment;
 
 /// Which model, and how to run it.
@@ -52,6 +53,9 @@ pub(crate) struct ModelArgs {
     /// Faster, but not shared with other processes.
     #[arg(long, conflicts_with = "no_mmap")]
     pub(crate) huge_pages: bool,
+
+    #[command(flatten)]
+    pub(crate) devices: DeviceArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

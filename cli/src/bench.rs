@@ -16,9 +16,11 @@ use rwkv_edge::{
 use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
-use crate::model;
 use crate::plot::{self, Series};
 use crate::progress::Progress;
+use crate::{devices, model};
+
+mod on_devices;
 
 #[derive(clap::Args, Clone)]
 pub(crate) struct Args {
@@ -56,6 +58,10 @@ pub(crate) struct Args {
     /// Also measure many sequences at once: 1, 2, 4 ... 64
     #[arg(long)]
     batch: bool,
+
+    /// How many sequences --batch measures, such as 64,256
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "batch")]
+    sequences: Vec<usize>,
 
     /// Also measure decode beside a process that keeps one core busy
     #[arg(long)]
@@ -128,7 +134,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         model.save(path, &mut |done, total| progress.show(done, total))?;
         return Ok(());
     }
-    let mut report = measure(args, &model)?;
+    let on_device = devices::is_on_device(&model.info());
+    let mut report = match on_device {
+        true => on_devices::measure(args, &model)?,
+        false => measure(args, &model)?,
+    };
     if args.batch {
         report["batch"] = batch(args, &model)?;
     }
@@ -142,6 +152,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut stdout = io::stdout().lock();
     if args.json {
         writeln!(stdout, "{report}")?;
+    } else if on_device {
+        on_devices::print(&report, &model.info(), &mut stdout)?;
     } else {
         print(&report, &model.info(), &mut stdout)?;
     }
@@ -156,9 +168,8 @@ fn open(args: &Args, threads: usize) -> Result<Model> {
     };
     let options = Options {
         quant: Some(model_args.quant.unwrap_or(Quant::Int8).into()),
-        threads,
         no_sparsity: args.no_sparsity,
-        ..Options::default()
+        ..model::options(&model_args)
     };
     let mut progress = Progress::after_a_second("making weights");
     Ok(Model::synthetic(
@@ -240,9 +251,10 @@ fn measure(args: &Args, model: &Model) -> Result<Value> {
         _ => f32_macs,
     };
     let (skipped, seen) = session.sparsity();
-    let start = start(args)?;
+    let start = start(args, model.has_tokenizer())?;
     Ok(json!({
         "quant": info.quant.name(),
+        "device": devices::names(&info),
         "threads": info.threads,
         "huge_pages": args.model.huge_pages,
         "kernels": info.kernels,
@@ -296,7 +308,7 @@ struct Start {
     private_bytes: Option<u64>,
 }
 
-fn start(args: &Args) -> Result<Start> {
+fn start(args: &Args, has_tokenizer: bool) -> Result<Start> {
     if args.synthetic.is_some() {
         return Ok(Start::default());
     }
@@ -316,6 +328,7 @@ fn start(args: &Args) -> Result<Start> {
         if let Some(path) = &model.tokenizer {
             command.arg("--tokenizer").arg(path);
         }
+        command.args(model.devices.to_options());
         if model.no_mmap {
             command.arg("--no-mmap");
         }
@@ -323,7 +336,7 @@ fn start(args: &Args) -> Result<Start> {
             command.arg("--huge-pages");
         }
         // With a tokenizer a prompt of one token makes it be opened too.
-        match open(args, 1)?.has_tokenizer() {
+        match has_tokenizer {
             true => command.arg(" a"),
             false => command.args(["--tokens", "1"]),
         };
@@ -360,10 +373,21 @@ fn command() -> Result<Command> {
 fn batch(args: &Args, model: &Model) -> Result<Value> {
     let text = tokens(model, 64)?;
     let mut rows = Vec::new();
-    for n in BATCHES {
+    let batches = match (
+        args.sequences.is_empty(),
+        devices::is_on_device(&model.info()),
+    ) {
+        (false, _) => &args.sequences[..],
+        (true, true) => &on_devices::BATCHES,
+        (true, false) => &BATCHES,
+    };
+    for &n in batches {
+        if n == 0 {
+            bail!("--sequences: 0, expected at least 1");
+        }
         let mut states = vec![model.new_state(); n];
         let mut workspace = model.workspace(n);
-        let mut logits = vec![0.0; n * model.n_vocab()];
+        let mut chosen = vec![0; n];
         let mut step = |at: usize| -> Result<()> {
             let mut spans: Vec<_> = states
                 .iter_mut()
@@ -377,7 +401,7 @@ fn batch(args: &Args, model: &Model) -> Result<Value> {
                     }
                 })
                 .collect();
-            Ok(model.forward(&mut workspace, &mut spans, &mut logits)?)
+            Ok(model.forward_tokens(&mut workspace, &mut spans, &mut chosen)?)
         };
         step(0)?;
         let mut speeds = Vec::new();
@@ -496,13 +520,7 @@ fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Result<()> {
         number("prefill_workspace_bytes") / 1e6,
         number("prefill_chunk")
     )?;
-    for row in report["batch"].as_array().into_iter().flatten() {
-        let (n, speed) = (
-            &row["sequences"],
-            row["tokens_per_s"].as_f64().unwrap_or(f64::NAN),
-        );
-        writeln!(out, "batch     {n:>2} sequences: {speed:.1} tokens/s")?;
-    }
+    print_batch(report, out)?;
     if !report["busy_decode_tokens_per_s"].is_null() {
         let speed = number("busy_decode_tokens_per_s");
         writeln!(
@@ -510,6 +528,17 @@ fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Result<()> {
             "busy      decode beside a process that keeps one core busy: {speed:.1} tokens/s, {:.0} %",
             100.0 * speed / number("decode_tokens_per_s")
         )?;
+    }
+    Ok(())
+}
+
+fn print_batch(report: &Value, out: &mut impl Write) -> io::Result<()> {
+    for row in report["batch"].as_array().into_iter().flatten() {
+        let (n, speed) = (
+            &row["sequences"],
+            row["tokens_per_s"].as_f64().unwrap_or(f64::NAN),
+        );
+        writeln!(out, "batch     {n:>3} sequences: {speed:.1} tokens/s")?;
     }
     Ok(())
 }

@@ -18,6 +18,8 @@ Environment:
   RWKV_EDGE_THREADS  threads to use where --threads is not given
   RWKV_EDGE_KERNELS  instruction set to use instead of the best one of this CPU:
                      scalar, or a name that `info` shows
+  RWKV_EDGE_PLUGIN_PATH
+                     files of device plugins, or folders that have them
   NO_COLOR           no colours and no bold text in help and error texts
 
 Exit code:

@@ -14,7 +14,7 @@ use crate::args::{ModelArgs, TokenList};
 use crate::input::TextArgs;
 use crate::sampling::{draws_or_penalises, SamplingArgs};
 use crate::verbosity::{is_verbose, print};
-use crate::{memory, model, note};
+use crate::{devices, memory, model, note};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -136,6 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(error.into());
     }
     let report = Report {
+        device: devices::names(&model.info()),
         prompt_tokens: &prompt.tokens,
         generated: &generated,
         prefill_time,
@@ -241,6 +242,7 @@ impl<'a> Printer<'a> {
 }
 
 struct Report<'a> {
+    device: String,
     prompt_tokens: &'a [u32],
     generated: &'a Generated,
     prefill_time: Duration,
@@ -264,6 +266,7 @@ impl Report<'_> {
                 Ending::Caller => "closed",
             },
             "seed": self.seed,
+            "device": self.device,
             "peak_rss_bytes": memory::peak_resident_bytes(),
             "private_bytes": memory::private_bytes(),
         })
@@ -282,9 +285,10 @@ impl Report<'_> {
         line("prefill", self.prompt_tokens.len(), self.prefill_time);
         line("decode", self.generated.tokens.len(), self.decode_time);
         print(format_args!(
-            "{} weights, {:.1} MB; state {} bytes; {} threads, {} kernels; seed {}",
+            "{} weights, {:.1} MB on {}; state {} bytes; {} threads, {} kernels; seed {}",
             info.quant,
             info.weight_bytes as f64 / 1e6,
+            self.device,
             info.state_bytes,
             info.threads,
             info.kernels,

@@ -15,6 +15,9 @@ use crate::{environment, Cli};
 /// Options that only `--help` shows: `-h` is to fit on a screen.
 const ADVANCED: &[&str] = &[
     "no_mmap",
+    "device_map",
+    "max_device_memory",
+    "sequences",
     "huge_pages",
     "huge_pages",
     "ignore_eos",
@@ -82,7 +85,8 @@ Examples:
 Examples:
   rwkv-edge info --model RWKV-4-Pile-169M.pth
   rwkv-edge info --model rwkv-4-169m.safetensors --verify
-  rwkv-edge info --json --tensors",
+  rwkv-edge info --json --tensors
+  rwkv-edge info --devices",
     ),
     (
         "tokenize",

@@ -7,8 +7,8 @@ use rwkv_edge::Model;
 use serde_json::{json, Value};
 
 use crate::args::ModelArgs;
-use crate::model;
 use crate::progress::Progress;
+use crate::{devices, model};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -18,6 +18,10 @@ pub(crate) struct Args {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
+
+    /// List the devices of plugins, and open no model
+    #[arg(long, conflicts_with_all = ["model", "tensors", "verify"])]
+    devices: bool,
 
     /// Read every weight: the checksum of a model file must be right, and no weight NaN or infinite
     #[arg(long)]
@@ -29,6 +33,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.devices {
+        return Ok(devices::list(args.json, &mut io::stdout().lock())?);
+    }
     let model = model::open_without_text(&args.model)?;
     if args.verify {
         let mut progress = Progress::at_once("verifying");
@@ -66,12 +73,14 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "fingerprint": format!("{:016x}", info.fingerprint),
         "tokenizer": info.tokenizer,
         "verified": args.verify,
+        "device": devices::names(&info),
+        "stages": info.stages.iter().map(devices::stage_json).collect::<Vec<_>>(),
     });
     if args.tensors {
         let tensor = |tensor: &rwkv_edge::TensorInfo| {
             json!({
                 "name": tensor.name, "shape": tensor.shape, "quant": tensor.quant.name(),
-                "bytes": tensor.size_bytes,
+                "bytes": tensor.size_bytes, "device": tensor.device,
             })
         };
         object["tensors"] = model.tensors().iter().map(tensor).collect();
@@ -100,7 +109,7 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         out,
         "memory        {:.1} MB used in place from the file, {:.1} MB in memory of its own",
         mb(info.mapped_bytes),
-        mb(info.weight_bytes - info.mapped_bytes)
+        mb(info.weight_bytes - info.mapped_bytes - devices::weight_bytes(&info))
     )?;
     writeln!(
         out,
@@ -118,6 +127,11 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         "runs on       {} threads with {} kernels",
         info.threads, info.kernels
     )?;
+    if devices::is_on_device(&info) {
+        for stage in &info.stages {
+            writeln!(out, "stage         {}", devices::describe(stage))?;
+        }
+    }
     if args.verify {
         writeln!(
             out,
@@ -131,8 +145,12 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
             let (name, quant) = (&tensor.name, tensor.quant.name());
             writeln!(
                 out,
-                "{name:36} {quant:5} {shape:16} {:>12} bytes",
-                tensor.size_bytes
+                "{name:36} {quant:5} {shape:16} {:>12} bytes{}",
+                tensor.size_bytes,
+                match tensor.device.as_str() {
+                    "cpu" => String::new(),
+                    device => format!(" on {device}"),
+                }
             )?;
         }
     }

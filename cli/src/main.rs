@@ -13,6 +13,7 @@ mod cache_folder;
 mod chat;
 mod completions;
 mod convert;
+mod devices;
 mod divergence;
 mod embed;
 mod environment;

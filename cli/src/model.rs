@@ -8,7 +8,7 @@ use rwkv_edge::{Model, Options, Tokenizer};
 
 use crate::args::ModelArgs;
 use crate::progress::Progress;
-use crate::{detail, hub, quantised, verbosity};
+use crate::{detail, devices, hub, note, quantised, verbosity};
 
 /// A Hugging Face directory as part of the program; its README says what the model is.
 #[cfg(feature = "demo")]
@@ -73,8 +73,11 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
     Ok(model)
 }
 
-/// What `--verbose` says of a model that was opened.
-fn describe(model: &Model, time: Duration) {
+/// What `--verbose` says of a model that was opened, and what everybody should know.
+pub(crate) fn describe(model: &Model, time: Duration) {
+    if let Some(reason) = model.info().device_note {
+        note!("auto: the model runs on the CPU: {reason}");
+    }
     if !verbosity::is_verbose() {
         return;
     }
@@ -89,6 +92,11 @@ fn describe(model: &Model, time: Duration) {
         info.quant,
         mb(info.mapped_bytes)
     );
+    if devices::is_on_device(&info) {
+        for stage in &info.stages {
+            detail!("{}", devices::describe(stage));
+        }
+    }
     detail!(
         "tokenizer {}; {} kernels, {} threads; state of {} bytes",
         info.tokenizer.as_deref().unwrap_or("none"),
@@ -130,13 +138,15 @@ pub(crate) fn missing_tokenizer(path: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(tokenizer))
 }
 
-fn options(args: &ModelArgs) -> Options {
+pub(crate) fn options(args: &ModelArgs) -> Options {
     Options {
         quant: args.quant.map(Into::into),
         threads: args.threads,
         tokenizer: args.tokenizer.clone(),
         no_mmap: args.no_mmap,
         huge_pages: args.huge_pages,
+        device_map: args.devices.map(),
+        device_memory_max: args.devices.limits(),
         ..Options::default()
     }
 }

@@ -6,16 +6,17 @@ use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
 use clap::value_parser;
-use rwkv_edge::{ErrorKind, Model};
+use rwkv_edge::{DeviceMap, ErrorKind, Model};
 use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
 use crate::by_tensor::{self, ByTensor};
+use crate::devices::DeviceArgs;
 use crate::divergence::{kl_divergence, Divergence, Summary};
-use crate::model;
 use crate::progress::Progress;
 use crate::scoring::{feed, likeliest, negative_log_likelihood, Likelihood, Models, Sequence};
 use crate::UsageError;
+use crate::{model, note};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -149,11 +150,21 @@ impl Args {
         if let Some(path) = &self.against_model {
             args.model = Some(path.clone());
         }
-        let reference = model::open(&args).map_err(|error| {
-            let unsupported = error
-                .downcast_ref::<rwkv_edge::Error>()
-                .is_some_and(|e| e.kind() == ErrorKind::Unsupported);
-            match unsupported && self.against_model.is_none() {
+        let is_unsupported = |error: &anyhow::Error| {
+            let error = error.downcast_ref::<rwkv_edge::Error>();
+            error.is_some_and(|e| e.kind() == ErrorKind::Unsupported)
+        };
+        let reference = model::open(&args).or_else(|error| {
+            if !is_unsupported(&error) || args.devices.map() == DeviceMap::Cpu {
+                return Err(error);
+            }
+            // Devices need not have f32.
+            note!("the model to compare with runs on the CPU: {error:#}");
+            args.devices = DeviceArgs::on_cpu();
+            model::open(&args)
+        });
+        let reference = reference.map_err(|error| {
+            match is_unsupported(&error) && self.against_model.is_none() {
                 true => error.context("the model to compare with: name one by --against-model"),
                 false => error.context("the model to compare with"),
             }

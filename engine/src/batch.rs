@@ -70,6 +70,8 @@ pub(crate) struct Segment {
     pub(crate) first_token: usize,
     pub(crate) first_row: usize,
     pub(crate) n_rows: usize,
+    /// Which of its rows logits are wanted for.
+    pub(crate) output: Output,
 }
 
 /// Cuts spans into batches of at most `rows_max` rows, in order.
@@ -101,20 +103,25 @@ impl Cutter {
             };
             let left = span.tokens.len() - self.token;
             let n_rows = left.min(rows_max - first_row);
+            let ends = n_rows == left;
+            let output = match span.output {
+                Output::Last if !ends => Output::None,
+                output => output,
+            };
             if n_rows > 0 {
                 segments.push(Segment {
                     span: self.span,
                     first_token: self.token,
                     first_row,
                     n_rows,
+                    output,
                 });
             }
             first_row += n_rows;
-            let ends = n_rows == left;
-            match span.output {
+            match output {
                 Output::All => rows.extend(first_row - n_rows..first_row),
-                Output::Last if ends => rows.push(first_row - 1),
-                _ => {}
+                Output::Last => rows.push(first_row - 1),
+                Output::None => {}
             }
             self.token += n_rows;
             if ends {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::matrix::Quant;
 use crate::model::Model;
 use crate::sampler::Sampler;
-use crate::v4::Sizes;
+use crate::v4::{Part, Sizes};
 
 /// Bytes that a model and its sessions may keep in memory, and how many they do.
 #[derive(Debug, Default)]
@@ -84,9 +84,14 @@ pub(crate) fn check(max: u64, weights: u64, session: u64) -> Result<()> {
     )))
 }
 
-/// Bytes of the weights of a network of these sizes. Those that are used where the caller has them, such
+/// Bytes of the weights of a part of a network of these sizes. Those that are used where the caller has them, such
 /// as in flash, take none, but vectors and scales are kept in memory always.
-pub(crate) fn weight_bytes(sizes: &Sizes, quant: Quant, in_callers_memory: bool) -> u64 {
+pub(crate) fn weight_bytes(
+    sizes: &Sizes,
+    part: &Part,
+    quant: Quant,
+    in_callers_memory: bool,
+) -> u64 {
     let [v, d, a, h] = [
         sizes.n_vocab,
         sizes.n_embd,
@@ -112,8 +117,9 @@ pub(crate) fn weight_bytes(sizes: &Sizes, quant: Quant, in_callers_memory: bool)
     let matrices = 3 * matrix(a, d) + matrix(d, a) + 2 * matrix(h, d) + matrix(d, d);
     let vectors = 4 * (9 * d + 2 * a);
     let layer = matrices.saturating_add(vectors);
-    let layers = (sizes.n_layer as u64).saturating_mul(layer);
-    layers.saturating_add(2 * matrix(v, d) + 4 * 4 * d)
+    let layers = (part.layers.len() as u64).saturating_mul(layer);
+    let tables = u64::from(part.has_embedding) + u64::from(part.has_head);
+    layers.saturating_add(tables * (matrix(v, d) + 4 * 2 * d))
 }
 
 /// Bytes of the buffers of a forward pass of so many rows: at least what `Workspace::size_bytes` will be.
@@ -133,12 +139,14 @@ pub(crate) fn workspace_bytes(sizes: &Sizes, n_rows: usize, n_threads: usize) ->
 }
 
 /// Bytes of a session that allocates nothing later: state, two rows of logits, sampler, and buffers for
-/// one token and for a piece of a prompt.
-pub(crate) fn session_bytes(sizes: &Sizes, prefill_rows: usize, n_threads: usize) -> u64 {
+/// one token and for a piece of a prompt; `None` where the CPU has no layers and so needs no buffers.
+pub(crate) fn session_bytes(sizes: &Sizes, prefill_rows: Option<usize>, n_threads: usize) -> u64 {
     let state = sizes.n_layer * (2 * sizes.n_embd + 3 * sizes.n_attention) * 4;
     let text = 2 * 4 * sizes.n_vocab + Sampler::reserved_bytes(sizes.n_vocab);
-    let workspaces = workspace_bytes(sizes, 1, n_threads);
-    (state + text) as u64 + workspaces + workspace_bytes(sizes, prefill_rows, n_threads)
+    let workspaces = prefill_rows.map_or(0, |rows| {
+        workspace_bytes(sizes, 1, n_threads) + workspace_bytes(sizes, rows, n_threads)
+    });
+    (state + text) as u64 + workspaces
 }
 
 #[cfg(test)]
@@ -146,6 +154,14 @@ mod tests {
     use super::*;
     use crate::model::Options;
     use crate::session::Session;
+
+    fn whole(sizes: &Sizes) -> Part {
+        Part {
+            layers: 0..sizes.n_layer,
+            has_embedding: true,
+            has_head: true,
+        }
+    }
 
     /// What is told beforehand is what is taken, and hardly more.
     #[test]
@@ -161,7 +177,7 @@ mod tests {
                 let model = Model::open(path, &options).expect("a valid checkpoint");
                 let sizes = model.sizes();
                 // Factors as f32 are not part of a file's bytes.
-                let weights = weight_bytes(sizes, quant, false);
+                let weights = weight_bytes(sizes, &whole(sizes), quant, false);
                 let stored = model.info().weight_bytes;
                 assert!(weights >= stored, "{name} {quant}: {weights}, {stored}");
                 if quant != Quant::Int8 {
@@ -198,12 +214,12 @@ mod tests {
                 n_hidden: 4 * n_embd,
             };
             let mega = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
-            let weights = |quant| mega(weight_bytes(&sizes, quant, false));
+            let weights = |quant| mega(weight_bytes(&sizes, &whole(&sizes), quant, false));
             let line = format!(
                 "| {name} | {n_layer} | {n_embd} | {} | {} | {} | {} |",
                 weights(Quant::Int8),
                 weights(Quant::F16),
-                mega(session_bytes(&sizes, Session::PREFILL_ROWS, 1)),
+                mega(session_bytes(&sizes, Some(Session::PREFILL_ROWS), 1)),
                 mega((n_layer * 5 * n_embd * 4) as u64),
             );
             assert!(text.contains(&line), "expected {line}");
@@ -215,7 +231,7 @@ mod tests {
             n_attention: 768,
             n_hidden: 3072,
         };
-        let in_flash = weight_bytes(&small, Quant::Int8, true);
+        let in_flash = weight_bytes(&small, &whole(&small), Quant::Int8, true);
         assert_eq!(format!("{:.1}", in_flash as f64 / 1e6), "2.1");
         assert!(text.contains("2.1 MB for the 169M model in int8"));
     }

@@ -27,6 +27,9 @@ pub enum ErrorKind {
     State,
     /// The model has no tokenizer, or the tokenizer does not fit the model.
     Tokenizer,
+    /// A device plugin is missing, or a device failed. States that a failed device was working on are
+    /// undefined.
+    Backend,
 }
 
 /// Shorthand for results of this crate.
@@ -68,6 +71,10 @@ impl Error {
 
     pub(crate) fn unsupported(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unsupported, message)
+    }
+
+    pub(crate) fn backend(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Backend, message)
     }
 
     pub(crate) fn memory(message: impl Into<String>) -> Self {

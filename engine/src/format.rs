@@ -24,8 +24,10 @@ use crate::load::convert;
 use crate::matrix::{Buffer, Int8, Layout, Matrix, Quant, Vector, WeightSource, Weights};
 use crate::model::{Inner, TokenizerSlot};
 use crate::output::OutputFile;
+use crate::plan::Plan;
+use crate::stage::Stages;
 use crate::threads::Pool;
-use crate::v4::{Network, Sizes, Tensor, ARCHITECTURE};
+use crate::v4::{Sizes, Tensor, ARCHITECTURE};
 
 /// Value of the metadata key `format`.
 pub(crate) const FORMAT: &str = "rwkv-edge";
@@ -64,7 +66,11 @@ impl<'a> Part<'a> {
 
 /// Writes a model; calls `progress(done, total)` in bytes.
 pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-    let tensors = model.network.tensors();
+    let networks = model.stages.only_networks("saved")?;
+    let tensors: Vec<_> = networks
+        .iter()
+        .flat_map(|network| network.tensors())
+        .collect();
     let mut parts: Vec<_> = tensors.iter().flat_map(tensor_parts).collect();
     if let Some(file) = &model.tokenizer.file {
         parts.push(Part::new(
@@ -235,20 +241,13 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(u64, u
 /// Opens a model file. `wanted` may ask for less than is stored, but not for more.
 pub(crate) fn read(
     file: SafetensorsFile,
-    wanted: Option<Quant>,
+    plan: &Plan,
     pool: Pool,
     kernels: KernelSet,
 ) -> Result<Inner> {
     let place = file.file.name().to_owned();
     let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(&place))?;
-    let stored = meta.quant;
-    let quant = wanted.unwrap_or(stored);
-    if stored == Quant::Int8 && quant != Quant::Int8 {
-        return Err(Error::unsupported(format!(
-            "{place}: holds int8 weights, which cannot become {quant}: leave out --quant, or open the \
-             checkpoint it was made from"
-        )));
-    }
+    let (stored, quant) = (meta.quant, plan.quant());
     let tokenizer = tokenizer_file(&file, &meta)?;
     let mut weights = FileWeights {
         entries: file
@@ -263,10 +262,12 @@ pub(crate) fn read(
     };
     let config = &meta.config;
     let sizes = Sizes::of(config);
-    let network = Network::build(&mut weights, sizes, config.layer_norm_epsilon)?;
+    let stages = Stages::build(&mut weights, sizes, config.layer_norm_epsilon, plan)?;
     weights.nothing_left()?;
     Ok(Inner {
-        network,
+        sizes,
+        stages,
+        note: plan.note.clone(),
         quant,
         fingerprint: meta.fingerprint,
         pool: Arc::new(pool),
@@ -284,10 +285,10 @@ pub(crate) fn read(
     })
 }
 
-/// Sizes and quantisation, before any tensor is looked at.
-pub(crate) fn sizes_and_quant(file: &SafetensorsFile) -> Result<(Sizes, Quant)> {
+/// Configuration and quantisation, before any tensor is looked at.
+pub(crate) fn config_and_quant(file: &SafetensorsFile) -> Result<(Config, Quant)> {
     let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
-    Ok((Sizes::of(&meta.config), meta.quant))
+    Ok((meta.config, meta.quant))
 }
 
 const SEARCHED: &str = "looked for one inside the model file";
@@ -433,6 +434,18 @@ impl FileWeights<'_> {
 }
 
 impl WeightSource for FileWeights<'_> {
+    fn set_quant(&mut self, quant: Quant) -> Result<()> {
+        if self.stored == Quant::Int8 && quant != Quant::Int8 {
+            return Err(Error::unsupported(format!(
+                "{}: holds int8 weights, which cannot become {quant}: leave out --quant, or open the \
+                 checkpoint it was made from",
+                self.file.file.name()
+            )));
+        }
+        self.quant = quant;
+        Ok(())
+    }
+
     fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
         let bytes = self.take(&name, Dtype::F32, &[n])?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);

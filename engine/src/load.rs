@@ -19,9 +19,11 @@ use crate::error::{Error, Result};
 use crate::kernels::KernelSet;
 use crate::matrix::{Buffer, Layout, Matrix, Quant, Vector, WeightSource, Weights};
 use crate::model::{Inner, TokenizerSlot};
+use crate::plan::Plan;
 use crate::quant;
+use crate::stage::Stages;
 use crate::threads::Pool;
-use crate::v4::{Network, Sizes, ARCHITECTURE, DECAY_LOG};
+use crate::v4::{Sizes, ARCHITECTURE, DECAY_LOG};
 
 /// Numbers in f32 that are converted at once: 16 MiB, which holds `ffn.value` of the 169M model whole.
 const BLOCK_NUMBERS: usize = 4 << 20;
@@ -36,14 +38,14 @@ const FINGERPRINT_NUMBERS: usize = 64;
 /// Loads a checkpoint; calls `progress(done, total)` in weights.
 pub(crate) fn load(
     checkpoint: Checkpoint,
-    wanted: Option<Quant>,
+    plan: &Plan,
     pool: Pool,
     kernels: KernelSet,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Inner> {
     let config = &checkpoint.config;
     let sizes = Sizes::of(config);
-    let quant = wanted.unwrap_or_else(|| stored_quant(&checkpoint));
+    let quant = plan.quant();
     let mut hash = Xxh3::new();
     hash.update(ARCHITECTURE.as_bytes());
     for size in [
@@ -69,12 +71,13 @@ pub(crate) fn load(
         total,
         progress,
     };
-    let network = Network::build(&mut weights, sizes, config.layer_norm_epsilon)?;
+    let stages = Stages::build(&mut weights, sizes, config.layer_norm_epsilon, plan)?;
     let fingerprint = weights.hash.digest();
     let searched = checkpoint.tokenizer_search;
     Ok(Inner {
         place: checkpoint.place,
-        network,
+        sizes,
+        stages,
         config: checkpoint.config,
         quant,
         fingerprint,
@@ -88,6 +91,7 @@ pub(crate) fn load(
             parsed: OnceLock::new(),
         },
         model_file: None,
+        note: plan.note.clone(),
     })
 }
 
@@ -143,6 +147,11 @@ impl CheckpointWeights<'_> {
 }
 
 impl WeightSource for CheckpointWeights<'_> {
+    fn set_quant(&mut self, quant: Quant) -> Result<()> {
+        self.quant = quant;
+        Ok(())
+    }
+
     fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
         let values = match name.strip_suffix(DECAY_LOG) {
             Some(layer) => {

@@ -49,6 +49,17 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// The id of the highest value, the lowest of equals; NaN only if there is nothing else.
+pub(crate) fn argmax(values: &[f32]) -> u32 {
+    let mut best = (0, f32::NAN);
+    for (&value, id) in values.iter().zip(0u32..) {
+        if value > best.1 || (best.1.is_nan() && !value.is_nan()) {
+            best = (id, value);
+        }
+    }
+    best.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -273,6 +273,9 @@ impl Matrix {
 
 /// Where a network takes its weights from. Names are those of the model file (docs/FORMAT.md).
 pub(crate) trait WeightSource {
+    /// What the matrices are to be that are asked for from here on.
+    fn set_quant(&mut self, quant: Quant) -> Result<()>;
+
     /// A vector of `n` numbers, all finite.
     fn vector(&mut self, name: String, n: usize) -> Result<Vector>;
 

@@ -34,7 +34,7 @@ pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Net
         })?;
         parts.matrices.insert(name, matrix);
     }
-    Network::build(&mut parts, base.sizes, base.norm_in.epsilon)
+    Network::build(&mut parts, base.sizes, base.epsilon, &base.part())
 }
 
 fn matrices(network: &Network) -> impl Iterator<Item = &Matrix> {
@@ -47,9 +47,10 @@ fn matrices(network: &Network) -> impl Iterator<Item = &Matrix> {
         })
 }
 
-/// Refuses a network with a matrix that is not of this quantisation.
-pub(crate) fn check_quant(network: &Network, quant: Quant) -> Result<()> {
-    match matrices(network).find(|matrix| matrix.quant() != quant) {
+/// Refuses networks with a matrix that is not of this quantisation.
+pub(crate) fn check_quant(networks: &[&Network], quant: Quant) -> Result<()> {
+    let mut all = networks.iter().copied().flat_map(matrices);
+    match all.find(|matrix| matrix.quant() != quant) {
         None => Ok(()),
         Some(matrix) => {
             let (name, found) = (&matrix.name, matrix.quant());
@@ -68,6 +69,11 @@ struct Parts<'a> {
 
 /// Sizes and names need no check: they are those of a network that was built the same way.
 impl WeightSource for Parts<'_> {
+    /// They are what they are.
+    fn set_quant(&mut self, _quant: Quant) -> Result<()> {
+        Ok(())
+    }
+
     fn vector(&mut self, name: String, _n: usize) -> Result<Vector> {
         let vector = self.vectors.get(name.as_str()).copied().cloned();
         vector.ok_or_else(|| missing(&name))

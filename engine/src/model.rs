@@ -7,23 +7,28 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::batch::{Cutter, Segment, Span};
+use crate::batch::Span;
 use crate::budget::{self, Budget};
 use crate::checkpoint::{self, Config, Opened, TokenizerFile};
+use crate::device::{Device, DeviceMap};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{Access, Folder, SourceFile};
 use crate::format;
-use crate::info::{Info, TensorInfo};
+use crate::info::{self, Info, TensorInfo};
 use crate::kernels::KernelSet;
 use crate::load;
 use crate::matrix::Quant;
 use crate::mix;
+use crate::plan::{Plan, PlannedStage, Request, Target};
+use crate::plugin::DeviceLimits;
 use crate::session::Session;
+use crate::spread;
+use crate::stage::{Lane, Pipeline, Stages, Wanted};
 use crate::state::{State, StateShape};
 use crate::synthetic::{self, SyntheticSize};
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
-use crate::v4::{Buffers, Machine, Network, Sizes, Tensor};
+use crate::v4::{Buffers, Machine, Sizes, Tensor};
 
 /// More threads than any machine this is made for has cores.
 const THREADS_MAX: usize = 1024;
@@ -49,7 +54,13 @@ pub struct Options {
     /// Bytes that the model and its sessions may keep in memory, a mapped file included. 0: no limit. A
     /// model that does not fit together with one session is refused before its weights are read, and
     /// [`Session::with_all_memory`] refuses a session that does not fit any more.
+    ///
+    /// What layers on devices need of the devices' memory is not counted, and is checked by itself.
     pub memory_max: u64,
+    /// Where the layers run. The weights of those on a device are not kept in this machine's memory.
+    pub device_map: DeviceMap,
+    /// Bytes that may be taken of a device; without a limit what is free of it.
+    pub device_memory_max: Vec<(Device, u64)>,
 }
 
 impl Options {
@@ -81,7 +92,8 @@ pub struct Model(Arc<Inner>);
 /// All that makes up a model.
 pub(crate) struct Inner {
     pub(crate) place: String,
-    pub(crate) network: Network,
+    pub(crate) sizes: Sizes,
+    pub(crate) stages: Stages,
     pub(crate) config: Config,
     pub(crate) quant: Quant,
     pub(crate) fingerprint: u64,
@@ -92,6 +104,8 @@ pub(crate) struct Inner {
     pub(crate) tokenizer: TokenizerSlot,
     /// The model file this was opened from, if it was one.
     pub(crate) model_file: Option<SourceFile>,
+    /// Why a device map `auto` chose the CPU.
+    pub(crate) note: Option<String>,
 }
 
 /// The tokenizer is parsed when text is first needed: the 20B one takes longer than mapping a model.
@@ -105,9 +119,8 @@ pub(crate) struct TokenizerSlot {
 /// Memory of one caller's forward passes; made by [`Model::workspace`]. It fits that model, and all
 /// that [`Model::with_matrices_of`] made of it.
 pub struct Workspace {
-    buffers: Buffers,
-    segments: Vec<Segment>,
-    logit_rows: Vec<usize>,
+    /// One a pipeline of the model.
+    lanes: Vec<Lane>,
 }
 
 impl Model {
@@ -207,8 +220,14 @@ impl Model {
     ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let pool = Pool::new(n_threads(options.threads)?);
-        let quant = options.quant.unwrap_or(Quant::F16);
-        let mut inner = synthetic::build(size, quant, pool, kernels, progress)?;
+        let plan = Plan::new(&Request {
+            map: &options.device_map,
+            memory_max: &options.device_memory_max,
+            config: &size.config(),
+            quant: options.quant,
+            stored: Quant::F16,
+        })?;
+        let mut inner = synthetic::build(size, &plan, pool, kernels, progress)?;
         inner.no_sparsity = options.no_sparsity;
         Ok(Model(Arc::new(inner)))
     }
@@ -220,13 +239,14 @@ impl Model {
     ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let n_threads = n_threads(options.threads)?;
-        let budget = memory_budget(&opened, options, n_threads)?;
+        let plan = plan(&opened, options)?;
+        let budget = memory_budget(&opened, &plan, options, n_threads)?;
         let pool = Pool::new(n_threads);
         let mut inner = match opened {
             Opened::Checkpoint(checkpoint) => {
-                load::load(checkpoint, options.quant, pool, kernels, progress)?
+                load::load(checkpoint, &plan, pool, kernels, progress)?
             }
-            Opened::ModelFile(file) => format::read(file, options.quant, pool, kernels)?,
+            Opened::ModelFile(file) => format::read(file, &plan, pool, kernels)?,
         };
         inner.no_sparsity = options.no_sparsity;
         inner.budget = budget;
@@ -249,19 +269,25 @@ impl Model {
     /// [`ErrorKind::Argument`] when `other` is of another checkpoint, or a name is not that of a matrix.
     pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
         let (base, other) = (&*self.0, &*other.0);
-        let facts = |inner: &Inner| (inner.fingerprint, inner.network.sizes);
+        let facts = |inner: &Inner| (inner.fingerprint, inner.sizes);
         if facts(base) != facts(other) {
             let text = format!("is of another checkpoint than {}", base.place);
             return Err(Error::argument(text).at(&other.place));
         }
-        let network = mix::mix(&base.network, &other.network, names)?;
-        let quant = match mix::check_quant(&network, other.quant) {
+        let network = mix::mix(
+            base.stages.one_network()?,
+            other.stages.one_network()?,
+            names,
+        )?;
+        let quant = match mix::check_quant(&[&network], other.quant) {
             Ok(()) => other.quant,
             Err(_) => base.quant,
         };
         Ok(Model(Arc::new(Inner {
             place: base.place.clone(),
-            network,
+            sizes: base.sizes,
+            stages: Stages::of_network(network, quant),
+            note: None,
             config: base.config.clone(),
             quant,
             fingerprint: base.fingerprint,
@@ -284,10 +310,13 @@ impl Model {
     /// # Errors
     ///
     /// [`ErrorKind::Io`], [`ErrorKind::Tokenizer`] when the tokenizer that would go into the file does
-    /// not fit the model, [`ErrorKind::Unsupported`] for a model of several quantisations.
+    /// not fit the model, [`ErrorKind::Unsupported`] for a model of several quantisations, or with layers
+    /// on a device.
     pub fn save(&self, path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         // A model file says once what all its matrices are.
-        mix::check_quant(&self.0.network, self.0.quant).map_err(|e| e.at(&self.0.place))?;
+        let networks = self.0.stages.only_networks("saved");
+        let networks = networks.map_err(|e| e.at(&self.0.place))?;
+        mix::check_quant(&networks, self.0.quant).map_err(|e| e.at(&self.0.place))?;
         if self.0.tokenizer.file.is_some() {
             self.tokenizer()?;
         }
@@ -299,14 +328,18 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Format`], naming the tensor.
+    /// [`ErrorKind::Format`], naming the tensor; [`ErrorKind::Unsupported`] for a model with layers on a
+    /// device.
     pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         if let Some(file) = &self.0.model_file {
             format::verify_checksum(file, progress)?;
         }
-        for tensor in self.0.network.tensors() {
-            if let Tensor::Matrix(matrix) = tensor {
-                matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
+        let networks = self.0.stages.only_networks("verified");
+        for network in networks.map_err(|e| e.at(&self.0.place))? {
+            for tensor in network.tensors() {
+                if let Tensor::Matrix(matrix) = tensor {
+                    matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
+                }
             }
         }
         Ok(())
@@ -351,12 +384,7 @@ impl Model {
 
     /// Every tensor, in the order in which a token needs them.
     pub fn tensors(&self) -> Vec<TensorInfo> {
-        self.0
-            .network
-            .tensors()
-            .iter()
-            .map(TensorInfo::of)
-            .collect()
+        info::tensors(&self.0.stages)
     }
 
     fn state_shape(&self) -> StateShape {
@@ -375,7 +403,7 @@ impl Model {
     }
 
     pub(crate) fn sizes(&self) -> &Sizes {
-        &self.0.network.sizes
+        &self.0.sizes
     }
 
     pub(crate) fn machine(&self) -> (&Pool, KernelSet) {
@@ -387,30 +415,52 @@ impl Model {
         State::new(self.state_shape())
     }
 
-    /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut.
+    /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut. A
+    /// model with layers on a device takes at most [`prefill_rows`](Self::prefill_rows) at once.
     pub fn workspace(&self, rows_max: usize) -> Workspace {
-        let rows_max = rows_max.max(1);
-        let n_threads = self.0.pool.n_threads();
+        let (n_threads, no_sparsity) = (self.0.pool.n_threads(), self.0.no_sparsity);
+        let lane = |pipeline: &Pipeline| pipeline.lane(rows_max, n_threads, no_sparsity);
         Workspace {
-            buffers: Buffers::new(
-                &self.0.network.sizes,
-                rows_max,
-                n_threads,
-                self.0.no_sparsity,
-            ),
-            segments: Vec::with_capacity(rows_max),
-            logit_rows: Vec::with_capacity(rows_max),
+            lanes: self.0.stages.pipelines.iter().map(lane).collect(),
         }
     }
 
     /// Tokens of a prompt to feed at once: more cost memory and bring nothing. f32 weights take more of
     /// them, because their products pack the activations of every piece anew (70 % of the peak with 128 rows,
-    /// 77 % with 256).
+    /// 77 % with 256), and devices most.
     pub fn prefill_rows(&self) -> usize {
-        match self.0.quant {
-            Quant::F32 => 2 * Session::PREFILL_ROWS,
-            Quant::F16 | Quant::Int8 => Session::PREFILL_ROWS,
+        let pipeline = &self.0.stages.pipelines[0];
+        match (pipeline.placed().is_empty(), self.0.quant) {
+            (false, _) => pipeline.rows_max(),
+            (true, Quant::F32) => 2 * Session::PREFILL_ROWS,
+            (true, Quant::F16 | Quant::Int8) => Session::PREFILL_ROWS,
         }
+    }
+
+    /// Measures what the first device of the model can do at most; takes about a second. `None` for a model
+    /// on the CPU, whose limits a [`Yardstick`](crate::Yardstick) measures.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Backend`].
+    pub fn device_limits(&self) -> Result<Option<DeviceLimits>> {
+        let stage = self.0.stages.pipelines[0].placed().first();
+        let limits =
+            |stage: &Arc<crate::plugin::Stage>| stage.plugin().device_limits(stage.device());
+        stage.map(limits).transpose()
+    }
+
+    /// Gives a state its place on the model's devices, which its first pass does otherwise.
+    pub(crate) fn place(&self, state: &mut State) -> Result<()> {
+        match &self.0.stages.pipelines[..] {
+            [pipeline] => state.place(pipeline.placed()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the logits are made on a device, from which they would have to come.
+    pub(crate) fn ends_on_device(&self) -> bool {
+        self.0.stages.pipelines[0].ends_on_device()
     }
 
     /// A sequence with its own state and memory, at the empty state.
@@ -428,14 +478,14 @@ impl Model {
     ///
     /// [`ErrorKind::Argument`] for a token beyond the vocabulary, logits of no token, or a wrong length of
     /// `logits`, [`ErrorKind::State`] for a state of another model. Nothing has changed then.
+    /// [`ErrorKind::Backend`] or [`ErrorKind::Memory`] when a device fails; the states are undefined then.
     pub fn forward(
         &self,
         workspace: &mut Workspace,
         spans: &mut [Span<'_>],
         logits: &mut [f32],
     ) -> Result<()> {
-        let width = ("logits", self.n_vocab());
-        self.forward_to(workspace, spans, logits, width, Network::logits)
+        self.forward_to(workspace, spans, Wanted::Logits(logits))
     }
 
     /// As [`forward`](Self::forward), but writes the rows asked for as the head would read them:
@@ -450,18 +500,29 @@ impl Model {
         spans: &mut [Span<'_>],
         hidden: &mut [f32],
     ) -> Result<()> {
-        let width = ("hidden values", self.0.config.n_embd);
-        self.forward_to(workspace, spans, hidden, width, Network::hidden)
+        self.forward_to(workspace, spans, Wanted::Hidden(hidden))
     }
 
-    /// Runs the network; `output` writes rows of `width` numbers, whose name is for error texts.
+    /// As [`forward`](Self::forward), but writes the token with the largest logit for each row asked for,
+    /// the first of equal ones: (rows). Where the head is on a device, the logits need not leave it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_tokens(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        tokens: &mut [u32],
+    ) -> Result<()> {
+        self.forward_to(workspace, spans, Wanted::Tokens(tokens))
+    }
+
     fn forward_to(
         &self,
         workspace: &mut Workspace,
         spans: &mut [Span<'_>],
-        out: &mut [f32],
-        (name, width): (&str, usize),
-        output: impl Fn(&Network, Machine<'_>, &mut Buffers, &[usize], &mut [f32]),
+        wanted: Wanted<'_>,
     ) -> Result<()> {
         let shape = self.state_shape();
         for (index, span) in spans.iter().enumerate() {
@@ -470,33 +531,33 @@ impl Model {
                 _ => e.at(format_args!("span {index}")),
             })?;
         }
+        let Inner { sizes, stages, .. } = &*self.0;
         let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
-        if out.len() != n_rows * width {
+        let (width, name) = wanted.width(sizes);
+        if wanted.len() != n_rows * width {
             return Err(Error::argument(format!(
                 "room for {} {name}, expected {n_rows} rows of {width}",
-                out.len()
+                wanted.len()
             )));
         }
-        let Workspace {
-            buffers,
-            segments,
-            logit_rows,
-        } = workspace;
         let machine = Machine {
             pool: &self.0.pool,
             kernels: self.0.kernels,
         };
-        let mut left = out;
-        let mut cutter = Cutter::new();
-        while cutter.next(spans, buffers.rows_max, segments, logit_rows) {
-            self.0.network.forward(machine, buffers, segments, spans);
-            if !logit_rows.is_empty() {
-                let (out, rest) = left.split_at_mut(logit_rows.len() * width);
-                output(&self.0.network, machine, buffers, logit_rows, out);
-                left = rest;
+        match (&stages.pipelines[..], &mut workspace.lanes[..]) {
+            ([pipeline], [lane]) => {
+                for span in &mut *spans {
+                    if !span.tokens.is_empty() {
+                        span.state.place(pipeline.placed())?;
+                    }
+                }
+                pipeline.forward(machine, lane, spans, wanted)
             }
+            (pipelines, lanes) if lanes.len() == pipelines.len() => {
+                spread::forward(pipelines, machine, lanes, spans, wanted, sizes)
+            }
+            _ => Err(Error::argument("the workspace belongs to another model")),
         }
-        Ok(())
     }
 }
 
@@ -509,21 +570,27 @@ impl std::fmt::Debug for Model {
 impl Workspace {
     /// What it takes in memory, in bytes: about in proportion to the rows that it was made for.
     pub fn size_bytes(&self) -> usize {
-        self.buffers.size_bytes()
+        self.buffers().map(Buffers::size_bytes).sum()
     }
 
     /// Rows of `ffn.value` that sparsity saved, of those that there were, over all batches of few tokens
     /// so far: with more tokens at once all rows are used.
     pub fn sparsity(&self) -> (u64, u64) {
-        self.buffers.sparsity()
+        let counts = self.buffers().map(Buffers::sparsity);
+        counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
+    }
+
+    /// Those of the CPU's part.
+    fn buffers(&self) -> impl Iterator<Item = &Buffers> {
+        self.lanes.iter().filter_map(|lane| lane.buffers.as_ref())
     }
 }
 
 impl std::fmt::Debug for Workspace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rows_max = &self.buffers.rows_max;
+        let rows_max = self.lanes.first().map_or(0, |lane| lane.rows_max);
         f.debug_struct("Workspace")
-            .field("rows_max", rows_max)
+            .field("rows_max", &rows_max)
             .finish_non_exhaustive()
     }
 }
@@ -548,21 +615,55 @@ fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
     )
 }
 
+/// Where the layers of an opened model go.
+fn plan(opened: &Opened, options: &Options) -> Result<Plan> {
+    let of_file;
+    let (config, stored) = match opened {
+        Opened::Checkpoint(checkpoint) => (&checkpoint.config, load::stored_quant(checkpoint)),
+        Opened::ModelFile(file) => {
+            of_file = format::config_and_quant(file)?;
+            (&of_file.0, of_file.1)
+        }
+    };
+    Plan::new(&Request {
+        map: &options.device_map,
+        memory_max: &options.device_memory_max,
+        config,
+        quant: options.quant,
+        stored,
+    })
+}
+
 /// What the model will take of the caller's limit; an error if it does not fit with one session.
-fn memory_budget(opened: &Opened, options: &Options, n_threads: usize) -> Result<Budget> {
+fn memory_budget(
+    opened: &Opened,
+    plan: &Plan,
+    options: &Options,
+    n_threads: usize,
+) -> Result<Budget> {
     let (sizes, stored, in_callers_memory) = match opened {
         Opened::Checkpoint(checkpoint) => {
             let sizes = Sizes::of(&checkpoint.config);
             (sizes, load::stored_quant(checkpoint), false)
         }
         Opened::ModelFile(file) => {
-            let (sizes, quant) = format::sizes_and_quant(file)?;
-            (sizes, quant, file.file.is_in_memory())
+            let (config, quant) = format::config_and_quant(file)?;
+            (Sizes::of(&config), quant, file.file.is_in_memory())
         }
     };
-    let quant = options.quant.unwrap_or(stored);
-    let weights = budget::weight_bytes(&sizes, quant, in_callers_memory && quant == stored);
-    let prefill_rows = Session::lasting_prefill_rows(quant);
+    let on_cpu = plan
+        .stages
+        .iter()
+        .filter(|stage| matches!(stage.target, Target::Cpu));
+    let bytes = |stage: &PlannedStage| {
+        let in_place = in_callers_memory && stage.quant == stored;
+        budget::weight_bytes(&sizes, &stage.part, stage.quant, in_place)
+    };
+    let weights = on_cpu.clone().map(bytes).fold(0, u64::saturating_add);
+    let prefill_rows = match on_cpu.count() {
+        0 => None,
+        _ => Some(Session::lasting_prefill_rows(plan.quant())),
+    };
     let session = budget::session_bytes(&sizes, prefill_rows, n_threads);
     budget::check(options.memory_max, weights, session)?;
     Ok(Budget::new(options.memory_max, weights))

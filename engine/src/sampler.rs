@@ -26,7 +26,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
 use crate::error::{Error, Result};
-use crate::math;
+use crate::math::{self, argmax};
 
 /// How to choose tokens. The default is greedy, without penalties.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,7 +72,7 @@ impl SamplerOptions {
     }
 
     /// The highest logit, as it is.
-    fn is_plain_greedy(&self) -> bool {
+    pub(crate) fn is_plain_greedy(&self) -> bool {
         self.temperature <= 0.0 && !self.has_penalties()
     }
 
@@ -383,15 +383,4 @@ fn draw(weights: impl Iterator<Item = (f32, u32)> + Clone, uniform: f64) -> Opti
         }
     }
     last
-}
-
-/// The id of the highest value, the lowest of equals; NaN only if there is nothing else.
-fn argmax(values: &[f32]) -> u32 {
-    let mut best = (0, f32::NAN);
-    for (&value, id) in values.iter().zip(0u32..) {
-        if value > best.1 || (best.1.is_nan() && !value.is_nan()) {
-            best = (id, value);
-        }
-    }
-    best.0
 }

@@ -27,6 +27,8 @@ pub struct Session {
     logits: Vec<f32>,
     /// Room of a row of logits, to swap with `logits`.
     next_logits: Vec<f32>,
+    /// `logits` are behind an earlier token; a device has those behind the last one.
+    logits_are_old: bool,
     decode: Workspace,
     /// Made when more than one token is fed at once.
     prefill: Option<Workspace>,
@@ -80,6 +82,7 @@ impl Session {
             state: model.new_state(),
             logits: Vec::with_capacity(model.n_vocab()),
             next_logits: vec![0.0; model.n_vocab()],
+            logits_are_old: false,
             decode: model.workspace(1),
             prefill: None,
             prefill_rows: model.prefill_rows(),
@@ -98,8 +101,12 @@ impl Session {
     /// room for it.
     pub fn with_all_memory(model: &Model) -> Result<(Self, Sampler)> {
         let info = model.info();
-        let prefill_rows = Self::lasting_prefill_rows(info.quant);
-        let bytes = budget::session_bytes(model.sizes(), prefill_rows, info.threads);
+        let on_cpu = Self::lasting_prefill_rows(info.quant);
+        let (prefill_rows, buffered) = match info.stages.iter().all(|s| s.device != "cpu") {
+            true => (model.prefill_rows(), None),
+            false => (on_cpu, Some(on_cpu)),
+        };
+        let bytes = budget::session_bytes(model.sizes(), buffered, info.threads);
         let reservation = Reservation::new(model, bytes)?;
         // The allocations below end the process when they fail. Asked for in one piece, the same memory
         // gives an error instead.
@@ -107,12 +114,13 @@ impl Session {
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
         sampler.reserve();
         let_threads_start(model);
-        let session = Session {
+        let mut session = Session {
             prefill: Some(model.workspace(prefill_rows)),
             prefill_rows,
             _reservation: Some(reservation),
             ..Self::new(model)
         };
+        model.place(&mut session.state)?;
         Ok((session, sampler))
     }
 
@@ -217,6 +225,7 @@ impl Session {
                 "room for {found} bytes of state, expected {expected}"
             )));
         }
+        self.state.numbers()?;
         self.state.write_bytes(&self.logits, out);
         Ok(())
     }
@@ -302,6 +311,44 @@ impl Session {
                 "the prompt is empty, expected at least one token",
             ));
         }
+        let generated = self.generate_tokens(sampler, options, &mut on_text);
+        let fetched = self.fetch_logits();
+        let generated = generated?;
+        fetched?;
+        Ok(generated)
+    }
+
+    /// Feeds a token, and gives the one with the largest logit behind it, which stays where it is.
+    fn eval_token(&mut self, token: u32) -> Result<u32> {
+        let mut next = [0];
+        let span = Span {
+            state: &mut self.state,
+            tokens: &[token],
+            output: Output::Last,
+        };
+        self.logits_are_old = true;
+        self.model
+            .forward_tokens(&mut self.decode, &mut [span], &mut next)?;
+        Ok(next[0])
+    }
+
+    /// Brings the logits of the last token from where they were left.
+    fn fetch_logits(&mut self) -> Result<()> {
+        if self.logits_are_old {
+            if let Some(last) = self.state.device_parts().last() {
+                last.logits(&mut self.logits)?;
+            }
+            self.logits_are_old = false;
+        }
+        Ok(())
+    }
+
+    fn generate_tokens(
+        &mut self,
+        sampler: &mut Sampler,
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
         let model = self.model.clone();
         let mut text = match model.tokenizer() {
             Ok(tokenizer) => Some(TextStream::new(tokenizer)),
@@ -310,11 +357,17 @@ impl Session {
         };
         let mut stops = StopTexts::new(options.stop.clone())?;
         let mut tokens = Vec::new();
+        // The largest logit is found where the logits are.
+        let on_device = model.ends_on_device() && sampler.options().is_plain_greedy();
+        let mut chosen = None;
         let mut ending = loop {
             if tokens.len() == options.max_new_tokens {
                 break Ending::Length;
             }
-            let token = sampler.sample(&self.logits);
+            let token = match chosen.take() {
+                Some(token) => token,
+                None => sampler.sample(&self.logits),
+            };
             if token == model.end_of_text() && !options.ignore_end_of_text {
                 break Ending::EndOfText;
             }
@@ -325,7 +378,10 @@ impl Session {
                 None => "",
             };
             let flow = on_text(piece);
-            self.eval(&[token])?;
+            match on_device {
+                true => chosen = Some(self.eval_token(token)?),
+                false => drop(self.eval(&[token])?),
+            }
             if stops.hit().is_some() {
                 break Ending::Stop;
             }

@@ -9,9 +9,12 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::output;
+use crate::plugin;
+use crate::residence::Residence;
 
 /// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
 /// 0 / 0 would follow.
@@ -45,13 +48,16 @@ impl StateShape {
 }
 
 /// The recurrent state of one sequence.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Where its model has layers on a device, so has the state from its first token on, and its numbers are
+/// fetched when they are asked for.
 pub struct State {
     shape: StateShape,
     /// Tokens read since the empty state.
     n_tokens: u64,
-    /// (n_layer, 2 n_embd + 3 n_attention): see [`LayerState`]
+    /// (n_layer, 2 n_embd + 3 n_attention): see [`LayerState`]. Old where a device has newer ones.
     data: Vec<f32>,
+    device: Option<Box<Residence>>,
 }
 
 /// One layer's part of a state.
@@ -70,6 +76,7 @@ impl State {
             shape,
             n_tokens: 0,
             data: vec![0.0; shape.len()],
+            device: None,
         };
         state.reset();
         state
@@ -79,6 +86,7 @@ impl State {
     pub fn reset(&mut self) {
         self.n_tokens = 0;
         self.data.fill(0.0);
+        self.host_is_newer();
         let n_attention = self.shape.n_attention;
         for layer in self.data.chunks_exact_mut(self.shape.layer_len()) {
             let top = layer.len() - n_attention;
@@ -98,8 +106,23 @@ impl State {
 
     /// The numbers, layer after layer: the last inputs of channel mixing and time mixing (n_embd each),
     /// then numerator, denominator and running maximum of WKV (n_attention each).
+    ///
+    /// Of layers on a device they are fetched, once for each pass in between; they are all NaN if the device
+    /// fails.
     pub fn as_slice(&self) -> &[f32] {
-        &self.data
+        match (self.numbers(), &self.device) {
+            (Ok(numbers), _) => numbers,
+            (Err(_), Some(device)) => device.unreadable(self.data.len()),
+            (Err(_), None) => &self.data,
+        }
+    }
+
+    /// The numbers of all layers, wherever they are.
+    pub(crate) fn numbers(&self) -> Result<&[f32]> {
+        match &self.device {
+            None => Ok(&self.data),
+            Some(device) => device.numbers(&self.data, self.shape.layer_len()),
+        }
     }
 
     /// What the time mixing of a layer remembers, one number a channel (n_attention): the mean of all
@@ -112,9 +135,56 @@ impl State {
         let (n_embd, n_attention) = (self.shape.n_embd, self.shape.n_attention);
         assert!(layer < self.shape.n_layer, "layers are numbered from 0");
         let start = layer * self.shape.layer_len() + 2 * n_embd;
-        let (numerator, rest) = self.data[start..].split_at(n_attention);
+        let (numerator, rest) = self.as_slice()[start..].split_at(n_attention);
         let pairs = numerator.iter().zip(&rest[..n_attention]);
         pairs.map(|(&sum, &weight)| if weight > 0.0 { sum / weight } else { 0.0 })
+    }
+
+    /// Makes the numbers be where a pass through these stages needs them: each of them gets its part, the
+    /// other layers' are on the host. Nothing but a few comparisons if they are there already.
+    pub(crate) fn place(&mut self, stages: &[Arc<plugin::Stage>]) -> Result<()> {
+        let layer_len = self.shape.layer_len();
+        match &mut self.device {
+            None if stages.is_empty() => Ok(()),
+            Some(device) if device.is_on(stages) => device.begin_pass(&self.data, layer_len),
+            _ => {
+                self.come_home()?;
+                if !stages.is_empty() {
+                    let mut device = Residence::new(stages)?;
+                    device.begin_pass(&self.data, layer_len)?;
+                    self.device = Some(Box::new(device));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Brings all numbers to the host, and leaves the devices.
+    fn come_home(&mut self) -> Result<()> {
+        if let Some(device) = &self.device {
+            device.fetch(&mut self.data, self.shape.layer_len())?;
+        }
+        self.device = None;
+        Ok(())
+    }
+
+    /// What the devices have is out of date.
+    fn host_is_newer(&mut self) {
+        if let Some(device) = &mut self.device {
+            device.host_is_newer();
+        }
+    }
+
+    /// The parts on the stages that it was [placed](Self::place) on.
+    pub(crate) fn device_parts_mut(&mut self) -> &mut [plugin::State] {
+        self.device
+            .as_mut()
+            .map_or(&mut [], |device| device.parts_mut())
+    }
+
+    /// The parts on devices, if what they hold is this state.
+    pub(crate) fn device_parts(&self) -> &[plugin::State] {
+        self.device.as_ref().map_or(&[], |device| device.parts())
     }
 
     pub(crate) fn shape(&self) -> &StateShape {
@@ -185,7 +255,7 @@ impl State {
         }
         header[40..].copy_from_slice(&self.n_tokens.to_le_bytes());
         let zeros = std::iter::repeat(&0.0_f32);
-        let values = self.data.iter().chain(logits).chain(zeros);
+        let values = self.as_slice().iter().chain(logits).chain(zeros);
         for (slot, value) in numbers.chunks_exact_mut(4).zip(values) {
             slot.copy_from_slice(&value.to_le_bytes());
         }
@@ -218,6 +288,7 @@ impl State {
             .zip(&mut values)
             .for_each(|(slot, value)| *slot = value);
         self.n_tokens = u64_at(bytes, 40);
+        self.host_is_newer();
         logits.clear();
         // Behind no token there are no logits: what stands in their place only keeps the size the same.
         if self.n_tokens > 0 {
@@ -273,8 +344,10 @@ impl State {
     /// Writes [`to_bytes`](Self::to_bytes) to a file, whole or not at all.
     ///
     /// # Errors
-    /// When the file cannot be written; an older file of that name is then as it was.
+    /// When the file cannot be written, or a device does not give its numbers; an older file of that name
+    /// is then as it was.
     pub fn save(&self, path: &Path, logits: &[f32]) -> Result<()> {
+        self.numbers()?;
         output::write_whole(path, &self.to_bytes(logits))
     }
 
@@ -292,6 +365,57 @@ impl State {
             .read_to_end(&mut bytes)
             .map_err(failed)?;
         self.load_bytes(&bytes).map_err(|e| e.at(path.display()))
+    }
+}
+
+impl Clone for State {
+    fn clone(&self) -> Self {
+        // Where the device has no room for another state, the clone is on the host.
+        let device = self.device.as_ref().and_then(|device| device.try_clone());
+        let data = match device {
+            Some(_) => self.data.clone(),
+            None => self.as_slice().to_vec(),
+        };
+        State {
+            shape: self.shape,
+            n_tokens: self.n_tokens,
+            data,
+            device: device.map(Box::new),
+        }
+    }
+
+    fn clone_from(&mut self, other: &Self) {
+        let copied = match (&mut self.device, &other.device) {
+            (Some(to), Some(from)) => to.copy_from(from),
+            _ => false,
+        };
+        let data = if copied {
+            &other.data
+        } else {
+            other.as_slice()
+        };
+        data.clone_into(&mut self.data);
+        (self.shape, self.n_tokens) = (other.shape, other.n_tokens);
+        if !copied {
+            self.host_is_newer();
+        }
+    }
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        let same = self.shape == other.shape && self.n_tokens == other.n_tokens;
+        same && self.as_slice() == other.as_slice()
+    }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("shape", &self.shape)
+            .field("n_tokens", &self.n_tokens)
+            .field("numbers", &self.as_slice())
+            .finish_non_exhaustive()
     }
 }
 

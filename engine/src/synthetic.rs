@@ -18,8 +18,10 @@ use crate::kernels::KernelSet;
 use crate::load::{convert_rows, Blocks, RowSource};
 use crate::matrix::{Layout, Matrix, Quant, Vector, WeightSource};
 use crate::model::{Inner, TokenizerSlot};
+use crate::plan::Plan;
+use crate::stage::Stages;
 use crate::threads::Pool;
-use crate::v4::{Network, Sizes};
+use crate::v4::Sizes;
 
 /// A size in which RWKV-4 was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +47,7 @@ impl SyntheticSize {
         }
     }
 
-    fn config(self) -> Config {
+    pub(crate) fn config(self) -> Config {
         let (n_layer, n_embd) = match self {
             SyntheticSize::M169 => (12, 768),
             SyntheticSize::M430 => (24, 1024),
@@ -70,7 +72,7 @@ impl SyntheticSize {
 /// Makes a model; calls `progress(done, total)` in weights.
 pub(crate) fn build(
     size: SyntheticSize,
-    quant: Quant,
+    plan: &Plan,
     pool: Pool,
     kernels: KernelSet,
     progress: &mut dyn FnMut(u64, u64),
@@ -83,6 +85,7 @@ pub(crate) fn build(
         config.n_layer as u64,
     );
     let total = 2 * config.n_vocab as u64 * d + n * (5 * d * d + 2 * d * h);
+    let quant = plan.quant();
     let mut weights = SyntheticWeights {
         quant,
         pool: &pool,
@@ -90,13 +93,14 @@ pub(crate) fn build(
         total,
         progress,
     };
-    let network = Network::build(&mut weights, sizes, config.layer_norm_epsilon)?;
+    let stages = Stages::build(&mut weights, sizes, config.layer_norm_epsilon, plan)?;
     let place = format!("synthetic {}", size.name());
     let searched = "a synthetic model has none".into();
     Ok(Inner {
         fingerprint: xxh3_64(place.as_bytes()),
         place,
-        network,
+        sizes,
+        stages,
         config,
         quant,
         pool: Arc::new(pool),
@@ -109,6 +113,7 @@ pub(crate) fn build(
             parsed: OnceLock::new(),
         },
         model_file: None,
+        note: plan.note.clone(),
     })
 }
 
@@ -121,6 +126,11 @@ struct SyntheticWeights<'a> {
 }
 
 impl WeightSource for SyntheticWeights<'_> {
+    fn set_quant(&mut self, quant: Quant) -> Result<()> {
+        self.quant = quant;
+        Ok(())
+    }
+
     fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
         let (low, high) = match name.rsplit('.').next() {
             Some("weight") => (0.5, 1.5),

@@ -19,7 +19,8 @@ use crate::threads::{ColumnBlock, Columns, Pool};
 mod weights;
 
 pub(crate) use weights::{
-    ChannelMixing, Network, Norm, Sizes, Tensor, TimeMixing, ARCHITECTURE, DECAY_LOG,
+    ChannelMixing, Embedding, Head, Network, Norm, Part, Sizes, Tensor, TimeMixing, ARCHITECTURE,
+    DECAY_LOG, NORM_OUT_EPSILON,
 };
 
 /// Channels of one WKV task: four cache lines of each array.
@@ -27,7 +28,6 @@ const WKV_CHANNELS: usize = 64;
 
 /// Buffers of a forward pass over at most `rows_max` rows; all are (rows, ..), row-major.
 pub(crate) struct Buffers {
-    pub(crate) rows_max: usize,
     /// (rows, n_embd) residual stream
     residual: Aligned<f32>,
     /// (rows, n_embd) normalised input of a block
@@ -60,7 +60,6 @@ impl Buffers {
         let floats = |width: usize| Aligned::new(0.0, rows_max * width);
         let scratch = || Scratch::new(rows_max);
         Buffers {
-            rows_max,
             residual: floats(n_embd),
             normed: floats(n_embd),
             input_a: Activations::new(widest, rows_max),
@@ -80,6 +79,17 @@ impl Buffers {
 }
 
 impl Buffers {
+    /// (n_rows, n_embd) residual stream, which passes from stage to stage, and other memory of its size.
+    pub(crate) fn residual_mut(&mut self, n_rows: usize, n_embd: usize) -> (&[f32], &mut [f32]) {
+        let n = n_rows * n_embd;
+        (&self.residual[..n], &mut self.normed[..n])
+    }
+
+    /// What was written into the other memory becomes the residual stream.
+    pub(crate) fn swap_residual(&mut self) {
+        std::mem::swap(&mut self.residual, &mut self.normed);
+    }
+
     /// What they take in memory.
     pub(crate) fn size_bytes(&self) -> usize {
         let rows = [
@@ -131,7 +141,8 @@ impl Norm {
 
 impl Network {
     /// Feeds the rows that `segments` describe and moves the states of their spans. Rows are numbered
-    /// through the segments in order; their number is at most `buffers.rows_max`.
+    /// through the segments in order; their number is at most the buffers'. A part without the
+    /// embedding finds its input in the residual stream of the buffers, where the output is, too.
     pub(crate) fn forward(
         &self,
         machine: Machine<'_>,
@@ -145,43 +156,46 @@ impl Network {
         for (index, segment) in segments.iter().enumerate() {
             buffers.starts[segment.first_row] = Some(index);
         }
-        self.embed(machine, buffers, segments, spans);
+        if let Some(embedding) = &self.embedding {
+            embedding.apply(machine, buffers, segments, spans);
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             let part = LayerPass {
                 machine,
-                index,
+                index: self.first_layer + index,
                 n_rows,
                 segments,
             };
             part.time_mixing(&layer.time_mixing, buffers, spans);
             part.channel_mixing(&layer.channel_mixing, buffers, spans);
         }
-        for segment in segments {
-            spans[segment.span].state.advance(segment.n_rows);
-        }
     }
+}
 
-    /// The embedding's rows of the tokens, normalised by ln0, become the residual stream.
-    fn embed(
+impl Embedding {
+    /// The table's rows of the tokens, normalised by ln0, become the residual stream.
+    fn apply(
         &self,
         machine: Machine<'_>,
         buffers: &mut Buffers,
         segments: &[Segment],
         spans: &[Span<'_>],
     ) {
-        let n_embd = self.sizes.n_embd;
+        let n_embd = self.table.n_cols;
         for segment in segments {
             let tokens = &spans[segment.span].tokens[segment.first_token..][..segment.n_rows];
             let rows = buffers.normed[segment.first_row * n_embd..].chunks_exact_mut(n_embd);
             for (&token, row) in tokens.iter().zip(rows) {
-                self.embedding.read_row(token as usize, row);
+                self.table.read_row(token as usize, row);
             }
         }
         let n = buffers.starts.len() * n_embd;
-        self.norm_in
+        self.norm
             .apply(machine, &buffers.normed[..n], &mut buffers.residual[..n]);
     }
+}
 
+impl Head {
     /// Logits of some rows of the last forward pass: `rows[i]` gives `out[i]`, (rows.len(), n_vocab).
     pub(crate) fn logits(
         &self,
@@ -190,7 +204,7 @@ impl Network {
         rows: &[usize],
         out: &mut [f32],
     ) {
-        let (n_embd, norm) = (self.sizes.n_embd, &self.norm_out);
+        let (n_embd, norm) = (self.matrix.n_cols, &self.norm);
         let Buffers {
             residual,
             input_a,
@@ -200,7 +214,7 @@ impl Network {
         input_a.prepare(
             machine.pool,
             machine.kernels,
-            &self.head,
+            &self.matrix,
             rows.len(),
             |i, input| {
                 let x = &residual[rows[i] * n_embd..][..n_embd];
@@ -210,15 +224,13 @@ impl Network {
             },
         );
         let product = Product {
-            matrix: &self.head,
+            matrix: &self.matrix,
             input: input_a,
             out,
         };
         multiply(machine.pool, machine.kernels, scratch, [product]);
     }
-}
 
-impl Network {
     /// The residual stream of some rows of the last forward pass behind the output norm, which is what
     /// the head reads: `rows[i]` gives `out[i]`, (rows.len(), n_embd).
     pub(crate) fn hidden(
@@ -228,7 +240,7 @@ impl Network {
         rows: &[usize],
         out: &mut [f32],
     ) {
-        let (n_embd, norm) = (self.sizes.n_embd, &self.norm_out);
+        let (n_embd, norm) = (self.matrix.n_cols, &self.norm);
         for (&row, out) in rows.iter().zip(out.chunks_exact_mut(n_embd)) {
             let x = &buffers.residual[row * n_embd..][..n_embd];
             machine

@@ -48,9 +48,17 @@ static void opening(void) {
   options = default_options();
   options.device_map = "cuda:0";
   EXPECT(RWKV_EDGE_ERROR_BACKEND, rwkv_edge_model_open(golden, &options, &model));
-  SAYS("cuda:0");
+  SAYS("no plugin for the device cuda");
+  options.device_map = "cuda:0 *1";
+  EXPECT(RWKV_EDGE_ERROR_ARGUMENT, rwkv_edge_model_open(golden, &options, &model));
+  options.device_map = "what is that";
+  BAD(rwkv_edge_model_open(golden, &options, &model));
+  SAYS("device map");
+  /* Without a device everything is on the CPU. */
   options.device_map = "auto";
-  EXPECT(RWKV_EDGE_ERROR_BACKEND, rwkv_edge_model_open(golden, &options, &model));
+  OK(rwkv_edge_model_open(golden, &options, &model));
+  rwkv_edge_model_free(model);
+  model = NULL;
 
   EXPECT(RWKV_EDGE_ERROR_IO, rwkv_edge_model_open("/no/such", NULL, &model));
   SAYS("/no/such");

@@ -6,9 +6,10 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 /// Variables that change what the command does or how it looks.
-const VARIABLES: [&str; 7] = [
+const VARIABLES: [&str; 8] = [
     "RWKV_EDGE_KERNELS",
     "RWKV_EDGE_MODEL",
+    "RWKV_EDGE_PLUGIN_PATH",
     "RWKV_EDGE_THREADS",
     "NO_COLOR",
     "CLICOLOR",

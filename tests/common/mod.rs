@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use rwkv_edge::{Model, Options, Quant};
 use serde_json::Value;
 
-/// Path of a file in the repository.
+/// Path of a file in the repository, or where a test that was carried to another machine finds it.
 pub fn repository(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .join(path)
+    match std::env::var_os("RWKV_EDGE_TEST_ROOT") {
+        Some(root) => PathBuf::from(root).join(path),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("..")
+            .join(path),
+    }
 }
 
 pub const GOLDEN: [&str; 3] = ["small-safetensors", "odd-bin", "deep-sharded"];

@@ -387,7 +387,7 @@ impl Conversation {
     fn feed(&mut self, tokens: &[u32]) -> Result<bool> {
         let mut progress = Progress::after_a_second("reading");
         let mut n_done = 0;
-        for piece in tokens.chunks(Session::PREFILL_ROWS) {
+        for piece in tokens.chunks(self.session.model().prefill_rows()) {
             if self.options.interrupted.load(Ordering::Relaxed) {
                 return Ok(false);
             }

@@ -111,6 +111,7 @@ impl From<engine::Error> for Failed {
             ErrorKind::Memory => MEMORY,
             ErrorKind::State => STATE,
             ErrorKind::Tokenizer => TOKENIZER,
+            ErrorKind::Backend => BACKEND,
             // A kind that this library does not know yet.
             _ => UNSUPPORTED,
         };

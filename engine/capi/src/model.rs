@@ -5,7 +5,7 @@
 use std::ffi::{c_char, c_void};
 
 use crate::arguments::{elements, object, path, versioned, Buffer, Out};
-use crate::fence::{fail, fence, fence_quietly, wrong, Result, Status, BACKEND};
+use crate::fence::{fence, fence_quietly, wrong, Result, Status};
 use crate::types::{code_of_quant, quant_of_code, ModelInfo, Options, FLAG_NO_MMAP};
 
 /// `rwkv_edge_model`
@@ -37,30 +37,23 @@ unsafe fn options(pointer: *const Options) -> Result<engine::Options> {
         tokenizer,
         no_mmap: given.flags & FLAG_NO_MMAP != 0,
         memory_max: given.max_memory,
+        // SAFETY: NUL-terminated by the caller's promise.
+        device_map: unsafe { device_map(given.device_map) }?,
         ..engine::Options::default()
     };
     options.check()?;
-    // SAFETY: NUL-terminated by the caller's promise.
-    unsafe { check_device_map(given.device_map) }?;
     Ok(options)
 }
 
 /// # Safety
 /// The pointer is NULL or a NUL-terminated string.
-unsafe fn check_device_map(device_map: *const c_char) -> Result {
-    if device_map.is_null() {
-        return Ok(());
+unsafe fn device_map(pointer: *const c_char) -> Result<engine::DeviceMap> {
+    if pointer.is_null() {
+        return Ok(engine::DeviceMap::Cpu);
     }
     // SAFETY: not NULL, and NUL-terminated by the caller's promise.
-    let device_map = unsafe { path(device_map, "options: device_map") }?;
-    if device_map.as_os_str() == "cpu" {
-        return Ok(());
-    }
-    let text = format_args!(
-        "device_map {}: no device plugin is installed, expected NULL or \"cpu\"",
-        device_map.display()
-    );
-    Err(fail(BACKEND, text))
+    let text = unsafe { path(pointer, "options: device_map") }?;
+    Ok(text.to_string_lossy().parse()?)
 }
 
 /// Gives an open model to C. A tokenizer that was named is read at once, so that a wrong one is told

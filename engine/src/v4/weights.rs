@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::matrix::{Layout, Matrix, Vector, WeightSource};
@@ -11,7 +13,8 @@ pub(crate) const ARCHITECTURE: &str = "rwkv-4";
 /// Name in a layer of what checkpoints hold as `att.time_decay`: -exp() of it.
 pub(crate) const DECAY_LOG: &str = "att.decay_log";
 /// Of ln_out; that of the other norms is in the configuration. transformers does the same.
-const NORM_OUT_EPSILON: f32 = 1e-5;
+pub(crate) const NORM_OUT_EPSILON: f32 = 1e-5;
+
 /// Sizes of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -34,6 +37,15 @@ impl Sizes {
             n_hidden: config.n_hidden,
         }
     }
+}
+
+/// Which part of a network a stage has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Of the model's layers; may be none where it has the head.
+    pub(crate) layers: Range<usize>,
+    pub(crate) has_embedding: bool,
+    pub(crate) has_head: bool,
 }
 
 /// A layer norm's parameters.
@@ -83,17 +95,33 @@ pub(crate) struct Layer {
     pub(crate) channel_mixing: ChannelMixing,
 }
 
-/// All weights of an RWKV-4 model.
+/// What turns tokens into the residual stream.
+pub(crate) struct Embedding {
+    /// (n_vocab, n_embd)
+    pub(crate) table: Matrix,
+    /// ln0, applied to its rows
+    pub(crate) norm: Norm,
+}
+
+/// What turns the residual stream into logits.
+pub(crate) struct Head {
+    pub(crate) norm: Norm,
+    /// (n_vocab, n_embd)
+    pub(crate) matrix: Matrix,
+}
+
+/// The weights of an RWKV-4 model, or of some of its layers.
 pub(crate) struct Network {
     pub(crate) sizes: Sizes,
-    /// (n_vocab, n_embd)
-    pub(crate) embedding: Matrix,
-    /// ln0, applied to the embedding
-    pub(crate) norm_in: Norm,
+    /// Of all norms but the one in front of the head.
+    pub(crate) epsilon: f32,
+    /// In the part with the first layer.
+    pub(crate) embedding: Option<Embedding>,
+    /// Number in the model of the first of `layers`.
+    pub(crate) first_layer: usize,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm_out: Norm,
-    /// (n_vocab, n_embd)
-    pub(crate) head: Matrix,
+    /// In the last part.
+    pub(crate) head: Option<Head>,
 }
 
 /// Every parameter of a network.
@@ -169,31 +197,65 @@ impl Layer {
 }
 
 impl Network {
-    /// Takes all weights from `source`, in the order in which a token needs them.
-    pub(crate) fn build(source: &mut dyn WeightSource, sizes: Sizes, epsilon: f32) -> Result<Self> {
+    /// Takes the weights of a part from `source`, in the order in which a token needs them.
+    pub(crate) fn build(
+        source: &mut dyn WeightSource,
+        sizes: Sizes,
+        epsilon: f32,
+        part: &Part,
+    ) -> Result<Self> {
         let (d, v) = (sizes.n_embd, sizes.n_vocab);
-        let embedding = source.matrix("emb.weight".into(), v, d, Layout::RowPerOutput)?;
-        let norm_in = Norm::build(source, "blocks.0.ln0", d, epsilon)?;
-        let layers = (0..sizes.n_layer)
+        let table = |source: &mut dyn WeightSource, name: &str| {
+            source.matrix(name.into(), v, d, Layout::RowPerOutput)
+        };
+        let embedding = match part.has_embedding {
+            true => Some(Embedding {
+                table: table(source, "emb.weight")?,
+                norm: Norm::build(source, "blocks.0.ln0", d, epsilon)?,
+            }),
+            false => None,
+        };
+        let layers = part.layers.clone();
+        let layers = layers
             .map(|index| Layer::build(source, index, &sizes, epsilon))
             .collect::<Result<_>>()?;
+        let head = match part.has_head {
+            true => Some(Head {
+                norm: Norm::build(source, "ln_out", d, NORM_OUT_EPSILON)?,
+                matrix: table(source, "head.weight")?,
+            }),
+            false => None,
+        };
         Ok(Network {
-            embedding,
-            norm_in,
-            layers,
-            norm_out: Norm::build(source, "ln_out", d, NORM_OUT_EPSILON)?,
-            head: source.matrix("head.weight".into(), v, d, Layout::RowPerOutput)?,
             sizes,
+            epsilon,
+            embedding,
+            first_layer: part.layers.start,
+            layers,
+            head,
         })
+    }
+
+    pub(crate) fn part(&self) -> Part {
+        Part {
+            layers: self.first_layer..self.first_layer + self.layers.len(),
+            has_embedding: self.embedding.is_some(),
+            has_head: self.head.is_some(),
+        }
     }
 
     /// Every parameter, in the order in which a token needs them.
     pub(crate) fn tensors(&self) -> Vec<Tensor<'_>> {
-        let mut tensors = vec![Tensor::Matrix(&self.embedding)];
-        tensors.extend(self.norm_in.tensors());
+        let mut tensors = Vec::new();
+        if let Some(embedding) = &self.embedding {
+            tensors.push(Tensor::Matrix(&embedding.table));
+            tensors.extend(embedding.norm.tensors());
+        }
         tensors.extend(self.layers.iter().flat_map(Layer::tensors));
-        tensors.extend(self.norm_out.tensors());
-        tensors.push(Tensor::Matrix(&self.head));
+        if let Some(head) = &self.head {
+            tensors.extend(head.norm.tensors());
+            tensors.push(Tensor::Matrix(&head.matrix));
+        }
         tensors
     }
 }

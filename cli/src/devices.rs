@@ -1,0 +1,230 @@
+//! Devices: the options that choose them, and what is said of them.
+
+use std::io::{self, Write};
+
+use rwkv_edge::{
+    found_plugins, parse_device_memory, Device, DeviceInfo, DeviceMap, FoundPlugin, Info,
+    StageInfo, StageMap,
+};
+use serde_json::{json, Value};
+
+/// Where the layers of a model run.
+#[derive(clap::Args, Clone, Default)]
+pub(crate) struct DeviceArgs {
+    /// cpu, auto, or a device such as cuda [default: cpu]
+    ///
+    /// cuda is the first device of the plugin of that name, cuda:1 the second; see `info --devices`. auto
+    /// takes as much of devices as the model needs and they have, and the CPU for the rest, or for all where
+    /// there is no device.
+    #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
+    device: Option<DeviceMap>,
+
+    /// How layers are spread over devices
+    ///
+    /// auto; data-parallel: the whole model on each device, sequences spread over them; or stages, such as
+    /// "cuda:0 f16 *12 -> cuda:1 int8 *6 -> cpu int8": a device, how its weights are stored, and how many
+    /// layers it has, of which the head is one more. The last stage takes the rest.
+    #[arg(long, value_name = "MAP", conflicts_with = "device")]
+    device_map: Option<DeviceMap>,
+
+    /// Memory that may be taken of devices, such as cuda:0=2G,cuda:1=500M
+    #[arg(long, value_name = "LIMITS", value_parser = parse_limits)]
+    max_device_memory: Option<Limits>,
+}
+
+/// Limits of devices' memory.
+#[derive(Clone)]
+struct Limits(Vec<(Device, u64)>);
+
+fn parse_limits(text: &str) -> Result<Limits, rwkv_edge::Error> {
+    parse_device_memory(text).map(Limits)
+}
+
+/// One device, or auto.
+fn parse_device(text: &str) -> Result<DeviceMap, rwkv_edge::Error> {
+    if text == "auto" {
+        return Ok(DeviceMap::Auto);
+    }
+    let device: Device = text.parse()?;
+    Ok(match device {
+        Device::Cpu => DeviceMap::Cpu,
+        device => DeviceMap::Stages(vec![StageMap {
+            device,
+            quant: None,
+            n_layers: None,
+        }]),
+    })
+}
+
+impl DeviceArgs {
+    pub(crate) fn map(&self) -> DeviceMap {
+        let given = self.device.as_ref().or(self.device_map.as_ref());
+        given.cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn limits(&self) -> Vec<(Device, u64)> {
+        let limits = self.max_device_memory.as_ref();
+        limits.map_or_else(Vec::new, |limits| limits.0.clone())
+    }
+
+    /// The options that say the same.
+    pub(crate) fn to_options(&self) -> Vec<String> {
+        let mut options = vec!["--device-map".to_owned(), self.map().to_string()];
+        let limits = self.limits().into_iter();
+        let limits: Vec<String> = limits.map(|(device, n)| format!("{device}={n}")).collect();
+        if !limits.is_empty() {
+            options.extend(["--max-device-memory".to_owned(), limits.join(",")]);
+        }
+        options
+    }
+
+    /// The same model where every machine has room for it.
+    pub(crate) fn on_cpu() -> Self {
+        Self::default()
+    }
+}
+
+/// The devices that a model is on, in the order of its layers: `cuda:0 + cpu`.
+pub(crate) fn names(info: &Info) -> String {
+    let mut names: Vec<&str> = info.stages.iter().map(|s| s.device.as_str()).collect();
+    names.dedup();
+    names.join(" + ")
+}
+
+/// Whether a device of a plugin has a part of the model.
+pub(crate) fn is_on_device(info: &Info) -> bool {
+    info.stages.iter().any(|stage| stage.device != "cpu")
+}
+
+/// Bytes that the model's weights have of devices.
+pub(crate) fn weight_bytes(info: &Info) -> u64 {
+    let stages = info.stages.iter().filter(|stage| stage.device != "cpu");
+    // A model that is on several devices as a whole has as much on each.
+    let bytes = stages.map(|stage| stage.weight_bytes).sum::<u64>();
+    bytes.min(info.weight_bytes)
+}
+
+/// One line about a stage.
+pub(crate) fn describe(stage: &StageInfo) -> String {
+    let name = stage.device_name.as_ref();
+    let name = name.map_or(String::new(), |name| format!(" ({name})"));
+    let mut parts = Vec::new();
+    if stage.has_embedding {
+        parts.push("embedding".to_owned());
+    }
+    match stage.layers.len() {
+        0 => {}
+        1 => parts.push(format!("layer {}", stage.layers.start)),
+        _ => parts.push(format!(
+            "layers {} to {}",
+            stage.layers.start,
+            stage.layers.end - 1
+        )),
+    }
+    if stage.has_head {
+        parts.push("head".to_owned());
+    }
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let memory = match stage.device.as_str() {
+        "cpu" => String::new(),
+        _ => format!(
+            "; takes {:.1} MB of the device, expected {:.1} MB",
+            mb(stage.allocated_bytes),
+            mb(stage.estimated_bytes)
+        ),
+    };
+    format!(
+        "{}{name}: {} as {}, {:.1} MB of weights{memory}",
+        stage.device,
+        parts.join(", "),
+        stage.quant,
+        mb(stage.weight_bytes)
+    )
+}
+
+pub(crate) fn stage_json(stage: &StageInfo) -> Value {
+    json!({
+        "device": stage.device,
+        "device_name": stage.device_name,
+        "quant": stage.quant.name(),
+        "first_layer": stage.layers.start,
+        "n_layer": stage.layers.len(),
+        "has_embedding": stage.has_embedding,
+        "has_head": stage.has_head,
+        "weight_bytes": stage.weight_bytes,
+        "estimated_bytes": stage.estimated_bytes,
+        "allocated_bytes": stage.allocated_bytes,
+    })
+}
+
+/// `info --devices`
+pub(crate) fn list(as_json: bool, out: &mut impl Write) -> io::Result<()> {
+    let plugins = found_plugins();
+    if as_json {
+        let plugins: Vec<Value> = plugins.iter().map(plugin_json).collect();
+        return writeln!(out, "{}", json!({ "plugins": plugins }));
+    }
+    if plugins.is_empty() {
+        return writeln!(out, "no plugin is installed: the CPU is the only device");
+    }
+    for plugin in &plugins {
+        print(plugin, out)?;
+    }
+    Ok(())
+}
+
+fn print(plugin: &FoundPlugin, out: &mut impl Write) -> io::Result<()> {
+    if let (Some(name), Some(build)) = (&plugin.name, &plugin.build) {
+        writeln!(
+            out,
+            "plugin        {name} {build}, {}",
+            plugin.path.display()
+        )?;
+    }
+    let devices = match &plugin.devices {
+        Ok(devices) => devices,
+        Err(error) => return writeln!(out, "no device     {error}"),
+    };
+    if devices.is_empty() {
+        writeln!(out, "no device     the plugin finds none")?;
+    }
+    for info in devices {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        writeln!(
+            out,
+            "{:13} {}: {:.1} GB free of {:.1} GB; {}; {}",
+            info.device,
+            info.name,
+            gb(info.free_bytes),
+            gb(info.total_bytes),
+            quants(info).join(", "),
+            info.detail
+        )?;
+    }
+    Ok(())
+}
+
+fn quants(info: &DeviceInfo) -> Vec<&'static str> {
+    info.quants.iter().map(|quant| quant.name()).collect()
+}
+
+fn plugin_json(plugin: &FoundPlugin) -> Value {
+    let device = |info: &DeviceInfo| {
+        json!({
+            "device": info.device,
+            "name": info.name,
+            "detail": info.detail,
+            "total_bytes": info.total_bytes,
+            "free_bytes": info.free_bytes,
+            "quants": quants(info),
+        })
+    };
+    let devices = plugin.devices.as_ref();
+    json!({
+        "name": plugin.name,
+        "build": plugin.build,
+        "path": plugin.path,
+        "devices": devices.map_or_else(|_| Vec::new(), |d| d.iter().map(device).collect()),
+        "error": devices.err().map(ToString::to_string),
+    })
+}

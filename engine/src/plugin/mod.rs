@@ -1,0 +1,19 @@
+//! Plugins: other devices that run stages of a model, each behind one shared library.
+//!
+//! The table between the two sides is `engine/plugin` (a C header, and the same in Rust); docs/PLUGINS.md
+//! is the guide for who writes one. `search.rs` finds the files, `library.rs` opens one and checks its
+//! table, `table.rs` calls through it. Above this module nothing is unsafe: a stage or a state that can be
+//! named is valid, and is given back when nobody holds it any more.
+
+mod library;
+mod search;
+mod table;
+
+pub(crate) use library::Plugin;
+pub(crate) use search::{all, named};
+pub(crate) use table::{
+    forward, BatchScratch, Input, Memory, Output, SpanInput, Stage, StageBuilder, StageOptions,
+    State,
+};
+
+pub use table::{DeviceInfo, DeviceLimits};

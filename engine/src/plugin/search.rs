@@ -1,0 +1,159 @@
+//! Where plugins are looked for.
+//!
+//! In this order: what RWKV_EDGE_PLUGIN_PATH names (files, or folders with them), beside the program,
+//! beside the library (a program that links the C library may lie elsewhere), and where packages install
+//! them. A file that the variable names is a plugin whatever it is called; in folders only names count.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::path::{Path, PathBuf};
+
+use super::library::{self, Plugin};
+use crate::error::{Error, Result};
+
+/// The one environment variable that says where plugins are.
+const VARIABLE: &str = "RWKV_EDGE_PLUGIN_PATH";
+/// Where packages put plugins.
+const INSTALLED: [&str; 2] = ["/usr/lib/rwkv-edge", "/usr/local/lib/rwkv-edge"];
+/// In front of the name of the plugin's devices, behind `lib`.
+const FILE_PREFIX: &str = "rwkv_edge_";
+
+/// The plugin whose devices are called `name`.
+///
+/// # Errors
+/// [`ErrorKind::Backend`](crate::ErrorKind::Backend) when there is none, with the places; what opening it
+/// says when it is damaged or made for another version.
+pub(crate) fn named(name: &str) -> Result<&'static Plugin> {
+    let file_name = format!("{DLL_PREFIX}{FILE_PREFIX}{name}{DLL_SUFFIX}");
+    let (files, folders) = places();
+    for file in &files {
+        let is_called_so = file.file_name().is_some_and(|f| f == file_name.as_str());
+        match library::open(file) {
+            Ok(plugin) if plugin.name() == name => return Ok(plugin),
+            Ok(_) => {}
+            // The only file that is named, or the one that has the right name, is the one that is meant.
+            Err(error) if is_called_so || files.len() == 1 => return Err(error),
+            Err(_) => {}
+        }
+    }
+    for folder in &folders {
+        let path = folder.join(&file_name);
+        if !path.is_file() {
+            continue;
+        }
+        let plugin = library::open(&path)?;
+        if plugin.name() != name {
+            let text = format!("calls its devices {}, expected {name}", plugin.name());
+            return Err(Error::backend(text).at(path.display()));
+        }
+        return Ok(plugin);
+    }
+    let mut looked: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+    looked.extend(folders.iter().map(|f| f.display().to_string()));
+    Err(Error::backend(format!(
+        "no plugin for the device {name}: looked for {file_name} in {}; put it there, or name it with \
+         {VARIABLE}",
+        looked.join(", ")
+    )))
+}
+
+/// Every plugin there is, or why it cannot be used. One of each name: the first that would be found.
+pub(crate) fn all() -> Vec<(PathBuf, Result<&'static Plugin>)> {
+    let (files, folders) = places();
+    let mut paths = files;
+    for folder in folders {
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            continue;
+        };
+        let found: BTreeSet<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| is_plugin_name(path) && path.is_file())
+            .collect();
+        paths.extend(found);
+    }
+    let mut names = BTreeSet::new();
+    paths
+        .into_iter()
+        .map(|path| (library::open(&path), path))
+        .filter(|(plugin, path)| {
+            let name = match plugin {
+                Ok(plugin) => plugin.name().to_owned(),
+                Err(_) => path.display().to_string(),
+            };
+            names.insert(name)
+        })
+        .map(|(plugin, path)| (path, plugin))
+        .collect()
+}
+
+fn is_plugin_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.strip_prefix(DLL_PREFIX)?.strip_prefix(FILE_PREFIX))
+        .and_then(|name| name.strip_suffix(DLL_SUFFIX))
+        .is_some_and(library::is_device_name)
+}
+
+/// Files that are plugins, and folders that may hold some.
+fn places() -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let named = std::env::var_os(VARIABLE).unwrap_or_default();
+    let named = std::env::split_paths(&named).filter(|path| !path.as_os_str().is_empty());
+    let (mut folders, files): (Vec<_>, Vec<_>) = named.partition(|path| path.is_dir());
+    let beside = |file: Option<PathBuf>| Some(file?.parent()?.to_owned());
+    folders.extend(beside(std::env::current_exe().ok()));
+    folders.extend(beside(this_library()));
+    folders.extend(INSTALLED.map(PathBuf::from));
+    let mut seen = BTreeSet::new();
+    folders.retain(|folder| seen.insert(folder.clone()));
+    (files, folders)
+}
+
+/// The file that this code was loaded from: the program, or the C library.
+#[cfg(target_os = "linux")]
+fn this_library() -> Option<PathBuf> {
+    let address = this_library as fn() -> Option<PathBuf> as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        // begin-end flags offset device inode path
+        let (range, rest) = line.split_once(' ')?;
+        let (begin, end) = range.split_once('-')?;
+        let parse = |text| usize::from_str_radix(text, 16).ok();
+        let path = rest.find('/').map(|at| PathBuf::from(&rest[at..]));
+        (parse(begin)?..parse(end)?)
+            .contains(&address)
+            .then_some(path)?
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn this_library() -> Option<PathBuf> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_file_of_this_code_is_known() {
+        assert_eq!(this_library(), std::env::current_exe().ok());
+    }
+
+    #[test]
+    fn names_of_files() {
+        for (name, is_plugin) in [
+            ("rwkv_edge_cuda", true),
+            ("rwkv_edge_x9", true),
+            ("rwkv_edge", false),
+            ("rwkv_edge_", false),
+            ("rwkv_edge_Cuda", false),
+            ("other_cuda", false),
+        ] {
+            let path = PathBuf::from(format!("a/{DLL_PREFIX}{name}{DLL_SUFFIX}"));
+            assert_eq!(is_plugin_name(&path), is_plugin, "{name}");
+        }
+        assert!(!is_plugin_name(Path::new("librwkv_edge_cuda.txt")));
+    }
+}

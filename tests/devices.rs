@@ -1,0 +1,348 @@
+//! Devices from the command line, with the plugin of plain CPU code: every command, and one clear line for
+//! everything that can be missing.
+
+#[path = "common/command.rs"]
+mod command;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use command::{stderr, stdout};
+use serde_json::Value;
+
+/// The plugin that cargo built for the tests.
+fn plugin() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_rwkv-edge"));
+    let folder = program.parent().expect("in a folder").join("deps");
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    folder.join(format!("{prefix}cpuplug{suffix}"))
+}
+
+fn with_plugin() -> Command {
+    let mut command = command::command();
+    command.env("RWKV_EDGE_PLUGIN_PATH", plugin());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    with_plugin()
+        .args(args)
+        .output()
+        .expect("the binary starts")
+}
+
+/// Exit code 1 and one line.
+#[track_caller]
+fn refused(output: &Output, parts: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    for part in parts {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+const PROMPT: &str = "Ownership is";
+
+#[test]
+fn text_is_the_same_on_a_device() {
+    let on_cpu = stdout(&command::run(["-n", "40", PROMPT]));
+    for args in [
+        &["--device", "cpuplug"][..],
+        &["--device", "cpuplug:1"],
+        &["--device", "auto"],
+        &["--device-map", "cpuplug *4 -> cpu"],
+        &["--device-map", "cpu *2 -> cpuplug:0 *3 -> cpuplug:1"],
+        &["--device-map", "data-parallel"],
+        &[
+            "--device",
+            "auto",
+            "--max-device-memory",
+            "cpuplug:0=12M,cpuplug:1=12M",
+        ],
+    ] {
+        let output = run(&[args, &["-n", "40", PROMPT]].concat());
+        assert_eq!(stdout(&output), on_cpu, "{args:?}");
+        assert_eq!(stderr(&output), "", "{args:?}");
+    }
+}
+
+#[test]
+fn states_move_between_devices_by_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("state").display().to_string();
+    let expected = stdout(&command::run(["-n", "20", "--no-echo", PROMPT]));
+    for (first, second) in [("cpuplug", "cpu"), ("cpu", "cpuplug")] {
+        let start = run(&[
+            "--device",
+            first,
+            "-n",
+            "10",
+            "--no-echo",
+            "--save-state",
+            &file,
+            PROMPT,
+        ]);
+        let rest = run(&["--device", second, "-n", "10", "--load-state", &file]);
+        let text = stdout(&start) + &stdout(&rest);
+        assert_eq!(text, expected, "from {first} to {second}");
+    }
+}
+
+#[test]
+fn other_commands_take_devices_too() {
+    let json =
+        |args: &[&str]| -> Value { serde_json::from_str(&stdout(&run(args))).expect("JSON") };
+    let numbers = |value: &Value| -> Vec<f64> {
+        let rows = value["logits"].as_array().expect("rows").iter();
+        let numbers = rows.flat_map(|row| row.as_array().expect("a row"));
+        numbers.map(|x| x.as_f64().expect("a number")).collect()
+    };
+    let logits = |device: &str| {
+        numbers(&json(&[
+            "logits", "--tokens", "1,2,3", "--all", "--json", "--device", device,
+        ]))
+    };
+    for (a, b) in logits("cpu").iter().zip(logits("cpuplug")) {
+        assert!((a - b).abs() < 1e-3, "{a} {b}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("text");
+    std::fs::write(&file, "The state between two tokens has a fixed size.\n").expect("written");
+    let file = file.display().to_string();
+    let perplexity = |device: &str| {
+        let result = json(&["perplexity", &file, "--json", "--device", device]);
+        result["perplexity"].as_f64().expect("a number")
+    };
+    let (a, b) = (perplexity("cpu"), perplexity("cpuplug"));
+    assert!((a / b - 1.0).abs() < 1e-4, "{a} {b}");
+    let embed = |device: &str| -> Vec<f64> {
+        let text = stdout(&run(&["embed", "--file", &file, "--device", device]));
+        serde_json::from_str(text.lines().next().expect("a line")).expect("an array")
+    };
+    for (a, b) in embed("cpu").iter().zip(embed("cpuplug")) {
+        assert!((a - b).abs() < 1e-3, "{a} {b}");
+    }
+    let info = json(&[
+        "info",
+        "--json",
+        "--tensors",
+        "--device-map",
+        "cpuplug *8 -> cpu int8",
+    ]);
+    assert_eq!(info["device"], "cpuplug:0 + cpu");
+    assert_eq!(info["stages"][0]["n_layer"], 8);
+    assert_eq!(info["stages"][1]["has_head"], true);
+    assert_eq!(info["tensors"][0]["device"], "cpuplug:0");
+    let against = run(&[
+        "perplexity",
+        &file,
+        "--against",
+        "f32",
+        "--device",
+        "cpuplug",
+    ]);
+    stdout(&against);
+}
+
+#[test]
+fn bench_measures_devices() {
+    let args = [
+        "bench",
+        "--json",
+        "--device",
+        "cpuplug",
+        "-r",
+        "1",
+        "-n",
+        "2",
+        "-p",
+        "8",
+        "--batch",
+        "--sequences",
+        "1,3",
+    ];
+    let report: Value = serde_json::from_str(&stdout(&run(&args))).expect("JSON");
+    assert_eq!(report["device"], "cpuplug:0");
+    for key in [
+        "decode_tokens_per_s",
+        "prefill_tokens_per_s",
+        "read_bytes_per_s",
+        "decode_bytes_per_token",
+        "decode_share_of_limit",
+        "prefill_share_of_limit",
+        "first_token_ms",
+        "peak_rss_bytes",
+        "private_bytes",
+        "device_estimated_bytes",
+        "device_allocated_bytes",
+    ] {
+        assert!(report[key].as_f64() > Some(0.0), "{key}: {report}");
+    }
+    assert_eq!(report["batch"][1]["sequences"], 3);
+}
+
+#[test]
+fn the_reference_of_a_comparison_needs_no_device() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("text");
+    std::fs::write(&file, "The state between two tokens has a fixed size.\n").expect("written");
+    let mut command = with_plugin();
+    // A device without f32.
+    command
+        .env("CPUPLUG_QUANTS", "6")
+        .arg("perplexity")
+        .arg(&file);
+    let output = command
+        .args(["--against", "f32", "--device", "cpuplug"])
+        .output();
+    let output = output.expect("the binary starts");
+    stdout(&output);
+    assert!(
+        stderr(&output).contains("runs on the CPU"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn devices_are_listed() {
+    let text = stdout(&run(&["info", "--devices"]));
+    assert!(
+        text.contains("plugin        cpuplug") && text.contains("cpuplug:1 "),
+        "{text}"
+    );
+    let list: Value =
+        serde_json::from_str(&stdout(&run(&["info", "--devices", "--json"]))).expect("JSON");
+    let devices = &list["plugins"][0]["devices"];
+    assert_eq!(devices[1]["device"], "cpuplug:1");
+    assert!(devices[0]["free_bytes"].as_u64() > Some(0));
+    assert_eq!(
+        devices[0]["quants"],
+        serde_json::json!(["f32", "f16", "int8"])
+    );
+    let mut command = with_plugin();
+    let output = command
+        .env("CPUPLUG_NO_DRIVER", "1")
+        .args(["info", "--devices"])
+        .output();
+    let text = stdout(&output.expect("the binary starts"));
+    assert!(text.contains("no driver"), "{text}");
+    let none = stdout(&command::run(["info", "--devices"]));
+    assert!(none.contains("no plugin is installed"), "{none}");
+}
+
+#[test]
+fn what_is_missing_is_told_in_one_line() {
+    let one = |variable: (&str, &str), args: &[&str]| {
+        let mut command = with_plugin();
+        command
+            .env(variable.0, variable.1)
+            .args(args)
+            .args(["-n", "1", "hi"]);
+        command.output().expect("the binary starts")
+    };
+    let device = ["--device", "cpuplug"];
+    let path = "RWKV_EDGE_PLUGIN_PATH";
+    refused(
+        &one(("X", ""), &["--device", "cuda"]),
+        &["no plugin for the device cuda", path],
+    );
+    refused(
+        &one(("X", ""), &["--device", "cpuplug:9"]),
+        &["no such device", "cpuplug:1"],
+    );
+    refused(
+        &one(("CPUPLUG_NO_DRIVER", "1"), &device),
+        &["cpuplug: no driver"],
+    );
+    refused(
+        &one(("CPUPLUG_DEVICES", "0"), &device),
+        &["no such device: there is none"],
+    );
+    refused(
+        &one(("CPUPLUG_DEVICES", "1"), &["--device", "cpuplug:1"]),
+        &["there is only cpuplug:0"],
+    );
+    let little = ("CPUPLUG_FREE_BYTES", "1000000");
+    refused(
+        &one(little, &device),
+        &["needs 43 MB", "1000000 bytes free of 1000000 bytes"],
+    );
+    refused(
+        &one(
+            ("CPUPLUG_QUANTS", "6"),
+            &["--device", "cpuplug", "-q", "f32"],
+        ),
+        &["f32", "--quant"],
+    );
+    refused(
+        &one((path, "/no/such/file.so"), &device),
+        &["/no/such/file.so", "No such file"],
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("librwkv_edge_cuda.so");
+    std::fs::write(&text, "not a library").expect("written");
+    let place = folder.path().display().to_string();
+    refused(
+        &one((path, &place), &["--device", "cuda"]),
+        &["librwkv_edge_cuda.so", "cannot be loaded"],
+    );
+    // A library, but no plugin.
+    let other = Path::new(env!("CARGO_BIN_EXE_rwkv-edge"));
+    refused(
+        &one((path, &other.display().to_string()), &device),
+        &["cannot be loaded"],
+    );
+
+    // With auto the CPU does it, and the line says why.
+    for (variable, reason) in [
+        (("CPUPLUG_NO_DRIVER", "1"), "no driver"),
+        (("CPUPLUG_DEVICES", "0"), "no devices"),
+        (little, "not one layer fits"),
+        ((path, ""), "no plugin is installed"),
+    ] {
+        let output = one(variable, &["--device", "auto"]);
+        stdout(&output);
+        let text = stderr(&output);
+        assert!(
+            text.starts_with("auto: the model runs on the CPU: "),
+            "{text}"
+        );
+        assert!(text.contains(reason) && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
+fn maps_that_are_wrong_are_wrong_usage() {
+    for (args, part) in [
+        (["--device", "cuda -> cpu"], "expected cpu"),
+        (["--device-map", "cuda f17"], "f17"),
+        (["--device-map", "cuda f16 *3+"], "not supported"),
+        (["--max-device-memory", "cuda"], "DEVICE=BYTES"),
+    ] {
+        let output = run(&[&args[..], &["hi"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(
+            stderr(&output).contains(part),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+    }
+    let output = run(&["--device", "cpu", "--device-map", "cpu", "hi"]);
+    assert_eq!(output.status.code(), Some(2));
+    refused(
+        &run(&["--device-map", "cpuplug *3", "hi"]),
+        &["have a place"],
+    );
+    let saved = run(&[
+        "quantize",
+        "--device",
+        "cpuplug",
+        "--quant",
+        "int8",
+        "-o",
+        "/dev/null/x",
+    ]);
+    assert_ne!(saved.status.code(), Some(0));
+}

@@ -1,0 +1,64 @@
+//! Memory of the device: told before, taken as told, given back.
+
+use rwkv_edge::{Model, Quant, SyntheticSize};
+
+use crate::setup::{cases, device, device_info, is_short, open_on, options};
+
+#[test]
+fn what_is_told_beforehand_is_what_is_taken() {
+    for case in cases() {
+        for quant in [Quant::F16, Quant::Int8] {
+            let model = open_on(&device(), case.path.clone(), quant);
+            let mut session = model.session();
+            session.eval(&case.tokens[..4]).expect("tokens");
+            let stage = model.info().stages.remove(0);
+            let (told, taken) = (stage.estimated_bytes, stage.allocated_bytes);
+            println!("{} {quant}: told {told}, taken {taken} bytes", case.name);
+            assert!(
+                taken > 0 && taken <= told + told / 8 + (64 << 20),
+                "{taken} of {told}"
+            );
+        }
+    }
+}
+
+/// States come and go without a trace.
+#[test]
+fn states_give_their_memory_back() {
+    let case = cases().remove(0);
+    let model = open_on(&device(), case.path, Quant::F16);
+    let allocated = || model.info().stages[0].allocated_bytes;
+    let round = || {
+        let mut sessions: Vec<_> = (0..8).map(|_| model.session()).collect();
+        for session in &mut sessions {
+            session.eval(&[1]).expect("a token");
+        }
+        let many = allocated();
+        drop(sessions);
+        many
+    };
+    // A plugin may keep memory of states for the next ones.
+    round();
+    let before = allocated();
+    for _ in 0..20 {
+        round();
+    }
+    assert_eq!(allocated(), before);
+}
+
+/// A model of a published size, if the device has room.
+#[test]
+fn a_synthetic_model_fits() {
+    if is_short() || device_info().free_bytes < 2 << 30 || device().starts_with("cpuplug") {
+        println!("skipped: a device of plain code is too slow for it");
+        return;
+    }
+    let options = options(&device(), Quant::F16);
+    let model = Model::synthetic(SyntheticSize::M169, &options, &mut |_, _| {}).expect("fits");
+    let mut session = model.session();
+    session
+        .eval(&(0..600).collect::<Vec<u32>>())
+        .expect("tokens");
+    let logits = session.eval(&[5]).expect("a token");
+    assert!(logits.iter().all(|x| x.is_finite()));
+}

@@ -1,0 +1,400 @@
+//! The table itself, called as a host with bugs would: every bad argument is an error with a text.
+
+use std::ffi::{c_char, CStr};
+use std::ptr::{null, null_mut};
+
+use rwkv_edge_plugin as abi;
+
+use crate::setup::{device, plugin};
+
+const V: u32 = 11;
+const D: u32 = 8;
+const A: u32 = 8;
+const H: u32 = 16;
+
+/// The plugin's table. Its library stays loaded.
+fn table() -> &'static abi::Table {
+    device();
+    // SAFETY: the engine has loaded this plugin before, and checked its table.
+    unsafe {
+        let library = libloading::Library::new(plugin().path).expect("loads");
+        let entry = library
+            .get::<abi::Entry>(abi::SYMBOL.as_bytes())
+            .expect("a plugin");
+        let table = entry(abi::VERSION);
+        assert!(
+            entry(abi::VERSION + 1).is_null(),
+            "a version that there is not yet"
+        );
+        std::mem::forget(library);
+        table.as_ref().expect("a table")
+    }
+}
+
+fn last_error(table: &abi::Table) -> String {
+    let mut text = [1 as c_char; 512];
+    // SAFETY: the buffer has that many characters.
+    let length = unsafe { (table.last_error)(text.as_mut_ptr(), text.len()) };
+    assert!(length > 0, "an error has a text");
+    // SAFETY: NUL-terminated by the header's promise.
+    let text = unsafe { CStr::from_ptr(text.as_ptr()) };
+    text.to_str().expect("UTF-8").to_owned()
+}
+
+#[track_caller]
+fn refused(table: &abi::Table, status: abi::Status, what: &str) {
+    assert!(
+        [
+            abi::ERROR_ARGUMENT,
+            abi::ERROR_UNSUPPORTED,
+            abi::ERROR_DEVICE
+        ]
+        .contains(&status),
+        "{what}: status {status}"
+    );
+    println!("{what}: {}", last_error(table));
+}
+
+fn options() -> abi::StageOptions {
+    let index = device()
+        .split(':')
+        .nth(1)
+        .map_or(0, |i| i.parse().expect("a number"));
+    abi::StageOptions {
+        struct_size: size_of::<abi::StageOptions>() as u32,
+        device: index,
+        n_vocab: V,
+        n_embd: D,
+        n_layer: 1,
+        n_attention: A,
+        n_hidden: H,
+        first_layer: 0,
+        layer_count: 1,
+        has_embedding: 1,
+        has_head: 1,
+        quant: abi::F16,
+        rows_max: 4,
+        norm_epsilon: 1e-5,
+        norm_out_epsilon: 1e-5,
+        reserved: 0,
+    }
+}
+
+/// Shape of a tensor of the stage above: (rows, columns, is a matrix).
+fn shape(tensor: u32) -> (u64, u64, bool) {
+    let (v, d, a, h) = (V as u64, D as u64, A as u64, H as u64);
+    match tensor {
+        abi::EMBEDDING | abi::HEAD => (v, d, true),
+        abi::ATT_KEY | abi::ATT_VALUE | abi::ATT_RECEPTANCE => (a, d, true),
+        abi::ATT_OUTPUT => (d, a, true),
+        abi::FFN_KEY | abi::FFN_VALUE => (h, d, true),
+        abi::FFN_RECEPTANCE => (d, d, true),
+        abi::ATT_DECAY_LOG | abi::ATT_BONUS => (1, a, false),
+        _ => (1, d, false),
+    }
+}
+
+/// All ones, in f16 or f32.
+fn tensor(number: u32, room: &[u32]) -> abi::Tensor {
+    let (n_rows, n_cols, is_matrix) = shape(number);
+    abi::Tensor {
+        struct_size: size_of::<abi::Tensor>() as u32,
+        tensor: number,
+        layer: 0,
+        dtype: if is_matrix { abi::F16 } else { abi::F32 },
+        n_rows,
+        n_cols,
+        values: room.as_ptr().cast(),
+        row_scales: null(),
+        column_exponents: null(),
+    }
+}
+
+fn new_stage(table: &abi::Table) -> *mut abi::Stage {
+    let mut stage = null_mut();
+    // SAFETY: valid options and a pointer to a pointer.
+    let status = unsafe { (table.stage_new)(&options(), &mut stage) };
+    assert_eq!(status, abi::OK);
+    stage
+}
+
+#[test]
+fn bad_options_are_refused() {
+    let table = table();
+    type Change = fn(&mut abi::StageOptions);
+    let changes: [(&str, Change); 11] = [
+        ("struct_size 0", |o| o.struct_size = 0),
+        ("device 1000", |o| o.device = 1000),
+        ("n_embd 0", |o| o.n_embd = 0),
+        ("n_vocab 0", |o| o.n_vocab = 0),
+        ("layers beyond the end", |o| o.layer_count = 2),
+        ("first_layer beyond the end", |o| o.first_layer = u32::MAX),
+        ("embedding in the middle", |o| {
+            (o.n_layer, o.first_layer) = (2, 1);
+        }),
+        ("head in the middle", |o| o.n_layer = 2),
+        ("nothing at all", |o| {
+            (o.layer_count, o.n_layer, o.has_head) = (0, 1, 0)
+        }),
+        ("quant 9", |o| o.quant = 9),
+        ("rows_max 0", |o| o.rows_max = 0),
+    ];
+    for (what, change) in changes {
+        let mut options = options();
+        change(&mut options);
+        let mut memory = abi::Memory {
+            struct_size: size_of::<abi::Memory>() as u32,
+            ..abi::Memory::default()
+        };
+        let mut stage = null_mut();
+        // SAFETY: structs of the sizes that they say, or smaller than what they say is never read.
+        unsafe {
+            refused(table, (table.stage_estimate)(&options, &mut memory), what);
+            refused(table, (table.stage_new)(&options, &mut stage), what);
+        }
+        assert!(
+            stage.is_null(),
+            "{what}: an output is written only on success"
+        );
+    }
+    // SAFETY: NULL is what is tested.
+    unsafe {
+        refused(table, (table.device_count)(null_mut()), "NULL count");
+        refused(table, (table.device_info)(0, null_mut()), "NULL info");
+        refused(table, (table.device_limits)(0, null_mut()), "NULL limits");
+        refused(
+            table,
+            (table.stage_estimate)(null(), null_mut()),
+            "NULL options",
+        );
+        refused(
+            table,
+            (table.stage_new)(&options(), null_mut()),
+            "NULL stage",
+        );
+        refused(
+            table,
+            (table.stage_new)(null(), &mut null_mut()),
+            "NULL options",
+        );
+        refused(table, (table.stage_finish)(null_mut()), "NULL stage");
+        refused(
+            table,
+            (table.stage_memory)(null(), null_mut()),
+            "NULL stage",
+        );
+        refused(
+            table,
+            (table.state_new)(null_mut(), null_mut()),
+            "NULL stage",
+        );
+        refused(table, (table.forward)(null(), 0, null()), "NULL batch");
+        (table.stage_free)(null_mut());
+        (table.state_free)(null_mut());
+    }
+}
+
+#[test]
+fn bad_tensors_are_refused() {
+    let table = table();
+    let room = vec![0x3c00_3c00_u32; 4096];
+    let stage = new_stage(table);
+    let add = |change: fn(&mut abi::Tensor)| {
+        let mut tensor = tensor(abi::ATT_KEY, &room);
+        change(&mut tensor);
+        // SAFETY: there is room for more numbers than any of these tensors has.
+        unsafe { (table.stage_tensor)(stage, &tensor) }
+    };
+    refused(table, add(|t| t.n_rows += 1), "a row too many");
+    refused(table, add(|t| t.n_cols = 0), "no columns");
+    refused(table, add(|t| t.dtype = abi::F32), "another dtype");
+    refused(table, add(|t| t.dtype = abi::INT8), "another dtype");
+    refused(table, add(|t| t.layer = 1), "a layer that it has not");
+    refused(table, add(|t| t.tensor = abi::TENSORS), "an unknown tensor");
+    refused(table, add(|t| t.values = null()), "no values");
+    refused(table, add(|t| t.struct_size = 4), "struct_size 4");
+    // SAFETY: as above, and NULL is what is tested.
+    unsafe {
+        refused(
+            table,
+            (table.stage_tensor)(null_mut(), &tensor(0, &room)),
+            "NULL stage",
+        );
+        refused(table, (table.stage_tensor)(stage, null()), "NULL tensor");
+        refused(
+            table,
+            (table.stage_finish)(stage),
+            "all tensors are missing",
+        );
+        for number in 1..abi::TENSORS {
+            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
+        }
+        refused(table, (table.stage_finish)(stage), "one tensor is missing");
+        let mut state = null_mut();
+        refused(
+            table,
+            (table.state_new)(stage, &mut state),
+            "a state before finish",
+        );
+        let batch = batch();
+        let mut stages = [stage];
+        refused(
+            table,
+            (table.forward)(stages.as_mut_ptr(), 1, &batch),
+            "forward before finish",
+        );
+        assert_eq!((table.stage_tensor)(stage, &tensor(0, &room)), abi::OK);
+        assert_eq!((table.stage_finish)(stage), abi::OK);
+        refused(
+            table,
+            (table.stage_tensor)(stage, &tensor(3, &room)),
+            "after finish",
+        );
+        (table.stage_free)(stage);
+    }
+}
+
+fn batch() -> abi::Batch {
+    abi::Batch {
+        struct_size: size_of::<abi::Batch>() as u32,
+        n_spans: 0,
+        spans: null(),
+        n_rows: 0,
+        write: abi::WRITE_NOTHING,
+        tokens: null(),
+        residual: null(),
+        numbers: null_mut(),
+        tokens_out: null_mut(),
+    }
+}
+
+#[test]
+fn bad_batches_are_refused() {
+    let table = table();
+    let room = vec![0x3c00_3c00_u32; 4096];
+    let stage = new_stage(table);
+    // SAFETY: valid stages, states and buffers, but for what is tested, which is refused before it is used.
+    unsafe {
+        for number in 0..abi::TENSORS {
+            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
+        }
+        assert_eq!((table.stage_finish)(stage), abi::OK);
+        let mut state = null_mut();
+        assert_eq!((table.state_new)(stage, &mut state), abi::OK);
+        let n_numbers = (2 * D + 3 * A) as usize;
+        let mut numbers = vec![0.0_f32; n_numbers];
+        assert_eq!(
+            (table.state_read)(state, numbers.as_mut_ptr(), n_numbers),
+            abi::OK
+        );
+        assert!(numbers[..n_numbers - A as usize].iter().all(|&x| x == 0.0));
+        assert!(numbers[n_numbers - A as usize..]
+            .iter()
+            .all(|&x| x == -1e30));
+        refused(
+            table,
+            (table.state_read)(state, numbers.as_mut_ptr(), 1),
+            "count 1",
+        );
+        refused(
+            table,
+            (table.state_write)(state, numbers.as_ptr(), 1),
+            "count 1",
+        );
+        refused(
+            table,
+            (table.state_write)(state, null(), n_numbers),
+            "NULL numbers",
+        );
+        refused(
+            table,
+            (table.state_read)(null(), numbers.as_mut_ptr(), n_numbers),
+            "NULL state",
+        );
+        refused(table, (table.state_copy)(state, null()), "NULL from");
+        let mut logits = vec![0.0_f32; V as usize];
+        refused(
+            table,
+            (table.state_logits)(state, logits.as_mut_ptr(), 3),
+            "count 3",
+        );
+
+        let tokens = [1_u32, 2, V];
+        let states = [state];
+        let span = |n_rows, rows| abi::Span {
+            states: states.as_ptr(),
+            n_rows,
+            rows,
+        };
+        let good = [span(2, abi::ROWS_LAST)];
+        let mut stages = [stage];
+        let stages = stages.as_mut_ptr();
+        let mut batch = batch();
+        (batch.n_spans, batch.spans, batch.n_rows) = (1, good.as_ptr(), 2);
+        (batch.write, batch.tokens) = (abi::WRITE_LOGITS, tokens.as_ptr());
+        batch.numbers = logits.as_mut_ptr();
+        let run = |change: &dyn Fn(&mut abi::Batch)| {
+            let mut changed = batch;
+            change(&mut changed);
+            (table.forward)(stages, 1, &changed)
+        };
+        assert_eq!(run(&|_| {}), abi::OK);
+        let mut again = vec![0.0_f32; V as usize];
+        assert_eq!(
+            (table.state_logits)(state, again.as_mut_ptr(), V as usize),
+            abi::OK
+        );
+        assert_eq!(again, logits);
+        refused(table, run(&|b| b.struct_size = 8), "struct_size 8");
+        refused(table, run(&|b| b.n_rows = 3), "rows that no span has");
+        refused(table, run(&|b| b.n_rows = 0), "no rows");
+        refused(table, run(&|b| b.tokens = null()), "NULL tokens");
+        refused(table, run(&|b| b.spans = null()), "NULL spans");
+        refused(table, run(&|b| b.write = 7), "an unknown write");
+        refused(table, run(&|b| b.numbers = null_mut()), "NULL numbers");
+        refused(table, (table.forward)(stages, 0, &batch), "no stages");
+        let unknown = [span(3, abi::ROWS_LAST)];
+        let run_spans = |spans: &[abi::Span], n_rows| {
+            run(&|b| (b.n_spans, b.spans, b.n_rows) = (spans.len() as u32, spans.as_ptr(), n_rows))
+        };
+        refused(
+            table,
+            run_spans(&unknown, 3),
+            "a token beyond the vocabulary",
+        );
+        refused(
+            table,
+            run_spans(&[span(5, 1)], 5),
+            "more rows than rows_max",
+        );
+        refused(table, run_spans(&[span(0, 0)], 0), "a span without rows");
+        refused(
+            table,
+            run_spans(&[span(2, 9)], 2),
+            "an unknown choice of rows",
+        );
+        refused(
+            table,
+            run_spans(&[span(1, 0), span(1, 0)], 2),
+            "a state twice",
+        );
+        let nothing = abi::Span {
+            states: null(),
+            ..span(2, 1)
+        };
+        refused(table, run_spans(&[nothing], 2), "NULL states");
+        // It still works, as if nothing had been tried.
+        assert_eq!((table.state_free)(state), ());
+        let mut state = null_mut();
+        assert_eq!((table.state_new)(stage, &mut state), abi::OK);
+        let states = [state];
+        let spans = [abi::Span {
+            states: states.as_ptr(),
+            ..span(2, abi::ROWS_LAST)
+        }];
+        assert_eq!(run_spans(&spans, 2), abi::OK);
+        assert_eq!(again, logits);
+        (table.state_free)(state);
+        (table.stage_free)(stage);
+    }
+}
