@@ -32,7 +32,7 @@ def compile_ptx(lib, arch, int8):
     texts = (ctypes.c_char_p * len(headers))(*map(read, headers))
     names = (ctypes.c_char_p * len(headers))(*[h.encode() for h in headers])
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), read(SOURCES[0]), b"rwkv4.cu", len(headers), texts, names)
-    options = [b"--gpu-architecture=compute_" + arch.encode(), b"--std=c++17", b"--define-macro=INT8_WEIGHTS=%d" % int8]
+    options = [b"--gpu-architecture=compute_" + arch.encode(), b"--std=c++17", b"--use_fast_math", b"--define-macro=INT8_WEIGHTS=%d" % int8]
     result = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))

@@ -15,7 +15,7 @@ typedef unsigned long long u64;
 #endif
 
 // Threads of a block of every kernel but the products.
-#define THREADS 256
+#define THREADS 512
 #define WARPS (THREADS / 32)
 
 // Memory of the block, as much as the launch gives it.

@@ -154,14 +154,11 @@ __device__ inline void fetch(const u8 *start, u32 lines, u32 thread, u32 n_threa
         asm volatile("prefetch.global.L2 [%0];" ::"l"(start + (u64)line * 128u));
 }
 
-__device__ inline void fetch_weights_ahead(const Ahead &ahead) {
+// When the block has all that it waits for itself: what is fetched must not stand in front of that.
+__device__ inline void fetch_ahead(const Ahead &ahead, const Batch &batch, u32 n_rows) {
     u32 thread = blockIdx.x * THREADS + threadIdx.x, n_threads = gridDim.x * THREADS;
     fetch(ahead.vectors, ahead.vector_lines, thread, n_threads);
     fetch(ahead.weights, ahead.weight_lines, thread, n_threads);
-}
-
-// Behind wait_for_previous().
-__device__ inline void fetch_states_ahead(const Ahead &ahead, const Batch &batch, u32 n_rows) {
     if (ahead.state_lines > 0 && blockIdx.x < n_rows)
         fetch((const u8 *)((const float *)batch.span_state[blockIdx.x] + ahead.state), ahead.state_lines, threadIdx.x, THREADS);
 }
@@ -217,7 +214,6 @@ __device__ void shifted_inputs(const P &p, const Matrix &matrix, const float *mi
         stage(x + row * n, p.x + row * p.x_stride, n);
         stage(previous + row * n, (const float *)p.batch.span_state[row] + p.previous, n);
     }
-    fetch_states_ahead(p.ahead, p.batch, p.n_rows);
     end_of_staging();
     __syncthreads();
     const float *rows[ROWS];
@@ -247,10 +243,10 @@ template <bool INT8, int ROWS> __device__ void time_in(const TimeIn &p) {
     u32 first;
     u32 index = share_of(blockIdx.x, p.n_blocks, first);
     const Matrix &matrix = p.matrix[index];
-    Reader<INT8, 2> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
-    fetch_weights_ahead(p.ahead);
+    Reader<INT8, 1> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
     u32 slot_stride = slots_of<INT8>(matrix.stride);
     shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, room);
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     float *out = p.out[index];
     reader.template run<ROWS>(
         shared, slot_stride, [&](u32 o) { return Format<INT8>::output_factor(matrix, o); },
@@ -306,7 +302,6 @@ struct TimeOut {
 template <bool INT8, int ROWS> __device__ void time_out(const TimeOut &p) {
     let_next_begin();
     Reader<INT8, 1> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_weights_ahead(p.ahead);
     u32 slot_stride = slots_of<INT8>(p.matrix.stride);
     no_input<INT8, ROWS>(shared, slot_stride, p.n_attention, p.n_rows);
     wait_for_previous();
@@ -318,7 +313,7 @@ template <bool INT8, int ROWS> __device__ void time_out(const TimeOut &p) {
     in_batches<4>(
         p.n_rows * n,
         [&](u32 index) {
-            u32 row = index / n, i = index % n, at = row * p.a_stride + i;
+            u32 row = ROWS == 1 ? 0 : index / n, i = index - row * n, at = row * p.a_stride + i;
             const float *wkv = (const float *)p.batch.span_state[row] + p.wkv;
             Channel c = {p.key[at], p.value[at], p.receptance[at], p.bonus[i], Format<INT8>::input_factor(p.matrix, i),
                          wkv_load(wkv, n, i)};
@@ -326,9 +321,11 @@ template <bool INT8, int ROWS> __device__ void time_out(const TimeOut &p) {
         },
         [&](u32 index, const Channel &c) {
             float out = wkv_output(c.wkv, c.key, c.value, c.bonus);
-            shared[index / n * slot_stride + Format<INT8>::slot(index % n)] = sigmoid(c.receptance) * out * c.factor;
+            u32 row = ROWS == 1 ? 0 : index / n;
+            shared[row * slot_stride + Format<INT8>::slot(index - row * n)] = sigmoid(c.receptance) * out * c.factor;
         });
     __syncthreads();
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     reader.template run<ROWS>(
         shared, slot_stride, [&](u32 o) { return residual<INT8, ROWS>(p, o, nullptr); },
         [&](u32 o, const Residual<ROWS> &before, const float *sums) { add_residual<ROWS>(p, o, before, sums); });
@@ -357,8 +354,7 @@ template <bool INT8, int ROWS> __device__ void channel_in(const ChannelIn &p) {
     u32 first;
     u32 index = share_of(blockIdx.x, p.n_blocks, first);
     const Matrix &matrix = p.matrix[index];
-    Reader<INT8, 2> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
-    fetch_weights_ahead(p.ahead);
+    Reader<INT8, 1> reader(matrix, blockIdx.x - first, p.n_blocks[index]);
     u32 slot_stride = slots_of<INT8>(matrix.stride);
     shifted_inputs<INT8, ROWS>(p, matrix, p.mix[index], blockIdx.x == 0, shared, slot_stride, room);
     // The time mixing is done reading WKV's state.
@@ -369,6 +365,7 @@ template <bool INT8, int ROWS> __device__ void channel_in(const ChannelIn &p) {
         Wkv s = wkv_load(wkv, p.n_attention, channel);
         wkv_store(wkv, p.n_attention, channel, wkv_next(s, p.key[at], p.value[at], p.decay_log[channel]));
     }
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     struct Factors {
         float output, hidden;
     };
@@ -407,13 +404,12 @@ struct ChannelOut {
 template <bool INT8, int ROWS> __device__ void channel_out(const ChannelOut &p) {
     let_next_begin();
     Reader<INT8, 1> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_weights_ahead(p.ahead);
     wait_for_previous();
-    fetch_states_ahead(p.ahead, p.batch, p.n_rows);
     for (u32 row = 0; row < ROWS && row < p.n_rows; row++)
         stage(shared + row * p.hidden_stride, p.hidden + row * p.hidden_stride, p.hidden_stride);
     end_of_staging();
     __syncthreads();
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     reader.template run<ROWS>(
         shared, p.hidden_stride, [&](u32 o) { return residual<INT8, ROWS>(p, o, p.gate); },
         [&](u32 o, const Residual<ROWS> &before, const float *sums) { add_residual<ROWS>(p, o, before, sums); });
@@ -440,7 +436,6 @@ template <bool INT8, int ROWS> __device__ void head(const Head &p) {
     let_next_begin();
     __shared__ float room[2 * ROWS * WARPS];
     Reader<INT8, 2> reader(p.matrix, blockIdx.x, gridDim.x);
-    fetch_weights_ahead(p.ahead);
     u32 n = p.n_embd, slot_stride = slots_of<INT8>(p.matrix.stride);
     float *x = shared + ROWS * slot_stride, *vectors = x + ROWS * n;
     stage(vectors, p.norm.weight, n);
@@ -448,7 +443,6 @@ template <bool INT8, int ROWS> __device__ void head(const Head &p) {
     if (INT8) stage(vectors + 2 * n, p.matrix.input_factors, n);
     no_input<INT8, ROWS>(shared, slot_stride, n, p.n_rows);
     wait_for_previous();
-    fetch_states_ahead(p.ahead, p.batch, p.n_rows);
     for (u32 row = 0; row < ROWS && row < p.n_rows; row++) stage(x + row * n, p.x + p.batch.out_rows[row] * p.x_stride, n);
     end_of_staging();
     __syncthreads();
@@ -465,6 +459,7 @@ template <bool INT8, int ROWS> __device__ void head(const Head &p) {
                 shared[row * slot_stride + Format<INT8>::slot(i)] = normed(x[row * n + i], m[row], vectors[i], vectors[n + i]) * factor;
     }
     __syncthreads();
+    fetch_ahead(p.ahead, p.batch, p.n_rows);
     u64 best[ROWS];
 #pragma unroll
     for (int row = 0; row < ROWS; row++) best[row] = 0;

@@ -144,15 +144,15 @@ struct Tile {
         u32 base = shared_address(shared);
         // Weights may come before the launch in front of this one is done.
 #pragma unroll
-        for (u32 stage = 0; stage < STAGES - 1; stage++)
+        for (u32 stage = 0; stage < STAGES; stage++)
             if (stage < n_stages) copies.load_weights(base + stage * stage_bytes, k + stage * TILE_K);
         wait_for_previous();
 #pragma unroll
-        for (u32 stage = 0; stage < STAGES - 1; stage++) {
+        for (u32 stage = 0; stage < STAGES; stage++) {
             if (stage < n_stages) copies.load_inputs(base + stage * stage_bytes, k + stage * TILE_K);
             end_of_stage();
         }
-        k += (STAGES - 1) * TILE_K;
+        k += STAGES * TILE_K;
 
         Sums sums;
 #pragma unroll
@@ -161,20 +161,40 @@ struct Tile {
             for (int o = 0; o < o_tiles; o++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums[t][o][i] = 0.0f;
-        u32 here = base, ahead = base + (STAGES - 1) * stage_bytes, end = base + STAGES * stage_bytes;
+        // Fragments of the next 16 inputs are loaded while the present ones are multiplied, also from one stage to
+        // the next; a stage whose last fragments have been loaded makes room for one further on.
+        Fragments fragments[2];
+        wait_for_stages<STAGES - 1>();
+        __syncthreads();
+        u32 here = base, end = base + STAGES * stage_bytes;
+        fragments[0].load(here, part * groups, warp_t, warp_o, lane);
         for (u32 stage = 0; stage < n_stages; stage++) {
-            wait_for_stages<STAGES - 2>();
-            __syncthreads();
-            if (stage + STAGES - 1 < n_stages) {
-                copies.load_inputs(ahead, k);
-                copies.load_weights(ahead, k);
-                k += TILE_K;
+#pragma unroll
+            for (int g = 0; g < groups; g++) {
+                // With an odd number of groups the two change places from stage to stage.
+                Fragments &now = fragments[g & 1], &next = fragments[g + 1 & 1];
+                if (g + 1 < groups) {
+                    next.load(here, part * groups + g + 1, warp_t, warp_o, lane);
+                } else {
+                    wait_for_stages<STAGES - 2>();
+                    __syncthreads();
+                    if (stage + STAGES < n_stages) {
+                        copies.load_inputs(here, k);
+                        copies.load_weights(here, k);
+                        k += TILE_K;
+                    }
+                    end_of_stage();
+                    here += stage_bytes;
+                    if (here == end) here = base;
+                    if (stage + 1 < n_stages) next.load(here, part * groups, warp_t, warp_o, lane);
+                }
+                now.multiply(sums);
             }
-            end_of_stage();
-            multiply_stage(here, part, warp_t, warp_o, lane, sums);
-            here += stage_bytes, ahead += stage_bytes;
-            if (here == end) here = base;
-            if (ahead == end) ahead = base;
+            if (groups & 1) {
+                Fragments other = fragments[0];
+                fragments[0] = fragments[1];
+                fragments[1] = other;
+            }
         }
         wait_for_stages<0>();
         if (K_PARTS > 1) add_parts(sums, part, place_of_warp);
@@ -182,22 +202,21 @@ struct Tile {
         if (part == 0) finish(p, products.n_rows, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
     }
 
-    __device__ static void multiply_stage(u32 inputs, int part, int warp_t, int warp_o, u32 lane, Sums &sums) {
-        u32 weights = inputs + weights_at;
-#pragma unroll
-        for (int g = 0; g < groups; g++) {
-            int group = part * groups + g;
-            u32 b[o_tiles][2];
+    // What a warp multiplies of 16 inputs.
+    struct Fragments {
+        u32 high[t_tiles][4], low[SPLIT ? t_tiles : 1][4], weights[o_tiles][2];
+
+        __device__ void load(u32 stage, int group, int warp_t, int warp_o, u32 lane) {
+            u32 of_weights = stage + weights_at;
             if (INT8) {
 #pragma unroll
                 for (int o = 0; o < o_tiles; o++) {
                     int row = warp_o + o * 8 + lane / 4;
                     u32 bytes;
-                    u32 at = weights + place<weight_chunks>(row, group) * 16 + lane % 4 * 4;
+                    u32 at = of_weights + place<weight_chunks>(row, group) * 16 + lane % 4 * 4;
                     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(bytes) : "r"(at) : "memory");
-                    bytes ^= 0x80808080u;
-                    b[o][0] = bytes_to_halves<0x4140>(bytes);
-                    b[o][1] = bytes_to_halves<0x4342>(bytes);
+                    weights[o][0] = bytes_to_halves<0x4140>(bytes ^ 0x80808080u);
+                    weights[o][1] = bytes_to_halves<0x4342>(bytes ^ 0x80808080u);
                 }
             } else {
 #pragma unroll
@@ -205,27 +224,33 @@ struct Tile {
                     // Tiles: outputs 0-7 and inputs 0-7, 8-15, then outputs 8-15.
                     int row = warp_o + o * 8 + (lane >> 4) * 8 + (lane & 7);
                     u32 tiles[4];
-                    load_tiles(tiles, weights + place<weight_chunks>(row, group * 2 + (lane >> 3 & 1)) * 16);
-                    b[o][0] = tiles[0], b[o][1] = tiles[1];
-                    b[o + 1][0] = tiles[2], b[o + 1][1] = tiles[3];
+                    load_tiles(tiles, of_weights + place<weight_chunks>(row, group * 2 + (lane >> 3 & 1)) * 16);
+                    weights[o][0] = tiles[0], weights[o][1] = tiles[1];
+                    weights[o + 1][0] = tiles[2], weights[o + 1][1] = tiles[3];
                 }
             }
 #pragma unroll
             for (int t = 0; t < t_tiles; t++) {
                 int row = warp_t + t * 16 + (lane & 15);
-                u32 at = inputs + place<input_chunks>(row, group * 2 + (lane >> 4)) * 16;
-                u32 a[4];
-                load_tiles(a, at);
-#pragma unroll
-                for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], a, b[o][0], b[o][1]);
-                if (SPLIT) {
-                    load_tiles(a, at + input_bytes);
-#pragma unroll
-                    for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], a, b[o][0], b[o][1]);
-                }
+                u32 at = stage + place<input_chunks>(row, group * 2 + (lane >> 4)) * 16;
+                load_tiles(high[t], at);
+                if (SPLIT) load_tiles(low[t], at + input_bytes);
             }
         }
-    }
+
+        __device__ void multiply(Sums &sums) const {
+#pragma unroll
+            for (int t = 0; t < t_tiles; t++)
+#pragma unroll
+                for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], high[t], weights[o][0], weights[o][1]);
+            if (SPLIT) {
+#pragma unroll
+                for (int t = 0; t < t_tiles; t++)
+#pragma unroll
+                    for (int o = 0; o < o_tiles; o++) multiply_add(sums[t][o], low[t], weights[o][0], weights[o][1]);
+            }
+        }
+    };
 
     // Calls use(number, i) for each of a thread's sums, numbered.
     template <class Use> __device__ static void each(Sums &sums, Use use) {

@@ -106,8 +106,6 @@ pub(crate) struct Weights {
     pub(crate) norm_out: Norm,
     pub(crate) head: Matrix,
     pub(crate) places: BTreeMap<TensorId, Place>,
-    /// Behind the last matrix.
-    pub(crate) end: Address,
 }
 
 struct Placer<'a> {
@@ -212,7 +210,7 @@ impl Weights {
         let mut placer = Placer {
             options,
             small,
-            weights: &mut *weights,
+            weights,
             places: BTreeMap::new(),
         };
         let p = &mut placer;
@@ -237,7 +235,6 @@ impl Weights {
             norm_out,
             head,
             places: placer.places,
-            end: weights.next(),
         }
     }
 }

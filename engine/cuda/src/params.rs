@@ -4,7 +4,7 @@
 use crate::driver::Address;
 
 /// Threads of a block of every kernel but the products.
-pub(crate) const THREADS: u32 = 256;
+pub(crate) const THREADS: u32 = 512;
 pub(crate) const WKV_CHANNELS: u32 = 64;
 /// Warps of a block, and outputs of a warp at a time.
 pub(crate) const WARPS: u32 = THREADS / 32;

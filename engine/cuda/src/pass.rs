@@ -82,14 +82,14 @@ impl<'a> Pass<'a> {
         4 * (few.rows * slots + (2 * few.rows + 4) * self.options.n_embd)
     }
 
-    /// What lies behind `from` in the stage's weights, in the order in which they are used; and no more than
-    /// there is.
-    fn ahead(&self, from: Matrix) -> Ahead {
-        let weights = &self.work.weights;
-        let left = weights.end.saturating_sub(from.weights);
+    /// The start of `matrices`, which lie behind each other.
+    fn ahead(&self, matrices: &[Matrix]) -> Ahead {
+        let of_weight = if self.int8() { 1 } else { 2 };
+        let bytes = |m: &Matrix| u64::from(m.n_outputs) * u64::from(m.stride) * of_weight;
+        let bytes = AHEAD_BYTES.min(matrices.iter().map(bytes).sum());
         Ahead {
-            weights: from.weights,
-            weight_lines: (AHEAD_BYTES.min(left) / LINE_BYTES) as u32,
+            weights: matrices.first().map_or(0, |first| first.weights),
+            weight_lines: (bytes / LINE_BYTES) as u32,
             ..Ahead::default()
         }
     }
@@ -101,7 +101,7 @@ impl<'a> Pass<'a> {
         let Some(layer) = weights.layers.get(index) else {
             return match self.options.has_head {
                 0 => Ahead::default(),
-                _ => self.ahead(weights.head),
+                _ => self.ahead(&[weights.head]),
             };
         };
         let (start, bytes) = layer.small;
@@ -112,7 +112,7 @@ impl<'a> Pass<'a> {
             vector_lines: (bytes / LINE_BYTES) as u32,
             state: place,
             state_lines: state_bytes.div_ceil(LINE_BYTES as u32),
-            ..self.ahead(layer.att_in[0])
+            ..self.ahead(&layer.att_in)
         }
     }
 
@@ -195,7 +195,7 @@ impl<'a> Pass<'a> {
             norm: layer.att_norm,
             mix: layer.att_mix,
             matrix: layer.att_in,
-            n_blocks: self.blocks(&few.time_in, &layer.att_in, 2, shared)?,
+            n_blocks: self.blocks(&few.time_in, &layer.att_in, 1, shared)?,
             out: w.att,
             normed: w.normed,
             n_embd: o.n_embd,
@@ -204,7 +204,7 @@ impl<'a> Pass<'a> {
             n_rows,
             previous: att_previous,
             batch: slot.batch,
-            ahead: self.ahead(layer.att_output),
+            ahead: self.ahead(&[layer.att_output]),
         };
         let grid = [parameters.n_blocks.iter().sum(), 1, 1];
         // SAFETY: every address is of this stage's memory with room for `few.rows` rows; the stream runs one
@@ -230,7 +230,7 @@ impl<'a> Pass<'a> {
             previous: att_previous,
             wkv,
             batch: slot.batch,
-            ahead: self.ahead(layer.ffn_in[0]),
+            ahead: self.ahead(&layer.ffn_in),
         };
         // SAFETY: as above.
         unsafe {
@@ -249,7 +249,7 @@ impl<'a> Pass<'a> {
             norm: layer.ffn_norm,
             mix: layer.ffn_mix,
             matrix: layer.ffn_in,
-            n_blocks: self.blocks(&few.channel_in, &layer.ffn_in, 2, shared)?,
+            n_blocks: self.blocks(&few.channel_in, &layer.ffn_in, 1, shared)?,
             hidden_factors: layer.ffn_value.input_factors,
             hidden: w.hidden_slots,
             gate: w.gate,
@@ -266,7 +266,7 @@ impl<'a> Pass<'a> {
             previous: ffn_previous,
             wkv,
             batch: slot.batch,
-            ahead: self.ahead(layer.ffn_value),
+            ahead: self.ahead(&[layer.ffn_value]),
         };
         let grid = [parameters.n_blocks.iter().sum(), 1, 1];
         // SAFETY: as above.

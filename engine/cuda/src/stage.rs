@@ -8,7 +8,7 @@ use rwkv_edge_plugin as abi;
 use rwkv_edge_plugin::StageOptions;
 
 use crate::device::Device;
-use crate::driver::{Address, Event, Graph, Memory, Pinned, Stream};
+use crate::driver::{self, Address, Event, Graph, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
 use crate::kernels::Kernels;
 use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, TensorId, Weights, Workspace};
@@ -71,6 +71,11 @@ pub(crate) struct State {
 /// Bytes of weights, of the workspace with its slots, and of a state.
 pub(crate) fn estimate(options: &StageOptions) -> Result<abi::Memory> {
     layout::check(options)?;
+    let count = driver::device_count()?;
+    if options.device >= count {
+        let text = format!("no device {}: the driver has {count}", options.device);
+        return Err(Failure::device(text));
+    }
     let (mut small, mut weights) = (Pieces::new(0), Pieces::new(0));
     Weights::place(options, &mut small, &mut weights);
     let (mut workspace, mut slot) = (Pieces::new(0), Pieces::new(0));
