@@ -354,6 +354,7 @@ struct Tile {
 PRODUCTS(products_16, 2, true, 16, 32, 256, 16, 32, 8, 3)
 PRODUCTS(products_32, 2, true, 32, 32, 128, 32, 32, 8, 4)
 PRODUCTS(products_64, 2, true, 64, 64, 64, 32, 32, 2, 4)
+PRODUCTS(products_head, 2, false, 64, 128, 64, 32, 32, 1, 4)
 PRODUCTS(products_middle, 2, false, 64, 64, 64, 32, 32, 1, 4)
 PRODUCTS(products_square, 2, false, 128, 128, 32, 64, 32, 1, 4)
 PRODUCTS(products_wide, 1, false, 128, 256, 32, 64, 64, 1, 4)

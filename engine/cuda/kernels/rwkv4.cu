@@ -8,15 +8,20 @@
 #include "rows.cuh"
 #include "products.cuh"
 
+// Of one row, a multiprocessor has room for the blocks of two launches: one begins while the other ends.
 #define DECODE(kernel, Params, rows)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS) kernel##_##rows(const Params p) { kernel<INT8_WEIGHTS, rows>(p); }
+    extern "C" __global__ void __launch_bounds__(THREADS, rows == 1 ? 2 : 1) kernel##_##rows(const Params p) {         \
+        kernel<INT8_WEIGHTS, rows>(p);                                                                                 \
+    }
+#define DECODE_HEAD(rows)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS) head_##rows(const Head p) { head<INT8_WEIGHTS, rows>(p); }
 #define DECODE_ALL(kernel, Params) DECODE(kernel, Params, 1) DECODE(kernel, Params, 2) DECODE(kernel, Params, 4)
 
 DECODE_ALL(time_in, TimeIn)
 DECODE_ALL(time_out, TimeOut)
 DECODE_ALL(channel_in, ChannelIn)
 DECODE_ALL(channel_out, ChannelOut)
-DECODE_ALL(head, Head)
+DECODE_HEAD(1) DECODE_HEAD(2) DECODE_HEAD(4)
 
 extern "C" __global__ void __launch_bounds__(THREADS) begin_rows(const Begin p) { begin<INT8_WEIGHTS>(p); }
 

@@ -26,7 +26,7 @@ pub(crate) struct Tile {
     pub(crate) shared: u32,
     /// Blocks that a multiprocessor runs at once.
     pub(crate) at_once: u32,
-    /// Against the other tiles for many rows.
+    /// For many rows: against the other tiles. For few: nanoseconds that a stage takes at least.
     pub(crate) speed: u32,
 }
 
@@ -40,6 +40,8 @@ pub(crate) enum Tiles {
 pub(crate) struct TensorTiles {
     /// Few rows, in the order of how many; activations are of two halves.
     pub(crate) split: [Tile; 3],
+    /// For the head of up to 64 rows: one half of each activation is exact enough behind the last norm.
+    pub(crate) head: Tile,
     /// More rows; the larger tiles do more with what they read, where there are enough of them.
     pub(crate) many: [Tile; 3],
 }
@@ -75,10 +77,11 @@ struct Shape {
 }
 
 #[rustfmt::skip]
-const SHAPES: [Shape; 6] = [
-    Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, speed: 10 },
-    Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: true, speed: 10 },
-    Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: true, speed: 10 },
+const SHAPES: [Shape; 7] = [
+    Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, speed: 1500 },
+    Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: true, speed: 800 },
+    Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: true, speed: 750 },
+    Shape { name: "products_head", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, speed: 10 },
     Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, speed: 10 },
     Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false, speed: 14 },
     Shape { name: "products_wide", rows: 128, outputs: 256, inputs: 32, warp: (64, 64), parts: 1, stages: 4, split: false, speed: 17 },
@@ -127,9 +130,11 @@ impl Kernels {
             })
         };
         let tiles = if device.tensor_cores {
-            let [a, b, c, middle, square, wide] = SHAPES.map(|shape| shape.tile(device, int8));
+            let [a, b, c, head, middle, square, wide] =
+                SHAPES.map(|shape| shape.tile(device, int8));
             Tiles::Tensor(Box::new(TensorTiles {
                 split: [a?, b?, c?],
+                head: head?,
                 many: [middle?, square?, wide?],
             }))
         } else {
@@ -172,11 +177,10 @@ pub(crate) struct Cut<'a> {
     pub(crate) parts: u32,
 }
 
-/// Bytes that one multiprocessor, and all of them, read from the second cache in a nanosecond, and what a stage
-/// takes at least, measured on an H100; only their ratios matter.
-const BYTES_A_NANOSECOND: u64 = 90;
-const BYTES_A_NANOSECOND_ALL: u64 = 5000;
-const STAGE_NANOSECONDS: u64 = 350;
+/// Bytes that one multiprocessor, and all of them, read from the second cache in a nanosecond, measured on an
+/// H100; only their ratio to what a stage takes matters.
+const BYTES_A_NANOSECOND: u64 = 60;
+const BYTES_A_NANOSECOND_ALL: u64 = 3300;
 /// Nanoseconds that the parts of one tile take to be added up, for the first and for each.
 const PARTS_NANOSECONDS: u64 = 1500;
 const PART_NANOSECONDS: u64 = 300;
@@ -231,7 +235,7 @@ impl Tiles {
             let n_stages = u64::from((stride / tile.inputs).div_ceil(cut.parts));
             let (of_one, at_once) = (u64::from(multiprocessors), u64::from(tile.at_once));
             let beside = n_blocks.div_ceil(of_one).min(at_once);
-            let stage = STAGE_NANOSECONDS.max(beside * stage_bytes / BYTES_A_NANOSECOND);
+            let stage = u64::from(tile.speed).max(beside * stage_bytes / BYTES_A_NANOSECOND);
             let one = n_blocks.div_ceil(of_one * at_once) * n_stages * stage;
             let all = n_blocks * n_stages * stage_bytes / BYTES_A_NANOSECOND_ALL;
             let adding = match parts {

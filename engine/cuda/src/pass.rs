@@ -348,7 +348,7 @@ impl<'a> Pass<'a> {
             out_stride: w.a_stride,
             finish: Finish::Store as u32,
         };
-        self.products(&[product(0), product(1), product(2)], self.shape.n_rows)?;
+        self.products(&[product(0), product(1), product(2)])?;
 
         let rows = WkvRows {
             key: w.att[0],
@@ -404,7 +404,7 @@ impl<'a> Pass<'a> {
             out_stride: w.x_stride,
             finish: Finish::Add as u32,
         };
-        self.products(&[output], self.shape.n_rows)
+        self.products(&[output])
     }
 
     fn many_channel_mixing(&self, index: usize, layer: &Layer) -> Result<()> {
@@ -442,7 +442,7 @@ impl<'a> Pass<'a> {
         };
         let key = product(key, w.inputs[0], w.hidden, w.h_stride, Finish::SquaredRelu);
         let gate = product(receptance, w.inputs[1], w.gate, w.x_stride, Finish::Sigmoid);
-        self.products(&[key, gate], self.shape.n_rows)?;
+        self.products(&[key, gate])?;
         self.plain(&Plain {
             x: w.hidden,
             factors: layer.ffn_value.input_factors,
@@ -465,7 +465,7 @@ impl<'a> Pass<'a> {
             w.x_stride,
             Finish::AddGated,
         );
-        self.products(&[value], self.shape.n_rows)
+        self.products(&[value])
     }
 
     fn shift(&self, kernel: &Kernel, parameters: &Shift) -> Result<()> {
@@ -520,15 +520,36 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Products of `n_rows` rows with up to three matrices of as many inputs.
-    fn products(&self, products: &[Product], n_rows: u32) -> Result<()> {
+    /// Products of all rows with up to three matrices of as many inputs.
+    fn products(&self, products: &[Product]) -> Result<()> {
+        let n_rows = self.shape.n_rows;
         let stride = products.first().map_or(0, |product| product.matrix.stride);
         let outputs: Vec<u32> = products.iter().map(|p| p.matrix.n_outputs).collect();
         let weight_bytes = if self.int8() { 1 } else { 2 };
         let multiprocessors = self.device.multiprocessors;
         let tiles = &self.work.kernels.tiles;
-        let Cut { tile, parts } =
-            tiles.cut(n_rows, &outputs, stride, weight_bytes, multiprocessors);
+        let cut = tiles.cut(n_rows, &outputs, stride, weight_bytes, multiprocessors);
+        self.launch_products(products, n_rows, cut)
+    }
+
+    /// How the product of `n_rows` rows with the head is cut.
+    fn head_cut(&self, n_rows: u32) -> Cut<'a> {
+        let head = &self.work.weights.head;
+        let tile = match &self.work.kernels.tiles {
+            Tiles::Plain(tile) => tile,
+            // Of the few rows of decode the smallest tile, which has both halves.
+            Tiles::Tensor(tiles) if n_rows <= tiles.split[0].rows => &tiles.split[0],
+            Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => &tiles.head,
+            tiles => {
+                let (n, m) = (head.n_outputs, self.device.multiprocessors);
+                return tiles.cut(n_rows, &[n], head.stride, 2, m);
+            }
+        };
+        Cut { tile, parts: 1 }
+    }
+
+    fn launch_products(&self, products: &[Product], n_rows: u32, cut: Cut<'_>) -> Result<()> {
+        let Cut { tile, parts } = cut;
         let w = &self.work.workspace;
         let mut parameters = Products {
             n_rows,
@@ -578,7 +599,7 @@ impl<'a> Pass<'a> {
                 out_stride: w.vocab_stride,
                 finish: Finish::Store as u32,
             };
-            self.products(&[product], n)?;
+            self.launch_products(&[product], n, self.head_cut(n))?;
             let parameters = LogitsOut {
                 logits: w.logits,
                 best: slot.best,
