@@ -9,7 +9,7 @@
  *
  * Functions return a status; after one that failed, last_error on the same thread says why in one line.  Nothing aborts,
  * prints, or lets an exception out.  Functions may be called from any thread; calls on one stage may come from several
- * threads at once.  The host frees every state before its stage.  Structs start with struct_size, set by whoever fills
+ * threads at once, but never two calls on one state.  The host frees every state before its stage.  Structs start with struct_size, set by whoever fills
  * them; a reader takes missing fields as 0. */
 #ifndef RWKV_EDGE_PLUGIN_H
 #define RWKV_EDGE_PLUGIN_H
@@ -105,10 +105,10 @@ typedef struct {
   uint32_t layer;      /* of the model, for those that each layer has */
   uint32_t dtype;      /* F32 for vectors, the stage's quant for matrices */
   uint64_t n_rows, n_cols;
-  const void *values;  /* (n_rows, n_cols), row-major, little-endian; need not outlive the call */
+  const void *values;  /* (n_rows, n_cols), row-major, little-endian; int8 -127 to 127; need not outlive the call */
   /* INT8 only: weight[r, c] = values[r, c] * row_scales[r] * 2^(column_exponents[c] / 4) */
   const uint16_t *row_scales;       /* (n_rows) f16 */
-  const int8_t *column_exponents;   /* (n_cols), or NULL: all 0 */
+  const int8_t *column_exponents;   /* (n_cols), -96 to 96, or NULL: all 0 */
 } rwkv_edge_plugin_tensor;
 
 /* What a forward pass writes. "Rows asked for" are those that the spans' outputs name. */
@@ -136,7 +136,7 @@ typedef struct {
   uint32_t n_rows; /* of all spans, at least 1 */
   uint32_t write;  /* WRITE_* */
   const uint32_t *tokens;  /* (n_rows), less than n_vocab each, when the first stage has the embedding; else NULL */
-  const float *residual;   /* (n_rows, n_embd), when it has not; else NULL */
+  const float *residual;   /* (n_rows, n_embd), when it has not; else NULL; never overlaps what is written */
   float *numbers;          /* for WRITE_RESIDUAL, _HIDDEN and _LOGITS */
   uint32_t *tokens_out;    /* for WRITE_TOKENS */
 } rwkv_edge_plugin_batch;
@@ -186,11 +186,12 @@ typedef struct {
 
   /* Feeds a batch through consecutive stages of one model, all of this plugin: the first stage's input is the batch's,
    * rows pass from stage to stage in whatever way suits the devices, the last stage's output is written. Returns when
-   * that is done. When it fails the states are undefined. */
+   * that is done. A refusal of arguments leaves the states as they were; after any other failure they are undefined. */
   rwkv_edge_plugin_status (*forward)(rwkv_edge_plugin_stage *const *stages, uint32_t n_stages,
                                      const rwkv_edge_plugin_batch *batch);
 
-  /* Why the last call on this thread failed, NUL-terminated into text; gives the length of the whole. */
+  /* Why the last call on this thread failed, NUL-terminated into text; gives the length of the whole. text may be NULL
+   * with capacity 0. */
   size_t (*last_error)(char *text, size_t capacity);
 
   void *reserved[8]; /* NULL */
