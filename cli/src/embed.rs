@@ -16,8 +16,8 @@ use rwkv_edge::{Model, Output, Span, State, Workspace};
 use tempfile::SpooledTempFile;
 
 use crate::args::ModelArgs;
-use crate::model;
 use crate::progress::Progress;
+use crate::{devices, model};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -155,6 +155,8 @@ struct Embedder<'a> {
     width: usize,
     n_embd: usize,
     workspace: Workspace,
+    /// Tokens of a batch.
+    rows_max: usize,
     /// Lines without their vector yet; of the first some tokens may have been fed.
     lines: VecDeque<Line>,
     /// Tokens of those lines that have not been fed.
@@ -184,13 +186,18 @@ impl<'a> Embedder<'a> {
             Source::State(_) => info.n_attention,
             _ => info.n_embd,
         };
+        let rows_max = match devices::is_on_device(&info) {
+            true => model.prefill_rows(),
+            false => ROWS_MAX,
+        };
         Ok(Embedder {
             model,
             from,
             normalize,
             width,
             n_embd: info.n_embd,
-            workspace: model.workspace(ROWS_MAX),
+            workspace: model.workspace(rows_max),
+            rows_max,
             lines: VecDeque::new(),
             n_waiting: 0,
             spare: Vec::new(),
@@ -211,12 +218,12 @@ impl<'a> Embedder<'a> {
     }
 
     fn has_batch(&self) -> bool {
-        self.n_waiting >= ROWS_MAX || self.lines.len() >= ROWS_MAX
+        self.n_waiting >= self.rows_max || self.lines.len() >= self.rows_max
     }
 
-    /// Feeds up to `ROWS_MAX` tokens, and gives out the vectors of the lines that are done then.
+    /// Feeds up to `rows_max` tokens, and gives out the vectors of the lines that are done then.
     fn run_batch(&mut self, mut on_vector: impl FnMut(&[f32]) -> io::Result<()>) -> Result<()> {
-        let mut room = ROWS_MAX;
+        let mut room = self.rows_max;
         let mut spans = Vec::new();
         for line in &mut self.lines {
             let n = room.min(line.tokens.len() - line.n_fed);
@@ -237,7 +244,7 @@ impl<'a> Embedder<'a> {
                 break;
             }
         }
-        self.n_waiting -= ROWS_MAX - room;
+        self.n_waiting -= self.rows_max - room;
         let n_rows: Vec<usize> = spans.iter().map(Span::n_logit_rows).collect();
         let n_values = n_rows.iter().sum::<usize>() * self.n_embd;
         self.hidden.resize(n_values, 0.0);

@@ -13,12 +13,15 @@ use std::time::Instant;
 use anyhow::Result;
 use rwkv_edge::{Model, Output, Span, State, Workspace};
 
-use crate::detail;
+use crate::{detail, devices};
 
 /// Rows of a batch. More make it no faster.
 const ROWS_MAX: usize = 128;
 /// Logits of a batch at most: 16 MiB. 83 rows of a vocabulary of 50,277.
 const LOGITS_MAX: usize = 4 << 20;
+/// The same for models on devices, which need more rows to be busy: 64 MiB of logits.
+const DEVICE_ROWS_MAX: usize = 512;
+const DEVICE_LOGITS_MAX: usize = 16 << 20;
 
 /// Tokens from the empty state on; those from `first_target` on are predicted, each from all before it.
 #[derive(Clone, Copy, Debug)]
@@ -172,16 +175,20 @@ pub(crate) fn feed<'a>(
     let start = Instant::now();
     let first = models.get(0)?;
     let (n_vocab, n_threads) = (first.n_vocab(), first.info().threads);
-    let logit_rows_max = (LOGITS_MAX / n_vocab).clamp(1, ROWS_MAX);
-    let mut workspaces = vec![first.workspace(ROWS_MAX)];
+    let (rows_max, logits_max) = match devices::is_on_device(&first.info()) {
+        true => (DEVICE_ROWS_MAX, DEVICE_LOGITS_MAX),
+        false => (ROWS_MAX, LOGITS_MAX),
+    };
+    let logit_rows_max = (logits_max / n_vocab).clamp(1, rows_max);
+    let mut workspaces = vec![first.workspace(rows_max)];
     if !models.share_workspace() {
         for index in 1..models.len() {
-            workspaces.push(models.get(index)?.workspace(ROWS_MAX));
+            workspaces.push(models.get(index)?.workspace(rows_max));
         }
     }
     let n_buffers = models.len().min(2);
     let mut buffers = vec![vec![0.0; logit_rows_max * n_vocab]; n_buffers];
-    let mut lanes = Lanes::new(models, sequences)?;
+    let mut lanes = Lanes::new(models, sequences, rows_max)?;
     let mut targets = Vec::with_capacity(logit_rows_max);
     let mut n_fed = 0;
     while lanes.plan(logit_rows_max, &mut targets) {
@@ -231,10 +238,12 @@ struct Lanes<'a, I> {
     empty: Vec<State>,
     /// States of lanes that ended.
     spare: Vec<Vec<State>>,
+    /// Rows of a batch.
+    rows_max: usize,
 }
 
 impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
-    fn new(models: &(impl Models + ?Sized), sequences: I) -> Result<Self> {
+    fn new(models: &(impl Models + ?Sized), sequences: I, rows_max: usize) -> Result<Self> {
         let empty = (0..models.len())
             .map(|index| Ok(models.get(index)?.new_state()))
             .collect::<Result<_>>()?;
@@ -243,13 +252,14 @@ impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
             active: Vec::new(),
             empty,
             spare: Vec::new(),
+            rows_max,
         })
     }
 
     /// Plans the next batch and lists its targets; false when all is done.
     fn plan(&mut self, logit_rows_max: usize, targets: &mut Vec<Target>) -> bool {
         targets.clear();
-        let (mut rows_left, mut logit_rows_left) = (ROWS_MAX, logit_rows_max);
+        let (mut rows_left, mut logit_rows_left) = (self.rows_max, logit_rows_max);
         let mut index = 0;
         while rows_left > 0 {
             // A new sequence joins only where it can predict something at once, if it has no context.
@@ -271,7 +281,7 @@ impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
         self.active[index..]
             .iter_mut()
             .for_each(|lane| lane.n_taken = 0);
-        rows_left < ROWS_MAX
+        rows_left < self.rows_max
     }
 
     /// Takes up the next sequence, if there is one.

@@ -68,6 +68,11 @@ impl Residence {
         &mut self.parts
     }
 
+    /// The stage of the first part, also while it has yet to be written.
+    pub(crate) fn home(&self) -> Option<&Arc<plugin::Stage>> {
+        self.parts.first().map(plugin::State::stage)
+    }
+
     /// None while the host's numbers are newer.
     pub(crate) fn parts(&self) -> &[plugin::State] {
         match self.host_is_newer {

@@ -18,7 +18,7 @@ use crate::v4::{Machine, Sizes};
 /// Chooses a pipeline for every span: (index of the pipeline) for each.
 pub(crate) fn assign(pipelines: &[Pipeline], spans: &[Span<'_>]) -> Vec<usize> {
     let home = |state: &State| {
-        let stage = state.device_parts().first()?.stage();
+        let stage = state.home()?;
         let is_on = |p: &Pipeline| p.placed().first().is_some_and(|s| Arc::ptr_eq(s, stage));
         pipelines.iter().position(is_on)
     };

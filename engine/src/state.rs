@@ -187,6 +187,11 @@ impl State {
         self.device.as_ref().map_or(&[], |device| device.parts())
     }
 
+    /// The first stage on a device that it was [placed](Self::place) on.
+    pub(crate) fn home(&self) -> Option<&Arc<plugin::Stage>> {
+        self.device.as_ref()?.home()
+    }
+
     pub(crate) fn shape(&self) -> &StateShape {
         &self.shape
     }

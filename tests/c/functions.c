@@ -46,19 +46,21 @@ static void opening(void) {
   options.threads = 100000;
   BAD(rwkv_edge_model_open("/no/such", &options, &model));
   options = default_options();
-  options.device_map = "cuda:0";
+  options.device_map = "nosuch:0";
   EXPECT(RWKV_EDGE_ERROR_BACKEND, rwkv_edge_model_open(golden, &options, &model));
-  SAYS("no plugin for the device cuda");
-  options.device_map = "cuda:0 *1";
+  SAYS("no plugin for the device nosuch");
+  options.device_map = "cpu *1";
   EXPECT(RWKV_EDGE_ERROR_ARGUMENT, rwkv_edge_model_open(golden, &options, &model));
   options.device_map = "what is that";
   BAD(rwkv_edge_model_open(golden, &options, &model));
   SAYS("device map");
   /* Without a device everything is on the CPU. */
   options.device_map = "auto";
-  OK(rwkv_edge_model_open(golden, &options, &model));
-  rwkv_edge_model_free(model);
-  model = NULL;
+  {
+    rwkv_edge_model *opened = NULL;
+    OK(rwkv_edge_model_open(golden, &options, &opened));
+    rwkv_edge_model_free(opened);
+  }
 
   EXPECT(RWKV_EDGE_ERROR_IO, rwkv_edge_model_open("/no/such", NULL, &model));
   SAYS("/no/such");

@@ -10,6 +10,8 @@ import sys
 import tempfile
 
 edge, device, results = sys.argv[1:]
+# Tokens of the text; shorter where the device is slow.
+LIMIT = os.environ.get("PERPLEXITY_TOKENS", "20000")
 PROMPTS = ["Ownership is", "A trait is", "fn main() {", "The state between two tokens"]
 failures = []
 facts = {}
@@ -43,7 +45,7 @@ for quant in ["f16", "int8"]:
     print(f"{quant}: greedy tokens that are the CPU's, of 200: {lengths}")
     facts[f"greedy_{quant}"] = lengths
     perplexity = {
-        place: json.loads(run("perplexity", "cli/demo/validation.txt", "--json", "-q", quant, "--device", place))["perplexity"]
+        place: json.loads(run("perplexity", "cli/demo/validation.txt", "--json", "--limit", LIMIT, "-q", quant, "--device", place))["perplexity"]
         for place in ["cpu", device]
     }
     print(f"{quant}: perplexity {perplexity['cpu']:.4f} on the CPU, {perplexity[device]:.4f} on {device}")
