@@ -20,6 +20,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::aligned::Aligned;
+use crate::kernels::fetch::{fetch, Fetch};
 use crate::kernels::gemm;
 use crate::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::matrix::{Int8, Layout, Matrix, Weights};
@@ -36,6 +37,8 @@ const GEMM_OUTPUTS: usize = 128;
 const CHUNK_INPUTS: usize = 256;
 /// The same for weights stored row per input and many rows: longer pieces of what lies side by side.
 const BLOCK_PANELS: usize = 8;
+/// A thread fetches so much of the next product's weights: they stay in a second-level cache of 512 KiB.
+const FETCH_BYTES: usize = 256 << 10;
 /// From this many rows on, weights stored row per input are widened once for all rows.
 const MANY_ROWS: usize = 8;
 
@@ -75,6 +78,13 @@ impl Scratch {
         let integers = [&self.panel_integers, &self.integers].map(|b| b.size_bytes());
         let rest = self.sums.size_bytes() + size_of_val(self.indices.as_slice());
         floats.iter().chain(&integers).sum::<usize>() + rest
+    }
+}
+
+/// Fetches what [`Activations::prepare`] reads of a matrix.
+pub(crate) fn fetch_input_factors(matrix: &Matrix) {
+    if let Weights::Int8(int8) = &matrix.weights {
+        fetch(int8.input_factors(matrix.layout));
     }
 }
 
@@ -165,13 +175,30 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
+/// What one of `n_threads` threads fetches ahead of a product with these matrices: the beginning of its part.
+fn beginning_of_part(matrices: &[&Matrix], thread: usize, n_threads: usize) -> Fetch {
+    let n_bytes: usize = matrices.iter().map(|matrix| matrix.bytes().len()).sum();
+    let mut start = n_bytes * thread / n_threads;
+    for matrix in matrices {
+        let bytes = matrix.bytes();
+        if start < bytes.len() {
+            let end = (start + FETCH_BYTES).min(bytes.len());
+            return Fetch::new(&bytes[start..end]);
+        }
+        start -= bytes.len();
+    }
+    Fetch::nothing()
+}
+
 /// Computes several independent products with matrices stored row per output in one go of the pool; all
-/// have the same number of rows.
+/// have the same number of rows. Threads that have nothing left to do fetch the beginning of what is `next`:
+/// the matrices of the next product.
 pub(crate) fn multiply<const N: usize>(
     pool: &Pool,
     kernels: KernelSet,
     scratch: &mut [Scratch],
     products: [Product<'_>; N],
+    next: &[&Matrix],
 ) {
     let parts = products.map(|product| {
         let (matrix, input) = (product.matrix, product.input);
@@ -184,10 +211,17 @@ pub(crate) fn multiply<const N: usize>(
     let width = if by_gemm { GEMM_OUTPUTS } else { BLOCK_OUTPUTS };
     let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
     let mut outputs = parts.map(|(_, _, columns)| columns);
-    pool.run_blocks(&mut outputs, width, scratch, |index, block, scratch| {
-        let (matrix, input) = operands[index];
-        multiply_block(kernels, matrix, input, block, scratch);
-    });
+    let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+    pool.run_blocks(
+        &mut outputs,
+        width,
+        scratch,
+        &ahead,
+        |index, block, scratch| {
+            let (matrix, input) = operands[index];
+            multiply_block(kernels, matrix, input, block, scratch);
+        },
+    );
 }
 
 /// The scalar set is for results that depend on no instruction set.
@@ -212,8 +246,9 @@ fn multiply_block(
         Weights::Int8(int8) => {
             let sums = &mut scratch.sums[..input.n_rows * n];
             let weights = &int8.values.as_slice()[range];
-            kernels.dots_i8(weights, input.integers(n_inputs, 0), n_inputs, sums);
             let factors = &int8.output_factors(matrix.layout)[columns];
+            fetch(factors);
+            kernels.dots_i8(weights, input.integers(n_inputs, 0), n_inputs, sums);
             for (row, sums) in sums.chunks_exact(n).enumerate() {
                 kernels.rescale_sums(sums, input.scales[row], factors, block.row_mut(row));
             }
@@ -264,24 +299,27 @@ impl Transposed {
         (seen - used, seen)
     }
 
-    /// Computes a product with a matrix stored row per input.
+    /// Computes a product with a matrix stored row per input; `next` as in [`multiply`].
     pub(crate) fn multiply(
         &mut self,
         pool: &Pool,
         kernels: KernelSet,
         scratch: &mut [Scratch],
         product: Product<'_>,
+        next: &[&Matrix],
     ) {
-        let Product { matrix, input, out } = product;
-        debug_assert!(matrix.layout == Layout::RowPerInput);
-        if input.n_rows < MANY_ROWS {
-            return self.multiply_few(pool, kernels, scratch, matrix, input, out);
+        debug_assert!(product.matrix.layout == Layout::RowPerInput);
+        if product.input.n_rows < MANY_ROWS {
+            return self.multiply_few(pool, kernels, scratch, product, next);
         }
+        let Product { matrix, input, out } = product;
+        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
         let mut outputs = [Columns::new(out, matrix.n_outputs())];
         pool.run_blocks(
             &mut outputs,
             BLOCK_PANELS * PANEL_WIDTH,
             scratch,
+            &ahead,
             |_, block, scratch| match &matrix.weights {
                 Weights::Int8(int8) => {
                     multiply_panels_i8(kernels, matrix, int8, input, block, scratch);
@@ -309,10 +347,10 @@ impl Transposed {
         pool: &Pool,
         kernels: KernelSet,
         scratch: &mut [Scratch],
-        matrix: &Matrix,
-        input: &Activations,
-        out: &mut [f32],
+        product: Product<'_>,
+        next: &[&Matrix],
     ) {
+        let Product { matrix, input, out } = product;
         let (n_inputs, n_outputs) = (matrix.n_inputs(), matrix.n_outputs());
         let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
         let partial = &mut self.partial[..input.n_rows * n_chunks * n_outputs];
@@ -321,7 +359,8 @@ impl Transposed {
             &mut *partial,
             input.n_rows * n_chunks * n_outputs,
         )];
-        pool.run_blocks(&mut tasks, n_outputs, scratch, |_, mut block, scratch| {
+        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+        let work = |_, mut block: ColumnBlock<'_, f32>, scratch: &mut Scratch| {
             let task = block.columns().start / n_outputs;
             let (row, chunk) = (task / n_chunks, task % n_chunks);
             let first = chunk * CHUNK_INPUTS;
@@ -335,7 +374,8 @@ impl Transposed {
             };
             let used = gather.run(row, scratch, block.row_mut(0));
             n_used.fetch_add(used as u64, Ordering::Relaxed);
-        });
+        };
+        pool.run_blocks(&mut tasks, n_outputs, scratch, &ahead, work);
         self.n_seen
             .fetch_add((input.n_rows * n_inputs) as u64, Ordering::Relaxed);
         let rows = partial.chunks_exact_mut(n_chunks * n_outputs);
