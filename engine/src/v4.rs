@@ -59,7 +59,7 @@ impl Buffers {
         let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
         let widest = n_embd.max(sizes.n_attention);
         let floats = |width: usize| Aligned::new(0.0, rows_max * width);
-        let scratch = || Scratch::new(rows_max);
+        let scratch = || Scratch::new(rows_max, n_embd);
         Buffers {
             rows_max,
             residual: floats(n_embd),
