@@ -132,9 +132,10 @@ pub(crate) fn workspace_bytes(sizes: &Sizes, n_rows: usize, n_threads: usize) ->
     let row = inputs + 4 * (2 * d + 3 * widest + a + h) + 40;
     // As in product.rs: chunks of 256 inputs, blocks of 128 outputs, panels of 16.
     let partial = n_rows.min(7) * h.div_ceil(256) * d * 4;
-    let scratch = n_rows * 128 * 8 + 256 * 16 * 6 + 256 * 10;
+    let gathered = (n_rows.min(7) + 1) * d * 4;
+    let scratch = n_rows * 128 * 8 + 256 * 16 * 6 + 256 * 10 + gathered;
     // The room that aligning each of the 30 or so buffers takes.
-    let slack = 20 * 128 + n_threads * 6 * 128;
+    let slack = 20 * 128 + n_threads * 8 * 128;
     (n_rows * row + partial + n_threads * scratch + slack) as u64
 }
 

@@ -226,6 +226,15 @@ impl Matrix {
         }
     }
 
+    /// The weights as they lie in memory, without scales.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.weights {
+            Weights::F32(weights) => bytemuck::cast_slice(weights.as_slice()),
+            Weights::F16(weights) => bytemuck::cast_slice(weights.as_slice()),
+            Weights::Int8(int8) => bytemuck::cast_slice(int8.values.as_slice()),
+        }
+    }
+
     /// Whether the weights lie in a file rather than in memory of their own.
     pub(crate) fn is_in_file(&self) -> bool {
         match &self.weights {

@@ -20,6 +20,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::aligned::Aligned;
+use crate::kernels::fetch::{fetch, Fetch};
 use crate::kernels::gemm;
 use crate::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::matrix::{Int8, Layout, Matrix, Weights};
@@ -36,6 +37,8 @@ const GEMM_OUTPUTS: usize = 128;
 const CHUNK_INPUTS: usize = 256;
 /// The same for weights stored row per input and many rows: longer pieces of what lies side by side.
 const BLOCK_PANELS: usize = 8;
+/// A thread fetches so much of the next product's weights: they stay in a second-level cache of 512 KiB.
+const FETCH_BYTES: usize = 256 << 10;
 /// From this many rows on, weights stored row per input are widened once for all rows.
 const MANY_ROWS: usize = 8;
 
@@ -47,6 +50,12 @@ pub(crate) struct Scratch {
     /// (CHUNK_INPUTS, PANEL_WIDTH)
     panel: Aligned<f32>,
     panel_integers: Aligned<i16>,
+    /// (few rows, n_outputs) integer sums of the chunks of inputs that this thread took, and which rows
+    /// have any
+    gathered: Aligned<i32>,
+    has_gathered: [bool; MANY_ROWS],
+    /// (n_outputs) of one chunk
+    chunk_sums: Aligned<i32>,
     /// (CHUNK_INPUTS) inputs that are not 0
     indices: Vec<u32>,
     values: Aligned<f32>,
@@ -54,8 +63,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Room for batches of up to `n_rows` rows.
-    pub(crate) fn new(n_rows: usize) -> Self {
+    /// Room for batches of up to `n_rows` rows, and `n_outputs` of matrices stored row per input.
+    pub(crate) fn new(n_rows: usize, n_outputs: usize) -> Self {
         let room = BLOCK_OUTPUTS.max(BLOCK_PANELS * PANEL_WIDTH);
         let room_gemm = if n_rows < GEMM_ROWS { 0 } else { GEMM_OUTPUTS };
         Scratch {
@@ -63,6 +72,9 @@ impl Scratch {
             product: Aligned::new(0.0, n_rows * room.max(room_gemm)),
             panel: Aligned::new(0.0, CHUNK_INPUTS * PANEL_WIDTH),
             panel_integers: Aligned::new(0, CHUNK_INPUTS * PANEL_WIDTH),
+            gathered: Aligned::new(0, n_rows.min(MANY_ROWS - 1) * n_outputs),
+            has_gathered: [false; MANY_ROWS],
+            chunk_sums: Aligned::new(0, n_outputs),
             indices: vec![0; CHUNK_INPUTS],
             values: Aligned::new(0.0, CHUNK_INPUTS),
             integers: Aligned::new(0, CHUNK_INPUTS),
@@ -73,8 +85,16 @@ impl Scratch {
     pub(crate) fn size_bytes(&self) -> usize {
         let floats = [&self.product, &self.panel, &self.values].map(|b| b.size_bytes());
         let integers = [&self.panel_integers, &self.integers].map(|b| b.size_bytes());
-        let rest = self.sums.size_bytes() + size_of_val(self.indices.as_slice());
+        let sums = [&self.sums, &self.gathered, &self.chunk_sums].map(|b| b.size_bytes());
+        let rest = sums.iter().sum::<usize>() + size_of_val(self.indices.as_slice());
         floats.iter().chain(&integers).sum::<usize>() + rest
+    }
+}
+
+/// Fetches what [`Activations::prepare`] reads of a matrix.
+pub(crate) fn fetch_input_factors(matrix: &Matrix) {
+    if let Weights::Int8(int8) = &matrix.weights {
+        fetch(int8.input_factors(matrix.layout));
     }
 }
 
@@ -165,13 +185,30 @@ pub(crate) struct Product<'a> {
     pub(crate) out: &'a mut [f32],
 }
 
+/// What one of `n_threads` threads fetches ahead of a product with these matrices: the beginning of its part.
+fn beginning_of_part(matrices: &[&Matrix], thread: usize, n_threads: usize) -> Fetch {
+    let n_bytes: usize = matrices.iter().map(|matrix| matrix.bytes().len()).sum();
+    let mut start = n_bytes * thread / n_threads;
+    for matrix in matrices {
+        let bytes = matrix.bytes();
+        if start < bytes.len() {
+            let end = (start + FETCH_BYTES).min(bytes.len());
+            return Fetch::new(&bytes[start..end]);
+        }
+        start -= bytes.len();
+    }
+    Fetch::nothing()
+}
+
 /// Computes several independent products with matrices stored row per output in one go of the pool; all
-/// have the same number of rows.
+/// have the same number of rows. Threads that have nothing left to do fetch the beginning of what is `next`:
+/// the matrices of the next product.
 pub(crate) fn multiply<const N: usize>(
     pool: &Pool,
     kernels: KernelSet,
     scratch: &mut [Scratch],
     products: [Product<'_>; N],
+    next: &[&Matrix],
 ) {
     let parts = products.map(|product| {
         let (matrix, input) = (product.matrix, product.input);
@@ -184,10 +221,17 @@ pub(crate) fn multiply<const N: usize>(
     let width = if by_gemm { GEMM_OUTPUTS } else { BLOCK_OUTPUTS };
     let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
     let mut outputs = parts.map(|(_, _, columns)| columns);
-    pool.run_blocks(&mut outputs, width, scratch, |index, block, scratch| {
-        let (matrix, input) = operands[index];
-        multiply_block(kernels, matrix, input, block, scratch);
-    });
+    let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+    pool.run_blocks(
+        &mut outputs,
+        width,
+        scratch,
+        &ahead,
+        |index, block, scratch| {
+            let (matrix, input) = operands[index];
+            multiply_block(kernels, matrix, input, block, scratch);
+        },
+    );
 }
 
 /// The scalar set is for results that depend on no instruction set.
@@ -212,8 +256,9 @@ fn multiply_block(
         Weights::Int8(int8) => {
             let sums = &mut scratch.sums[..input.n_rows * n];
             let weights = &int8.values.as_slice()[range];
-            kernels.dots_i8(weights, input.integers(n_inputs, 0), n_inputs, sums);
             let factors = &int8.output_factors(matrix.layout)[columns];
+            fetch(factors);
+            kernels.dots_i8(weights, input.integers(n_inputs, 0), n_inputs, sums);
             for (row, sums) in sums.chunks_exact(n).enumerate() {
                 kernels.rescale_sums(sums, input.scales[row], factors, block.row_mut(row));
             }
@@ -232,7 +277,7 @@ fn multiply_block(
 
 /// What is needed for products with a matrix stored row per input.
 pub(crate) struct Transposed {
-    /// Sums of chunks of inputs of a few rows, f32 or i32 as bits: (rows, chunks, outputs)
+    /// Sums of chunks of inputs of a few rows: (rows, chunks, outputs); for integers the total of a row
     partial: Aligned<f32>,
     /// Reads the weights of inputs that are 0 too, for measuring what leaving them out is worth.
     no_sparsity: bool,
@@ -264,24 +309,35 @@ impl Transposed {
         (seen - used, seen)
     }
 
-    /// Computes a product with a matrix stored row per input.
+    /// Computes a product with a matrix stored row per input; `next` as in [`multiply`].
     pub(crate) fn multiply(
         &mut self,
         pool: &Pool,
         kernels: KernelSet,
         scratch: &mut [Scratch],
         product: Product<'_>,
+        next: &[&Matrix],
     ) {
-        let Product { matrix, input, out } = product;
-        debug_assert!(matrix.layout == Layout::RowPerInput);
-        if input.n_rows < MANY_ROWS {
-            return self.multiply_few(pool, kernels, scratch, matrix, input, out);
+        debug_assert!(product.matrix.layout == Layout::RowPerInput);
+        if product.input.n_rows < MANY_ROWS {
+            let (n_rows, n_inputs) = (product.input.n_rows, product.matrix.n_inputs());
+            self.n_seen
+                .fetch_add((n_rows * n_inputs) as u64, Ordering::Relaxed);
+            return match &product.matrix.weights {
+                Weights::Int8(int8) => {
+                    self.gather_integers(pool, kernels, scratch, product, int8, next);
+                }
+                _ => self.gather_floats(pool, kernels, scratch, product, next),
+            };
         }
+        let Product { matrix, input, out } = product;
+        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
         let mut outputs = [Columns::new(out, matrix.n_outputs())];
         pool.run_blocks(
             &mut outputs,
             BLOCK_PANELS * PANEL_WIDTH,
             scratch,
+            &ahead,
             |_, block, scratch| match &matrix.weights {
                 Weights::Int8(int8) => {
                     multiply_panels_i8(kernels, matrix, int8, input, block, scratch);
@@ -304,55 +360,101 @@ impl Transposed {
         );
     }
 
-    fn multiply_few(
+    /// Sums of chunks of inputs, each written to its own place, added up in order.
+    fn gather_floats(
         &mut self,
         pool: &Pool,
         kernels: KernelSet,
         scratch: &mut [Scratch],
-        matrix: &Matrix,
-        input: &Activations,
-        out: &mut [f32],
+        product: Product<'_>,
+        next: &[&Matrix],
     ) {
+        let Product { matrix, input, out } = product;
         let (n_inputs, n_outputs) = (matrix.n_inputs(), matrix.n_outputs());
         let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
         let partial = &mut self.partial[..input.n_rows * n_chunks * n_outputs];
+        let n_partial = partial.len();
         let (n_used, no_sparsity) = (&self.n_used, self.no_sparsity);
-        let mut tasks = [Columns::new(
-            &mut *partial,
-            input.n_rows * n_chunks * n_outputs,
-        )];
-        pool.run_blocks(&mut tasks, n_outputs, scratch, |_, mut block, scratch| {
+        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+        let work = |_, mut block: ColumnBlock<'_, f32>, scratch: &mut Scratch| {
             let task = block.columns().start / n_outputs;
-            let (row, chunk) = (task / n_chunks, task % n_chunks);
-            let first = chunk * CHUNK_INPUTS;
-            let inputs = first..(first + CHUNK_INPUTS).min(n_inputs);
             let gather = Gather {
                 kernels,
                 matrix,
                 input,
-                inputs,
+                row: task / n_chunks,
+                inputs: chunk(n_inputs, task % n_chunks),
                 no_sparsity,
             };
-            let used = gather.run(row, scratch, block.row_mut(0));
+            let (indices, values) = (&mut scratch.indices, &mut scratch.values);
+            let used = gather.floats(indices, values, block.row_mut(0));
             n_used.fetch_add(used as u64, Ordering::Relaxed);
-        });
-        self.n_seen
-            .fetch_add((input.n_rows * n_inputs) as u64, Ordering::Relaxed);
-        let rows = partial.chunks_exact_mut(n_chunks * n_outputs);
-        for (row, (partial, out)) in rows.zip(out.chunks_exact_mut(n_outputs)).enumerate() {
-            if let Weights::Int8(int8) = &matrix.weights {
-                let partial: &mut [i32] = bytemuck::cast_slice_mut(partial);
-                let (sums, rest) = partial.split_at_mut(n_outputs);
-                rest.chunks_exact(n_outputs)
-                    .for_each(|part| kernels.add_sums(sums, part));
-                let factors = int8.output_factors(matrix.layout);
-                kernels.rescale_sums(sums, input.scales[row], factors, out);
+        };
+        let mut tasks = [Columns::new(&mut *partial, n_partial)];
+        pool.run_blocks(&mut tasks, n_outputs, scratch, &ahead, work);
+        let rows = partial.chunks_exact(n_chunks * n_outputs);
+        for (partial, out) in rows.zip(out.chunks_exact_mut(n_outputs)) {
+            out.fill(0.0);
+            partial
+                .chunks_exact(n_outputs)
+                .for_each(|part| kernels.add(out, part));
+        }
+    }
+
+    /// Integer sums are exact in any order: each thread adds up the chunks that it takes, which leaves less
+    /// to be added up in the end by one thread.
+    fn gather_integers(
+        &mut self,
+        pool: &Pool,
+        kernels: KernelSet,
+        scratch: &mut [Scratch],
+        product: Product<'_>,
+        int8: &Int8,
+        next: &[&Matrix],
+    ) {
+        let Product { matrix, input, out } = product;
+        let (n_inputs, n_outputs) = (matrix.n_inputs(), matrix.n_outputs());
+        let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
+        for scratch in scratch.iter_mut() {
+            scratch.has_gathered.fill(false);
+        }
+        let (n_used, no_sparsity) = (&self.n_used, self.no_sparsity);
+        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+        let work = |_, block: ColumnBlock<'_, ()>, scratch: &mut Scratch| {
+            let task = block.columns().start;
+            let row = task / n_chunks;
+            let gather = Gather {
+                kernels,
+                matrix,
+                input,
+                row,
+                inputs: chunk(n_inputs, task % n_chunks),
+                no_sparsity,
+            };
+            let sums = &mut scratch.gathered[row * n_outputs..(row + 1) * n_outputs];
+            let (indices, integers) = (&mut scratch.indices, &mut scratch.integers);
+            let used = if scratch.has_gathered[row] {
+                let used = gather.integers(int8, indices, integers, &mut scratch.chunk_sums);
+                kernels.add_sums(sums, &scratch.chunk_sums);
+                used
             } else {
-                out.fill(0.0);
-                partial
-                    .chunks_exact(n_outputs)
-                    .for_each(|part| kernels.add(out, part));
+                scratch.has_gathered[row] = true;
+                gather.integers(int8, indices, integers, sums)
+            };
+            n_used.fetch_add(used as u64, Ordering::Relaxed);
+        };
+        // Tasks write to nothing but scratch; elements without a size take no memory.
+        let mut nothing = vec![(); input.n_rows * n_chunks];
+        let mut tasks = [Columns::new(&mut nothing, input.n_rows * n_chunks)];
+        pool.run_blocks(&mut tasks, 1, scratch, &ahead, work);
+        let factors = int8.output_factors(matrix.layout);
+        let total: &mut [i32] = bytemuck::cast_slice_mut(&mut self.partial[..n_outputs]);
+        for (row, out) in out.chunks_exact_mut(n_outputs).enumerate() {
+            total.fill(0);
+            for scratch in scratch.iter().filter(|scratch| scratch.has_gathered[row]) {
+                kernels.add_sums(total, &scratch.gathered[row * n_outputs..][..n_outputs]);
             }
+            kernels.rescale_sums(total, input.scales[row], factors, out);
         }
     }
 }
@@ -367,68 +469,60 @@ struct Gather<'a> {
     kernels: KernelSet,
     matrix: &'a Matrix,
     input: &'a Activations,
+    row: usize,
     inputs: Range<usize>,
     no_sparsity: bool,
 }
 
 impl Gather<'_> {
-    /// Writes f32 sums, or i32 sums as bits, to `out`; returns how many inputs were not 0.
-    fn run(&self, row: usize, scratch: &mut Scratch, out: &mut [f32]) -> usize {
-        let (kernels, matrix) = (self.kernels, self.matrix);
-        let (n, n_inputs) = (self.inputs.len(), matrix.n_inputs());
-        let Scratch {
-            indices,
-            values,
-            integers,
-            ..
-        } = scratch;
-        if self.no_sparsity {
-            indices
-                .iter_mut()
-                .zip(0..)
-                .for_each(|(index, i)| *index = i);
-        }
-        if let Weights::Int8(int8) = &matrix.weights {
-            let x = self.input.integers(n_inputs, self.inputs.start);
-            let x = &x.values[row * x.stride..][..n];
-            let used = match self.no_sparsity {
-                true => {
-                    integers[..n].copy_from_slice(x);
-                    n
-                }
-                false => kernels.list_nonzero_i16(x, 0, indices, integers),
-            };
-            let weights = rows(matrix, int8.values.as_slice(), &self.inputs);
-            let sums = bytemuck::cast_slice_mut(out);
-            kernels.gather_i8(weights, &indices[..used], &integers[..used], sums);
-            return used;
-        }
-        let x = self.input.floats(n_inputs, self.inputs.start);
-        let x = &x.values[row * x.stride..][..n];
-        let used = match self.no_sparsity {
-            true => {
-                values[..n].copy_from_slice(x);
-                n
-            }
-            false => kernels.list_nonzero_f32(x, 0, indices, values),
+    /// Writes sums to `out` and returns how many inputs were not 0; `indices` and `integers` are room for
+    /// those.
+    fn integers(
+        &self,
+        int8: &Int8,
+        indices: &mut [u32],
+        integers: &mut [i16],
+        out: &mut [i32],
+    ) -> usize {
+        let n = self.inputs.len();
+        let x = self
+            .input
+            .integers(self.matrix.n_inputs(), self.inputs.start);
+        let x = &x.values[self.row * x.stride..][..n];
+        let used = if self.no_sparsity {
+            list_all(indices);
+            integers[..n].copy_from_slice(x);
+            n
+        } else {
+            self.kernels.list_nonzero_i16(x, 0, indices, integers)
+        };
+        let weights = rows(self.matrix, int8.values.as_slice(), &self.inputs);
+        self.kernels
+            .gather_i8(weights, &indices[..used], &integers[..used], out);
+        used
+    }
+
+    /// As [`integers`](Self::integers), for weights that are floats.
+    fn floats(&self, indices: &mut [u32], values: &mut [f32], out: &mut [f32]) -> usize {
+        let (kernels, matrix, n) = (self.kernels, self.matrix, self.inputs.len());
+        let x = self.input.floats(matrix.n_inputs(), self.inputs.start);
+        let x = &x.values[self.row * x.stride..][..n];
+        let used = if self.no_sparsity {
+            list_all(indices);
+            values[..n].copy_from_slice(x);
+            n
+        } else {
+            kernels.list_nonzero_f32(x, 0, indices, values)
         };
         let (indices, values) = (&indices[..used], &values[..used]);
         match &matrix.weights {
             Weights::F32(w) => {
-                kernels.gather_f32(
-                    rows(matrix, w.as_slice(), &self.inputs),
-                    indices,
-                    values,
-                    out,
-                );
+                let weights = rows(matrix, w.as_slice(), &self.inputs);
+                kernels.gather_f32(weights, indices, values, out);
             }
             Weights::F16(w) => {
-                kernels.gather_f16(
-                    rows(matrix, w.as_slice(), &self.inputs),
-                    indices,
-                    values,
-                    out,
-                );
+                let weights = rows(matrix, w.as_slice(), &self.inputs);
+                kernels.gather_f16(weights, indices, values, out);
             }
             Weights::Int8(_) => {}
         }
@@ -436,11 +530,22 @@ impl Gather<'_> {
     }
 }
 
+fn list_all(indices: &mut [u32]) {
+    indices
+        .iter_mut()
+        .zip(0..)
+        .for_each(|(index, i)| *index = i);
+}
+
+/// Inputs of one chunk of a matrix.
+fn chunk(n_inputs: usize, index: usize) -> Range<usize> {
+    let first = index * CHUNK_INPUTS;
+    first..(first + CHUNK_INPUTS).min(n_inputs)
+}
+
 /// Inputs of a matrix in chunks, in order.
 fn chunks(n_inputs: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..n_inputs)
-        .step_by(CHUNK_INPUTS)
-        .map(move |first| first..(first + CHUNK_INPUTS).min(n_inputs))
+    (0..n_inputs.div_ceil(CHUNK_INPUTS)).map(move |index| chunk(n_inputs, index))
 }
 
 fn multiply_panels_i8(

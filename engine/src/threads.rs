@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use crate::kernels::fetch::Fetch;
+
 /// Spins this often before the first look at the clock.
 const SPINS: usize = 64;
 /// A waiting worker yields its core between looks for this long, then sleeps. Longer than the
@@ -31,6 +33,15 @@ const YIELD_TIME: Duration = Duration::from_micros(200);
 
 /// One task: (task index, thread index).
 type Job<'a> = dyn Fn(usize, usize) + Sync + 'a;
+/// What a thread, named by its index, fetches into its caches when it has no more tasks.
+pub(crate) type Ahead<'a> = dyn Fn(usize) -> Fetch + Sync + 'a;
+
+/// A job as the workers see it.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    job: &'a Job<'a>,
+    ahead: &'a Ahead<'a>,
+}
 
 /// The state word: a job number in the high half, an open flag, and how many workers are inside.
 const JOB_ONE: u64 = 1 << 32;
@@ -39,7 +50,7 @@ const INSIDE: u64 = OPEN - 1;
 
 struct Shared {
     state: AtomicU64,
-    job: UnsafeCell<Option<&'static Job<'static>>>,
+    work: UnsafeCell<Option<Work<'static>>>,
     /// One a thread.
     parts: Box<[Part]>,
     n_sleeping: AtomicUsize,
@@ -47,7 +58,7 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `job` is written only by the thread that holds `Pool::busy`, while the job is closed and no
+// SAFETY: `work` is written only by the thread that holds `Pool::busy`, while the job is closed and no
 // worker is inside, and read only by workers that entered while it was open.
 unsafe impl Sync for Shared {}
 
@@ -106,7 +117,7 @@ impl Pool {
     pub(crate) fn new(n_threads: usize) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(None),
+            work: UnsafeCell::new(None),
             parts: (0..n_threads.max(1)).map(|_| Part::default()).collect(),
             n_sleeping: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -140,22 +151,32 @@ impl Pool {
     /// # Panics
     /// When a task panics, after all others have ended.
     pub(crate) fn run(&self, n_tasks: usize, job: &Job<'_>) {
+        self.run_then_fetch(n_tasks, job, &|_| Fetch::nothing());
+    }
+
+    /// As [`run`](Self::run). Threads that have no more tasks fetch what `ahead` names: the caller's until
+    /// all tasks are done, the others' until there is another job.
+    pub(crate) fn run_then_fetch(&self, n_tasks: usize, job: &Job<'_>, ahead: &Ahead<'_>) {
         let alone = n_tasks <= 1 || n_tasks > u32::MAX as usize || self.workers.is_empty();
         if alone || self.busy.swap(true, Ordering::Acquire) {
             (0..n_tasks).for_each(|task| job(task, 0));
             return;
         }
         let shared = &*self.shared;
-        // SAFETY: the reference is only used between here and the end of `Closing::drop`, which waits
-        // for every worker that has entered; so it does not outlive `job`.
-        let job_static = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
+        let work = Work { job, ahead };
+        // SAFETY: the references are only used between here and the end of `Closing::drop`, which waits
+        // for every worker that has entered; so they do not outlive `job` and `ahead`.
+        let work = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
         // SAFETY: `busy` was taken, the last job is closed and no worker is inside: nobody reads.
-        unsafe { *shared.job.get() = Some(job_static) };
+        unsafe { *shared.work.get() = Some(work) };
         let n_threads = self.n_threads();
         for (thread, part) in shared.parts.iter().enumerate().take(n_threads) {
             part.set(n_tasks * thread / n_threads..n_tasks * (thread + 1) / n_threads);
         }
-        let closing = Closing { pool: self };
+        let closing = Closing {
+            pool: self,
+            ahead: ahead(0),
+        };
         let number = (shared.state.load(Ordering::Relaxed) & !(JOB_ONE - 1)).wrapping_add(JOB_ONE);
         shared.state.store(number | OPEN, Ordering::SeqCst);
         if shared.n_sleeping.load(Ordering::SeqCst) > 0 {
@@ -174,6 +195,7 @@ impl Pool {
 /// waits for those that have.
 struct Closing<'a> {
     pool: &'a Pool,
+    ahead: Fetch,
 }
 
 impl Drop for Closing<'_> {
@@ -184,6 +206,9 @@ impl Drop for Closing<'_> {
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut spins = 0;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
+            if self.ahead.step() {
+                continue;
+            }
             spins += 1;
             if spins < 1000 {
                 std::hint::spin_loop();
@@ -219,22 +244,31 @@ impl Shared {
     }
 
     fn work(&self, thread: usize) {
-        let mut last_job = 0;
-        while let Some(number) = self.enter(last_job) {
+        let (mut last_job, mut ahead) = (0, Fetch::nothing());
+        while let Some(number) = self.enter(last_job, ahead) {
             last_job = number;
             // SAFETY: this worker is inside an open job, so the caller waits and does not write.
-            if let Some(job) = unsafe { *self.job.get() } {
-                let result = catch_unwind(AssertUnwindSafe(|| self.take_tasks(job, thread)));
-                if let (Err(panic), Ok(mut slot)) = (result, self.panic.lock()) {
-                    slot.get_or_insert(panic);
+            if let Some(work) = unsafe { *self.work.get() } {
+                let run = || {
+                    self.take_tasks(work.job, thread);
+                    (work.ahead)(thread)
+                };
+                match catch_unwind(AssertUnwindSafe(run)) {
+                    Ok(next) => ahead = next,
+                    Err(panic) => {
+                        if let Ok(mut slot) = self.panic.lock() {
+                            slot.get_or_insert(panic);
+                        }
+                    }
                 }
             }
             self.state.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Waits for an open job other than `last_job` and enters it; `None` when the pool ends.
-    fn enter(&self, last_job: u64) -> Option<u64> {
+    /// Waits for an open job other than `last_job` and enters it; `None` when the pool ends. Meanwhile
+    /// it fetches what is `ahead`.
+    fn enter(&self, last_job: u64, mut ahead: Fetch) -> Option<u64> {
         let mut spins = 0;
         let mut waiting_since = None;
         loop {
@@ -253,6 +287,9 @@ impl Shared {
                 {
                     return Some(number);
                 }
+                continue;
+            }
+            if ahead.step() {
                 continue;
             }
             spins += 1;
@@ -363,7 +400,8 @@ impl<T> ColumnBlock<'_, T> {
 
 impl Pool {
     /// Cuts the columns of all `outputs` into blocks of `width` and runs `work(output index, block,
-    /// the thread's own scratch)` once for each. `scratch` has one element a thread.
+    /// the thread's own scratch)` once for each. `scratch` has one element a thread; `ahead` is as in
+    /// [`run_then_fetch`](Self::run_then_fetch).
     ///
     /// # Panics
     /// When `scratch` is shorter than the number of threads, or `width` is 0.
@@ -372,6 +410,7 @@ impl Pool {
         outputs: &mut [Columns<'_, T>],
         width: usize,
         scratch: &mut [S],
+        ahead: &Ahead<'_>,
         work: impl Fn(usize, ColumnBlock<'_, T>, &mut S) + Sync,
     ) {
         assert!(width > 0 && scratch.len() >= self.n_threads());
@@ -379,7 +418,7 @@ impl Pool {
         let scratch = Columns::new(scratch, 1);
         let n_blocks = |output: &Columns<'_, T>| output.stride.div_ceil(width);
         let n_tasks = outputs.iter().map(n_blocks).sum();
-        self.run(n_tasks, &|task, thread| {
+        let job = |task: usize, thread: usize| {
             let mut block = task;
             for (index, output) in outputs.iter().enumerate() {
                 if block >= n_blocks(output) {
@@ -395,7 +434,8 @@ impl Pool {
                 let scratch = unsafe { scratch.element(thread) };
                 return work(index, block, scratch);
             }
-        });
+        };
+        self.run_then_fetch(n_tasks, &job, ahead);
     }
 
     /// Cuts the columns of two matrices of equal stride alike and runs `work` on each pair of blocks.
@@ -555,12 +595,18 @@ mod tests {
         let (mut a, mut b) = (vec![0; 3 * 50], vec![0; 2 * 7]);
         let mut scratch = [0, 0];
         let mut outputs = [Columns::new(&mut a, 50), Columns::new(&mut b, 7)];
-        pool.run_blocks(&mut outputs, 16, &mut scratch, |index, mut block, used| {
-            *used += 1;
-            for row in 0..block.n_rows {
-                block.row_mut(row).iter_mut().for_each(|v| *v += index + 1);
-            }
-        });
+        pool.run_blocks(
+            &mut outputs,
+            16,
+            &mut scratch,
+            &|_| Fetch::nothing(),
+            |index, mut block, used| {
+                *used += 1;
+                for row in 0..block.n_rows {
+                    block.row_mut(row).iter_mut().for_each(|v| *v += index + 1);
+                }
+            },
+        );
         assert!(a.iter().all(|&v| v == 1) && b.iter().all(|&v| v == 2));
         assert_eq!(scratch.iter().sum::<i32>(), 4 + 1);
         let mut chunks = vec![0; 11];

@@ -13,9 +13,10 @@
 use crate::aligned::Aligned;
 use crate::batch::{Segment, Span};
 use crate::kernels::{KernelSet, WkvChannels};
-use crate::product::{multiply, Activations, Product, Scratch, Transposed};
+use crate::product::{fetch_input_factors, multiply, Activations, Product, Scratch, Transposed};
 use crate::threads::{ColumnBlock, Columns, Pool};
 
+mod ahead;
 mod weights;
 
 pub(crate) use weights::{
@@ -58,7 +59,7 @@ impl Buffers {
         let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
         let widest = n_embd.max(sizes.n_attention);
         let floats = |width: usize| Aligned::new(0.0, rows_max * width);
-        let scratch = || Scratch::new(rows_max);
+        let scratch = || Scratch::new(rows_max, n_embd);
         Buffers {
             residual: floats(n_embd),
             normed: floats(n_embd),
@@ -161,6 +162,7 @@ impl Network {
         }
         for (index, layer) in self.layers.iter().enumerate() {
             let part = LayerPass {
+                network: self,
                 machine,
                 index: self.first_layer + index,
                 n_rows,
@@ -228,7 +230,7 @@ impl Head {
             input: input_a,
             out,
         };
-        multiply(machine.pool, machine.kernels, scratch, [product]);
+        multiply(machine.pool, machine.kernels, scratch, [product], &[]);
     }
 
     /// The residual stream of some rows of the last forward pass behind the output norm, which is what
@@ -252,6 +254,7 @@ impl Head {
 
 /// One layer's work on one batch.
 struct LayerPass<'a> {
+    network: &'a Network,
     machine: Machine<'a>,
     index: usize,
     n_rows: usize,
@@ -314,7 +317,8 @@ impl LayerPass<'_> {
                 out: receptance_out,
             },
         ];
-        multiply(pool, kernels, &mut b.scratch, products);
+        part.fetch_vectors_of_wkv(spans[self.segments[0].span].state, self.index);
+        multiply(pool, kernels, &mut b.scratch, products, &[&part.output]);
 
         let inputs = (&b.key[..], &b.value[..], &b.receptance[..]);
         for segment in self.segments {
@@ -337,7 +341,10 @@ impl LayerPass<'_> {
             input: &b.input_a,
             out,
         };
-        multiply(pool, kernels, &mut b.scratch, [product]);
+        let mixing = &self.network.layers[self.index].channel_mixing;
+        mixing.fetch_vectors(spans[self.segments[0].span].state, self.index);
+        let next = mixing.inputs();
+        multiply(pool, kernels, &mut b.scratch, [product], &next);
         let delta = &b.key;
         pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
             kernels.add(x, &delta[row * n_embd..][..n_embd]);
@@ -452,7 +459,8 @@ impl LayerPass<'_> {
                 out: receptance_out,
             },
         ];
-        multiply(pool, kernels, &mut b.scratch, products);
+        fetch_input_factors(&part.value);
+        multiply(pool, kernels, &mut b.scratch, products, &[&part.value]);
         for segment in self.segments {
             let layer = spans[segment.span].state.layer_mut(self.index);
             let last = segment.first_row + segment.n_rows - 1;
@@ -473,8 +481,19 @@ impl LayerPass<'_> {
             input: &b.input_hidden,
             out,
         };
+        let next = match self.network.layers.get(self.index + 1) {
+            Some(layer) => {
+                let mixing = &layer.time_mixing;
+                mixing.fetch_vectors(spans[self.segments[0].span].state, self.index + 1);
+                &mixing.inputs()[..]
+            }
+            None => {
+                self.network.fetch_vectors_of_head();
+                &[&self.network.head]
+            }
+        };
         b.transposed
-            .multiply(pool, kernels, &mut b.scratch, product);
+            .multiply(pool, kernels, &mut b.scratch, product, next);
         let (gate, delta) = (&b.receptance, &b.value);
         pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
             let at = row * n_embd..(row + 1) * n_embd;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! elementwise.rs  vector operations, written once in plain Rust, compiled once per instruction set
+//! fetch.rs        fetching memory into caches before it is read
 //! gemm.rs         f32 products of many rows, by the gemm crate
 //! scalar.rs       matrix kernels in plain Rust: the specification
 //! avx2.rs         the same for x86-64 with AVX2, FMA and F16C (avx2/: one file a kind of kernel)
@@ -18,6 +19,7 @@
 //!   of summation is the same.
 
 mod elementwise;
+pub(crate) mod fetch;
 pub(crate) mod gemm;
 mod scalar;
 mod yardstick;

@@ -51,10 +51,12 @@ struct PassRows<W> {
 }
 
 impl<W> PassRows<W> {
-    /// The pass that begins with `rows[first]`, of a matrix with rows of `width`.
+    /// The pass that begins with `rows[first]`, of a matrix with rows of `width`. Where most of its rows
+    /// are wanted, most of those behind `weights` will be next.
     #[inline(always)]
     fn new(weights: &[W], width: usize, rows: &[u32], first: usize) -> Self {
         let start = |i: usize| weights[rows[i] as usize * width..].as_ptr();
+        let is_dense = 2 * rows.len() * width >= weights.len();
         let mut pass = PassRows {
             rows: [weights.as_ptr(); GROUP],
             fetch: Fetch {
@@ -67,7 +69,14 @@ impl<W> PassRows<W> {
         for i in 0..GROUP {
             pass.rows[i] = start(first + i);
             let ahead = first + 2 * GROUP + i;
-            pass.fetch.rows[i] = start(ahead.min(rows.len() - 1)).cast();
+            pass.fetch.rows[i] = match ahead.checked_sub(rows.len()) {
+                Some(behind) if is_dense => {
+                    let end = weights.as_ptr_range().end;
+                    end.wrapping_add(behind * width).cast()
+                }
+                Some(_) => start(rows.len() - 1).cast(),
+                None => start(ahead).cast(),
+            };
         }
         pass
     }
