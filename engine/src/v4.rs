@@ -262,6 +262,11 @@ struct LayerPass<'a> {
 }
 
 impl LayerPass<'_> {
+    /// Where this layer is among those of its network.
+    fn place(&self) -> usize {
+        self.index - self.network.first_layer
+    }
+
     /// `x += output * (sigmoid(r) * wkv(k, v))`
     fn time_mixing(&self, part: &TimeMixing, buffers: &mut Buffers, spans: &mut [Span<'_>]) {
         let Machine { pool, kernels } = self.machine;
@@ -341,7 +346,7 @@ impl LayerPass<'_> {
             input: &b.input_a,
             out,
         };
-        let mixing = &self.network.layers[self.index].channel_mixing;
+        let mixing = &self.network.layers[self.place()].channel_mixing;
         mixing.fetch_vectors(spans[self.segments[0].span].state, self.index);
         let next = mixing.inputs();
         multiply(pool, kernels, &mut b.scratch, [product], &next);
@@ -481,7 +486,8 @@ impl LayerPass<'_> {
             input: &b.input_hidden,
             out,
         };
-        let next = match self.network.layers.get(self.index + 1) {
+        let head = self.network.head.as_ref().map(|head| &head.matrix);
+        let next = match self.network.layers.get(self.place() + 1) {
             Some(layer) => {
                 let mixing = &layer.time_mixing;
                 mixing.fetch_vectors(spans[self.segments[0].span].state, self.index + 1);
@@ -489,7 +495,7 @@ impl LayerPass<'_> {
             }
             None => {
                 self.network.fetch_vectors_of_head();
-                &[&self.network.head]
+                head.as_slice()
             }
         };
         b.transposed

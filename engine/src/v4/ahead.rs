@@ -63,7 +63,9 @@ impl ChannelMixing {
 impl Network {
     /// The vectors before the head.
     pub(super) fn fetch_vectors_of_head(&self) {
-        self.norm_out.fetch();
-        fetch_input_factors(&self.head);
+        if let Some(head) = &self.head {
+            head.norm.fetch();
+            fetch_input_factors(&head.matrix);
+        }
     }
 }
