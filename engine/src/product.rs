@@ -234,10 +234,9 @@ pub(crate) fn multiply<const N: usize>(
     );
 }
 
-/// The scalar set is for results that depend on no instruction set.
 fn goes_to_gemm(kernels: KernelSet, matrix: &Matrix, input: &Activations) -> bool {
     let is_f32 = matches!(matrix.weights, Weights::F32(_));
-    is_f32 && input.n_rows >= GEMM_ROWS && !matches!(kernels, KernelSet::Scalar)
+    is_f32 && input.n_rows >= GEMM_ROWS && kernels.has_gemm()
 }
 
 fn multiply_block(

@@ -6,7 +6,8 @@
 //! gemm.rs         f32 products of many rows, by the gemm crate
 //! scalar.rs       matrix kernels in plain Rust: the specification
 //! avx2.rs         the same for x86-64 with AVX2, FMA and F16C (avx2/: one file a kind of kernel)
-//! (neon.rs        will hold those for ARM)
+//! neon.rs         the same for 64-bit ARM, without and with the dot product of bytes (neon/: likewise)
+//! armv7.rs        the same for 32-bit ARM with NEON; the inner loops are in armv7.s
 //! ```
 //!
 //! [`KernelSet`] is chosen once, when a model is opened; every call then matches on it, which costs
@@ -24,8 +25,12 @@ pub(crate) mod gemm;
 mod scalar;
 mod yardstick;
 
+#[cfg(all(target_arch = "arm", target_os = "linux"))]
+mod armv7;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(test)]
 mod tests;
@@ -47,6 +52,15 @@ pub enum KernelSet {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
+    /// NEON, which every 64-bit ARM CPU has.
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+    /// NEON with VFPv4, on 32-bit ARM.
+    #[cfg(all(target_arch = "arm", target_os = "linux"))]
+    Neon(armv7::Neon),
+    /// NEON and the dot product of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(neon::NeonDotprod),
 }
 
 impl KernelSet {
@@ -56,6 +70,13 @@ impl KernelSet {
         let mut sets = vec![KernelSet::Scalar];
         #[cfg(target_arch = "x86_64")]
         sets.extend(avx2::Avx2::try_new().map(KernelSet::Avx2));
+        #[cfg(all(target_arch = "arm", target_os = "linux"))]
+        sets.extend(armv7::Neon::try_new().map(KernelSet::Neon));
+        #[cfg(target_arch = "aarch64")]
+        {
+            sets.extend(neon::Neon::try_new().map(KernelSet::Neon));
+            sets.extend(neon::NeonDotprod::try_new().map(KernelSet::NeonDotprod));
+        }
         sets
     }
 
@@ -86,7 +107,17 @@ impl KernelSet {
             KernelSet::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             KernelSet::Avx2(_) => "avx2",
+            #[cfg(any(target_arch = "aarch64", all(target_arch = "arm", target_os = "linux")))]
+            KernelSet::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            KernelSet::NeonDotprod(_) => "neon-dotprod",
         }
+    }
+
+    /// Whether f32 products of very many rows are faster in the gemm crate. It has no vector code for 32-bit ARM,
+    /// and the scalar set is for results that depend on no instruction set.
+    pub(crate) fn has_gemm(self) -> bool {
+        cfg!(not(target_arch = "arm")) && !matches!(self, KernelSet::Scalar)
     }
 }
 
@@ -108,6 +139,13 @@ macro_rules! dispatch {
                         KernelSet::Scalar => $scalar::$name($($arg),*),
                         #[cfg(target_arch = "x86_64")]
                         KernelSet::Avx2(token) => token.$name($($arg),*),
+                        #[cfg(any(
+                            target_arch = "aarch64",
+                            all(target_arch = "arm", target_os = "linux")
+                        ))]
+                        KernelSet::Neon(token) => token.$name($($arg),*),
+                        #[cfg(target_arch = "aarch64")]
+                        KernelSet::NeonDotprod(token) => token.$name($($arg),*),
                     }
                 }
             )*

@@ -376,3 +376,63 @@ fn panels_give_the_same_products_as_dots() {
         }
     }
 }
+
+/// Work for `.ci/cross count`, which counts the instructions of an emulated CPU: products with 64 rows of 768
+/// weights. `RWKV_EDGE_COUNT` has the kernel, the rows of activations and how often: "dots_i8 1 5".
+#[test]
+#[ignore = "there is nothing to check: for .ci/cross count"]
+fn work_to_count() {
+    const ROWS: usize = 64;
+    const COLS: usize = 768;
+    let wanted = std::env::var("RWKV_EDGE_COUNT").expect("kernel, rows and times");
+    let words: Vec<&str> = wanted.split(' ').collect();
+    let [kernel, n, times] = words.try_into().expect("three words");
+    let [n, times]: [usize; 2] = [n, times].map(|word| word.parse().expect("a number"));
+    let set = KernelSet::select().expect("a kernel set of this CPU");
+    // Any numbers do: no kernel looks at them before it multiplies.
+    let (bytes, shorts) = (vec![3_i8; ROWS * COLS], vec![500_i16; n * COLS]);
+    let (halves, floats) = (vec![f16::ONE; ROWS * COLS], vec![0.5_f32; n * COLS]);
+    let wide = vec![0.25_f32; ROWS * COLS];
+    let (mut sums, mut out) = (vec![0; n * COLS], vec![0.0; n * COLS]);
+    let (mut panel, mut panel_i8) = (vec![0.0; COLS * PANEL_WIDTH], vec![0; COLS * PANEL_WIDTH]);
+    let rows: Vec<u32> = (0..ROWS as u32).collect();
+    let (few, factors) = (&shorts[..ROWS], &floats[..ROWS]);
+    let stride = COLS;
+    let (x, y) = (
+        Rows {
+            values: &shorts[..],
+            stride,
+            n,
+        },
+        Rows {
+            values: &floats[..],
+            stride,
+            n,
+        },
+    );
+    for _ in 0..times {
+        match kernel {
+            "dots_i8" => set.dots_i8(&bytes, x, COLS, &mut sums[..n * ROWS]),
+            "dots_f16" => set.dots_f16(&halves, y, COLS, &mut out[..n * ROWS]),
+            "dots_f32" => set.dots_f32(&wide, y, COLS, &mut out[..n * ROWS]),
+            "gather_i8" => set.gather_i8(&bytes, &rows, few, &mut sums[..COLS]),
+            "gather_f16" => set.gather_f16(&halves, &rows, factors, &mut out[..COLS]),
+            "gather_f32" => set.gather_f32(&wide, &rows, factors, &mut out[..COLS]),
+            // Sixteen columns of a matrix of 768 rows, four times: as many products.
+            "panel_i8" => {
+                for first in (0..ROWS).step_by(PANEL_WIDTH) {
+                    set.pack_i8(&bytes, ROWS, first, PANEL_WIDTH, &mut panel_i8);
+                    set.multiply_panel_i8(&panel_i8, x, &mut sums[..n * PANEL_WIDTH]);
+                }
+            }
+            "panel_f16" => {
+                for first in (0..ROWS).step_by(PANEL_WIDTH) {
+                    set.pack_f16(&halves, ROWS, first, PANEL_WIDTH, &mut panel);
+                    set.multiply_panel_f32(&panel, y, &mut out[..n * PANEL_WIDTH]);
+                }
+            }
+            _ => panic!("no such kernel: {kernel}"),
+        }
+    }
+    std::hint::black_box((sums, out));
+}
