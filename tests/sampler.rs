@@ -139,6 +139,9 @@ fn draws_follow_the_documented_distribution() {
 
 #[test]
 fn a_large_vocabulary_keeps_exactly_the_documented_tokens() {
+    // An emulator takes a minute for all of them.
+    let is_emulated = std::env::var_os("RWKV_EDGE_EMULATED").is_some();
+    let n_draws = if is_emulated { 300 } else { 3_000 };
     // Flat enough that thousands of tokens stay: every one that is drawn must be among them.
     for (top_p, top_k) in [(0.5, 0), (0.9, 0), (0.9, 3000), (1.0, 500)] {
         let options = SamplerOptions {
@@ -150,7 +153,7 @@ fn a_large_vocabulary_keeps_exactly_the_documented_tokens() {
         let logits = noise(50_277, 9);
         let expected = specification(&options, &logits);
         let mut sampler = sampler(options, logits.len());
-        for _ in 0..3_000 {
+        for _ in 0..n_draws {
             let token = sampler.sample(&logits) as usize;
             assert!(expected[token] > 0.0, "{token} with {top_p}, {top_k}");
         }

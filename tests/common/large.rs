@@ -11,6 +11,15 @@ use crate::common::Random;
 
 pub const MIB: u64 = 1 << 20;
 
+/// Whether an emulator runs this process, whose memory would be counted with its own. Says so.
+pub fn skipped_under_emulation() -> bool {
+    let emulated = std::env::var_os("RWKV_EDGE_EMULATED").is_some();
+    if emulated {
+        println!("skipped: the emulator's memory cannot be told from the program's");
+    }
+    emulated
+}
+
 /// Bytes in the line of /proc/self/status that starts with `key`.
 pub fn status(key: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("Linux has it");

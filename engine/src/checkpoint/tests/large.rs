@@ -72,11 +72,16 @@ fn torch_file_beyond_4_gib() {
     file.write_all(&directory(&records, end)).unwrap();
     file.flush().unwrap();
 
-    for access in [
+    let mut accesses = vec![
         Access::new(true),
         Access::Mapped { whole_max: GIB },
         Access::Read,
-    ] {
+    ];
+    if cfg!(target_pointer_width = "32") && std::env::var_os("RWKV_EDGE_EMULATED").is_some() {
+        println!("mapping is skipped: qemu 7.2 takes offsets of files modulo 4 GiB on 32-bit CPUs");
+        accesses.retain(|access| matches!(access, Access::Read));
+    }
+    for access in accesses {
         let source = SourceFile::open_with(file.path(), access).unwrap();
         assert!(source.len() > 5 * GIB);
         let tensors = torch::read(&source).unwrap();
