@@ -188,7 +188,11 @@ fn empty_memory() -> abi::Memory {
 }
 
 fn fixed_text(text: &[c_char]) -> String {
-    let bytes = text.iter().map(|&c| c as u8).take_while(|&b| b != 0);
+    // A `char` of C has a sign on some CPUs and none on others.
+    let bytes = text
+        .iter()
+        .map(|c| c.to_ne_bytes()[0])
+        .take_while(|&b| b != 0);
     String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
 }
 
