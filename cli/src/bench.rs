@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
 use rwkv_edge::{
-    Info, Model, Options, Output, Sampler, SamplerOptions, Session, Span, SyntheticSize, Yardstick,
+    Info, Model, Options, Output, Sampler, SamplerOptions, Session, Span, State, SyntheticSize,
+    Workspace, Yardstick,
 };
 use serde_json::{json, Value};
 
@@ -369,6 +370,52 @@ fn command() -> Result<Command> {
     ))
 }
 
+/// Steps of a round with many sequences at least.
+const MIN_STEPS: usize = 4;
+
+/// Sequences that go on together.
+struct Group {
+    states: Vec<State>,
+    workspace: Workspace,
+    chosen: Vec<u32>,
+}
+
+impl Group {
+    fn new(model: &Model, n: usize) -> Self {
+        Group {
+            states: vec![model.new_state(); n],
+            workspace: model.workspace(n),
+            chosen: vec![0; n],
+        }
+    }
+
+    fn step(&mut self, model: &Model, text: &[u32], at: usize) -> Result<()> {
+        let mut spans: Vec<_> = self
+            .states
+            .iter_mut()
+            .enumerate()
+            .map(|(i, state)| {
+                let token = (at + i) % text.len();
+                Span {
+                    state,
+                    tokens: &text[token..=token],
+                    output: Output::Last,
+                }
+            })
+            .collect();
+        Ok(model.forward_tokens(&mut self.workspace, &mut spans, &mut self.chosen)?)
+    }
+}
+
+fn run_group(
+    model: &Model,
+    group: &mut Group,
+    text: &[u32],
+    mut steps: std::ops::Range<usize>,
+) -> Result<()> {
+    steps.try_for_each(|at| group.step(model, text, at))
+}
+
 /// Many sequences of which each goes on by one token.
 fn batch(args: &Args, model: &Model) -> Result<Value> {
     let text = tokens(model, 64)?;
@@ -385,29 +432,35 @@ fn batch(args: &Args, model: &Model) -> Result<Value> {
         if n == 0 {
             bail!("--sequences: 0, expected at least 1");
         }
-        let mut states = vec![model.new_state(); n];
-        let mut workspace = model.workspace(n);
-        let mut chosen = vec![0; n];
-        let mut step = |at: usize| -> Result<()> {
-            let mut spans: Vec<_> = states
-                .iter_mut()
-                .enumerate()
-                .map(|(i, state)| {
-                    let token = (at + i) % text.len();
-                    Span {
-                        state,
-                        tokens: &text[token..=token],
-                        output: Output::Last,
-                    }
-                })
-                .collect();
-            Ok(model.forward_tokens(&mut workspace, &mut spans, &mut chosen)?)
+        // Stages that follow each other work on different groups at the same time.
+        let n_groups = devices::pipeline_length(&model.info()).min(n);
+        let mut groups: Vec<_> = (0..n_groups)
+            .map(|i| Group::new(model, n * (i + 1) / n_groups - n * i / n_groups))
+            .collect();
+        let mut run = |steps: std::ops::Range<usize>| -> Result<()> {
+            if let [group] = &mut groups[..] {
+                return run_group(model, group, &text, steps);
+            }
+            std::thread::scope(|scope| {
+                let start = |group| {
+                    let (steps, text) = (steps.clone(), &text);
+                    scope.spawn(move || run_group(model, group, text, steps))
+                };
+                let running: Vec<_> = groups.iter_mut().map(start).collect();
+                running
+                    .into_iter()
+                    .try_for_each(|group| match group.join() {
+                        Ok(outcome) => outcome,
+                        Err(_) => bail!("a thread of the benchmark panicked"),
+                    })
+            })
         };
-        step(0)?;
+        run(0..1)?;
         let mut speeds = Vec::new();
         for round in 0..args.rounds {
-            let steps = (args.max_new_tokens / n).max(2);
-            let time = seconds(|| (0..steps).try_for_each(|i| step(1 + round * steps + i)))?;
+            let steps = (args.max_new_tokens / n).max(MIN_STEPS);
+            let first = 1 + round * steps;
+            let time = seconds(|| run(first..first + steps))?;
             speeds.push((steps * n) as f64 / time);
         }
         rows.push(json!({ "sequences": n, "tokens_per_s": median(speeds) }));

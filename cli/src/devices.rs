@@ -228,3 +228,11 @@ fn plugin_json(plugin: &FoundPlugin) -> Value {
         "error": devices.err().map(ToString::to_string),
     })
 }
+
+/// Stages on devices that a token passes one after the other; 1 where the whole model is on each device.
+pub(crate) fn pipeline_length(info: &Info) -> usize {
+    let on_devices = info.stages.iter().filter(|stage| stage.device != "cpu");
+    let mut firsts: Vec<_> = on_devices.map(|stage| stage.layers.start).collect();
+    firsts.dedup();
+    firsts.len().max(1)
+}
