@@ -435,7 +435,7 @@ fn what_cannot_be_converted_is_said() {
     let file = folder.path().join("file");
     fs::write(&file, "in the way").expect("can be written");
     let (t, s) = (text(&target), text(&source));
-    let cases: [(&[&str], i32, &str); 11] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (
             &["-m", "nowhere.pth", "-o", t],
             1,
@@ -468,6 +468,16 @@ fn what_cannot_be_converted_is_said() {
             &["-m", s, "-o", t, "--to", "raw", "--tokenizer-file", "x"],
             2,
             "--to raw",
+        ),
+        (
+            &["-m", s, "-o", t, "--to", "raw", "--max-shard-size", "1GB"],
+            2,
+            "--max-shard-size",
+        ),
+        (
+            &["-m", s, "-o", t, "--to", "raw", "--model-name", "me/mine"],
+            2,
+            "--model-name",
         ),
         (&["-m", text(&file), "-o", t], 1, "not a checkpoint"),
     ];

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use crate::byte_size::ByteSize;
 use crate::devices::DeviceArgs;
 use crate::environment;
 
@@ -54,6 +55,13 @@ pub(crate) struct ModelArgs {
     #[arg(long, conflicts_with = "no_mmap")]
     pub(crate) huge_pages: bool,
 
+    /// Memory that this program may use, such as 96M
+    ///
+    /// In bytes, or with a unit: K, M, G and KiB, MiB, GiB are powers of 1024, KB, MB, GB of 1000. Of a model
+    /// file that does not fit, as much as fits stays in memory, and the rest is read again for every token:
+    /// the same text, slower. What does not even fit so is refused, with the size that would do.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_memory: Option<ByteSize>,
     #[command(flatten)]
     pub(crate) devices: DeviceArgs,
 }

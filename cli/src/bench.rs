@@ -17,6 +17,7 @@ use rwkv_edge::{
 use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
+use crate::byte_size::ByteSize;
 use crate::plot::{self, Series};
 use crate::progress::Progress;
 use crate::{devices, model};
@@ -29,7 +30,7 @@ pub(crate) struct Args {
     model: ModelArgs,
 
     /// Made-up weights of a published size instead of a model; about half of their hidden units are 0
-    #[arg(long, value_name = "SIZE", conflicts_with = "model")]
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["model", "max_memory"])]
     synthetic: Option<Size>,
 
     /// Write the model to this file, as `quantize` does, and measure nothing
@@ -335,6 +336,9 @@ fn start(args: &Args, has_tokenizer: bool) -> Result<Start> {
         }
         if model.huge_pages {
             command.arg("--huge-pages");
+        }
+        if let Some(ByteSize(bytes)) = model.max_memory {
+            command.args(["--max-memory", &bytes.to_string()]);
         }
         // With a tokenizer a prompt of one token makes it be opened too.
         match has_tokenizer {

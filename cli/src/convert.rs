@@ -5,15 +5,18 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
 use rwkv_edge::{CheckpointSource, ConvertOptions, Converted, FloatType};
 use serde_json::json;
 
+use crate::byte_size::ByteSize;
 use crate::progress::Progress;
 use crate::{hub, note, UsageError};
+
+/// As transformers has it.
+const SHARD_BYTES_MAX: ByteSize = ByteSize(5_000_000_000);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,14 +46,11 @@ pub(crate) struct Args {
     #[arg(long, ignore_case = true)]
     size: Option<Size>,
 
-    /// Bytes of one file at most, such as 300KB or 2GB (KB, MB, GB: powers of 1000; KiB: of 1024)
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "5GB",
-        alias = "max_shard_size"
-    )]
-    max_shard_size: ByteSize,
+    /// Bytes of one file at most, such as 300KB or 2GB [default: 5GB]
+    ///
+    /// KB, MB and GB are powers of 1000; KiB, MiB, GiB and K, M, G of 1024.
+    #[arg(long, value_name = "SIZE", alias = "max_shard_size")]
+    max_shard_size: Option<ByteSize>,
 
     /// Replace the model that is there already
     #[arg(long)]
@@ -150,48 +150,27 @@ impl Size {
     }
 }
 
-/// A number of bytes, as transformers writes them: `5GB` is 5 * 1000^3, `5GiB` is 5 * 1024^3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ByteSize(u64);
-
-impl FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = text[digits.len()..].to_ascii_uppercase();
-        let factor: f64 = match &unit[..] {
-            "" | "B" => 1.0,
-            "KB" => 1e3,
-            "MB" => 1e6,
-            "GB" => 1e9,
-            "TB" => 1e12,
-            "KIB" => f64::from(1 << 10),
-            "MIB" => f64::from(1 << 20),
-            "GIB" => f64::from(1 << 30),
-            "TIB" => 1024.0 * f64::from(1 << 30),
-            _ => {
-                return Err(format!(
-                    "unit {unit}, expected KB, MB, GB, TB, KiB, MiB, GiB or TiB"
-                ))
+impl Args {
+    /// Options that would change nothing are an error.
+    fn check(&self) -> Result<()> {
+        let of_directories = [
+            ("--tokenizer-file", self.tokenizer_file.is_some()),
+            ("--max-shard-size", self.max_shard_size.is_some()),
+            ("--push-to-hub", self.push_to_hub),
+            ("--model-name", self.model_name.is_some()),
+        ];
+        match of_directories.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) if self.to == Form::Raw => {
+                let text = format!("{name}: --to raw writes one file, which has no use for it");
+                Err(UsageError(text).into())
             }
-        };
-        let number = digits.trim_end().parse::<f64>();
-        let bytes = number.map_err(|_| format!("{digits:?} is no number"))? * factor;
-        // Beyond 2^53 not every integer has an f64, and no disk has so much.
-        if !(1.0..=9e15).contains(&bytes) {
-            return Err("expected 1 byte or more".to_owned());
+            _ => Ok(()),
         }
-        Ok(ByteSize(bytes as u64))
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.to == Form::Raw && (args.tokenizer_file.is_some() || args.push_to_hub) {
-        let text = "--to raw writes one file, without --tokenizer-file and --push-to-hub";
-        return Err(UsageError(text.into()).into());
-    }
+    args.check()?;
     // Before the work, so that nobody waits for it in vain.
     let upload = match &args.model_name {
         Some(name) if args.push_to_hub => {
@@ -208,7 +187,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let options = ConvertOptions {
         dtype: args.dtype.map(Into::into),
         overwrite: args.force,
-        shard_bytes_max: args.max_shard_size.0,
+        shard_bytes_max: args.max_shard_size.unwrap_or(SHARD_BYTES_MAX).0,
         tokenizer: args.tokenizer_file.clone(),
     };
     let mut progress = Progress::at_once("writing");
@@ -315,34 +294,6 @@ fn report(args: &Args, target: &Path, converted: &Converted) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn byte_sizes() {
-        let cases = [
-            ("5GB", Some(5_000_000_000)),
-            ("300KB", Some(300_000)),
-            ("2gb", Some(2_000_000_000)),
-            ("1.5 MB", Some(1_500_000)),
-            (" 10MiB ", Some(10 << 20)),
-            ("1GiB", Some(1 << 30)),
-            ("1TB", Some(1_000_000_000_000)),
-            ("4096", Some(4096)),
-            ("7B", Some(7)),
-            ("", None),
-            ("GB", None),
-            ("5XB", None),
-            ("-5GB", None),
-            ("0", None),
-            ("0.1", None),
-            ("inf", None),
-            ("nanGB", None),
-            ("1e30GB", None),
-        ];
-        for (text, expected) in cases {
-            let found = text.parse::<ByteSize>().ok();
-            assert_eq!(found, expected.map(ByteSize), "{text:?}");
-        }
-    }
 
     #[test]
     fn raw_files() {

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
-use rwkv_edge::{Model, Output, Span, State, Workspace};
+use rwkv_edge::{Model, Output, Reservation, Span, State, Workspace};
 use tempfile::SpooledTempFile;
 
 use crate::args::ModelArgs;
@@ -159,6 +159,9 @@ struct Embedder<'a> {
     rows_max: usize,
     /// Lines without their vector yet; of the first some tokens may have been fed.
     lines: VecDeque<Line>,
+    /// Lines that wait at most: each has a state.
+    lines_max: usize,
+    _states: Reservation,
     /// Tokens of those lines that have not been fed.
     n_waiting: usize,
     /// States that no line uses.
@@ -190,15 +193,20 @@ impl<'a> Embedder<'a> {
             true => model.prefill_rows(),
             false => ROWS_MAX,
         };
+        let workspace = model.workspace(rows_max);
+        let line_bytes = info.state_bytes + info.n_embd * size_of::<f64>();
+        let lines_max = model::rows_that_fit(model, line_bytes, rows_max);
         Ok(Embedder {
             model,
             from,
             normalize,
             width,
             n_embd: info.n_embd,
-            workspace: model.workspace(rows_max),
+            workspace,
             rows_max,
             lines: VecDeque::new(),
+            lines_max,
+            _states: model.reserve_memory((lines_max * line_bytes) as u64)?,
             n_waiting: 0,
             spare: Vec::new(),
             hidden: Vec::new(),
@@ -218,7 +226,7 @@ impl<'a> Embedder<'a> {
     }
 
     fn has_batch(&self) -> bool {
-        self.n_waiting >= self.rows_max || self.lines.len() >= self.rows_max
+        self.n_waiting >= self.rows_max || self.lines.len() >= self.lines_max
     }
 
     /// Feeds up to `rows_max` tokens, and gives out the vectors of the lines that are done then.

@@ -19,7 +19,7 @@ const ADVANCED: &[&str] = &[
     "max_device_memory",
     "sequences",
     "huge_pages",
-    "huge_pages",
+    "max_memory",
     "ignore_eos",
     "top_k",
     "presence_penalty",

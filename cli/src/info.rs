@@ -67,6 +67,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "bits_per_weight": info.bits_per_weight,
         "weight_bytes": info.weight_bytes,
         "mapped_bytes": info.mapped_bytes,
+        "paged_bytes": info.paged_bytes,
         "state_bytes": info.state_bytes,
         "kernels": info.kernels,
         "threads": info.threads,
@@ -111,6 +112,13 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         mb(info.mapped_bytes),
         mb(info.weight_bytes - info.mapped_bytes - devices::weight_bytes(&info))
     )?;
+    if info.paged_bytes > 0 {
+        writeln!(
+            out,
+            "limit         {:.1} MB do not fit and are read from the file again for every token",
+            mb(info.paged_bytes)
+        )?;
+    }
     writeln!(
         out,
         "state         {} bytes, for any number of tokens",

@@ -45,7 +45,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut session = model.session();
     let mut first = true;
     // Of a bad token id none of the rows before it are printed.
-    let step = if args.all { ROWS_MAX } else { tokens.len() };
+    let row_bytes = model.n_vocab() * size_of::<f32>();
+    let step = match args.all {
+        true => model::rows_that_fit(&model, row_bytes, ROWS_MAX),
+        false => tokens.len(),
+    };
     check(tokens, &model)?;
     for tokens in tokens.chunks(step) {
         let all = match args.all {

@@ -9,6 +9,7 @@ mod args;
 mod bars;
 mod bench;
 mod by_tensor;
+mod byte_size;
 mod cache_folder;
 mod chat;
 mod completions;

@@ -7,6 +7,11 @@ pub(crate) fn peak_resident_bytes() -> Option<u64> {
     status("VmHWM:")
 }
 
+/// What is resident now, mapped files included.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    status("VmRSS:")
+}
+
 /// What is resident now and belongs to this process alone: without mapped files.
 pub(crate) fn private_bytes() -> Option<u64> {
     status("RssAnon:")

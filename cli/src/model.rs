@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use rwkv_edge::{Model, Options, Tokenizer};
 
 use crate::args::ModelArgs;
 use crate::progress::Progress;
-use crate::{detail, devices, hub, note, quantised, verbosity};
+use crate::{detail, devices, hub, memory, note, quantised, verbosity};
 
 /// A Hugging Face directory as part of the program; its README says what the model is.
 #[cfg(feature = "demo")]
@@ -25,6 +25,12 @@ static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/model.safeten
 #[cfg(feature = "demo")]
 #[repr(align(64))]
 struct Aligned<T: ?Sized>(T);
+
+/// Bytes of this program that come into memory while a model runs: code, stacks of threads, buffers of
+/// output. Measured, and rounded up.
+const PROGRAM_GROWS_BY: u64 = 4 << 20;
+/// What is assumed to be in memory where the system does not say.
+const PROGRAM_BYTES: u64 = 8 << 20;
 
 /// The vocabulary of RWKV-4's Pile models, whose checkpoints bring no tokenizer.
 const N_VOCAB_20B: usize = 50_277;
@@ -49,6 +55,7 @@ pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
 }
 
 fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Result<Model> {
+    options.memory_for_text = needs_text;
     let start = Instant::now();
     let Some(model) = &args.model else {
         let model = open_demo(&options)?;
@@ -71,6 +78,16 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
     drop(progress);
     describe(&model, start.elapsed());
     Ok(model)
+}
+
+/// Rows of `row_bytes` each, at most `rows_max`, that a caller's buffers may have within the memory limit:
+/// half of what is left is for them.
+pub(crate) fn rows_that_fit(model: &Model, row_bytes: usize, rows_max: usize) -> usize {
+    let Some(left) = model.memory_left() else {
+        return rows_max;
+    };
+    let rows = left / 2 / row_bytes.max(1) as u64;
+    usize::try_from(rows).unwrap_or(rows_max).clamp(1, rows_max)
 }
 
 /// What `--verbose` says of a model that was opened, and what everybody should know.
@@ -104,6 +121,14 @@ pub(crate) fn describe(model: &Model, time: Duration) {
         info.threads,
         info.state_bytes
     );
+    if info.paged_bytes > 0 {
+        detail!(
+            "{:.1} MB of the weights do not fit the memory limit and are read again for every batch, of up \
+             to {} tokens",
+            mb(info.paged_bytes),
+            model.prefill_rows()
+        );
+    }
 }
 
 /// Only the tokenizer: weights are neither read nor converted.
@@ -113,12 +138,36 @@ pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
         (Some(path), None) => return Ok(Tokenizer::open(path)?),
         (None, None) => return demo_tokenizer(),
     };
+    let remote = match args.tokenizer {
+        Some(_) => None,
+        None => hub::tokenizer_of(model)?,
+    };
+    if let Some(remote) = remote {
+        return open_remote_tokenizer(&remote);
+    }
     let path = hub::locate(model)?.path;
     let mut options = options(args);
     if options.tokenizer.is_none() {
         options.tokenizer = missing_tokenizer(&path)?;
     }
     Ok(Model::open_tokenizer(&path, &options)?)
+}
+
+fn open_remote_tokenizer(remote: &hub::RemoteTokenizer) -> Result<Tokenizer> {
+    let path = match (&remote.path, remote.n_vocab) {
+        (Some(path), _) => path.clone(),
+        (None, Some(N_VOCAB_20B)) => hub::tokenizer_20b()?,
+        (None, _) => bail!(
+            "{}: no tokenizer.json, rwkv_vocab*.txt or vocab.txt in the repository; name a tokenizer with \
+             --tokenizer FILE",
+            remote.id
+        ),
+    };
+    let tokenizer = Tokenizer::open(&path)?;
+    if let Some(n_vocab) = remote.n_vocab {
+        tokenizer.check_fits(n_vocab)?;
+    }
+    Ok(tokenizer)
 }
 
 /// The 20B tokenizer, from the hub or its cache, if a model needs it and has none.
@@ -147,6 +196,8 @@ pub(crate) fn options(args: &ModelArgs) -> Options {
         huge_pages: args.huge_pages,
         device_map: args.devices.map(),
         device_memory_max: args.devices.limits(),
+        memory_max: args.max_memory.map_or(0, |size| size.0),
+        memory_taken: memory::resident_bytes().unwrap_or(PROGRAM_BYTES) + PROGRAM_GROWS_BY,
         ..Options::default()
     }
 }

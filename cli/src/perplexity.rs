@@ -54,12 +54,13 @@ pub(crate) struct Args {
     /// percentile over all predicted tokens are shown, and for how many of them the likeliest token is
     /// the same.
     #[arg(long, value_name = "QUANT", hide_possible_values = true)]
+    #[arg(conflicts_with = "max_memory")]
     against: Option<Quant>,
 
     /// Model to compare with, where it is another than --model
     ///
     /// A model file of int8 weights cannot be opened as f32: name the checkpoint that it was made from.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "max_memory")]
     against_model: Option<PathBuf>,
 
     /// Rank the matrices by what each costs
@@ -68,7 +69,7 @@ pub(crate) struct Args {
     ///
     /// All other matrices stay as --against says (default f32); --quant is what the one becomes
     /// (default int8). Takes one pass over the text for each matrix: --limit makes it shorter.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "max_memory")]
     by_tensor: bool,
 
     /// Draw the ranking of --by-tensor, as SVG

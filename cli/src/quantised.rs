@@ -26,8 +26,6 @@ use crate::progress::{notice, Progress};
 const HINT_FROM_BYTES: u64 = 64 << 20;
 /// The coarsest clock of a file system in use, that of FAT.
 const CLOCK_STEP: Duration = Duration::from_secs(2);
-/// What a killed program has left is older than this; what is being written is not.
-const LEFT_OVER_AGE: Duration = Duration::from_secs(3600);
 /// Characters of a source's own name in the name of its copy.
 const LABEL_CHARS_MAX: usize = 64;
 
@@ -72,7 +70,6 @@ pub(crate) fn make(source: &Located, options: &Options, quant: Quant) -> Result<
     let name = name(&source.path, quant, &identity)?;
     let (folder, copy) = (&name.folder, name.path());
     fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
-    remove_left_overs(folder);
     let mut progress = Progress::at_once("quantising");
     let model = Model::open_with_progress(&source.path, options, &mut |d, t| progress.show(d, t))?;
     drop(progress);
@@ -312,19 +309,4 @@ impl CopyName {
 
 fn folder() -> Result<PathBuf> {
     Ok(cache_folder::of_program()?.join("quantised"))
-}
-
-/// Temporary files of programs that were killed while they wrote gigabytes.
-fn remove_left_overs(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let modified = entry.metadata().and_then(|metadata| metadata.modified());
-        let age = modified
-            .ok()
-            .and_then(|time| SystemTime::now().duration_since(time).ok());
-        if name.starts_with(".rwkv-edge-") && age.is_some_and(|age| age > LEFT_OVER_AGE) {
-            drop(fs::remove_file(entry.path()));
-        }
-    }
 }

@@ -11,9 +11,9 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::Result;
-use rwkv_edge::{Model, Output, Span, State, Workspace};
+use rwkv_edge::{Model, Output, Reservation, Span, State, Workspace};
 
-use crate::{detail, devices};
+use crate::{detail, devices, model};
 
 /// Rows of a batch. More make it no faster.
 const ROWS_MAX: usize = 128;
@@ -179,14 +179,17 @@ pub(crate) fn feed<'a>(
         true => (DEVICE_ROWS_MAX, DEVICE_LOGITS_MAX),
         false => (ROWS_MAX, LOGITS_MAX),
     };
+    let n_buffers = models.len().min(2);
+    let row_bytes = n_buffers * n_vocab * size_of::<f32>();
     let logit_rows_max = (logits_max / n_vocab).clamp(1, rows_max);
+    let logit_rows_max = model::rows_that_fit(&first, row_bytes, logit_rows_max);
+    let _buffers = first.reserve_memory((logit_rows_max * row_bytes) as u64)?;
     let mut workspaces = vec![first.workspace(rows_max)];
     if !models.share_workspace() {
         for index in 1..models.len() {
             workspaces.push(models.get(index)?.workspace(rows_max));
         }
     }
-    let n_buffers = models.len().min(2);
     let mut buffers = vec![vec![0.0; logit_rows_max * n_vocab]; n_buffers];
     let mut lanes = Lanes::new(models, sequences, rows_max)?;
     let mut targets = Vec::with_capacity(logit_rows_max);
@@ -236,6 +239,9 @@ struct Lanes<'a, I> {
     active: Vec<Lane<'a>>,
     /// Empty states of all models, one after the other.
     empty: Vec<State>,
+    first: Model,
+    /// Memory of the states of all lanes so far.
+    states_held: Vec<Reservation>,
     /// States of lanes that ended.
     spare: Vec<Vec<State>>,
     /// Rows of a batch.
@@ -251,6 +257,8 @@ impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
             sequences: sequences.enumerate(),
             active: Vec::new(),
             empty,
+            first: models.get(0)?,
+            states_held: Vec::new(),
             spare: Vec::new(),
             rows_max,
         })
@@ -284,8 +292,17 @@ impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
         rows_left < self.rows_max
     }
 
-    /// Takes up the next sequence, if there is one.
+    /// Takes up the next sequence, if there is one and memory for its states.
     fn begin(&mut self) -> bool {
+        if self.spare.is_empty() {
+            let bytes = self.empty.iter().map(State::size_bytes).sum::<usize>();
+            match self.first.reserve_memory(bytes as u64) {
+                Ok(held) => self.states_held.push(held),
+                // One at a time must do.
+                Err(_) if self.active.is_empty() => {}
+                Err(_) => return false,
+            }
+        }
         let Some((number, sequence)) = self.sequences.next() else {
             return false;
         };

@@ -1,16 +1,19 @@
-//! How much memory a model and its sessions take, told before any of it is taken.
+//! How much memory a model and its sessions take, told before any of it is taken, and the count of what is.
 //!
-//! Used by `model.rs` to refuse a model that does not fit the caller's limit, and by `session.rs`, which
-//! counts every session against the same limit. Only sizes and no files here. Text buffers and the
-//! tokenizer, which come with the first text, are not counted.
+//! Used by `fit.rs` and `model.rs`, which fit a model into the caller's limit, and by all that takes memory
+//! later: sessions, workspaces, the tokenizer. Where weights are read from their file again and again, they
+//! get what the others leave.
 
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::matrix::Quant;
 use crate::model::Model;
+use crate::paging::{Paging, PIECE_BYTES};
+use crate::product::{CHUNK_INPUTS, MANY_ROWS};
 use crate::sampler::Sampler;
 use crate::v4::{Part, Sizes};
 
@@ -20,78 +23,179 @@ pub(crate) struct Budget {
     /// 0: no limit.
     max: u64,
     used: AtomicU64,
+    rows_max: Option<usize>,
+    paged: Option<PagedWeights>,
 }
 
-/// Bytes of the budget that one session holds; dropped with it.
+/// Weights that are read again for every batch.
 #[derive(Debug)]
-pub(crate) struct Reservation {
+struct PagedWeights {
+    paging: Paging,
+    /// Bytes of them that are in memory while a batch goes through.
+    window: u64,
+    /// Held by the batch that has the window.
+    turn: Mutex<()>,
+}
+
+/// The right to read paged weights.
+pub(crate) struct Turn<'a> {
+    pub(crate) paging: &'a Paging,
+    _turn: MutexGuard<'a, ()>,
+}
+
+/// Bytes of a model's memory limit that someone holds, until this is dropped.
+#[derive(Debug)]
+pub struct Reservation {
     model: Model,
     bytes: u64,
 }
 
 impl Budget {
-    /// A budget from which the model has taken its weights.
-    pub(crate) fn new(max: u64, weights: u64) -> Self {
-        let used = AtomicU64::new(weights);
-        Budget { max, used }
+    /// A budget of which so much is used already.
+    pub(crate) fn new(max: u64, used: u64, rows_max: Option<usize>) -> Self {
+        Budget {
+            max,
+            used: AtomicU64::new(used),
+            rows_max,
+            paged: None,
+        }
     }
 
-    /// Takes memory for a session.
+    /// Reads these weights again for every batch, as far as there is no room for them.
+    pub(crate) fn page(&mut self, paging: Paging, window: u64) {
+        self.paged = Some(PagedWeights {
+            paging,
+            window,
+            turn: Mutex::new(()),
+        });
+        self.make_room();
+    }
+
+    /// Rows of a batch at most, where there is a limit.
+    pub(crate) fn rows_max(&self) -> Option<usize> {
+        self.rows_max
+    }
+
+    pub(crate) fn has_limit(&self) -> bool {
+        self.max > 0
+    }
+
+    pub(crate) fn paging(&self) -> Option<&Paging> {
+        self.paged.as_ref().map(|paged| &paged.paging)
+    }
+
+    /// Bytes that nobody has taken; paged weights use them until someone does.
+    pub(crate) fn left(&self) -> u64 {
+        let window = self.paged.as_ref().map_or(0, |paged| paged.window);
+        let used = self.used.load(Ordering::Relaxed);
+        self.max.saturating_sub(used.saturating_add(window))
+    }
+
+    /// Bytes of the weights for which there is no room now.
+    pub(crate) fn paged_bytes(&self) -> u64 {
+        let size = self.paging().map_or(0, Paging::size_bytes);
+        size - self.left().min(size)
+    }
+
+    /// Paged weights keep to what is left.
+    fn make_room(&self) {
+        if let Some(paging) = self.paging() {
+            paging.keep(self.left());
+        }
+    }
+
+    /// Where weights are paged, waits for those who read them: several at once would take a multiple of the
+    /// memory.
+    pub(crate) fn turn(&self) -> Option<Turn<'_>> {
+        let paged = self.paged.as_ref()?;
+        let turn = paged.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.make_room();
+        Some(Turn {
+            paging: &paged.paging,
+            _turn: turn,
+        })
+    }
+
+    /// Takes memory for what `name` says.
     ///
     /// # Errors
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory), with the numbers, when it is not within the limit.
-    pub(crate) fn take(&self, bytes: u64) -> Result<()> {
+    pub(crate) fn take(&self, bytes: u64, name: &str) -> Result<()> {
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let total = before.saturating_add(bytes);
-        if self.max == 0 || total <= self.max {
+        let window = self.paged.as_ref().map_or(0, |paged| paged.window);
+        let total = before.saturating_add(bytes).saturating_add(window);
+        if self.max == 0 || total <= self.max || bytes == 0 {
+            self.make_room();
             return Ok(());
         }
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.give_back(bytes);
         Err(Error::memory(format!(
-            "another session of {bytes} bytes makes {total} bytes, expected at most {} (the memory limit)",
+            "{name} of {bytes} bytes makes {total} bytes, expected at most {} (the memory limit)",
             self.max
         )))
+    }
+
+    /// Counts memory that is taken in any case.
+    fn take_anyway(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.make_room();
+    }
+
+    pub(crate) fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
 impl Reservation {
-    pub(crate) fn new(model: &Model, bytes: u64) -> Result<Self> {
-        model.budget().take(bytes)?;
+    pub(crate) fn new(model: &Model, bytes: u64, name: &str) -> Result<Self> {
+        model.budget().take(bytes, name)?;
         let model = model.clone();
         Ok(Reservation { model, bytes })
+    }
+
+    /// For memory that cannot be refused; `None` where nobody asks.
+    pub(crate) fn anyway(model: &Model, bytes: usize) -> Option<Self> {
+        let (budget, bytes) = (model.budget(), bytes as u64);
+        budget.has_limit().then(|| {
+            budget.take_anyway(bytes);
+            let model = model.clone();
+            Reservation { model, bytes }
+        })
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let used = &self.model.budget().used;
-        used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.model.budget().give_back(self.bytes);
     }
 }
 
-/// Refuses a model that does not fit the limit together with one session.
-///
-/// # Errors
-/// [`ErrorKind::Memory`](crate::ErrorKind::Memory), with the numbers.
-pub(crate) fn check(max: u64, weights: u64, session: u64) -> Result<()> {
-    let needed = weights.saturating_add(session);
-    if max == 0 || needed <= max {
-        return Ok(());
-    }
-    Err(Error::memory(format!(
-        "needs {needed} bytes of memory (weights {weights}, one session {session}), expected at most {max} \
-         (the memory limit)"
-    )))
+/// Bytes of matrices that are in memory at once while batches of so many rows go through a network none of
+/// whose matrices stays.
+pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 {
+    let width = sizes.n_embd.max(sizes.n_attention) as u64;
+    let row = width.saturating_mul(value_bytes(quant));
+    // Batches of many rows walk a matrix stored row per input more than once.
+    let rows = match rows_max < MANY_ROWS {
+        true => CHUNK_INPUTS.min(sizes.n_hidden),
+        false => sizes.n_hidden,
+    };
+    // Before and behind what was touched, the system may map as much as is dropped with it.
+    PIECE_BYTES.max(row.saturating_mul(rows as u64)) + 2 * crate::file::RELEASE_MARGIN
 }
 
-/// Bytes of the weights of a part of a network of these sizes. Those that are used where the caller has them, such
-/// as in flash, take none, but vectors and scales are kept in memory always.
-pub(crate) fn weight_bytes(
-    sizes: &Sizes,
-    part: &Part,
-    quant: Quant,
-    in_callers_memory: bool,
-) -> u64 {
+/// Bytes of one weight, scales aside.
+fn value_bytes(quant: Quant) -> u64 {
+    match quant {
+        Quant::F32 => 4,
+        Quant::F16 => 2,
+        Quant::Int8 => 1,
+    }
+}
+
+/// Bytes of the weights of a part of a network of these sizes. Matrices that are used where they lie, in a
+/// file or in flash, take none, but vectors and scales are kept in memory always.
+pub(crate) fn weight_bytes(sizes: &Sizes, part: &Part, quant: Quant, in_place: bool) -> u64 {
     let [v, d, a, h] = [
         sizes.n_vocab,
         sizes.n_embd,
@@ -99,11 +203,9 @@ pub(crate) fn weight_bytes(
         sizes.n_hidden,
     ]
     .map(|n| n as u64);
-    let values = match (in_callers_memory, quant) {
-        (true, _) => 0,
-        (false, Quant::F32) => 4,
-        (false, Quant::F16) => 2,
-        (false, Quant::Int8) => 1,
+    let values = match in_place {
+        true => 0,
+        false => value_bytes(quant),
     };
     // A row has an f16 scale, a column an 8-bit exponent, and both are kept as f32 too.
     let (row, column) = match quant {
@@ -239,14 +341,15 @@ mod tests {
 
     #[test]
     fn a_budget_is_kept_and_given_back() {
-        let budget = Budget::new(100, 60);
-        budget.take(40).expect("fits exactly");
-        let error = budget.take(1).expect_err("does not fit");
+        let budget = Budget::new(100, 60, None);
+        budget.take(40, "a session").expect("fits exactly");
+        assert_eq!(budget.left(), 0);
+        let error = budget.take(1, "a session").expect_err("does not fit");
         assert_eq!(error.kind(), crate::ErrorKind::Memory);
         assert!(error.to_string().contains("101"), "{error}");
-        Budget::new(0, 60).take(u64::MAX / 2).expect("no limit");
-        check(100, 60, 40).expect("fits exactly");
-        let error = check(100, 60, 41).expect_err("does not fit");
-        assert!(error.to_string().contains("needs 101 bytes"), "{error}");
+        budget.give_back(40);
+        assert_eq!(budget.left(), 40);
+        let unlimited = Budget::new(0, 60, None);
+        unlimited.take(u64::MAX / 2, "a session").expect("no limit");
     }
 }

@@ -26,7 +26,11 @@ const MAP_WHOLE_MAX: u64 = if usize::BITS >= 64 { u64::MAX } else { 1 << 30 };
 /// So far around what is released pages go as well. A system maps more than is touched: some 64 KiB
 /// around it, and all of a large page of 2 MiB where it keeps files in those. Of a file read from end
 /// to end the edges of all ranges would stay, which is up to a tenth of it.
-const RELEASE_MARGIN: u64 = 2 << 20;
+pub(crate) const RELEASE_MARGIN: u64 = 2 << 20;
+
+/// Whether pages of a mapped file can be dropped and come back when they are touched. Other systems take
+/// the same advice in other ways.
+pub(crate) const PAGES_CAN_BE_DROPPED: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// The largest page of the systems we know, large ones aside.
 const PAGE_MAX: u64 = 64 << 10;
@@ -210,17 +214,18 @@ impl SourceFile {
     /// from end to end does not count as used memory. They may be asked for again; they are read
     /// again then.
     pub(crate) fn release(&self, range: Range<u64>) {
-        let start = range.start.saturating_sub(RELEASE_MARGIN) / PAGE_MAX * PAGE_MAX;
-        let end = range.end.saturating_add(RELEASE_MARGIN).min(self.len());
         if let (Backing::Whole(map), Ok(start), Ok(end)) = (
             &self.0.backing,
-            usize::try_from(start),
-            usize::try_from(end),
+            usize::try_from(range.start),
+            usize::try_from(range.end),
         ) {
-            if start < end {
-                drop_pages(map, start..end);
-            }
+            drop_pages_around(map, start..end);
         }
+    }
+
+    /// Whether ranges are mapped, and their pages can be dropped and come back.
+    pub(crate) fn pages_can_be_dropped(&self) -> bool {
+        PAGES_CAN_BE_DROPPED && matches!(self.0.backing, Backing::Whole(_) | Backing::Windows(_))
     }
 
     fn read(&self, file: &ReadAt, range: &Range<u64>, size: usize) -> Result<FileBytes> {
@@ -309,7 +314,17 @@ fn read_into_huge_pages(mut file: &File, path: &Path, len: u64) -> Result<FileBy
     let copy = copy
         .make_read_only()
         .map_err(|e| Error::io("protect the copy of", path, e))?;
-    Ok(FileBytes::new(Storage::Mapped(Arc::new(copy))))
+    Ok(FileBytes::new(Storage::HugePages(Arc::new(copy))))
+}
+
+/// Drops the pages of a range, and those that came with them.
+fn drop_pages_around(map: &Mmap, range: Range<usize>) {
+    let (margin, page) = (RELEASE_MARGIN as usize, PAGE_MAX as usize);
+    let start = range.start.saturating_sub(margin) / page * page;
+    let end = range.end.saturating_add(margin).min(map.len());
+    if start < end {
+        drop_pages(map, start..end);
+    }
 }
 
 #[cfg(unix)]
@@ -382,7 +397,10 @@ pub(crate) struct FileBytes {
 #[derive(Clone)]
 enum Storage {
     Static(&'static [u8]),
+    /// Of a file, which has its pages.
     Mapped(Arc<Mmap>),
+    /// A copy: a page that is dropped is lost.
+    HugePages(Arc<Mmap>),
     Owned(Arc<Vec<u8>>),
 }
 
@@ -390,7 +408,7 @@ impl Storage {
     fn all(&self) -> &[u8] {
         match self {
             Storage::Static(bytes) => bytes,
-            Storage::Mapped(map) => map,
+            Storage::Mapped(map) | Storage::HugePages(map) => map,
             Storage::Owned(bytes) => bytes,
         }
     }
@@ -416,6 +434,33 @@ impl FileBytes {
             storage: self.storage.clone(),
             range: self.range.start + range.start..self.range.start + range.end,
         })
+    }
+
+    /// Whether these are pages of a mapped file that can be dropped and come back.
+    pub(crate) fn pages_can_be_dropped(&self) -> bool {
+        PAGES_CAN_BE_DROPPED && matches!(self.storage, Storage::Mapped(_))
+    }
+
+    /// As [`SourceFile::release`], for a range of these bytes.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        if let Storage::Mapped(map) = &self.storage {
+            let base = self.range.start;
+            drop_pages_around(map, base + range.start..base + range.end.min(self.len()));
+        }
+    }
+
+    /// Says that a range of these bytes is needed soon, so that reading it from a disk can begin.
+    pub(crate) fn prefetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = &self.storage {
+            let end = range.end.min(self.len());
+            let (start, len) = (
+                self.range.start + range.start,
+                end.saturating_sub(range.start),
+            );
+            // Advice: where the system does not take it, the bytes are read when they are touched.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
+        }
     }
 }
 

@@ -50,6 +50,8 @@ struct Part<'a> {
     dtype: &'static str,
     shape: Vec<usize>,
     bytes: &'a [u8],
+    /// Whose weights these are.
+    matrix: Option<&'a Matrix>,
 }
 
 impl<'a> Part<'a> {
@@ -60,6 +62,7 @@ impl<'a> Part<'a> {
             dtype,
             shape,
             bytes,
+            matrix: None,
         }
     }
 }
@@ -87,12 +90,19 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u6
     let mut file = OutputFile::create(path)?;
     let mut hash = Xxh3::new();
     let mut done = 0;
-    let pieces = parts.iter().flat_map(|part| part.bytes.chunks(PIECE_BYTES));
-    for piece in std::iter::once(&header[..]).chain(pieces) {
+    let mut write = |piece: &[u8]| -> Result<()> {
         file.write(piece)?;
         hash.update(piece);
         done += piece.len();
         progress(done as u64, total as u64);
+        Ok(())
+    };
+    write(&header)?;
+    for part in &parts {
+        part.bytes.chunks(PIECE_BYTES).try_for_each(&mut write)?;
+        if let (Some(matrix), Some(_)) = (part.matrix, model.budget.paging()) {
+            matrix.release();
+        }
     }
     if let Some(at) = find_checksum(&header) {
         file.overwrite(at as u64, format!("{:016x}", hash.digest()).as_bytes())?;
@@ -109,7 +119,7 @@ fn tensor_parts<'a>(tensor: &Tensor<'a>) -> Vec<Part<'a>> {
         Tensor::Matrix(matrix) => matrix,
     };
     let (name, shape) = (&matrix.name, vec![matrix.n_rows, matrix.n_cols]);
-    match &matrix.weights {
+    let mut parts = match &matrix.weights {
         Weights::F32(w) => vec![Part::new(
             name,
             "F32",
@@ -141,7 +151,9 @@ fn tensor_parts<'a>(tensor: &Tensor<'a>) -> Vec<Part<'a>> {
             }
             parts
         }
-    }
+    };
+    parts[0].matrix = Some(matrix);
+    parts
 }
 
 /// The format allows no gaps between tensors, so whatever moves the next one to its boundary is a
@@ -238,12 +250,14 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(u64, u
     }
 }
 
-/// Opens a model file. `wanted` may ask for less than is stored, but not for more.
+/// Opens a model file. `wanted` may ask for less than is stored, but not for more. Where memory is short, no
+/// page is kept that was read only to be copied.
 pub(crate) fn read(
     file: SafetensorsFile,
     plan: &Plan,
     pool: Pool,
     kernels: KernelSet,
+    is_short: bool,
 ) -> Result<Inner> {
     let place = file.file.name().to_owned();
     let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(&place))?;
@@ -259,6 +273,7 @@ pub(crate) fn read(
         stored,
         quant,
         pool: &pool,
+        is_short,
     };
     let config = &meta.config;
     let sizes = Sizes::of(config);
@@ -289,6 +304,12 @@ pub(crate) fn read(
 pub(crate) fn config_and_quant(file: &SafetensorsFile) -> Result<(Config, Quant)> {
     let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
     Ok((meta.config, meta.quant))
+}
+
+/// The tokenizer in the file, before any tensor is looked at.
+pub(crate) fn tokenizer_of(file: &SafetensorsFile) -> Result<Option<TokenizerFile>> {
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
+    tokenizer_file(file, &meta)
 }
 
 const SEARCHED: &str = "looked for one inside the model file";
@@ -370,6 +391,8 @@ struct FileWeights<'a> {
     stored: Quant,
     quant: Quant,
     pool: &'a Pool,
+    /// Whether pages of what was copied are dropped at once, because memory is short.
+    is_short: bool,
 }
 
 impl FileWeights<'_> {
@@ -385,6 +408,12 @@ impl FileWeights<'_> {
             ));
         }
         self.file.file.bytes(entry.begin..entry.end)
+    }
+
+    fn was_copied(&self, bytes: &FileBytes) {
+        if self.is_short {
+            bytes.release(0..bytes.len());
+        }
     }
 
     fn error(&self, tensor: &str, text: &str) -> Error {
@@ -407,6 +436,7 @@ impl FileWeights<'_> {
         let rows_name = format!("{name}{ROW_SCALES}");
         let rows = self.take(&rows_name, Dtype::F16, &[n_rows])?;
         let row_scales: Vec<f16> = bytemuck::pod_collect_to_vec(&rows);
+        self.was_copied(&rows);
         let bad = |scale: &f16| !(scale.is_finite() && scale.is_sign_positive());
         if let Some(row) = row_scales.iter().position(bad) {
             let text = format!(
@@ -420,6 +450,7 @@ impl FileWeights<'_> {
         if self.entries.contains_key(&columns_name) {
             let columns = self.take(&columns_name, Dtype::I8, &[n_cols])?;
             exponents.copy_from_slice(bytemuck::cast_slice(&columns));
+            self.was_copied(&columns);
             let limit = Int8::EXPONENT_MAX;
             if let Some(column) = exponents.iter().position(|e| !(-limit..=limit).contains(e)) {
                 let found = exponents[column];
@@ -449,6 +480,7 @@ impl WeightSource for FileWeights<'_> {
     fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
         let bytes = self.take(&name, Dtype::F32, &[n])?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        self.was_copied(&bytes);
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             let text = format!("{} at [{index}], expected a number", values[index]);
             return Err(self.error(&name, &text));

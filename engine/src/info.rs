@@ -40,6 +40,9 @@ pub struct Info {
     pub weight_bytes: u64,
     /// Those of `weight_bytes` that are used in place from the file, without a copy in memory.
     pub mapped_bytes: u64,
+    /// Those of `mapped_bytes` for which the memory limit has no room now: they are read from the file again
+    /// for every batch. A single row of the embedding is, of course, all of it that a token needs.
+    pub paged_bytes: u64,
     /// Bits of the matrices a weight, scales included.
     pub bits_per_weight: f64,
     /// Those of the weights that one token of decode needs, as stored: all matrices, but a single row of
@@ -137,6 +140,7 @@ impl Info {
             quant: inner.quant,
             weight_bytes: totals.weight_bytes,
             mapped_bytes: totals.mapped_bytes,
+            paged_bytes: inner.budget.paged_bytes(),
             bits_per_weight: 8.0 * totals.matrix_bytes as f64 / totals.matrix_params as f64,
             decode_bytes: totals.matrix_bytes - embedding_bytes + embedding_row_bytes,
             layer_macs: totals.matrix_params - 2 * table,

@@ -35,12 +35,14 @@ const TASK_ROWS_ACROSS: usize = 256;
 /// reading them.
 const FINGERPRINT_NUMBERS: usize = 64;
 
-/// Loads a checkpoint; calls `progress(done, total)` in weights.
+/// Loads a checkpoint; calls `progress(done, total)` in weights. Where memory is short, no page is kept that
+/// was read only to be copied.
 pub(crate) fn load(
     checkpoint: Checkpoint,
     plan: &Plan,
     pool: Pool,
     kernels: KernelSet,
+    is_short: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Inner> {
     let config = &checkpoint.config;
@@ -66,6 +68,7 @@ pub(crate) fn load(
         checkpoint: &checkpoint,
         quant,
         pool: &pool,
+        is_short,
         hash,
         done: 0,
         total,
@@ -109,6 +112,28 @@ pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     }
 }
 
+/// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped.
+pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
+    let dtype = match quant {
+        Quant::F32 => Dtype::F32,
+        Quant::F16 => Dtype::F16,
+        Quant::Int8 => return 0,
+    };
+    let in_place = |(name, tensor): &(&String, &RawTensor)| {
+        // The one that is stored the other way round.
+        let is_turned = name.ends_with("ffn.value.weight");
+        is_matrix(name)
+            && !is_turned
+            && tensor.dtype == dtype
+            && tensor.is_contiguous()
+            && tensor.offset % dtype.size().unwrap_or(1) as u64 == 0
+            && tensor.file.pages_can_be_dropped()
+    };
+    let tensors = checkpoint.tensors.iter().filter(in_place);
+    let size = |(_, tensor): (_, &RawTensor)| (tensor.len() * dtype.size().unwrap_or(0)) as u64;
+    tensors.map(size).sum()
+}
+
 /// Vectors called `.weight` are those of norms.
 fn is_matrix(name: &str) -> bool {
     let of_norm = ["ln0.weight", "ln1.weight", "ln2.weight", "ln_out.weight"];
@@ -119,6 +144,7 @@ struct CheckpointWeights<'a> {
     checkpoint: &'a Checkpoint,
     quant: Quant,
     pool: &'a Pool,
+    is_short: bool,
     /// Becomes the checkpoint's fingerprint.
     hash: Xxh3,
     done: u64,
@@ -140,7 +166,10 @@ impl CheckpointWeights<'_> {
         self.hash.update(bytemuck::cast_slice(values));
     }
 
-    fn advance(&mut self, n: usize) {
+    fn was_read(&mut self, tensor: &RawTensor, n: usize) {
+        if self.is_short {
+            tensor.file.release(tensor.offset..tensor.end());
+        }
         self.done += n as u64;
         (self.progress)(self.done, self.total);
     }
@@ -158,15 +187,17 @@ impl WeightSource for CheckpointWeights<'_> {
                 let tensor = self.tensor(&format!("{layer}att.time_decay"))?;
                 let decay = Decay::read(&tensor, n)?;
                 self.hash(&name, &decay.time_decay);
+                self.was_read(&tensor, n);
                 decay.decay_log
             }
             None => {
-                let values = self.tensor(&name)?.read_vector(n)?;
+                let tensor = self.tensor(&name)?;
+                let values = tensor.read_vector(n)?;
                 self.hash(&name, &values);
+                self.was_read(&tensor, n);
                 values
             }
         };
-        self.advance(n);
         Ok(Vector { name, values })
     }
 
@@ -186,7 +217,7 @@ impl WeightSource for CheckpointWeights<'_> {
             Layout::RowPerInput => transposed(tensor),
         };
         let matrix = convert(&stored, name, layout, self.quant, self.pool)?;
-        self.advance(n_outputs * n_inputs);
+        self.was_read(&stored, n_outputs * n_inputs);
         Ok(matrix)
     }
 }

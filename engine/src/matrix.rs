@@ -41,8 +41,11 @@ impl<T: Pod> Buffer<T> {
         }
     }
 
-    pub(crate) fn is_in_file(&self) -> bool {
-        matches!(self, Buffer::InFile(_))
+    pub(crate) fn in_file_bytes(&self) -> Option<&FileBytes> {
+        match self {
+            Buffer::Owned(_) => None,
+            Buffer::InFile(bytes) => Some(bytes),
+        }
     }
 }
 
@@ -237,10 +240,22 @@ impl Matrix {
 
     /// Whether the weights lie in a file rather than in memory of their own.
     pub(crate) fn is_in_file(&self) -> bool {
+        self.in_file_bytes().is_some()
+    }
+
+    /// The weights, scales aside, where they lie in a file.
+    pub(crate) fn in_file_bytes(&self) -> Option<&FileBytes> {
         match &self.weights {
-            Weights::F32(weights) => weights.is_in_file(),
-            Weights::F16(weights) => weights.is_in_file(),
-            Weights::Int8(int8) => int8.values.is_in_file(),
+            Weights::F32(weights) => weights.in_file_bytes(),
+            Weights::F16(weights) => weights.in_file_bytes(),
+            Weights::Int8(int8) => int8.values.in_file_bytes(),
+        }
+    }
+
+    /// Drops the pages of weights that lie in a file.
+    pub(crate) fn release(&self) {
+        if let Some(bytes) = self.in_file_bytes() {
+            bytes.release(0..bytes.len());
         }
     }
 

@@ -8,18 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::batch::Span;
-use crate::budget::{self, Budget};
+use crate::budget::{Budget, Reservation};
 use crate::checkpoint::{self, Config, Opened, TokenizerFile};
 use crate::device::{Device, DeviceMap};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{Access, Folder, SourceFile};
+use crate::fit::Demand;
 use crate::format;
 use crate::info::{self, Info, TensorInfo};
 use crate::kernels::KernelSet;
 use crate::load;
-use crate::matrix::Quant;
+use crate::matrix::{Matrix, Quant};
 use crate::mix;
-use crate::plan::{Plan, PlannedStage, Request, Target};
+use crate::plan::{Plan, Request};
 use crate::plugin::DeviceLimits;
 use crate::session::Session;
 use crate::spread;
@@ -51,12 +52,22 @@ pub struct Options {
     pub huge_pages: bool,
     /// Reads the weights of hidden units that are 0 too: the same results, slower. For measuring.
     pub no_sparsity: bool,
-    /// Bytes that the model and its sessions may keep in memory, a mapped file included. 0: no limit. A
-    /// model that does not fit together with one session is refused before its weights are read, and
-    /// [`Session::with_all_memory`] refuses a session that does not fit any more.
+    /// Bytes that the model and its sessions may keep in memory, a mapped file included. 0: no limit.
+    ///
+    /// Weights that are used in place from a mapped file and do not fit are read from it again for every
+    /// batch, with the same results, slower, and by one caller at a time; prompts may go in shorter pieces.
+    /// A model that does not even fit so, together with one session, is refused before its weights are read;
+    /// [`Session::with_all_memory`], [`Model::tokenizer`] and [`Model::reserve_memory`] refuse what does not
+    /// fit any more. Other sessions, and workspaces, are counted but not refused.
     ///
     /// What layers on devices need of the devices' memory is not counted, and is checked by itself.
     pub memory_max: u64,
+    /// Whether the tokenizer, too, has to fit into `memory_max`; else a model that leaves no room for it is
+    /// opened all the same, and refuses the first text.
+    pub memory_for_text: bool,
+    /// Bytes of `memory_max` that the process has taken otherwise, such as for its program: as if the model
+    /// took them.
+    pub memory_taken: u64,
     /// Where the layers run. The weights of those on a device are not kept in this machine's memory.
     pub device_map: DeviceMap,
     /// Bytes that may be taken of a device; without a limit what is free of it.
@@ -121,6 +132,7 @@ pub(crate) struct TokenizerSlot {
 pub struct Workspace {
     /// One a pipeline of the model.
     lanes: Vec<Lane>,
+    _reservation: Option<Reservation>,
 }
 
 impl Model {
@@ -240,16 +252,17 @@ impl Model {
         let kernels = KernelSet::select()?;
         let n_threads = n_threads(options.threads)?;
         let plan = plan(&opened, options)?;
-        let budget = memory_budget(&opened, &plan, options, n_threads)?;
+        let demand = Demand::of(&opened, &plan, options, n_threads)?;
+        let is_short = demand.fit(options.memory_max)?.window.is_some();
         let pool = Pool::new(n_threads);
         let mut inner = match opened {
             Opened::Checkpoint(checkpoint) => {
-                load::load(checkpoint, &plan, pool, kernels, progress)?
+                load::load(checkpoint, &plan, pool, kernels, is_short, progress)?
             }
-            Opened::ModelFile(file) => format::read(file, &plan, pool, kernels)?,
+            Opened::ModelFile(file) => format::read(file, &plan, pool, kernels, is_short)?,
         };
         inner.no_sparsity = options.no_sparsity;
-        inner.budget = budget;
+        inner.budget = demand.budget(&inner.stages, options.memory_max)?;
         if let Some(path) = &options.tokenizer {
             let file = SourceFile::open_without_mapping(path)?;
             inner.tokenizer.file = Some(TokenizerFile {
@@ -339,17 +352,26 @@ impl Model {
             for tensor in network.tensors() {
                 if let Tensor::Matrix(matrix) = tensor {
                     matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
+                    self.matrix_was_read(matrix);
                 }
             }
         }
         Ok(())
     }
 
+    /// Drops the pages of a matrix for which memory is too short.
+    fn matrix_was_read(&self, matrix: &Matrix) {
+        if self.0.budget.paging().is_some() {
+            matrix.release();
+        }
+    }
+
     /// The model's tokenizer.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Tokenizer`] when there is none, it is damaged, or it has more tokens than the model.
+    /// [`ErrorKind::Tokenizer`] when there is none, it is damaged, or it has more tokens than the model;
+    /// [`ErrorKind::Memory`] when [`Options::memory_max`] leaves no room for it.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         let slot = &self.0.tokenizer;
         if let Some(tokenizer) = slot.parsed.get() {
@@ -357,9 +379,23 @@ impl Model {
         }
         let missing = || no_tokenizer(&self.0.place, &slot.searched, self.n_vocab());
         let file = slot.file.as_ref().ok_or_else(missing)?;
-        let tokenizer = Tokenizer::from_bytes(&file.name, &file.bytes)?;
-        tokenizer.check_fits(self.n_vocab())?;
-        Ok(slot.parsed.get_or_init(|| tokenizer))
+        let (budget, bytes) = (&self.0.budget, Tokenizer::memory_bytes(&file.bytes));
+        let taken = budget.take(bytes, "the tokenizer");
+        taken.map_err(|e| e.at(&self.0.place))?;
+        let parsed = Tokenizer::from_bytes(&file.name, &file.bytes);
+        // It is never read again.
+        file.bytes.release(0..file.bytes.len());
+        let parsed = parsed.and_then(|t| t.check_fits(self.n_vocab()).map(|()| t));
+        let parsed = parsed.inspect_err(|_| budget.give_back(bytes))?;
+        let mut is_first = false;
+        let tokenizer = slot.parsed.get_or_init(|| {
+            is_first = true;
+            parsed
+        });
+        if !is_first {
+            budget.give_back(bytes);
+        }
+        Ok(tokenizer)
     }
 
     /// Whether a tokenizer came with the model or the options; it may still turn out to be damaged.
@@ -416,25 +452,57 @@ impl Model {
     }
 
     /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut. A
-    /// model with layers on a device takes at most [`prefill_rows`](Self::prefill_rows) at once.
+    /// model with layers on a device takes at most [`prefill_rows`](Self::prefill_rows) at once, and so does
+    /// one whose memory is limited.
     pub fn workspace(&self, rows_max: usize) -> Workspace {
+        let workspace = self.uncounted_workspace(rows_max);
+        let bytes = workspace.size_bytes();
+        Workspace {
+            _reservation: Reservation::anyway(self, bytes),
+            ..workspace
+        }
+    }
+
+    /// A workspace whose memory someone else has counted.
+    pub(crate) fn uncounted_workspace(&self, rows_max: usize) -> Workspace {
+        let rows_max = self.rows_within_limit(rows_max);
         let (n_threads, no_sparsity) = (self.0.pool.n_threads(), self.0.no_sparsity);
         let lane = |pipeline: &Pipeline| pipeline.lane(rows_max, n_threads, no_sparsity);
         Workspace {
             lanes: self.0.stages.pipelines.iter().map(lane).collect(),
+            _reservation: None,
         }
+    }
+
+    fn rows_within_limit(&self, rows: usize) -> usize {
+        self.0.budget.rows_max().map_or(rows, |max| rows.min(max))
+    }
+
+    /// Counts memory of the caller's own, such as that for many rows of logits, against
+    /// [`Options::memory_max`] until what is returned is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`] when it does not fit; without a limit everything does.
+    pub fn reserve_memory(&self, bytes: u64) -> Result<Reservation> {
+        Reservation::new(self, bytes, "a buffer")
+    }
+
+    /// Bytes of [`Options::memory_max`] that could still be taken; `None` without a limit.
+    pub fn memory_left(&self) -> Option<u64> {
+        let budget = &self.0.budget;
+        budget.has_limit().then(|| budget.left())
     }
 
     /// Tokens of a prompt to feed at once: more cost memory and bring nothing. f32 weights take more of
     /// them, because their products pack the activations of every piece anew (70 % of the peak with 128 rows,
-    /// 77 % with 256), and devices most.
+    /// 77 % with 256), and devices most. Where [`Options::memory_max`] leaves no room for them, fewer.
     pub fn prefill_rows(&self) -> usize {
         let pipeline = &self.0.stages.pipelines[0];
-        match (pipeline.placed().is_empty(), self.0.quant) {
-            (false, _) => pipeline.rows_max(),
-            (true, Quant::F32) => 2 * Session::PREFILL_ROWS,
-            (true, Quant::F16 | Quant::Int8) => Session::PREFILL_ROWS,
-        }
+        self.rows_within_limit(match pipeline.placed().is_empty() {
+            false => pipeline.rows_max(),
+            true => Session::best_prefill_rows(self.0.quant),
+        })
     }
 
     /// Measures what the first device of the model can do at most; takes about a second. `None` for a model
@@ -540,9 +608,11 @@ impl Model {
                 wanted.len()
             )));
         }
+        let turn = self.0.budget.turn();
         let machine = Machine {
             pool: &self.0.pool,
             kernels: self.0.kernels,
+            paging: turn.as_ref().map(|turn| turn.paging),
         };
         match (&stages.pipelines[..], &mut workspace.lanes[..]) {
             ([pipeline], [lane]) => {
@@ -632,41 +702,6 @@ fn plan(opened: &Opened, options: &Options) -> Result<Plan> {
         quant: options.quant,
         stored,
     })
-}
-
-/// What the model will take of the caller's limit; an error if it does not fit with one session.
-fn memory_budget(
-    opened: &Opened,
-    plan: &Plan,
-    options: &Options,
-    n_threads: usize,
-) -> Result<Budget> {
-    let (sizes, stored, in_callers_memory) = match opened {
-        Opened::Checkpoint(checkpoint) => {
-            let sizes = Sizes::of(&checkpoint.config);
-            (sizes, load::stored_quant(checkpoint), false)
-        }
-        Opened::ModelFile(file) => {
-            let (config, quant) = format::config_and_quant(file)?;
-            (Sizes::of(&config), quant, file.file.is_in_memory())
-        }
-    };
-    let on_cpu = plan
-        .stages
-        .iter()
-        .filter(|stage| matches!(stage.target, Target::Cpu));
-    let bytes = |stage: &PlannedStage| {
-        let in_place = in_callers_memory && stage.quant == stored;
-        budget::weight_bytes(&sizes, &stage.part, stage.quant, in_place)
-    };
-    let weights = on_cpu.clone().map(bytes).fold(0, u64::saturating_add);
-    let prefill_rows = match on_cpu.count() {
-        0 => None,
-        _ => Some(Session::lasting_prefill_rows(plan.quant())),
-    };
-    let session = budget::session_bytes(&sizes, prefill_rows, n_threads);
-    budget::check(options.memory_max, weights, session)?;
-    Ok(Budget::new(options.memory_max, weights))
 }
 
 fn n_threads(wanted: usize) -> Result<usize> {

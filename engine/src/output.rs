@@ -1,20 +1,28 @@
 //! Files written whole or not at all: under a temporary name in the same folder, synced, renamed. A
 //! mapping of the old file stays valid, and a failed or killed write leaves the old file. The new file
 //! takes over the permissions of the old one; where the name is a link, the file it leads to is replaced.
+//!
+//! A process that is killed leaves its temporary file behind. The next one that writes to the folder removes
+//! it: see [`remove_left_overs`].
 
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use tempfile::{NamedTempFile, TempPath};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Result};
 
 /// Names of files that are not complete.
 const PREFIX: &str = ".rwkv-edge-";
 const SUFFIX: &str = ".part";
+
+/// Whether another machine still writes to a file shows in its time only, and so late.
+const FOREIGN_AGE: Duration = Duration::from_secs(3600);
 
 /// Large pieces: weights are written row by row.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -115,18 +123,27 @@ impl OutputFile {
         file.as_file()
             .sync_all()
             .map_err(|e| Error::io("sync", &path, e))?;
-        let temporary = file.into_temp_path();
-        Ok(FinishedFile { path, temporary })
+        let (file, temporary) = file.into_parts();
+        // Elsewhere an open file cannot be renamed.
+        let lock = cfg!(unix).then_some(file);
+        Ok(FinishedFile {
+            path,
+            temporary,
+            _lock: lock,
+        })
     }
 }
 
-/// An empty file with a name of its own in the folder of `path`.
+/// An empty file with a name of its own in the folder of `path`, locked as long as it is open.
 fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    remove_left_overs(folder);
+    let prefix = format!("{PREFIX}{}", this_machine());
     let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(SUFFIX);
+    builder.prefix(&prefix).suffix(SUFFIX);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -134,19 +151,88 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
         // process's umask still applies.
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder.unwrap_or(Path::new(".")))
+    loop {
+        let file = builder.tempfile_in(folder)?;
+        // Between these two lines another process may have taken it for a left-over.
+        match fs4::FileExt::try_lock(file.as_file()) {
+            Err(fs4::TryLockError::WouldBlock) => continue,
+            Ok(()) if is_removed(file.as_file()) => continue,
+            // Where the file system knows no locks, left-overs stay.
+            Ok(()) | Err(fs4::TryLockError::Error(_)) => return Ok(file),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_removed(file: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+#[cfg(not(unix))]
+fn is_removed(_file: &File) -> bool {
+    false
+}
+
+/// Begins the names of this machine's temporary files, another one after each start; empty where the
+/// system has no name for that.
+fn this_machine() -> String {
+    let id = fs::read("/proc/sys/kernel/random/boot_id");
+    id.map_or(String::new(), |id| format!("{:016x}-", xxh3_64(&id)))
+}
+
+/// Removes temporary files of processes that ended before they were done: files on which nobody holds the
+/// lock that their writer does. Some network file systems keep a lock from other machines, so files of
+/// another one, or from before the last start, must also be old.
+///
+/// No more than a service: what cannot be looked at or removed stays.
+fn remove_left_overs(folder: &Path) {
+    if !cfg!(unix) {
+        return;
+    }
+    let own = format!("{PREFIX}{}", this_machine());
+    let own = own.as_str();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| is_unfinished(name)) else {
+            continue;
+        };
+        let is_ours = own.len() > PREFIX.len() && name.starts_with(own);
+        if is_ours || is_old(&entry) {
+            // `None` for what is no file: opening a pipe would wait.
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            let file = is_file.then(|| File::open(entry.path()));
+            if let Some(Ok(file)) = file {
+                if fs4::FileExt::try_lock(&file).is_ok() {
+                    drop(fs::remove_file(entry.path()));
+                }
+            }
+        }
+    }
+}
+
+fn is_old(entry: &fs::DirEntry) -> bool {
+    let modified = entry.metadata().and_then(|metadata| metadata.modified());
+    let age = modified.map(|time| SystemTime::now().duration_since(time));
+    matches!(age, Ok(Ok(age)) if age > FOREIGN_AGE)
 }
 
 /// A complete file that does not have its name yet. Dropped, it is gone.
 pub(crate) struct FinishedFile {
     path: PathBuf,
     temporary: TempPath,
+    /// Held until it has its name.
+    _lock: Option<File>,
 }
 
 impl FinishedFile {
     /// Gives the file its name, in place of a file that has it now.
     pub(crate) fn rename(self) -> Result<()> {
-        let FinishedFile { path, temporary } = self;
+        let FinishedFile {
+            path,
+            temporary,
+            _lock,
+        } = self;
         temporary
             .persist(&path)
             .map_err(|e| Error::io("rename to", &path, e.error))
@@ -194,6 +280,32 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let names = fs::read_dir(folder.path()).expect("there").count();
         assert_eq!(names, 2, "nothing temporary is left");
+    }
+
+    #[test]
+    fn files_of_dead_processes_go_and_those_of_living_ones_stay() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let own = |name: &str| at(&format!("{PREFIX}{}{name}{SUFFIX}", this_machine()));
+        let other = |name: &str| at(&format!("{PREFIX}0123456789abcdef-{name}{SUFFIX}"));
+        let old = SystemTime::now() - 2 * FOREIGN_AGE;
+        for path in [own("dead"), other("old"), other("new"), at("other.part")] {
+            fs::write(&path, b"half").expect("can be written");
+        }
+        let times = fs::FileTimes::new().set_modified(old);
+        let file = File::options().write(true).open(other("old"));
+        file.expect("there").set_times(times).expect("ours");
+
+        let living = OutputFile::create(&at("a")).expect("can be begun");
+        let finished = OutputFile::create(&at("b")).expect("can be begun");
+        let finished = finished.finish().expect("room on the disk");
+        write_whole(&at("c"), b"whole").expect("can be written");
+        let is_there = |path: PathBuf| path.exists();
+        assert!(!is_there(own("dead")) && !is_there(other("old")));
+        assert!(is_there(other("new")) && is_there(at("other.part")));
+        living.commit().expect("is still there");
+        finished.rename().expect("is still there");
+        assert!(is_there(at("a")) && is_there(at("b")) && is_there(at("c")));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::kernels::fetch::{fetch, Fetch};
 use crate::kernels::gemm;
 use crate::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::matrix::{Int8, Layout, Matrix, Weights};
+use crate::paging::{PagedMatrix, Paging};
 use crate::threads::{ColumnBlock, Columns, Pool};
 
 /// Outputs of a matrix that one task computes. 64 rows of 768 int8 weights are 48 KiB, about 3 us of
@@ -34,13 +35,29 @@ const GEMM_ROWS: usize = 64;
 /// in blocks of so many outputs, because it packs the activations anew for each.
 const GEMM_OUTPUTS: usize = 128;
 /// Inputs of a matrix stored row per input that one task sums up, and that one panel holds: a panel of f32 is then 16 KiB.
-const CHUNK_INPUTS: usize = 256;
+pub(crate) const CHUNK_INPUTS: usize = 256;
 /// The same for weights stored row per input and many rows: longer pieces of what lies side by side.
 const BLOCK_PANELS: usize = 8;
 /// A thread fetches so much of the next product's weights: they stay in a second-level cache of 512 KiB.
 const FETCH_BYTES: usize = 256 << 10;
 /// From this many rows on, weights stored row per input are widened once for all rows.
-const MANY_ROWS: usize = 8;
+pub(crate) const MANY_ROWS: usize = 8;
+
+/// What a forward pass runs on.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine<'a> {
+    pub(crate) pool: &'a Pool,
+    pub(crate) kernels: KernelSet,
+    /// Where memory is too short for all weights.
+    pub(crate) paging: Option<&'a Paging>,
+}
+
+impl<'a> Machine<'a> {
+    /// The matrix, if it does not stay in memory.
+    fn paged(self, matrix: &Matrix) -> Option<PagedMatrix<'a>> {
+        self.paging.and_then(|paging| paging.find(matrix))
+    }
+}
 
 /// Memory of one thread for intermediate results of its block.
 pub(crate) struct Scratch {
@@ -204,12 +221,12 @@ fn beginning_of_part(matrices: &[&Matrix], thread: usize, n_threads: usize) -> F
 /// have the same number of rows. Threads that have nothing left to do fetch the beginning of what is `next`:
 /// the matrices of the next product.
 pub(crate) fn multiply<const N: usize>(
-    pool: &Pool,
-    kernels: KernelSet,
+    machine: Machine<'_>,
     scratch: &mut [Scratch],
     products: [Product<'_>; N],
     next: &[&Matrix],
 ) {
+    let Machine { pool, kernels, .. } = machine;
     let parts = products.map(|product| {
         let (matrix, input) = (product.matrix, product.input);
         debug_assert!(matrix.layout == Layout::RowPerOutput);
@@ -222,16 +239,27 @@ pub(crate) fn multiply<const N: usize>(
     let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
     let mut outputs = parts.map(|(_, _, columns)| columns);
     let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
-    pool.run_blocks(
-        &mut outputs,
-        width,
-        scratch,
-        &ahead,
-        |index, block, scratch| {
-            let (matrix, input) = operands[index];
-            multiply_block(kernels, matrix, input, block, scratch);
-        },
-    );
+    let work = |index: usize, block: ColumnBlock<'_, f32>, scratch: &mut Scratch| {
+        let (matrix, input) = operands[index];
+        multiply_block(kernels, matrix, input, block, scratch);
+    };
+    let paged = operands.map(|(matrix, _)| machine.paged(matrix));
+    if paged.iter().all(Option::is_none) {
+        return pool.run_blocks(&mut outputs, width, scratch, &ahead, work);
+    }
+    for (index, (matrix, _)) in operands.into_iter().enumerate() {
+        let mut run = |rows: Range<usize>| {
+            outputs[index].only(rows);
+            let output = std::slice::from_mut(&mut outputs[index]);
+            pool.run_blocks(output, width, scratch, &ahead, |_, block, scratch| {
+                work(index, block, scratch);
+            });
+        };
+        match paged[index] {
+            Some(paged) => paged.for_each_piece(matrix.n_rows, width, run),
+            None => run(0..matrix.n_rows),
+        }
+    }
 }
 
 fn goes_to_gemm(kernels: KernelSet, matrix: &Matrix, input: &Activations) -> bool {
@@ -311,8 +339,7 @@ impl Transposed {
     /// Computes a product with a matrix stored row per input; `next` as in [`multiply`].
     pub(crate) fn multiply(
         &mut self,
-        pool: &Pool,
-        kernels: KernelSet,
+        machine: Machine<'_>,
         scratch: &mut [Scratch],
         product: Product<'_>,
         next: &[&Matrix],
@@ -324,57 +351,34 @@ impl Transposed {
                 .fetch_add((n_rows * n_inputs) as u64, Ordering::Relaxed);
             return match &product.matrix.weights {
                 Weights::Int8(int8) => {
-                    self.gather_integers(pool, kernels, scratch, product, int8, next);
+                    self.gather_integers(machine, scratch, product, int8, next);
                 }
-                _ => self.gather_floats(pool, kernels, scratch, product, next),
+                _ => self.gather_floats(machine, scratch, product, next),
             };
         }
-        let Product { matrix, input, out } = product;
-        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
-        let mut outputs = [Columns::new(out, matrix.n_outputs())];
-        pool.run_blocks(
-            &mut outputs,
-            BLOCK_PANELS * PANEL_WIDTH,
-            scratch,
-            &ahead,
-            |_, block, scratch| match &matrix.weights {
-                Weights::Int8(int8) => {
-                    multiply_panels_i8(kernels, matrix, int8, input, block, scratch);
-                }
-                Weights::F32(w) => {
-                    let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
-                        let weights = rows(matrix, w.as_slice(), &inputs);
-                        kernels.pack_f32(weights, matrix.n_cols, first, n, panel);
-                    };
-                    multiply_panels(kernels, matrix, input, block, scratch, pack);
-                }
-                Weights::F16(w) => {
-                    let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
-                        let weights = rows(matrix, w.as_slice(), &inputs);
-                        kernels.pack_f16(weights, matrix.n_cols, first, n, panel);
-                    };
-                    multiply_panels(kernels, matrix, input, block, scratch, pack);
-                }
-            },
-        );
+        let matrix = product.matrix;
+        let run = || multiply_many(machine, scratch, product, next);
+        match machine.paged(matrix) {
+            Some(paged) => paged.whole(matrix.n_rows, run),
+            None => run(),
+        }
     }
 
     /// Sums of chunks of inputs, each written to its own place, added up in order.
     fn gather_floats(
         &mut self,
-        pool: &Pool,
-        kernels: KernelSet,
+        machine: Machine<'_>,
         scratch: &mut [Scratch],
         product: Product<'_>,
         next: &[&Matrix],
     ) {
+        let kernels = machine.kernels;
         let Product { matrix, input, out } = product;
         let (n_inputs, n_outputs) = (matrix.n_inputs(), matrix.n_outputs());
         let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
         let partial = &mut self.partial[..input.n_rows * n_chunks * n_outputs];
         let n_partial = partial.len();
         let (n_used, no_sparsity) = (&self.n_used, self.no_sparsity);
-        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
         let work = |_, mut block: ColumnBlock<'_, f32>, scratch: &mut Scratch| {
             let task = block.columns().start / n_outputs;
             let gather = Gather {
@@ -389,8 +393,8 @@ impl Transposed {
             let used = gather.floats(indices, values, block.row_mut(0));
             n_used.fetch_add(used as u64, Ordering::Relaxed);
         };
-        let mut tasks = [Columns::new(&mut *partial, n_partial)];
-        pool.run_blocks(&mut tasks, n_outputs, scratch, &ahead, work);
+        let tasks = (Columns::new(&mut *partial, n_partial), n_outputs);
+        run_gather(machine, scratch, (matrix, input.n_rows), tasks, next, work);
         let rows = partial.chunks_exact(n_chunks * n_outputs);
         for (partial, out) in rows.zip(out.chunks_exact_mut(n_outputs)) {
             out.fill(0.0);
@@ -404,13 +408,13 @@ impl Transposed {
     /// to be added up in the end by one thread.
     fn gather_integers(
         &mut self,
-        pool: &Pool,
-        kernels: KernelSet,
+        machine: Machine<'_>,
         scratch: &mut [Scratch],
         product: Product<'_>,
         int8: &Int8,
         next: &[&Matrix],
     ) {
+        let kernels = machine.kernels;
         let Product { matrix, input, out } = product;
         let (n_inputs, n_outputs) = (matrix.n_inputs(), matrix.n_outputs());
         let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
@@ -418,7 +422,6 @@ impl Transposed {
             scratch.has_gathered.fill(false);
         }
         let (n_used, no_sparsity) = (&self.n_used, self.no_sparsity);
-        let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
         let work = |_, block: ColumnBlock<'_, ()>, scratch: &mut Scratch| {
             let task = block.columns().start;
             let row = task / n_chunks;
@@ -444,8 +447,8 @@ impl Transposed {
         };
         // Tasks write to nothing but scratch; elements without a size take no memory.
         let mut nothing = vec![(); input.n_rows * n_chunks];
-        let mut tasks = [Columns::new(&mut nothing, input.n_rows * n_chunks)];
-        pool.run_blocks(&mut tasks, 1, scratch, &ahead, work);
+        let tasks = (Columns::new(&mut nothing, input.n_rows * n_chunks), 1);
+        run_gather(machine, scratch, (matrix, input.n_rows), tasks, next, work);
         let factors = int8.output_factors(matrix.layout);
         let total: &mut [i32] = bytemuck::cast_slice_mut(&mut self.partial[..n_outputs]);
         for (row, out) in out.chunks_exact_mut(n_outputs).enumerate() {
@@ -456,6 +459,72 @@ impl Transposed {
             kernels.rescale_sums(total, input.scales[row], factors, out);
         }
     }
+}
+
+/// A product with a matrix stored row per input of so many rows that all weights are needed.
+fn multiply_many(
+    machine: Machine<'_>,
+    scratch: &mut [Scratch],
+    product: Product<'_>,
+    next: &[&Matrix],
+) {
+    let Machine { pool, kernels, .. } = machine;
+    let Product { matrix, input, out } = product;
+    let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+    let mut outputs = [Columns::new(out, matrix.n_outputs())];
+    pool.run_blocks(
+        &mut outputs,
+        BLOCK_PANELS * PANEL_WIDTH,
+        scratch,
+        &ahead,
+        |_, block, scratch| match &matrix.weights {
+            Weights::Int8(int8) => {
+                multiply_panels_i8(kernels, matrix, int8, input, block, scratch);
+            }
+            Weights::F32(w) => {
+                let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
+                    let weights = rows(matrix, w.as_slice(), &inputs);
+                    kernels.pack_f32(weights, matrix.n_cols, first, n, panel);
+                };
+                multiply_panels(kernels, matrix, input, block, scratch, pack);
+            }
+            Weights::F16(w) => {
+                let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
+                    let weights = rows(matrix, w.as_slice(), &inputs);
+                    kernels.pack_f16(weights, matrix.n_cols, first, n, panel);
+                };
+                multiply_panels(kernels, matrix, input, block, scratch, pack);
+            }
+        },
+    );
+}
+
+/// Runs the tasks of a gather, one of `width` columns for each row and chunk of inputs: for a matrix that does
+/// not stay in memory piece by piece.
+fn run_gather<T: Send>(
+    machine: Machine<'_>,
+    scratch: &mut [Scratch],
+    (matrix, n_rows): (&Matrix, usize),
+    (tasks, width): (Columns<'_, T>, usize),
+    next: &[&Matrix],
+    work: impl Fn(usize, ColumnBlock<'_, T>, &mut Scratch) + Sync,
+) {
+    let pool = machine.pool;
+    let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+    let n_inputs = matrix.n_inputs();
+    let n_chunks = n_inputs.div_ceil(CHUNK_INPUTS);
+    let mut tasks = [tasks];
+    let Some(paged) = machine.paged(matrix) else {
+        return pool.run_blocks(&mut tasks, width, scratch, &ahead, work);
+    };
+    paged.for_each_piece(n_inputs, CHUNK_INPUTS, |inputs| {
+        let chunks = inputs.start / CHUNK_INPUTS..inputs.end.div_ceil(CHUNK_INPUTS);
+        for row in 0..n_rows {
+            let first = row * n_chunks;
+            tasks[0].only((first + chunks.start) * width..(first + chunks.end) * width);
+            pool.run_blocks(&mut tasks, width, scratch, &ahead, &work);
+        }
+    });
 }
 
 /// The stored rows that belong to some inputs.

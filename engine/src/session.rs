@@ -33,7 +33,7 @@ pub struct Session {
     /// Made when more than one token is fed at once.
     prefill: Option<Workspace>,
     prefill_rows: usize,
-    /// What a session with all its memory has taken of the model's limit.
+    /// What it has taken of the model's limit, workspaces that count for themselves aside.
     _reservation: Option<Reservation>,
 }
 
@@ -78,12 +78,23 @@ impl Session {
 
     /// A session at the empty state.
     pub fn new(model: &Model) -> Self {
+        let state = model.new_state();
+        let bytes = state.size_bytes() + 2 * model.n_vocab() * size_of::<f32>();
+        let decode = model.workspace(1);
         Session {
-            state: model.new_state(),
+            _reservation: Reservation::anyway(model, bytes),
+            ..Self::uncounted(model, state, decode)
+        }
+    }
+
+    /// A session whose memory someone else has counted.
+    fn uncounted(model: &Model, state: State, decode: Workspace) -> Self {
+        Session {
+            state,
             logits: Vec::with_capacity(model.n_vocab()),
             next_logits: vec![0.0; model.n_vocab()],
             logits_are_old: false,
-            decode: model.workspace(1),
+            decode,
             prefill: None,
             prefill_rows: model.prefill_rows(),
             model: model.clone(),
@@ -101,24 +112,25 @@ impl Session {
     /// room for it.
     pub fn with_all_memory(model: &Model) -> Result<(Self, Sampler)> {
         let info = model.info();
-        let on_cpu = Self::lasting_prefill_rows(info.quant);
+        let on_cpu = Self::lasting_prefill_rows(info.quant).min(model.prefill_rows());
         let (prefill_rows, buffered) = match info.stages.iter().all(|s| s.device != "cpu") {
             true => (model.prefill_rows(), None),
             false => (on_cpu, Some(on_cpu)),
         };
         let bytes = budget::session_bytes(model.sizes(), buffered, info.threads);
-        let reservation = Reservation::new(model, bytes)?;
+        let reservation = Reservation::new(model, bytes, "another session")?;
         // The allocations below end the process when they fail. Asked for in one piece, the same memory
         // gives an error instead.
         drop(reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX))?);
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
         sampler.reserve();
         let_threads_start(model);
+        let decode = model.uncounted_workspace(1);
         let mut session = Session {
-            prefill: Some(model.workspace(prefill_rows)),
+            prefill: Some(model.uncounted_workspace(prefill_rows)),
             prefill_rows,
             _reservation: Some(reservation),
-            ..Self::new(model)
+            ..Self::uncounted(model, model.new_state(), decode)
         };
         model.place(&mut session.state)?;
         Ok((session, sampler))
@@ -129,6 +141,14 @@ impl Session {
     pub(crate) fn lasting_prefill_rows(quant: Quant) -> usize {
         match quant {
             Quant::F32 => 32,
+            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
+        }
+    }
+
+    /// Rows of prompts at once where memory is no matter; see [`Model::prefill_rows`].
+    pub(crate) fn best_prefill_rows(quant: Quant) -> usize {
+        match quant {
+            Quant::F32 => 2 * Self::PREFILL_ROWS,
             Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
         }
     }

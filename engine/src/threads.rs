@@ -321,6 +321,8 @@ pub(crate) struct Columns<'a, T> {
     data: *mut T,
     n_rows: usize,
     stride: usize,
+    /// The columns that are to be written, all of them if nothing else is said.
+    part: Range<usize>,
     borrow: PhantomData<&'a mut [T]>,
 }
 
@@ -335,9 +337,19 @@ impl<'a, T> Columns<'a, T> {
         Columns {
             n_rows: data.len() / stride,
             stride,
+            part: 0..stride,
             data: data.as_mut_ptr(),
             borrow: PhantomData,
         }
+    }
+
+    /// From here on only these columns are cut into blocks.
+    ///
+    /// # Panics
+    /// When there are no such columns.
+    pub(crate) fn only(&mut self, columns: Range<usize>) {
+        assert!(columns.start <= columns.end && columns.end <= self.stride);
+        self.part = columns;
     }
 
     /// # Safety
@@ -416,7 +428,7 @@ impl Pool {
         assert!(width > 0 && scratch.len() >= self.n_threads());
         let outputs = &*outputs;
         let scratch = Columns::new(scratch, 1);
-        let n_blocks = |output: &Columns<'_, T>| output.stride.div_ceil(width);
+        let n_blocks = |output: &Columns<'_, T>| output.part.len().div_ceil(width);
         let n_tasks = outputs.iter().map(n_blocks).sum();
         let job = |task: usize, thread: usize| {
             let mut block = task;
@@ -425,8 +437,8 @@ impl Pool {
                     block -= n_blocks(output);
                     continue;
                 }
-                let start = block * width;
-                let columns = start..(start + width).min(output.stride);
+                let start = output.part.start + block * width;
+                let columns = start..(start + width).min(output.part.end);
                 // SAFETY: every task runs once, and different tasks have different columns or outputs.
                 let block = unsafe { output.block(columns) };
                 // SAFETY: no two threads that run at the same time have the same number, and `scratch`

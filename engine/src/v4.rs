@@ -12,13 +12,14 @@
 
 use crate::aligned::Aligned;
 use crate::batch::{Segment, Span};
-use crate::kernels::{KernelSet, WkvChannels};
+use crate::kernels::WkvChannels;
 use crate::product::{fetch_input_factors, multiply, Activations, Product, Scratch, Transposed};
-use crate::threads::{ColumnBlock, Columns, Pool};
+use crate::threads::{ColumnBlock, Columns};
 
 mod ahead;
 mod weights;
 
+pub(crate) use crate::product::Machine;
 pub(crate) use weights::{
     ChannelMixing, Embedding, Head, Network, Norm, Part, Sizes, Tensor, TimeMixing, ARCHITECTURE,
     DECAY_LOG, NORM_OUT_EPSILON,
@@ -120,13 +121,6 @@ impl Buffers {
     }
 }
 
-/// What a forward pass runs on.
-#[derive(Clone, Copy)]
-pub(crate) struct Machine<'a> {
-    pub(crate) pool: &'a Pool,
-    pub(crate) kernels: KernelSet,
-}
-
 impl Norm {
     /// Normalises every row of `x` into `out`.
     fn apply(&self, machine: Machine<'_>, x: &[f32], out: &mut [f32]) {
@@ -189,6 +183,9 @@ impl Embedding {
             let rows = buffers.normed[segment.first_row * n_embd..].chunks_exact_mut(n_embd);
             for (&token, row) in tokens.iter().zip(rows) {
                 self.table.read_row(token as usize, row);
+                if let Some(paging) = machine.paging {
+                    paging.embedding_row_was_read(token as usize);
+                }
             }
         }
         let n = buffers.starts.len() * n_embd;
@@ -230,7 +227,7 @@ impl Head {
             input: input_a,
             out,
         };
-        multiply(machine.pool, machine.kernels, scratch, [product], &[]);
+        multiply(machine, scratch, [product], &[]);
     }
 
     /// The residual stream of some rows of the last forward pass behind the output norm, which is what
@@ -269,7 +266,7 @@ impl LayerPass<'_> {
 
     /// `x += output * (sigmoid(r) * wkv(k, v))`
     fn time_mixing(&self, part: &TimeMixing, buffers: &mut Buffers, spans: &mut [Span<'_>]) {
-        let Machine { pool, kernels } = self.machine;
+        let Machine { pool, kernels, .. } = self.machine;
         let n_rows = self.n_rows;
         let (n_embd, n_attention) = (part.mix_key.len(), part.decay_log.len());
         let b = buffers;
@@ -323,7 +320,7 @@ impl LayerPass<'_> {
             },
         ];
         part.fetch_vectors_of_wkv(spans[self.segments[0].span].state, self.index);
-        multiply(pool, kernels, &mut b.scratch, products, &[&part.output]);
+        multiply(self.machine, &mut b.scratch, products, &[&part.output]);
 
         let inputs = (&b.key[..], &b.value[..], &b.receptance[..]);
         for segment in self.segments {
@@ -349,7 +346,7 @@ impl LayerPass<'_> {
         let mixing = &self.network.layers[self.place()].channel_mixing;
         mixing.fetch_vectors(spans[self.segments[0].span].state, self.index);
         let next = mixing.inputs();
-        multiply(pool, kernels, &mut b.scratch, [product], &next);
+        multiply(self.machine, &mut b.scratch, [product], &next);
         let delta = &b.key;
         pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
             kernels.add(x, &delta[row * n_embd..][..n_embd]);
@@ -421,7 +418,7 @@ impl LayerPass<'_> {
 
     /// `x += sigmoid(receptance * xr) * (value * relu(key * xk)^2)`
     fn channel_mixing(&self, part: &ChannelMixing, buffers: &mut Buffers, spans: &mut [Span<'_>]) {
-        let Machine { pool, kernels } = self.machine;
+        let Machine { pool, kernels, .. } = self.machine;
         let n_rows = self.n_rows;
         let (n_embd, n_hidden) = (part.mix_key.len(), part.key.n_outputs());
         let b = buffers;
@@ -465,7 +462,7 @@ impl LayerPass<'_> {
             },
         ];
         fetch_input_factors(&part.value);
-        multiply(pool, kernels, &mut b.scratch, products, &[&part.value]);
+        multiply(self.machine, &mut b.scratch, products, &[&part.value]);
         for segment in self.segments {
             let layer = spans[segment.span].state.layer_mut(self.index);
             let last = segment.first_row + segment.n_rows - 1;
@@ -499,7 +496,7 @@ impl LayerPass<'_> {
             }
         };
         b.transposed
-            .multiply(pool, kernels, &mut b.scratch, product, next);
+            .multiply(self.machine, &mut b.scratch, product, next);
         let (gate, delta) = (&b.receptance, &b.value);
         pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
             let at = row * n_embd..(row + 1) * n_embd;

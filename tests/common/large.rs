@@ -80,7 +80,9 @@ pub fn write_checkpoint(path: &Path) -> u64 {
         let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]});
         header.insert(name.clone(), entry);
     }
-    let header = serde_json::Value::from(header).to_string();
+    let mut header = serde_json::Value::from(header).to_string();
+    // As the format's own writer does, so that numbers are aligned.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
     let mut file = BufWriter::new(File::create(path).expect("can be made"));
     file.write_all(&(header.len() as u64).to_le_bytes())
         .expect("room on the disk");

@@ -265,3 +265,41 @@ fn two_programs_download_a_file_once() {
     }
     assert_eq!(world.transfers().len(), 3, "each file once");
 }
+
+#[test]
+fn a_tokenizer_is_downloaded_without_its_model() {
+    let (world, _) = World::with_model("small-safetensors");
+    let mut files = files_of(&repository("cli/demo"));
+    let commit = world.hub.commit(MODEL, "main", files.clone());
+    let demo = stdout(&world.run(&["tokenize", "Ownership is"]));
+    world.hub.take_log();
+    assert_eq!(
+        stdout(&world.run(&["tokenize", "-m", MODEL, "Ownership is"])),
+        demo
+    );
+    let snapshot = world.cache().join("snapshots").join(&commit);
+    assert_eq!(names(&snapshot), ["config.json", "tokenizer.json"]);
+    world.hub.take_log();
+    assert_eq!(
+        stdout(&world.run(&["tokenize", "-m", MODEL, "Ownership is"])),
+        demo
+    );
+    assert_eq!(world.transfers().len(), 0);
+    // The weights come when they are needed.
+    let args = ["generate", "-m", MODEL, "-n", "1", "Ownership is"];
+    assert!(stdout(&world.run(&args)).starts_with("Ownership is"));
+    assert!(snapshot.join("model.safetensors").is_file());
+
+    // Without one, and of no known vocabulary.
+    files.remove("tokenizer.json");
+    world.hub.commit(MODEL, "main", files);
+    world.hub.take_log();
+    assert_refused(
+        &world.run(&["tokenize", "-m", MODEL, "Hi"]),
+        &["no tokenizer.json", "--tokenizer FILE"],
+    );
+    let log = world.hub.take_log();
+    assert!(log
+        .iter()
+        .all(|request| !request.path.ends_with("model.safetensors")));
+}

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
-use rwkv_edge::{Model, Sampler, SamplerOptions, Session, State, StopTexts, TextStream};
+use rwkv_edge::{
+    Model, Reservation, Sampler, SamplerOptions, Session, State, StopTexts, TextStream,
+};
 use serde::{Deserialize, Serialize};
 
 use super::prompt_cache::PromptCache;
@@ -80,6 +82,8 @@ pub(crate) struct Conversation {
     transcript: Transcript,
     /// The state behind the system text, where it is known.
     begun: Option<State>,
+    undo_bytes_max: usize,
+    _undo: Reservation,
     steps: VecDeque<Step>,
     options: Options,
     n_answers: u64,
@@ -93,8 +97,15 @@ impl Conversation {
         system: &str,
         options: Options,
     ) -> Result<Self> {
+        let session = model.session();
+        // With little memory, an eighth of what is left.
+        let left = model.memory_left().map_or(u64::MAX, |left| left / 8);
+        let undo_bytes_max =
+            usize::try_from(left).map_or(UNDO_BYTES_MAX, |n| n.min(UNDO_BYTES_MAX));
         let mut conversation = Conversation {
-            session: model.session(),
+            session,
+            undo_bytes_max,
+            _undo: model.reserve_memory(undo_bytes_max as u64)?,
             transcript: Transcript {
                 template,
                 system: String::new(),
@@ -399,7 +410,7 @@ impl Conversation {
     }
 
     fn push_step(&mut self, state: State, replaced: Option<Transcript>) {
-        let n_max = (UNDO_BYTES_MAX / state.size_bytes()).max(1);
+        let n_max = (self.undo_bytes_max / state.size_bytes()).max(1);
         self.steps.push_back(Step { state, replaced });
         while self.steps.len() > n_max {
             self.steps.pop_front();

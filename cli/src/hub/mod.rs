@@ -77,6 +77,42 @@ fn find(model: &Path) -> Result<Located> {
     Ok(Located { path, id })
 }
 
+/// A tokenizer that lies beside a model of the hub.
+pub(crate) struct RemoteTokenizer {
+    /// In the cache; `None` where the repository has none.
+    pub(crate) path: Option<PathBuf>,
+    /// Of the model's configuration, where there is one.
+    pub(crate) n_vocab: Option<usize>,
+    pub(crate) id: ModelId,
+}
+
+/// The tokenizer of a model of the hub without the model. `None` for local models, for those that are in
+/// the cache already, and where a tokenizer can only be inside the model file.
+pub(crate) fn tokenizer_of(model: &Path) -> Result<Option<RemoteTokenizer>> {
+    let id = match model.exists() {
+        true => None,
+        false => ModelId::of_path(model),
+    };
+    let Some(id) = id else {
+        return Ok(None);
+    };
+    let Some((folder, name)) = access::fetch_tokenizer(&id)? else {
+        return Ok(None);
+    };
+    if name.is_none() && id.file.is_some() {
+        return Ok(None);
+    }
+    // What is wrong with a configuration, opening the model tells.
+    let config = std::fs::read(folder.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    let n_vocab = config["vocab_size"].as_u64();
+    Ok(Some(RemoteTokenizer {
+        path: name.map(|name| folder.join(name)),
+        n_vocab: n_vocab.and_then(|n| usize::try_from(n).ok()),
+        id,
+    }))
+}
+
 /// The tokenizer of the RWKV-4 Pile models, which their checkpoints do not bring: from the cache,
 /// or downloaded.
 pub(crate) fn tokenizer_20b() -> Result<PathBuf> {
@@ -109,6 +145,10 @@ mod access {
             "{id}: no such file or folder; if a model of the Hugging Face hub is meant: this build \
              cannot download (cargo feature `hub`)"
         )
+    }
+
+    pub(super) fn fetch_tokenizer(_id: &ModelId) -> Result<Option<(PathBuf, Option<String>)>> {
+        Ok(None)
     }
 
     pub(super) fn fetch_unchanging(repository: &str, file: &str) -> Result<PathBuf> {

@@ -43,6 +43,27 @@ pub(super) fn fetch(id: &ModelId) -> Result<PathBuf> {
     }
 }
 
+/// The folder of a model's configuration in the cache, and the name of the tokenizer's file in it, if
+/// there is one: downloaded as far as needed, and nothing else. `None` where that takes more than the
+/// hub's answer: the model itself then has to be looked at.
+pub(super) fn fetch_tokenizer(id: &ModelId) -> Result<Option<(PathBuf, Option<String>)>> {
+    let client = Client::new(Settings::from_env()?)?;
+    let repository = Repository::new(&client, id);
+    if client.settings.offline.is_some() || repository.pinned().is_some() {
+        return Ok(None);
+    }
+    let tries = tries(repository.cached().is_some());
+    let found = repository
+        .list(tries)
+        .and_then(|listing| repository.fetch_tokenizer(&listing));
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Failure::Other(error)) => Err(error),
+        Err(_) if repository.cached().is_some() => Ok(None),
+        Err(failure) => Err(explain(&client, id, failure)),
+    }
+}
+
 /// A file that does not change: what is in the cache is not compared with the hub.
 pub(super) fn fetch_unchanging(repository: &str, file: &str) -> Result<PathBuf> {
     let id = ModelId::parse(repository).ok_or_else(|| anyhow!("{repository}: no model id"))?;

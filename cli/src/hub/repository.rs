@@ -121,6 +121,36 @@ impl<'a> Repository<'a> {
         Ok(path)
     }
 
+    /// Downloads what of the tokenizer is missing, and the configuration; gives the tokenizer's path if there
+    /// is one. The order is that in which the engine looks for one.
+    pub(crate) fn fetch_tokenizer(
+        &self,
+        listing: &Listing,
+    ) -> Result<(PathBuf, Option<String>), Failure> {
+        let file = self.id.file.as_deref().unwrap_or_default();
+        let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
+        let beside = |name: &&str| name.strip_prefix(folder).is_some_and(is_tokenizer);
+        let names = listing.files.iter().map(String::as_str);
+        let tokenizers: Vec<&str> = names.filter(beside).collect();
+        let rank = |name: &&&str| match name.strip_prefix(folder) {
+            Some("tokenizer.json") => 0,
+            Some("vocab.txt") => 2,
+            _ => 1,
+        };
+        let tokenizer = tokenizers.iter().min_by_key(rank).copied();
+        let config = format!("{folder}config.json");
+        let config = listing.files.contains(&config).then_some(&*config);
+        let wanted: Vec<&str> = config.into_iter().chain(tokenizer).collect();
+        self.fetch_missing(&wanted, listing)?;
+        if self.cache.commit(self.id.revision()).is_none() {
+            // Without a network it is found again. What is not worth an error: that it is not.
+            drop(self.cache.set_commit(self.id.revision(), &listing.commit));
+        }
+        let snapshot = self.cache.snapshot(&listing.commit).join(folder);
+        let tokenizer = tokenizer.map(|name| name[folder.len()..].to_owned());
+        Ok((snapshot, tokenizer))
+    }
+
     /// One named file, and the tokenizer beside it.
     fn fetch_file(&self, file: &str, listing: &Listing) -> Result<(), Failure> {
         if !listing.files.contains(file) {

@@ -76,8 +76,8 @@ pub struct Converted {
     pub size_bytes: u64,
     /// The narrowest type that holds every number exactly.
     pub dtype: FloatType,
-    /// Files in the folder that interrupted runs have left. They are not removed: another process may
-    /// be writing one of them.
+    /// Files in the folder that are not complete and may still be written by another process. Those of
+    /// processes that ended were removed.
     pub unfinished_files: Vec<PathBuf>,
 }
 
@@ -169,8 +169,7 @@ impl CheckpointSource {
         names.extend(small_files.map(|file| file.name.clone()));
         let mut target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
 
-        converted.unfinished_files.clone_from(&target.unfinished);
-
+        let unfinished = target.unfinished.clone();
         let mut progress = Counter::new(converted.size_bytes, progress);
         for (i, shard) in shards.iter().enumerate() {
             let mut file = target.create(&shard_name(i))?;
@@ -190,6 +189,9 @@ impl CheckpointSource {
         }
         target.add_whole(&config)?;
         target.commit(&config.name)?;
+        // Those of processes that ended are gone.
+        let is_there = |file: &PathBuf| file.exists();
+        converted.unfinished_files = unfinished.into_iter().filter(is_there).collect();
         Ok(converted)
     }
 

@@ -34,6 +34,10 @@ use crate::error::{Error, ErrorKind, Result};
 /// No tokenizer comes near this; a model file given by mistake is refused before it is read.
 const FILE_SIZE_MAX_BYTES: u64 = 256 << 20;
 
+/// Bytes of memory for a byte of the file: measured with the 20B tokenizer and the World vocabulary, rounded up.
+const JSON_MEMORY: u64 = 6;
+const WORLD_MEMORY: u64 = 5;
+
 /// Ids of the 20B tokenizer, and rows of the models that use it.
 const N_TOKENS_20B: usize = 50_277;
 /// Rows of the World models: the vocabulary's 65,530 ids, padded.
@@ -110,6 +114,23 @@ impl Tokenizer {
             n_tokens,
             special,
         })
+    }
+
+    /// What reading a tokenizer from these bytes takes in memory at most, and about what it keeps.
+    pub(crate) fn memory_bytes(bytes: &[u8]) -> u64 {
+        let factor = match recognise(bytes) {
+            Some(Format::Json) => JSON_MEMORY,
+            Some(Format::World) => WORLD_MEMORY,
+            None => 0,
+        };
+        bytes.len() as u64 * factor
+    }
+
+    /// The same for a file that is not read yet.
+    pub(crate) fn memory_bytes_of_file(path: &Path) -> u64 {
+        // What is wrong with the file, opening it tells. Its bytes are kept beside the tokenizer.
+        let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        size.saturating_mul(JSON_MEMORY + 1)
     }
 
     /// The highest id plus one.

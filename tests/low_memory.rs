@@ -1,0 +1,336 @@
+//! Models larger than the memory they may use: the same numbers, within the limit.
+//!
+//! The limit is held against the peak that the system counts for a process, VmHWM: everything resident, mapped
+//! files and the program included.
+#![cfg(any(target_os = "linux", target_os = "android"))]
+
+#[path = "common/cgroup.rs"]
+mod cgroup;
+#[path = "common/command.rs"]
+mod command;
+mod common;
+#[path = "common/large.rs"]
+mod large;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use command::{command, run, stderr, stdout};
+use large::MIB;
+use rwkv_edge::{ErrorKind, Model, Options, Output, Quant, Session, Span};
+use serde_json::Value;
+
+/// Model files of one made-up checkpoint: 31 MB as int8, 62 as f16, 124 as f32.
+struct Files {
+    folder: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = Files { folder };
+        large::write_checkpoint(&files.checkpoint());
+        files
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.folder.path().join("checkpoint.safetensors")
+    }
+
+    fn model(&self, quant: Quant) -> PathBuf {
+        let path = self.folder.path().join(format!("{quant}.safetensors"));
+        if !path.exists() {
+            let model = open(&self.checkpoint(), Some(quant), 0).expect("a valid checkpoint");
+            model.save(&path, &mut |_, _| {}).expect("room on the disk");
+        }
+        path
+    }
+}
+
+fn open(path: &Path, quant: Option<Quant>, memory_max: u64) -> rwkv_edge::Result<Model> {
+    let options = Options {
+        quant,
+        threads: 2,
+        memory_max,
+        ..Options::default()
+    };
+    Model::open(path, &options)
+}
+
+/// The smallest limit that a model is opened with.
+fn enough(path: &Path) -> u64 {
+    let error = open(path, None, 1).expect_err("one byte is too little");
+    assert_eq!(error.kind(), ErrorKind::Memory);
+    number_behind(&error.to_string(), "needs ")
+}
+
+fn number_behind(text: &str, words: &str) -> u64 {
+    let at = text
+        .find(words)
+        .unwrap_or_else(|| panic!("{words:?} in {text}"))
+        + words.len();
+    let digits: String = text[at..]
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    digits.parse().expect("a number")
+}
+
+/// Logits of every token of prompts that go through the network token by token, by a few, and by many at once.
+fn logits(model: &Model) -> Vec<u32> {
+    let n_vocab = model.n_vocab() as u32;
+    let tokens: Vec<u32> = (0..200).map(|i| i * 7919 % n_vocab).collect();
+    let mut all = Vec::new();
+    let mut state = model.new_state();
+    let mut workspace = model.workspace(50);
+    for length in [1, 1, 5, 7, 8, 40, 50] {
+        let mut logits = vec![0.0; length * model.n_vocab()];
+        let span = Span {
+            state: &mut state,
+            tokens: &tokens[..length],
+            output: Output::All,
+        };
+        model
+            .forward(&mut workspace, &mut [span], &mut logits)
+            .expect("valid tokens");
+        all.extend(logits.iter().map(|logit| logit.to_bits()));
+    }
+    all
+}
+
+#[test]
+fn a_limit_changes_no_bit() {
+    let files = Files::new();
+    for quant in [Quant::Int8, Quant::F16, Quant::F32] {
+        let path = files.model(quant);
+        let free = open(&path, None, 0).expect("no limit");
+        assert_eq!(free.info().paged_bytes, 0);
+        let expected = logits(&free);
+        let enough = enough(&path);
+        assert!(enough < free.info().weight_bytes, "{quant}: {enough}");
+        for more in [0, 3_000_000, 11_000_000] {
+            let limited = open(&path, None, enough + more).expect("is enough");
+            let paged = limited.info().paged_bytes;
+            assert!(paged > 0, "{quant}, {more} more");
+            assert!(logits(&limited) == expected, "{quant}, {more} more");
+            // What was taken has been given back.
+            assert_eq!(limited.info().paged_bytes, paged, "{quant}, {more} more");
+        }
+        open(&path, None, enough - 1).expect_err("is not enough");
+    }
+}
+
+#[test]
+fn everything_that_is_taken_counts() {
+    let files = Files::new();
+    let path = files.model(Quant::Int8);
+    // With room for all, nothing is read again, and nothing is counted twice.
+    let all = open(&path, None, 200 * MIB).expect("fits");
+    assert_eq!(all.info().paged_bytes, 0);
+    let left = all.memory_left().expect("a limit");
+    assert!(left < 200 * MIB - all.info().weight_bytes, "{left}");
+    let session = all.session();
+    assert!(all.memory_left() < Some(left));
+    drop(session);
+    assert_eq!(all.memory_left(), Some(left));
+
+    // A limit that fits one session, and not two.
+    let limited = open(&path, None, enough(&path)).expect("is enough");
+    let (one, _sampler) = Session::with_all_memory(&limited).expect("fits");
+    let error = Session::with_all_memory(&limited).expect_err("does not fit");
+    assert_eq!(error.kind(), ErrorKind::Memory);
+    assert!(error.to_string().contains("another session of"), "{error}");
+    drop(one);
+    Session::with_all_memory(&limited).expect("fits again");
+    // Shorter pieces of a prompt are what made it fit.
+    assert!(limited.prefill_rows() < all.prefill_rows());
+
+    // Weights make room for what callers take.
+    let limited = open(&path, None, enough(&path) + 8 * MIB).expect("is enough");
+    let paged = limited.info().paged_bytes;
+    let held = limited.reserve_memory(4 * MIB).expect("is there");
+    assert_eq!(limited.info().paged_bytes, paged + 4 * MIB);
+    limited.reserve_memory(40 * MIB).expect_err("is not there");
+    drop(held);
+
+    // What is converted while loading, or read, has no file to come back from.
+    let error = open(&files.checkpoint(), Some(Quant::Int8), 24 * MIB).expect_err("too little");
+    assert!(error.to_string().contains("`quantize`"), "{error}");
+    let no_mmap = Options {
+        no_mmap: true,
+        memory_max: 24 * MIB,
+        ..Options::default()
+    };
+    let error = Model::open(&path, &no_mmap).expect_err("too little");
+    let does = number_behind(&error.to_string(), "does with ");
+    assert!(does < 24 * MIB, "{error}");
+    // A checkpoint's own matrices are used in place, all but those that are stored the other way round.
+    let checkpoint = open(&files.checkpoint(), None, 100 * MIB).expect("fits in part");
+    assert!(checkpoint.info().paged_bytes > 0);
+}
+
+/// Several callers at once share the window.
+#[test]
+fn threads_take_turns() {
+    let files = Files::new();
+    let path = files.model(Quant::Int8);
+    let expected = logits(&open(&path, None, 0).expect("no limit"));
+    let limited = open(&path, None, enough(&path) + MIB).expect("is enough");
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert!(logits(&limited) == expected));
+        }
+    });
+}
+
+fn json(output: &str) -> Value {
+    serde_json::from_str(output).expect("JSON")
+}
+
+/// Generates 12 tokens behind a prompt of 40; gives the tokens and the process's own peak.
+fn generate(command: &mut Command, model: &Path, limit: Option<u64>) -> (Value, u64) {
+    let prompt: Vec<String> = (1..=40).map(|i| (i * 577).to_string()).collect();
+    command
+        .args([
+            "generate",
+            "--json",
+            "--ignore-eos",
+            "-n",
+            "12",
+            "--threads",
+            "2",
+        ])
+        .args(["--tokens", &prompt.join(","), "--model"])
+        .arg(model);
+    if let Some(limit) = limit {
+        command.args(["--max-memory", &limit.to_string()]);
+    }
+    let report = json(&stdout(&command.output().expect("the binary starts")));
+    let peak = report["peak_rss_bytes"].as_u64().expect("Linux tells");
+    (report["tokens"].clone(), peak)
+}
+
+#[test]
+fn the_process_stays_within_its_limit() {
+    let files = Files::new();
+    for quant in [Quant::F16, Quant::F32] {
+        let path = files.model(quant);
+        let (expected, free_peak) = generate(&mut command(), &path, None);
+        let refused = command()
+            .args(["generate", "--tokens", "1", "--max-memory", "1M", "--model"])
+            .arg(&path)
+            .output()
+            .expect("the binary starts");
+        assert_eq!(refused.status.code(), Some(1));
+        let text = stderr(&refused);
+        let enough = number_behind(&text, "needs ");
+        assert!(text.contains("the program "), "{text}");
+        // How much of the program is in memory is not the same each time.
+        for limit in [enough + 2 * MIB, enough + 8 * MIB] {
+            let (tokens, peak) = generate(&mut command(), &path, Some(limit));
+            println!("{quant}: peak {peak} within {limit}, {free_peak} without a limit");
+            assert_eq!(tokens, expected, "{quant} within {limit}");
+            assert!(peak <= limit, "{quant}: {peak} within {limit}");
+            assert!(limit < free_peak, "{quant}: the test is about nothing");
+        }
+    }
+}
+
+#[test]
+fn sizes_on_the_command_line() {
+    for good in ["1GiB", "2G", "900MB", "1000000000"] {
+        stdout(&run(["generate", "-n", "1", "--max-memory", good, "Hello"]));
+    }
+    for bad in ["", "0", "many", "5X"] {
+        let output = run(["generate", "--max-memory", bad, "Hello"]);
+        assert_eq!(output.status.code(), Some(2), "{bad:?}");
+        assert!(stderr(&output).contains("--max-memory"), "{bad:?}");
+    }
+    let refused = run(["generate", "--max-memory", "20M", "Hello"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("expected at most 20971520"));
+}
+
+/// All that will be needed is told at once, the tokenizer included.
+#[test]
+fn the_number_of_a_refusal_is_enough_for_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("demo.safetensors");
+    let file = path.to_str().expect("test paths are UTF-8");
+    stdout(&run(["quantize", "--quant", "f16", "-o", file]));
+    let say = |limit: &[&str]| {
+        let args = ["generate", "-n", "8", "--model", file, "Ownership is"];
+        run(args.iter().chain(limit))
+    };
+    let expected = stdout(&say(&[]));
+    let refused = say(&["--max-memory", "1M"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let text = stderr(&refused);
+    assert!(text.contains("the tokenizer "), "{text}");
+    // How much of the program is in memory is not the same each time.
+    let enough = (number_behind(&text, "needs ") + MIB).to_string();
+    assert_eq!(stdout(&say(&["--max-memory", &enough])), expected);
+}
+
+/// Whatever the system counts, not the process itself.
+fn in_cgroup(model: &Path, limit: u64, expected: &Value) {
+    let Some(cgroup) = cgroup::Limited::new(limit) else {
+        println!("skipped: this process may not make a cgroup with a memory limit");
+        return;
+    };
+    // Pages of a file count for the group that first read them.
+    let copy = model.with_extension("copy");
+    let mut cp = Command::new("cp");
+    cp.args([model, &copy]);
+    stdout(&cgroup.command(&cp).output().expect("sh is there"));
+    let (model, mut command) = (copy.as_path(), cgroup.command(&command()));
+    let (tokens, peak) = generate(&mut command, model, Some(limit));
+    println!("in a cgroup of {limit} bytes: VmHWM {peak}");
+    assert_eq!(&tokens, expected);
+    assert!(peak <= limit);
+}
+
+#[test]
+fn in_a_cgroup_with_that_limit() {
+    let files = Files::new();
+    let path = files.model(Quant::F32);
+    let (expected, _) = generate(&mut command(), &path, None);
+    in_cgroup(&path, 32 * MIB, &expected);
+}
+
+/// The published size: 170 MB of int8 weights within 64 MiB. Makes its own file, which takes a while.
+#[test]
+#[ignore = "slow: run by .ci/full"]
+fn the_169m_model_runs_within_64_mib() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("169m.safetensors");
+    let made = command()
+        .args(["bench", "--synthetic", "169m", "--quant", "int8", "--save"])
+        .arg(&path)
+        .output()
+        .expect("the binary starts");
+    stdout(&made);
+    let limit = 64 * MIB;
+    let (expected, free_peak) = generate(&mut command(), &path, None);
+    let (tokens, peak) = generate(&mut command(), &path, Some(limit));
+    println!("169M int8: peak {peak} within {limit}, {free_peak} without a limit");
+    assert_eq!(tokens, expected);
+    assert!(peak <= limit && free_peak > limit, "{peak}, {free_peak}");
+    let logits = |limit: &[&str]| {
+        let mut command = command();
+        command.args([
+            "logits",
+            "--json",
+            "--all",
+            "--tokens",
+            "1,500,30000,7,7,12,50276,0,9,10",
+        ]);
+        let output = command.arg("--model").arg(&path).args(limit).output();
+        stdout(&output.expect("the binary starts"))
+    };
+    assert!(
+        logits(&["--max-memory", "64MiB"]) == logits(&[]),
+        "logits differ"
+    );
+    in_cgroup(&path, limit, &expected);
+}
