@@ -281,6 +281,41 @@ mod tests {
         digits.parse().expect("a number")
     }
 
+    /// kernels/build.py writes the hash of its sources into the first line.
+    #[test]
+    fn kernels_are_compiled_from_their_sources() {
+        use sha2::{Digest, Sha256};
+        let mut hash = Sha256::new();
+        for source in [
+            include_str!("../kernels/rwkv4.cu"),
+            include_str!("../kernels/common.cuh"),
+            include_str!("../kernels/decode.cuh"),
+            include_str!("../kernels/rows.cuh"),
+            include_str!("../kernels/products.cuh"),
+        ] {
+            hash.update(source);
+        }
+        let hash: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let first_line = format!("// sources {hash}\n");
+        for (name, ptx) in [
+            ("61 f16", include_str!("../kernels/rwkv4_sm61_f16.ptx")),
+            ("61 int8", include_str!("../kernels/rwkv4_sm61_int8.ptx")),
+            ("80 f16", include_str!("../kernels/rwkv4_sm80_f16.ptx")),
+            ("80 int8", include_str!("../kernels/rwkv4_sm80_int8.ptx")),
+            ("90 f16", include_str!("../kernels/rwkv4_sm90_f16.ptx")),
+            ("90 int8", include_str!("../kernels/rwkv4_sm90_int8.ptx")),
+        ] {
+            assert!(
+                ptx.starts_with(&first_line),
+                "{name}: not compiled from these sources, run kernels/build.py"
+            );
+        }
+    }
+
     #[test]
     fn structs_are_those_of_the_kernels() {
         let sizes: &[(&str, usize)] = &[
