@@ -50,14 +50,24 @@ pub fn sigmoid(x: f32) -> f32 {
 }
 
 /// The id of the highest value, the lowest of equals; NaN only if there is nothing else.
+///
+/// First the value, in lanes that do not depend on each other, then where it is: the compiler uses vectors
+/// for both. One comparison after the other, with a copy of the row, took 50 us for a vocabulary of 50,277: 1.5 % of a token at 169M.
 pub(crate) fn argmax(values: &[f32]) -> u32 {
-    let mut best = (0, f32::NAN);
-    for (&value, id) in values.iter().zip(0u32..) {
-        if value > best.1 || (best.1.is_nan() && !value.is_nan()) {
-            best = (id, value);
+    const LANES: usize = 32;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for values in values.chunks(LANES) {
+        for (lane, &value) in lanes.iter_mut().zip(values) {
+            // False for NaN.
+            *lane = if value > *lane { value } else { *lane };
         }
     }
-    best.0
+    let best = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let is_there = |chunk: &[f32]| chunk.iter().fold(false, |found, &v| found | (v == best));
+    let chunk = values.chunks(LANES).position(is_there).unwrap_or(0);
+    let inside = values.iter().skip(chunk * LANES);
+    let inside = inside.take(LANES).position(|&value| value == best);
+    (chunk * LANES + inside.unwrap_or(0)) as u32
 }
 
 #[cfg(test)]
@@ -86,5 +96,43 @@ mod tests {
         assert_eq!(sigmoid(0.0), 0.5);
         assert_eq!(sigmoid(100.0), 1.0);
         assert!(sigmoid(-100.0) < 1e-37);
+    }
+
+    #[test]
+    fn argmax_is_the_first_of_the_largest() {
+        let plain = |values: &[f32]| {
+            let mut best = (0, f32::NAN);
+            for (&value, id) in values.iter().zip(0u32..) {
+                if value > best.1 || (best.1.is_nan() && !value.is_nan()) {
+                    best = (id, value);
+                }
+            }
+            best.0
+        };
+        let (nan, low) = (f32::NAN, f32::NEG_INFINITY);
+        for values in [
+            &[][..],
+            &[nan],
+            &[nan, low],
+            &[low, low],
+            &[nan, 1.0, 1.0],
+            &[0.0, -0.0],
+            &[-0.0, 0.0],
+        ] {
+            assert_eq!(argmax(values), plain(values), "{values:?}");
+        }
+        let mut seed = 1u32;
+        for n in 1..300 {
+            let values: Vec<f32> = (0..n)
+                .map(|_| {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    match seed >> 28 {
+                        0 => nan,
+                        _ => f32::from((seed >> 16) as u8) - 128.0,
+                    }
+                })
+                .collect();
+            assert_eq!(argmax(&values), plain(&values), "{n} values");
+        }
     }
 }

@@ -282,8 +282,9 @@ impl Session {
         };
         self.model
             .forward(workspace, &mut [span], &mut self.next_logits)?;
-        self.logits.clear();
-        self.logits.extend_from_slice(&self.next_logits);
+        std::mem::swap(&mut self.logits, &mut self.next_logits);
+        // Empty before the first token; there is room for a row already.
+        self.next_logits.resize(self.model.n_vocab(), 0.0);
         Ok(&self.logits)
     }
 
