@@ -493,6 +493,14 @@ pub(crate) fn check(options: &StageOptions) -> Result<()> {
             o.rows_max
         )));
     }
+    // Kernels count the numbers of an array of rows in 32 bits.
+    let widest = padded(o.n_embd.max(o.n_attention).max(o.n_hidden));
+    if u64::from(o.rows_max) * u64::from(widest) > u64::from(u32::MAX) {
+        return Err(Failure::unsupported(format!(
+            "{} rows of {widest} numbers, expected fewer than 2^32 numbers",
+            o.rows_max
+        )));
+    }
     if o.quant != abi::F16 && o.quant != abi::INT8 {
         return Err(Failure::unsupported(
             "the CUDA plugin has f16 and int8 weights, no others",

@@ -492,7 +492,9 @@ impl<'a> Pass<'a> {
     }
 
     fn plain(&self, parameters: &Plain) -> Result<()> {
-        let (grid, shared) = ([self.shape.n_rows, 1, 1], 8 * parameters.n);
+        // The row, and its factors where it has some.
+        let vectors = if parameters.factors == 0 { 1 } else { 2 };
+        let (grid, shared) = ([self.shape.n_rows, 1, 1], vectors * 4 * parameters.n);
         // SAFETY: as above.
         unsafe {
             self.launch(

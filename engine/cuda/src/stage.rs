@@ -95,6 +95,17 @@ impl Stage {
     pub(crate) fn new(options: &StageOptions) -> Result<Self> {
         let need = estimate(options)?;
         let device = Device::open(options.device)?;
+        // A block that turns a row of hidden units into inputs holds it, in int8 with its factors.
+        let vectors = if options.quant == abi::INT8 { 2 } else { 1 };
+        let row_bytes = vectors * 4 * options.n_hidden.max(options.n_attention);
+        if row_bytes > device.shared_max {
+            return Err(Failure::unsupported(format!(
+                "{}: rows of {} hidden units need {row_bytes} bytes of shared memory, it has {}",
+                device.context.name()?,
+                options.n_hidden,
+                device.shared_max
+            )));
+        }
         let (free, _) = device.context.memory()?;
         let bytes = need.weight_bytes + need.workspace_bytes + need.state_bytes;
         if bytes > free {
