@@ -194,9 +194,10 @@ fn an_end_in_the_middle_leaves_no_model() {
             );
             assert!(!target.exists(), "{:?}", names(&target));
         }
-        // What is left does not stand in the way.
-        let said = convert(&source, &target, &["--max-shard-size", "1KB"]);
-        assert_eq!(said.contains(".part: left by a run"), is_killed, "{said}");
+        // What is left does not stand in the way, and goes.
+        convert(&source, &target, &["--max-shard-size", "1KB"]);
+        let left = names(&target);
+        assert!(!left.iter().any(|name| name.ends_with(".part")), "{left:?}");
         assert_eq!(read_folder(&target), read_folder(&source));
         // An earlier model stays whole.
         let output = run_limited(&target, &["--force"]);
