@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::budget::{session_bytes, weight_bytes, window_bytes, Budget};
-use crate::checkpoint::Opened;
+use crate::checkpoint::{Opened, TokenizerFile};
 use crate::error::{Error, Result};
 use crate::file::PAGES_CAN_BE_DROPPED;
 use crate::format;
@@ -74,15 +74,18 @@ impl Demand {
         options: &Options,
         n_threads: usize,
     ) -> Result<Self> {
+        let bytes = |file: &TokenizerFile| Tokenizer::memory_bytes(&file.bytes);
         let (sizes, stored, tokenizer) = match opened {
             Opened::Checkpoint(checkpoint) => (
                 Sizes::of(&checkpoint.config),
                 load::stored_quant(checkpoint),
-                checkpoint.tokenizer.clone(),
+                checkpoint.tokenizer.as_ref().map_or(0, bytes),
             ),
             Opened::ModelFile(file) => {
                 let (config, quant) = format::config_and_quant(file)?;
-                (Sizes::of(&config), quant, format::tokenizer_of(file)?)
+                let tokenizer = format::tokenizer_of(file)?;
+                let tokenizer = tokenizer.as_ref().map_or(0, bytes);
+                (Sizes::of(&config), quant, tokenizer)
             }
         };
         let mut demand = Demand {
@@ -96,7 +99,7 @@ impl Demand {
             mapped: 0,
             tokenizer: match &options.tokenizer {
                 Some(path) => Tokenizer::memory_bytes_of_file(path),
-                None => tokenizer.map_or(0, |file| Tokenizer::memory_bytes(&file.bytes)),
+                None => tokenizer,
             },
             needs_text: options.memory_for_text,
             converts: false,
