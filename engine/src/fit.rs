@@ -63,6 +63,28 @@ pub(crate) struct Fit {
     pub(crate) window: Option<u64>,
 }
 
+/// Sizes, how matrices are stored, and what the tokenizer that comes with the model takes.
+///
+/// Inlined, one kind's fields are read before it is known which kind it is; nothing comes of it, but Valgrind
+/// complains.
+#[inline(never)]
+fn facts(opened: &Opened) -> Result<(Sizes, Quant, u64)> {
+    let bytes = |file: &TokenizerFile| Tokenizer::memory_bytes(&file.bytes);
+    Ok(match opened {
+        Opened::Checkpoint(checkpoint) => (
+            Sizes::of(&checkpoint.config),
+            load::stored_quant(checkpoint),
+            checkpoint.tokenizer.as_ref().map_or(0, bytes),
+        ),
+        Opened::ModelFile(file) => {
+            let (config, quant) = format::config_and_quant(file)?;
+            let tokenizer = format::tokenizer_of(file)?;
+            let tokenizer = tokenizer.as_ref().map_or(0, bytes);
+            (Sizes::of(&config), quant, tokenizer)
+        }
+    })
+}
+
 impl Demand {
     /// What a model will want that was opened, but not loaded.
     ///
@@ -74,20 +96,7 @@ impl Demand {
         options: &Options,
         n_threads: usize,
     ) -> Result<Self> {
-        let bytes = |file: &TokenizerFile| Tokenizer::memory_bytes(&file.bytes);
-        let (sizes, stored, tokenizer) = match opened {
-            Opened::Checkpoint(checkpoint) => (
-                Sizes::of(&checkpoint.config),
-                load::stored_quant(checkpoint),
-                checkpoint.tokenizer.as_ref().map_or(0, bytes),
-            ),
-            Opened::ModelFile(file) => {
-                let (config, quant) = format::config_and_quant(file)?;
-                let tokenizer = format::tokenizer_of(file)?;
-                let tokenizer = tokenizer.as_ref().map_or(0, bytes);
-                (Sizes::of(&config), quant, tokenizer)
-            }
-        };
+        let (sizes, stored, tokenizer) = facts(opened)?;
         let mut demand = Demand {
             sizes,
             quant: plan.quant(),

@@ -90,7 +90,6 @@ impl Plan {
 
     /// What most layers are stored as.
     pub(crate) fn quant(&self) -> Quant {
-        // A plain loop: what the compiler makes of max_by_key, Valgrind takes for a read of nothing.
         let (mut largest, mut quant) = (0, Quant::F16);
         for stage in &self.stages {
             let size = stage.part.layers.len() + usize::from(stage.part.has_head);
