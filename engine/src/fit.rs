@@ -64,10 +64,6 @@ pub(crate) struct Fit {
 }
 
 /// Sizes, how matrices are stored, and what the tokenizer that comes with the model takes.
-///
-/// Inlined, one kind's fields are read before it is known which kind it is; nothing comes of it, but Valgrind
-/// complains.
-#[inline(never)]
 fn facts(opened: &Opened) -> Result<(Sizes, Quant, u64)> {
     let bytes = |file: &TokenizerFile| Tokenizer::memory_bytes(&file.bytes);
     Ok(match opened {
@@ -121,6 +117,10 @@ impl Demand {
     }
 
     /// Adds the weights of a stage on the CPU.
+    ///
+    /// Inlined into a loop, fields of one kind of model are read before it is known which kind it is; nothing
+    /// comes of it, but Valgrind complains.
+    #[inline(never)]
     fn add(&mut self, opened: &Opened, stage: &PlannedStage, stored: Quant, is_whole: bool) {
         let quant = stage.quant;
         let all = weight_bytes(&self.sizes, &stage.part, quant, false);
