@@ -5,7 +5,7 @@
 // cheaper to do again in every block than to hand over through another launch. Numbers that a block still
 // reads are never overwritten in the same launch: the launch after it writes the state.
 
-// One matrix as it lies on the device: n_outputs rounded up to 128 rows of `stride` weights, all 0 beyond the
+// One matrix as it lies on the device: n_outputs rounded up to 256 rows of `stride` weights, all 0 beyond the
 // real ones. weight[o, k] = value[o, k] * output_factor[o] * input_factor[k]; f16 has no factors.
 struct Matrix {
     const u8 *weights;

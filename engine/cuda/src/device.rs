@@ -67,6 +67,23 @@ pub(crate) fn capability(context: &Context) -> Result<(u32, u32)> {
     Ok((major, minor))
 }
 
+/// Refuses devices that none of the modules are for.
+pub(crate) fn check_capability(context: &Context) -> Result<()> {
+    let (major, minor) = capability(context)?;
+    if (major, minor) >= (6, 1) {
+        return Ok(());
+    }
+    Err(Failure::unsupported(format!(
+        "{}: compute capability {major}.{minor}, expected 6.1 or later",
+        context.name()?
+    )))
+}
+
+/// Bytes of shared memory that a block may have at most.
+pub(crate) fn shared_max(context: &Context) -> Result<u32> {
+    context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+}
+
 impl Device {
     /// The device, compiled for at the first call.
     pub(crate) fn open(ordinal: u32) -> Result<Arc<Self>> {
@@ -82,13 +99,7 @@ impl Device {
     fn new(ordinal: u32) -> Result<Self> {
         let context = Context::new(ordinal)?;
         let capability = capability(&context)?;
-        if capability < (6, 1) {
-            let (major, minor) = capability;
-            return Err(Failure::unsupported(format!(
-                "{}: compute capability {major}.{minor}, expected 6.1 or later",
-                context.name()?
-            )));
-        }
+        check_capability(&context)?;
         let fits = |compiled: &&Compiled| compiled.capability <= capability;
         let wanted = std::env::var(MODULE_VARIABLE).ok();
         let compiled = match &wanted {
@@ -103,11 +114,10 @@ impl Device {
                 capability.1
             ))
         })?;
-        let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let multiprocessors = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         Ok(Device {
             multiprocessors: context.attribute(multiprocessors)?,
-            shared_max: context.attribute(shared)?,
+            shared_max: shared_max(&context)?,
             tensor_cores: compiled.capability >= (8, 0),
             overlaps: compiled.capability >= (9, 0),
             compiled,

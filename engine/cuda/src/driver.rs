@@ -4,9 +4,10 @@
 //! for; nothing else of CUDA is needed at run time. Every call makes its context the current one of the
 //! calling thread first, so that any thread may use any handle.
 
+use std::collections::BTreeMap;
 use std::ffi::{c_void, CStr, CString};
 use std::ptr::{null_mut, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys;
 
@@ -38,10 +39,20 @@ fn check(what: &str, result: sys::CUresult) -> Result<()> {
 pub(crate) fn start() -> Result<()> {
     // SAFETY: looks for a shared library by name, runs its constructors, which NVIDIA's driver has written
     // for any process.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Failure::device(
-            "no NVIDIA driver: libcuda.so.1 was not found",
-        ));
+    let is_there = std::panic::catch_unwind(|| unsafe { sys::is_culib_present() });
+    match is_there {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Failure::device(
+                "no NVIDIA driver: libcuda.so.1 was not found",
+            ))
+        }
+        // Functions of CUDA 12.0 are missing.
+        Err(_) => {
+            return Err(Failure::device(
+                "the NVIDIA driver is older than 525, the first of CUDA 12.0",
+            ))
+        }
     }
     // SAFETY: the library is there; cuInit may be called any number of times.
     check("the NVIDIA driver does not start", unsafe {
@@ -451,6 +462,16 @@ impl Stream {
         self.wait()
     }
 
+    /// Makes memory 0, and waits.
+    pub(crate) fn clear(&self, at: Address, size: u64) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the memory is the caller's and has `size` bytes.
+        check("clearing device memory", unsafe {
+            sys::cuMemsetD8Async(at, 0, size as usize, self.stream)
+        })?;
+        self.wait()
+    }
+
     /// Copies inside the device.
     pub(crate) fn copy(&self, to: Address, from: Address, size: u64) -> Result<()> {
         self.context.enter()?;
@@ -763,14 +784,23 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Kernel {
-    /// Lets a block have `bytes` of shared memory.
+    /// Lets a block have `bytes` of shared memory. What was allowed before is never taken back: other stages
+    /// launch the same kernel.
     pub(crate) fn allow_shared(&self, bytes: u32) -> Result<()> {
+        static ALLOWED: Mutex<BTreeMap<usize, u32>> = Mutex::new(BTreeMap::new());
+        let mut allowed = ALLOWED.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = allowed.entry(self.function as usize).or_default();
+        if bytes <= *allowed {
+            return Ok(());
+        }
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         self.context.enter()?;
         // SAFETY: the kernel's module lives until the process ends.
         check(&self.name, unsafe {
             sys::cuFuncSetAttribute(self.function, attribute, bytes as i32)
-        })
+        })?;
+        *allowed = bytes;
+        Ok(())
     }
 
     /// Blocks of so many threads that a multiprocessor runs at once.

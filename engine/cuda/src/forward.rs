@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rwkv_edge_plugin as abi;
 
 use crate::error::{Failure, Result};
-use crate::layout::{padded, BatchLayout, CHUNK_ROWS};
+use crate::layout::{padded, BatchLayout, CHUNK_ROWS, FEW_ROWS};
 use crate::pass::{n_chunks, Pass, Shape};
 use crate::stage::{Slot, Stage, State, Work, PINNED_LOGITS_BYTES};
 
@@ -76,8 +76,12 @@ pub(crate) fn forward(
     let outcome = run(stages, spans, input, output, shape, &mut slots);
     if outcome.is_err() {
         // What was put into the streams must not outlive the call.
-        for stage in stages {
-            let _ = stage.work().stream.wait();
+        for (stage, slot) in stages.iter().zip(&slots) {
+            let work = stage.work();
+            let _ = work.stream.wait();
+            // The next pass takes largest logits up from 0.
+            let rows = u64::from(stage.options.rows_max.max(FEW_ROWS));
+            let _ = work.stream.clear(slot.places.best, 8 * rows);
         }
     }
     for (stage, slot) in stages.iter().zip(slots) {
@@ -151,6 +155,11 @@ fn check_chain(
         let (a, b) = (&pair[0].options, &pair[1].options);
         let facts =
             |o: &abi::StageOptions| (o.n_embd, o.n_attention, o.n_hidden, o.n_layer, o.n_vocab);
+        if a.has_head != 0 {
+            return Err(Failure::argument(
+                "a stage with the head in front of another",
+            ));
+        }
         if facts(a) != facts(b) || a.first_layer + a.layer_count != b.first_layer {
             return Err(Failure::argument(
                 "the stages are not consecutive ones of one model",
@@ -333,9 +342,9 @@ fn take_over(
     let pair = (context.ordinal(), other.ordinal());
     let mut reached = REACHED.lock().unwrap_or_else(PoisonError::into_inner);
     if reached.insert(pair) {
-        // Where devices cannot reach each other, the driver's copies go through host memory.
-        context.reach(other)?;
-        other.reach(context)?;
+        // Where devices cannot reach each other, the driver's copies go through host memory: not an error.
+        let _ = context.reach(other);
+        let _ = other.reach(context);
     }
     drop(reached);
     work.stream.copy_from(x, other, from_x, bytes)

@@ -267,6 +267,7 @@ pub(crate) struct Workspace {
     pub(crate) inputs_hidden: Inputs,
     /// (chunks of spans of several, 3, a_stride)
     pub(crate) sums: Address,
+    /// (spans, 3, a_stride)
     pub(crate) start: Address,
     pub(crate) partials: Address,
     pub(crate) counters: Address,
@@ -313,7 +314,11 @@ impl Workspace {
             w.inputs_hidden = inputs(pieces, rows, h_stride);
             let chunks = u64::from(chunks_of_several_max(options.rows_max));
             w.sums = pieces.floats(chunks * 3 * a);
-            w.start = pieces.floats(chunks * 3 * a);
+            // Of every span, up to one a row. Hidden units are not there while WKV runs.
+            w.start = match h >= 3 * a {
+                true => w.hidden,
+                false => pieces.floats(rows * 3 * a),
+            };
         }
         if options.has_head != 0 {
             let rows = rows.min(u64::from(LOGITS_ROWS));
@@ -507,4 +512,35 @@ pub(crate) fn check(options: &StageOptions) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_span_has_room_for_wkv_before_the_batch() {
+        for (n_hidden, rows_max) in [(64, 1), (1024, 256), (8192, 2048)] {
+            let options = StageOptions {
+                n_vocab: 100,
+                n_embd: 256,
+                n_layer: 2,
+                n_attention: 256,
+                n_hidden,
+                layer_count: 2,
+                quant: abi::F16,
+                rows_max,
+                ..StageOptions::default()
+            };
+            let mut pieces = Pieces::new(0);
+            let w = Workspace::place(&options, &mut pieces);
+            let needed = u64::from(rows_max.max(FEW_ROWS)) * 3 * u64::from(w.a_stride) * 4;
+            let next = [w.inputs[0].high, w.sums, pieces.used()];
+            let behind = next.into_iter().filter(|&at| at > w.start).min();
+            assert!(
+                behind.is_some_and(|end| w.start + needed <= end),
+                "{n_hidden} {rows_max}"
+            );
+        }
+    }
 }

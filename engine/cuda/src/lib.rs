@@ -4,7 +4,7 @@
 //! nothing else of CUDA: its kernels are PTX (`kernels/`), which the driver compiles for the device at hand.
 //!
 //! ```text
-//! lib      the table: checks what comes from outside, and turns it into safe types
+//! table    what the host calls: checks what comes from outside, and turns it into safe types
 //! forward  a batch through a chain of stages, from device to device
 //! pass     one stage's work on one batch: which kernels, in which order
 //! stage    weights, memory of passes, states        upload   weights on their way to a device

@@ -72,7 +72,12 @@ impl<'a> Pass<'a> {
         let widest = self.options.n_embd.max(self.options.n_attention);
         let hidden = 4 * few.rows * self.work.workspace.slots_stride;
         let shared = self.few_shared(few, widest).max(hidden);
-        (shared <= self.device.shared_max).then_some(few)
+        (shared <= self.shared_max()).then_some(few)
+    }
+
+    /// What a block may ask for beside the little that kernels always have.
+    fn shared_max(&self) -> u32 {
+        self.device.shared_max.saturating_sub(1024)
     }
 
     /// Shared memory of a few-row kernel whose matrix has so many inputs.
@@ -335,7 +340,7 @@ impl<'a> Pass<'a> {
             n_rows: self.shape.n_rows,
             rows_of_block: self.shift_rows_of_block(),
             single: u32::from(self.shape.single),
-            staged: u32::from(self.shift_shared(3) <= self.device.shared_max),
+            staged: u32::from(self.shift_shared(3) <= self.shared_max()),
             previous: att_previous,
             batch: slot.batch,
         };
@@ -427,7 +432,7 @@ impl<'a> Pass<'a> {
                 n_rows: self.shape.n_rows,
                 rows_of_block: self.shift_rows_of_block(),
                 single: u32::from(self.shape.single),
-                staged: u32::from(self.shift_shared(2) <= self.device.shared_max),
+                staged: u32::from(self.shift_shared(2) <= self.shared_max()),
                 previous: ffn_previous,
                 batch: slot.batch,
             },

@@ -7,8 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rwkv_edge_plugin as abi;
 use rwkv_edge_plugin::StageOptions;
 
-use crate::device::Device;
-use crate::driver::{self, Address, Event, Graph, Memory, Pinned, Stream};
+use crate::device::{self, Device};
+use crate::driver::{Address, Context, Event, Graph, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
 use crate::kernels::Kernels;
 use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, TensorId, Weights, Workspace};
@@ -68,14 +68,32 @@ pub(crate) struct State {
     memory: Option<Memory>,
 }
 
+/// Refuses what the device cannot run.
+fn check_device(options: &StageOptions) -> Result<()> {
+    let context = Context::new(options.device)?;
+    device::check_capability(&context)?;
+    // A block that turns a row of hidden units into inputs holds it, in int8 with its factors.
+    let vectors = match (options.layer_count, options.quant) {
+        (0, _) => 0,
+        (_, abi::INT8) => 2,
+        _ => 1,
+    };
+    let row_bytes = vectors * 4 * options.n_hidden.max(options.n_attention);
+    let shared_max = device::shared_max(&context)?;
+    if row_bytes <= shared_max {
+        return Ok(());
+    }
+    Err(Failure::unsupported(format!(
+        "{}: rows of {} hidden units need {row_bytes} bytes of shared memory, it has {shared_max}",
+        context.name()?,
+        options.n_hidden,
+    )))
+}
+
 /// Bytes of weights, of the workspace with its slots, and of a state.
 pub(crate) fn estimate(options: &StageOptions) -> Result<abi::Memory> {
     layout::check(options)?;
-    let count = driver::device_count()?;
-    if options.device >= count {
-        let text = format!("no device {}: the driver has {count}", options.device);
-        return Err(Failure::device(text));
-    }
+    check_device(options)?;
     let (mut small, mut weights) = (Pieces::new(0), Pieces::new(0));
     Weights::place(options, &mut small, &mut weights);
     let (mut workspace, mut slot) = (Pieces::new(0), Pieces::new(0));
@@ -95,17 +113,6 @@ impl Stage {
     pub(crate) fn new(options: &StageOptions) -> Result<Self> {
         let need = estimate(options)?;
         let device = Device::open(options.device)?;
-        // A block that turns a row of hidden units into inputs holds it, in int8 with its factors.
-        let vectors = if options.quant == abi::INT8 { 2 } else { 1 };
-        let row_bytes = vectors * 4 * options.n_hidden.max(options.n_attention);
-        if row_bytes > device.shared_max {
-            return Err(Failure::unsupported(format!(
-                "{}: rows of {} hidden units need {row_bytes} bytes of shared memory, it has {}",
-                device.context.name()?,
-                options.n_hidden,
-                device.shared_max
-            )));
-        }
         let (free, _) = device.context.memory()?;
         let bytes = need.weight_bytes + need.workspace_bytes + need.state_bytes;
         if bytes > free {
@@ -195,7 +202,7 @@ impl Stage {
                 "{n} tensors are missing, the first is tensor {tensor} of layer {layer}"
             )));
         }
-        if work.uploader.take().is_none() {
+        if work.uploader.is_none() {
             return Err(Failure::argument("the stage is finished already"));
         }
         let mut pieces = Pieces::new(0);
@@ -215,12 +222,13 @@ impl Stage {
         }
         let empty = self.allocate(&work.stream, layout::state_bytes(&self.options))?;
         work.stream.upload_slice(empty.address(), &numbers)?;
-        work.empty = Some(empty);
-
         let slots = (0..SLOTS)
             .map(|index| self.slot(&work.stream, index))
             .collect::<Result<_>>()?;
         *self.slots.lock().unwrap_or_else(PoisonError::into_inner) = slots;
+        // Only now is the stage finished.
+        work.uploader = None;
+        work.empty = Some(empty);
         Ok(())
     }
 
@@ -305,6 +313,9 @@ impl State {
     /// An empty state.
     pub(crate) fn new(stage: &Arc<Stage>) -> Result<Self> {
         let mut work = stage.work();
+        if work.empty.is_none() {
+            return Err(Failure::argument("the stage is not finished"));
+        }
         let memory = match work.spare.pop() {
             Some(memory) => memory,
             None => stage.allocate(&work.stream, layout::state_bytes(&stage.options))?,
@@ -330,7 +341,7 @@ impl State {
         self.address() + 4 * floats
     }
 
-    fn check_count(&self, count: usize) -> Result<()> {
+    pub(crate) fn check_count(&self, count: usize) -> Result<()> {
         let expected = layout::state_floats(&self.stage.options);
         if count as u64 == expected {
             return Ok(());
@@ -361,12 +372,12 @@ impl State {
         work.stream.wait()
     }
 
-    pub(crate) fn logits(&self, logits: &mut [f32]) -> Result<()> {
+    pub(crate) fn check_logits(&self, count: usize) -> Result<()> {
         let options = &self.stage.options;
-        if options.has_head == 0 || logits.len() != options.n_vocab as usize {
+        if options.has_head == 0 || count != options.n_vocab as usize {
             return Err(Failure::argument(format!(
                 "room for {} logits of a stage {} head, expected {} of one with a head",
-                logits.len(),
+                count,
                 if options.has_head == 0 {
                     "without a"
                 } else {
@@ -375,6 +386,11 @@ impl State {
                 options.n_vocab
             )));
         }
+        Ok(())
+    }
+
+    pub(crate) fn logits(&self, logits: &mut [f32]) -> Result<()> {
+        self.check_logits(logits.len())?;
         let work = self.stage.work();
         work.stream.download_slice(logits, self.logits_address())
     }

@@ -229,6 +229,8 @@ unsafe extern "C" fn stage_tensor(
 unsafe fn source<'a>(tensor: &abi::Tensor, quant: u32) -> Result<Source<'a>> {
     let most = u64::from(u32::MAX);
     let n = tensor.n_rows.checked_mul(tensor.n_cols);
+    // No slice may have more bytes than this.
+    let n = n.filter(|&n| n <= isize::MAX as u64 / 4);
     let n = n.filter(|_| tensor.n_rows <= most && tensor.n_cols <= most);
     let n = n.ok_or_else(|| Failure::argument("a tensor too large"))? as usize;
     let values = tensor.values;
@@ -306,8 +308,11 @@ unsafe extern "C" fn state_write(
     count: usize,
 ) -> abi::Status {
     answer(|| {
-        // SAFETY: the host gives a state and `count` numbers, or null; nobody else uses the state meanwhile.
-        let (state, numbers) = unsafe { (state_of(state)?, slice("numbers", numbers, count)?) };
+        // SAFETY: the host gives a state or null; nobody else uses it meanwhile.
+        let state = unsafe { state_of(state)? };
+        state.check_count(count)?;
+        // SAFETY: the host gives `count` numbers, as many as a state has, or null.
+        let numbers = unsafe { slice("numbers", numbers, count)? };
         state.write(numbers)
     })
 }
@@ -318,8 +323,11 @@ unsafe extern "C" fn state_read(
     count: usize,
 ) -> abi::Status {
     answer(|| {
-        // SAFETY: the host gives a state and room for `count` numbers, or null.
-        let (state, numbers) = unsafe { (state_of(state)?, slice_mut("numbers", numbers, count)?) };
+        // SAFETY: the host gives a state or null.
+        let state = unsafe { state_of(state)? };
+        state.check_count(count)?;
+        // SAFETY: the host gives room for `count` numbers, as many as a state has, or null.
+        let numbers = unsafe { slice_mut("numbers", numbers, count)? };
         state.read(numbers)
     })
 }
@@ -345,8 +353,11 @@ unsafe extern "C" fn state_logits(
     count: usize,
 ) -> abi::Status {
     answer(|| {
-        // SAFETY: the host gives a state and room for `count` numbers, or null.
-        let (state, logits) = unsafe { (state_of(state)?, slice_mut("logits", logits, count)?) };
+        // SAFETY: the host gives a state or null.
+        let state = unsafe { state_of(state)? };
+        state.check_logits(count)?;
+        // SAFETY: the host gives room for `count` numbers, a row of logits, or null.
+        let logits = unsafe { slice_mut("logits", logits, count)? };
         state.logits(logits)
     })
 }
@@ -408,8 +419,13 @@ unsafe fn forward_batch(stages: &[&Arc<Stage>], batch: &abi::Batch) -> Result<()
             )?),
         };
         let numbers = |n: usize| slice_mut("numbers", batch.numbers, n);
+        let of_rows = [abi::WRITE_HIDDEN, abi::WRITE_LOGITS, abi::WRITE_TOKENS];
         let output = match batch.write {
             abi::WRITE_NOTHING => Output::Nothing,
+            // No row is asked for.
+            write if of_rows.contains(&write) && n_asked == 0 && last.options.has_head != 0 => {
+                Output::Nothing
+            }
             abi::WRITE_RESIDUAL => Output::Residual(numbers(n_rows * n_embd)?),
             abi::WRITE_HIDDEN => Output::Hidden(numbers(n_asked * n_embd)?),
             abi::WRITE_LOGITS => Output::Logits(numbers(n_asked * n_vocab)?),
