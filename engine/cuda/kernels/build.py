@@ -3,8 +3,8 @@
 
 usage: build.py [--check] [--nvrtc FOLDER] [--ptxas FILE]
 
-NVRTC 11.8 is taken, whose PTX (7.8) every driver since 520 understands. It comes from the wheel
-nvidia-cuda-nvrtc-cu11 of PyPI, which is downloaded (23 MB) into a temporary folder when --nvrtc does not
+NVRTC 12.0 is taken, whose PTX (8.0) every driver since 525 understands. It comes from the wheel
+nvidia-cuda-nvrtc-cu12 of PyPI, which is downloaded (23 MB) into a temporary folder when --nvrtc does not
 name its lib folder. --check writes nothing and fails when the files
 are of other sources, or have other kernels or parameters than these give; the rest may differ, because NVRTC does not
 allot registers the same way in every run. --ptxas
@@ -13,8 +13,8 @@ also assembles them, and prints registers and spills.
 import argparse, ctypes, glob, hashlib, os, re, subprocess, sys, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = ["rwkv4.cu", "common.cuh", "decode.cuh", "rows.cuh", "products.cuh"]
-WHEEL = "nvidia-cuda-nvrtc-cu11==11.8.89"
+SOURCES = ["rwkv4.cu", "common.cuh", "decode.cuh", "rows.cuh", "products.cuh", "resident.cuh"]
+WHEEL = "nvidia-cuda-nvrtc-cu12==12.0.140"
 MODULES = [(arch, int8) for arch in ("61", "80", "90") for int8 in (0, 1)]
 
 

@@ -150,6 +150,7 @@ struct Ahead {
 };
 
 __device__ inline void fetch(const u8 *start, u32 lines, u32 thread, u32 n_threads) {
+#pragma unroll 1
     for (u32 line = thread; line < lines; line += n_threads)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(start + (u64)line * 128u));
 }

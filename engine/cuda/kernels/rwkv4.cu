@@ -1,12 +1,14 @@
 // The kernels of the CUDA plugin: RWKV-4 with f16 or int8 weights, everything else in f32.
 //
 // build.py makes the modules from this file: for compute capability 6.1 on, for 8.0 on with its tensor cores,
-// and for 9.0 on, where a launch may begin before the one in front of it ends; each for f16 and for int8. src/forward.rs calls them, src/params.rs has the same structs.
+// and for 9.0 on, where a launch may begin before the one in front of it ends, and a token of one sequence is one launch;
+// each for f16 and for int8. src/pass.rs and src/resident.rs call them, src/params.rs has the same structs.
 
 #include "common.cuh"
 #include "decode.cuh"
 #include "rows.cuh"
 #include "products.cuh"
+#include "resident.cuh"
 
 // Of one row, a multiprocessor has room for the blocks of two launches: one begins while the other ends.
 #define DECODE(kernel, Params, rows)                                                                                   \
@@ -22,6 +24,9 @@ DECODE_ALL(time_out, TimeOut)
 DECODE_ALL(channel_in, ChannelIn)
 DECODE_ALL(channel_out, ChannelOut)
 DECODE_HEAD(1) DECODE_HEAD(2) DECODE_HEAD(4)
+
+// And the warps that bring weights.
+extern "C" __global__ void __launch_bounds__(THREADS + 128, 1) token(const Resident p) { resident<INT8_WEIGHTS>(p); }
 
 extern "C" __global__ void __launch_bounds__(THREADS) begin_rows(const Begin p) { begin<INT8_WEIGHTS>(p); }
 

@@ -55,6 +55,8 @@ pub(crate) struct Device {
     pub(crate) tensor_cores: bool,
     /// Whether a kernel may begin before the one in front of it ends.
     pub(crate) overlaps: bool,
+    /// Whether all blocks of a launch can be made to run at once, and there is a kernel that needs it.
+    pub(crate) together: bool,
     compiled: &'static Compiled,
     /// For f16 and for int8, compiled when first needed.
     modules: Mutex<[Option<Arc<Module>>; 2]>,
@@ -115,11 +117,13 @@ impl Device {
             ))
         })?;
         let multiprocessors = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let together = Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH;
         Ok(Device {
             multiprocessors: context.attribute(multiprocessors)?,
             shared_max: shared_max(&context)?,
             tensor_cores: compiled.capability >= (8, 0),
             overlaps: compiled.capability >= (9, 0),
+            together: compiled.capability >= (9, 0) && context.attribute(together)? != 0,
             compiled,
             modules: Mutex::new([None, None]),
             context,

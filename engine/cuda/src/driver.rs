@@ -314,6 +314,17 @@ fn rows_of(n_floats: usize, width: u32) -> sys::CUDA_MEMCPY2D {
     }
 }
 
+/// How a kernel starts.
+#[derive(Clone, Copy)]
+pub(crate) enum Launch {
+    /// When everything in front of it is done.
+    Alone,
+    /// Perhaps before the kernel in front of it ends, which it waits for by itself.
+    Overlapping,
+    /// Alone, and all blocks at once: they wait for each other.
+    Together,
+}
+
 /// A queue of work on one device.
 pub(crate) struct Stream {
     context: Arc<Context>,
@@ -503,8 +514,7 @@ impl Stream {
         })
     }
 
-    /// Starts a kernel. `parameters` is the one struct that every kernel of a pass takes; `overlaps`: it may
-    /// begin before the kernel in front of it ends, which it waits for by itself.
+    /// Starts a kernel. `parameters` is the one struct that every kernel of a pass takes.
     ///
     /// # Safety
     ///
@@ -516,13 +526,13 @@ impl Stream {
         grid: [u32; 3],
         block: u32,
         shared: u32,
-        overlaps: bool,
+        mode: Launch,
         parameters: &P,
     ) -> Result<()> {
         let pointer: *const P = parameters;
         let mut pointers = [pointer.cast_mut().cast()];
         // SAFETY: the driver copies the struct before this returns; the rest is the caller's promise.
-        unsafe { self.launch_with(kernel, grid, block, shared, overlaps, &mut pointers) }
+        unsafe { self.launch_with(kernel, grid, block, shared, mode, &mut pointers) }
     }
 
     /// [`launch`](Self::launch) for kernels of several parameters.
@@ -539,7 +549,7 @@ impl Stream {
         parameters: &mut [*mut c_void],
     ) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.launch_with(kernel, grid, block, shared, false, parameters) }
+        unsafe { self.launch_with(kernel, grid, block, shared, Launch::Alone, parameters) }
     }
 
     /// # Safety
@@ -551,16 +561,27 @@ impl Stream {
         grid: [u32; 3],
         block: u32,
         shared: u32,
-        overlaps: bool,
+        mode: Launch,
         parameters: &mut [*mut c_void],
     ) -> Result<()> {
+        use sys::CUlaunchAttributeID as Id;
         self.context.enter()?;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        let overlaps = sys::CUlaunchAttribute {
+            id: Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue {
                 programmaticStreamSerializationAllowed: 1,
             },
+        };
+        let together = sys::CUlaunchAttribute {
+            id: Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { cooperative: 1 },
+        };
+        let mut attributes = match mode {
+            Launch::Alone => vec![],
+            Launch::Overlapping => vec![overlaps],
+            Launch::Together => vec![together],
         };
         let config = sys::CUlaunchConfig {
             gridDimX: grid[0],
@@ -571,10 +592,10 @@ impl Stream {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: self.stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(overlaps),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
-        // SAFETY: the caller's promise; the attribute lives until the call returns.
+        // SAFETY: the caller's promise; the attributes live until the call returns.
         let result = unsafe {
             sys::cuLaunchKernelEx(
                 &config,

@@ -374,9 +374,16 @@ fn one_stage(
             let pass = pass(stage, work, slot, shape);
             let graph = work.stream.record(|| {
                 pass.begin(from, to_every_row)?;
-                pass.layers()?;
+                match pass.resident() {
+                    Some(cut) => pass.token(&cut, to_every_row)?,
+                    None => {
+                        pass.layers()?;
+                        if to_every_row {
+                            pass.logits(|_, _| Ok(()))?;
+                        }
+                    }
+                }
                 if to_every_row {
-                    pass.logits(|_, _| Ok(()))?;
                     pass.tokens(slot.tokens.device())?;
                 }
                 Ok(())

@@ -48,6 +48,8 @@ pub(crate) struct TensorTiles {
 
 pub(crate) struct Kernels {
     pub(crate) begin: Kernel,
+    /// A whole token in one launch, where the device can.
+    pub(crate) token: Option<Kernel>,
     pub(crate) few: Vec<Few>,
     /// Of the time mixing's three inputs, and of the channel mixing's two.
     pub(crate) shift_rows_3: Kernel,
@@ -151,6 +153,7 @@ impl Kernels {
         };
         Ok(Kernels {
             begin: kernel("begin_rows")?,
+            token: device.together.then(|| kernel("token")).transpose()?,
             few: [1, 2, 4].into_iter().map(of_rows).collect::<Result<_>>()?,
             shift_rows_3: kernel("shift_rows_3")?,
             shift_rows_2: kernel("shift_rows_2")?,

@@ -16,6 +16,8 @@ const PADDING: u32 = 256;
 pub(crate) const LOGITS_ROWS: u32 = 256;
 /// Rows of the few-row kernels at most.
 pub(crate) const FEW_ROWS: u32 = 4;
+/// Copies of numbers that go from block to block.
+const FLAGGED_COPIES: u64 = 4;
 /// Tokens of a chunk of WKV.
 pub(crate) const CHUNK_ROWS: u32 = 32;
 /// Sums of tiles that several blocks compute together.
@@ -251,6 +253,12 @@ pub(crate) struct Workspace {
     pub(crate) normed: Address,
     /// (few rows, slots_stride)
     pub(crate) hidden_slots: Address,
+    /// Numbers with flags, of one row: residual stream, gated WKV, hidden units.
+    pub(crate) x_flagged: Address,
+    pub(crate) gated_flagged: Address,
+    pub(crate) hidden_flagged: Address,
+    /// Of the kernel that uses those.
+    pub(crate) n_launches: Address,
     /// (spans, x_stride)
     pub(crate) last: Address,
     /// (rows, a_stride): key, value, receptance
@@ -304,6 +312,10 @@ impl Workspace {
             let few = u64::from(FEW_ROWS);
             w.normed = pieces.floats(few * x);
             w.hidden_slots = pieces.floats(few * u64::from(slots_stride));
+            w.x_flagged = pieces.take(FLAGGED_COPIES * 8 * x);
+            w.gated_flagged = pieces.take(FLAGGED_COPIES * 8 * a);
+            w.hidden_flagged = pieces.take(FLAGGED_COPIES * 8 * h);
+            w.n_launches = pieces.take(4);
             w.last = pieces.floats(rows * x);
             w.att = [(); 3].map(|()| pieces.floats(rows * a));
             w.gated = pieces.floats(rows * a);

@@ -7,6 +7,7 @@
 //! table    what the host calls: checks what comes from outside, and turns it into safe types
 //! forward  a batch through a chain of stages, from device to device
 //! pass     one stage's work on one batch: which kernels, in which order
+//! resident a token of one sequence as a single launch
 //! stage    weights, memory of passes, states        upload   weights on their way to a device
 //! layout   where everything lies on a device        params   what kernels take
 //! kernels  the compiled kernels for a quantisation  device   a device with its module
@@ -27,6 +28,8 @@ mod limits;
 mod params;
 #[allow(unsafe_code)]
 mod pass;
+#[allow(unsafe_code)]
+mod resident;
 mod stage;
 #[allow(unsafe_code)]
 mod table;

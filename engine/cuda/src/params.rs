@@ -244,6 +244,44 @@ parameters! {
         partials: Address,
         counters: Address,
     }
+    struct ResidentLayer {
+        att_norm: Norm,
+        att_mix: [Address; 3],
+        decay_log: Address,
+        bonus: Address,
+        att_in: [Matrix; 3],
+        att_output: Matrix,
+        ffn_norm: Norm,
+        ffn_mix: [Address; 2],
+        ffn_in: [Matrix; 2],
+        ffn_value: Matrix,
+    }
+    struct Resident {
+        layer: ResidentLayer,
+        vectors_step: u64,
+        weights_step: u64,
+        norm_out: Norm,
+        head: Matrix,
+        x: Address,
+        x_flagged: Address,
+        gated_flagged: Address,
+        hidden_flagged: Address,
+        n_launches: Address,
+        best: Address,
+        vectors: Address,
+        vector_lines: u32,
+        n_layers: u32,
+        n_embd: u32,
+        n_attention: u32,
+        n_hidden: u32,
+        n_slots: u32,
+        in_flight_bytes: u32,
+        n_tiles: u32,
+        plane_bytes: u32,
+        hidden_plane_bytes: u32,
+        planes_bytes: u32,
+        batch: Batch,
+    }
     struct Repack {
         from: Address,
         to: Address,
@@ -292,6 +330,7 @@ mod tests {
             include_str!("../kernels/decode.cuh"),
             include_str!("../kernels/rows.cuh"),
             include_str!("../kernels/products.cuh"),
+            include_str!("../kernels/resident.cuh"),
         ] {
             hash.update(source);
         }
@@ -331,6 +370,7 @@ mod tests {
             ("logits_out", size_of::<LogitsOut>()),
             ("tokens_out", size_of::<Tokens>()),
             ("begin_rows", size_of::<Begin>()),
+            ("token", size_of::<Resident>()),
             ("repack", size_of::<Repack>()),
         ];
         for (ptx, products) in [

@@ -5,7 +5,7 @@
 //! put work into the stage's stream.
 
 use crate::device::Device;
-use crate::driver::{Address, Kernel};
+use crate::driver::{Address, Kernel, Launch};
 use crate::error::Result;
 use crate::kernels::{Cut, Few, Tiles, SPLIT_ROWS_MAX};
 use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS};
@@ -135,11 +135,15 @@ impl<'a> Pass<'a> {
         if shared > SHARED_ALWAYS {
             kernel.allow_shared(shared)?;
         }
+        let mode = match self.device.overlaps {
+            true => Launch::Overlapping,
+            false => Launch::Alone,
+        };
         // SAFETY: the caller's promise.
         unsafe {
             self.work
                 .stream
-                .launch(kernel, grid, threads, shared, self.device.overlaps, p)
+                .launch(kernel, grid, threads, shared, mode, p)
         }
     }
 
@@ -174,6 +178,9 @@ impl<'a> Pass<'a> {
 
     /// All layers.
     pub(crate) fn layers(&self) -> Result<()> {
+        if let Some(cut) = self.resident() {
+            return self.token(&cut, false);
+        }
         for (index, layer) in self.work.weights.layers.iter().enumerate() {
             match self.few() {
                 Some(few) => self.few_layer(few, index, layer)?,

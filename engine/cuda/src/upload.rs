@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::driver::{Address, Context, Event, Kernel, Memory, Pinned, Stream};
+use crate::driver::{Address, Context, Event, Kernel, Launch, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
 use crate::layout::Place;
 use crate::params::{Matrix, Repack};
@@ -120,7 +120,7 @@ impl Uploader {
                     [n_blocks as u32, 1, 1],
                     REPACK_THREADS,
                     0,
-                    false,
+                    Launch::Alone,
                     &parameters,
                 )?
             };

@@ -1,0 +1,681 @@
+// One row: a whole token is one launch, on devices of compute capability 9.0.
+//
+// A launch costs microseconds in which memory idles: the end of one, the start of the next, its first bytes.
+// Here one block a multiprocessor stays for all layers. One warp of it brings this block's weights into a ring
+// of shared memory, in the order of their use and as far ahead as the ring is long, whatever the other warps
+// wait for. Those compute the block's outputs: some channels of every matrix. Blocks hand vectors to each other
+// number by number, each with a flag that says of which token and product it is, so that nobody waits for a
+// barrier: a number is there when its flag is.
+//
+// Weights are multiplied on the tensor cores, 16 outputs at a time: activations are f16 in two parts, high + low,
+// which together are as exact as f32, times a power of two.
+
+
+// The first layer; the others' vectors and weights lie behind it at equal distances.
+struct ResidentLayer {
+    Norm att_norm;
+    const float *att_mix[3]; // key, value, receptance
+    const float *decay_log, *bonus;
+    Matrix att_in[3];
+    Matrix att_output;
+    Norm ffn_norm;
+    const float *ffn_mix[2]; // key, receptance
+    Matrix ffn_in[2];
+    Matrix ffn_value;
+};
+
+struct Resident {
+    ResidentLayer layer;
+    u64 vectors_step, weights_step; // bytes from a layer to the next
+    Norm norm_out;
+    Matrix head;  // weights null: there is none, or nobody asks
+    float *x;     // what goes into the first layer, and what comes out of the last
+    u64 *x_flagged, *gated_flagged, *hidden_flagged;
+    u32 *n_launches; // so far: makes flags of a launch its own
+    u64 *best;       // see argmax_key
+    const u8 *vectors; // where the first layer's lie together, for fetching
+    u32 vector_lines;  // of 128 bytes
+    u32 n_layers, n_embd, n_attention, n_hidden;
+    u32 n_slots;       // of the ring
+    u32 in_flight_bytes; // of weights, of a block
+    u32 n_tiles;       // of 16 outputs that a block has room for at a time
+    u32 plane_bytes;   // of one part of the activations of one product,
+    u32 hidden_plane_bytes; // of that with the hidden units,
+    u32 planes_bytes;  // and of all there are at a time
+    Batch batch;
+};
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+
+// A slot of the ring: 16 rows of so many bytes; the space behind each puts rows that follow each other into
+// different banks.
+#define SLOT_ROW_BYTES 1024
+#define SLOT_PITCH (SLOT_ROW_BYTES + 64)
+#define SLOT_BYTES (16 * SLOT_PITCH)
+// Warps that bring weights, each some rows of a slot: asking for a row takes 75 clocks.
+#define BRINGERS 4
+// Warps that share a slot; others are at the next ones meanwhile.
+#define SLOT_WARPS 4
+#define SLOT_GROUPS (WARPS / SLOT_WARPS)
+// Outputs of a block of one matrix, at most, but for the head.
+#define OWN_MAX 256
+// Every number that goes from block to block is written so many times, and each copy read by a part of the blocks:
+// what all of them ask for at once is slow.
+#define COPIES 4
+
+__device__ inline void mbarrier_init(u32 at, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+
+__device__ inline void mbarrier_arrive(u32 at) {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(at) : "memory");
+}
+
+__device__ inline void mbarrier_expect(u32 at, u32 bytes) {
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}" ::"r"(at), "r"(bytes) : "memory");
+}
+
+__device__ inline void mbarrier_wait(u32 at, u32 parity) {
+    u32 done;
+    do {
+        asm volatile("{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+                     : "=r"(done) : "r"(at), "r"(parity) : "memory");
+    } while (!done);
+}
+
+__device__ inline void bulk_copy(u32 to, const void *from, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+
+__device__ inline uint4 shared_16(u32 at) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+
+// All warps but the one that brings weights.
+__device__ inline void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
+// A block's outputs of one matrix.
+struct Own {
+    u32 first, n;
+    __device__ Own(u32 n_outputs) : first(blockIdx.x * n_outputs / gridDim.x) {
+        n = (blockIdx.x + 1) * n_outputs / gridDim.x - first;
+    }
+};
+
+// Pointers of the layer that is `vectors` and `weights` bytes behind the first one.
+struct Place {
+    u64 vectors, weights;
+    __device__ const float *operator()(const float *first) const { return (const float *)((const u8 *)first + vectors); }
+    __device__ Matrix operator()(Matrix m) const {
+        m.weights += weights;
+        m.input_factors = (*this)(m.input_factors);
+        m.output_factors = (*this)(m.output_factors);
+        return m;
+    }
+};
+
+// A slot of the ring, which starts at the block's shared memory.
+struct RingPlace {
+    u32 slots, barriers, n_slots; // addresses in shared memory
+    u32 index, parity;
+    __device__ u32 slot() const { return slots + index * SLOT_BYTES; }
+    __device__ u32 full() const { return barriers + index * 16; }
+    __device__ u32 empty() const { return full() + 8; }
+    __device__ void advance(u32 n) {
+        index += n;
+        if (index >= n_slots) index -= n_slots, parity ^= 1;
+    }
+};
+
+// A warp that brings weights.
+struct Bringer {
+    RingPlace next, oldest; // where weights go next, and which of those on their way were asked for first
+    u32 on_their_way;       // bytes
+    u32 of_slot;            // bytes that the slot whose number is this lane's holds
+};
+
+// `n` rows go through the ring. No more than `most` bytes are on their way at a time: that much keeps memory busy, and
+// what is more only waits in front of it, and everything that other warps ask for, behind that.
+__device__ __noinline__ Bringer bring_rows(Bringer b, const u8 *weights, u32 row_bytes, u32 n, u32 most) {
+    u32 lane = threadIdx.x & 31, bringer = (threadIdx.x - THREADS) / 32, row = bringer + BRINGERS * lane;
+#pragma unroll 1
+    for (u32 tile = 0; tile < n; tile += 16) {
+        u32 n_rows = min(16, n - tile);
+        const u8 *from = weights + (u64)(tile + row) * row_bytes;
+        u32 n_mine = (n_rows + BRINGERS - 1 - bringer) / BRINGERS;
+#pragma unroll 1
+        for (u32 at = 0; at < row_bytes; at += SLOT_ROW_BYTES) {
+            u32 bytes = min(SLOT_ROW_BYTES, row_bytes - at), all = n_rows * bytes;
+            mbarrier_wait(b.next.empty(), b.next.parity ^ 1);
+#pragma unroll 1
+            while (b.on_their_way > 0 && (b.on_their_way + all > most || b.oldest.index == b.next.index)) {
+                mbarrier_wait(b.oldest.full(), b.oldest.parity);
+                b.on_their_way -= __shfl_sync(0xffffffffu, b.of_slot, b.oldest.index);
+                b.oldest.advance(1);
+            }
+            b.on_their_way += all;
+            if (lane == b.next.index) b.of_slot = all;
+            if (lane == 0) mbarrier_expect(b.next.full(), n_mine * bytes);
+            __syncwarp();
+            if (row < n_rows) bulk_copy(b.next.slot() + row * SLOT_PITCH, from + at, bytes, b.next.full());
+            b.next.advance(1);
+        }
+    }
+    return b;
+}
+
+template <bool INT8> __device__ void bring(Bringer &b, const Resident &p, const Matrix &m, u64 behind, const Own &own) {
+    u32 row_bytes = m.stride * Format<INT8>::bytes;
+    b = bring_rows(b, m.weights + behind + (u64)own.first * row_bytes, row_bytes, own.n, p.in_flight_bytes);
+}
+
+template <bool INT8> __device__ void bring_all(const Resident &p, RingPlace ring) {
+    Bringer b = {ring, ring, 0, 0};
+    Own attention(p.n_attention), embd(p.n_embd), hidden(p.n_hidden);
+#pragma unroll 1
+    for (u32 layer = 0; layer < p.n_layers; layer++) {
+        u64 behind = layer * p.weights_step;
+        for (int i = 0; i < 3; i++) bring<INT8>(b, p, p.layer.att_in[i], behind, attention);
+        // The next layer's vectors and state, into the second cache: blocks share this.
+        if (layer + 1 < p.n_layers) {
+            u32 thread = blockIdx.x * 32 * BRINGERS + threadIdx.x - THREADS, n_threads = gridDim.x * 32 * BRINGERS, numbers = 2 * p.n_embd + 3 * p.n_attention;
+            fetch(p.vectors + (layer + 1) * p.vectors_step, p.vector_lines, thread, n_threads);
+            if (layer == 0) wait_for_previous();
+            const u8 *state = (const u8 *)p.batch.span_state[0] + (u64)4 * (layer + 1) * numbers;
+            fetch(state, (4 * numbers + 127) / 128, thread, n_threads);
+        }
+        bring<INT8>(b, p, p.layer.att_output, behind, embd);
+        bring<INT8>(b, p, p.layer.ffn_in[0], behind, hidden);
+        bring<INT8>(b, p, p.layer.ffn_in[1], behind, embd);
+        bring<INT8>(b, p, p.layer.ffn_value, behind, embd);
+    }
+    if (p.head.weights) bring<INT8>(b, p, p.head, 0, Own(p.head.n_outputs));
+}
+
+// Where copy `copy` of number i of n is: a warp that waits for its 128 numbers reads the first halves of all
+// threads' four numbers side by side, then the second halves.
+__device__ inline u32 flagged_place(u32 i, u32 n, u32 copy) {
+    u32 in_warp = i & 127u;
+    return copy * ((n + 255) & ~255u) + (i & ~127u) + (in_warp & 2u) * 32 + (in_warp >> 2) * 2 + (in_warp & 1u);
+}
+
+__device__ inline void publish(u64 *numbers, u32 i, u32 n, float x, u32 flag) {
+    u64 *to = numbers + flagged_place(i, n, 0);
+#pragma unroll
+    for (int copy = 0; copy < COPIES; copy++)
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;"
+                     ::"l"(to + copy * ((n + 255) & ~255u)), "l"((u64)flag << 32 | __float_as_uint(x)) : "memory");
+}
+
+// Numbers i .. i + 3 of n, i a multiple of four, as soon as they have the flag.
+__device__ inline float4 wait_for_four(const u64 *numbers, u32 i, u32 n, u32 flag) {
+    u64 a, b, c, d;
+    numbers += flagged_place(i, n, blockIdx.x % COPIES);
+    do {
+        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(numbers) : "memory");
+        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(c), "=l"(d) : "l"(numbers + 64) : "memory");
+    } while ((u32)(a >> 32) != flag || (u32)(b >> 32) != flag || (u32)(c >> 32) != flag || (u32)(d >> 32) != flag);
+    return make_float4(__uint_as_float((u32)a), __uint_as_float((u32)b), __uint_as_float((u32)c), __uint_as_float((u32)d));
+}
+
+__device__ inline float4 four(const float *from) { return *(const float4 *)from; }
+__device__ inline float4 operator*(float4 a, float4 b) { return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
+__device__ inline float largest_of(float4 v) { return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))); }
+
+__device__ inline u32 n_chunks(u32 row_bytes) { return (row_bytes + SLOT_ROW_BYTES - 1) / SLOT_ROW_BYTES; }
+
+// COUNT times 64 bytes of up to 16 rows of weights, times the activations that are as many inputs. `weights`: this
+// thread's 16 bytes of the upper eight rows, and how far behind them are those of the lower. Column 0 of the
+// activations is high, column 1 low, the others are nothing.
+template <bool INT8, bool TALL, int COUNT>
+__device__ inline void multiply_blocks(float (&sums)[4], u32 weights, u32 to_lower, u32 activations, bool has_column) {
+    const u32 step = 64 * SLOT_WARPS;
+    uint4 zero = make_uint4(0, 0, 0, 0), a[COUNT], b[COUNT], x[COUNT], y[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        a[i] = shared_16(weights + i * step);
+        b[i] = TALL ? shared_16(weights + to_lower + i * step) : zero;
+        x[i] = y[i] = zero;
+        if (has_column) {
+            x[i] = shared_16(activations + i * step * (INT8 ? 2 : 1));
+            if (INT8) y[i] = shared_16(activations + i * step * 2 + 16);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        if (INT8) {
+            u32 upper[4] = {a[i].x, a[i].y, a[i].z, a[i].w}, lower[4] = {b[i].x, b[i].y, b[i].z, b[i].w};
+            u32 inputs[8] = {x[i].x, x[i].y, x[i].z, x[i].w, y[i].x, y[i].y, y[i].z, y[i].w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                u32 s = upper[j] ^ 0x80808080u, t = lower[j] ^ 0x80808080u;
+                u32 w[4] = {bytes_to_halves<0x4140>(s), TALL ? bytes_to_halves<0x4140>(t) : 0, bytes_to_halves<0x4342>(s),
+                            TALL ? bytes_to_halves<0x4342>(t) : 0};
+                multiply_add(sums, w, inputs[2 * j], inputs[2 * j + 1]);
+            }
+        } else {
+            u32 first[4] = {a[i].x, b[i].x, a[i].y, b[i].y}, second[4] = {a[i].z, b[i].z, a[i].w, b[i].w};
+            multiply_add(sums, first, x[i].x, x[i].y);
+            multiply_add(sums, second, x[i].z, x[i].w);
+        }
+    }
+}
+
+// What comes through the ring, one after the other, all rows equally long: `n_first` rows of one matrix, times the
+// activations at `activations`, and `n_other` of each of the following ones, times those behind it.
+struct Work {
+    u32 row_bytes, n_first, n_other, n_tiles;
+    u32 activations, plane_bytes; // in shared memory: high and low, plane_bytes apart, of one after the other
+    u32 slots_so_far;             // modulo SLOT_GROUPS
+    float *partials;              // (n_tiles, WARPS, 16)
+};
+
+// The products, into `partials`: of each tile of 16 outputs what every warp had of it. Groups of warps take one slot of
+// the ring after the other. Gives where the warp is in the ring. A function, not inlined: what a layer
+// does must fit into the multiprocessor's instruction cache.
+template <bool INT8> __device__ __noinline__ RingPlace multiply_rows(RingPlace ring, Work work) {
+    const u32 factor = INT8 ? 2 : 1, step = 64 * SLOT_WARPS; // bytes of activations a byte of weights
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = n_chunks(work.row_bytes);
+    u32 group = lane >> 2, part = warp % SLOT_WARPS, here = part * 64 + (lane & 3) * 16;
+    bool has_column = group < 2;
+    u32 chunk = (warp / SLOT_WARPS - work.slots_so_far) % SLOT_GROUPS, tile = 0;
+    u32 tile_of_matrix = 0, n_outputs = work.n_first, n_tiles = (work.n_first + 15) / 16;
+    u32 activations = work.activations + (group & 1) * work.plane_bytes + here * factor;
+#pragma unroll 1
+    while (true) {
+#pragma unroll 1
+        while (chunk >= chunks) chunk -= chunks, tile++, tile_of_matrix++;
+        if (tile >= work.n_tiles) return ring;
+#pragma unroll 1
+        while (tile_of_matrix >= n_tiles) {
+            tile_of_matrix -= n_tiles;
+            n_outputs = work.n_other, n_tiles = (work.n_other + 15) / 16;
+            activations += 2 * work.plane_bytes;
+        }
+        u32 n_rows = min(16, n_outputs - 16 * tile_of_matrix), first_chunk = chunk;
+        u32 upper = min(group, n_rows - 1), to_lower = (min(group + 8, n_rows - 1) - upper) * SLOT_PITCH;
+        upper = upper * SLOT_PITCH + here;
+        float sums[4] = {};
+#pragma unroll 1
+        do {
+            u32 bytes = min(SLOT_ROW_BYTES, work.row_bytes - chunk * SLOT_ROW_BYTES);
+            u32 weights = ring.slot() + upper, inputs = activations + chunk * SLOT_ROW_BYTES * factor;
+            mbarrier_wait(ring.full(), ring.parity);
+            if (n_rows > 8) {
+#pragma unroll 1
+                for (u32 at = 0; at < bytes; at += 2 * step)
+                    if (at + step < bytes)
+                        multiply_blocks<INT8, true, 2>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+                    else
+                        multiply_blocks<INT8, true, 1>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+            } else {
+#pragma unroll 1
+                for (u32 at = 0; at < bytes; at += 2 * step)
+                    if (at + step < bytes)
+                        multiply_blocks<INT8, false, 2>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+                    else
+                        multiply_blocks<INT8, false, 1>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+            }
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(ring.empty());
+            ring.advance(SLOT_GROUPS);
+            chunk += SLOT_GROUPS;
+        } while (chunk < chunks);
+        if ((lane & 3) == 0) {
+            float *to = work.partials + (tile * WARPS + first_chunk * SLOT_WARPS + part) * 16 + group;
+            to[0] = sums[0] + sums[1], to[8] = sums[2] + sums[3];
+        }
+    }
+}
+
+// What the computing warps have.
+template <bool INT8> struct Worker {
+    const Resident &p;
+    RingPlace place;
+    u32 planes;       // address in shared memory
+    float *partials;  // (n_tiles, WARPS, 16): sums of what warps multiplied
+    float *room;      // (8, WARPS)
+    float *own_x, *own_gate;
+    u32 i, lane, warp; // i: the first of the four channels that this thread prepares
+    u32 slots_so_far;  // modulo SLOT_GROUPS
+
+    float pivot;       // about the mean of the residual stream, the same in all blocks
+
+    // The largest over all threads; `room_row` may be used again behind another barrier.
+    template <int N> __device__ void largest(float (&v)[N], u32 room_row) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            v[n] = warp_max(v[n]);
+            if (lane == 0) room[(room_row + n) * WARPS + warp] = v[n];
+        }
+        sync_consumers();
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int w = 0; w < WARPS; w += 4) v[n] = fmaxf(v[n], largest_of(four(room + (room_row + n) * WARPS + w)));
+    }
+
+    // Four activations from input k on become those of product `n`, times `factor`.
+    __device__ void keep(u32 n, u32 k, float4 v, float factor, u32 plane_bytes) {
+        float scaled[4] = {v.x * factor, v.y * factor, v.z * factor, v.w * factor};
+        u32 high[4], low[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u16 half = to_half(scaled[j]);
+            high[j] = half, low[j] = to_half(scaled[j] - from_half(half));
+        }
+        u32 to = planes + 2 * n * plane_bytes + 2 * (INT8 ? int8_place(k) : k), to_low = to + plane_bytes;
+        u32 second = INT8 ? 8 : 4; // bytes from the first two to the others
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(high[0] | high[1] << 16) : "memory");
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + second), "r"(high[2] | high[3] << 16) : "memory");
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to_low), "r"(low[0] | low[1] << 16) : "memory");
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to_low + second), "r"(low[2] | low[3] << 16) : "memory");
+    }
+
+    // The products of `n_first` rows of `m` with the first activations, and of `n_other` rows of each of as many
+    // matrices of the same shape as make up `n_tiles` with the following ones.
+    __device__ void multiply(const Matrix &m, u32 n_tiles, u32 n_first, u32 n_other, u32 plane_bytes) {
+        u32 row_bytes = m.stride * Format<INT8>::bytes;
+        Work work = {row_bytes, n_first, n_other, n_tiles, planes, plane_bytes, slots_so_far, partials};
+        place = multiply_rows<INT8>(place, work);
+        slots_so_far += n_tiles * n_chunks(row_bytes);
+    }
+
+    // Output `o` of those of matrix `m` whose tiles start with `tile`; behind a barrier.
+    __device__ float product(const Matrix &m, u32 tile, u32 o) const {
+        const float *from = partials + (tile + o / 16) * WARPS * 16 + o % 16;
+        u32 n = min(n_chunks(m.stride * Format<INT8>::bytes), SLOT_GROUPS) * SLOT_WARPS;
+        float sums[SLOT_WARPS] = {};
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w += SLOT_WARPS)
+            if (w < n)
+#pragma unroll
+                for (int i = 0; i < SLOT_WARPS; i++) sums[i] += from[(w + i) * 16];
+        return sums[0] + sums[1] + (sums[2] + sums[3]);
+    }
+
+    // The normalised row. Sums are of the differences to what the mean was the last time: that it hardly changes
+    // from one half of a layer to the next makes one pass as exact as two.
+    __device__ float4 norm(float4 x, float4 weight, float4 bias, float epsilon) {
+        float4 d = make_float4(0, 0, 0, 0);
+        float first = 0.0f, second = 0.0f;
+        if (i < p.n_embd) d = make_float4(x.x - pivot, x.y - pivot, x.z - pivot, x.w - pivot);
+        if (warp * 128 < p.n_embd) {
+            first = warp_sum(d.x + d.y + (d.z + d.w));
+            second = warp_sum(d.x * d.x + d.y * d.y + (d.z * d.z + d.w * d.w));
+        }
+        if (lane == 0) room[warp] = first, room[WARPS + warp] = second;
+        sync_consumers();
+        first = 0.0f, second = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w += 4) {
+            float4 f = four(room + w), s = four(room + WARPS + w);
+            first += f.x + f.y + (f.z + f.w), second += s.x + s.y + (s.z + s.w);
+        }
+        float shift = first / (float)p.n_embd, variance = fmaxf(second / (float)p.n_embd - shift * shift, 0.0f);
+        float inverse = 1.0f / sqrtf(variance + epsilon);
+        pivot += shift;
+        return make_float4((d.x - shift) * inverse * weight.x + bias.x, (d.y - shift) * inverse * weight.y + bias.y,
+                           (d.z - shift) * inverse * weight.z + bias.z, (d.w - shift) * inverse * weight.w + bias.w);
+    }
+
+    // What no number behind a norm can be larger than.
+    __device__ float4 bounds(float4 weight, float4 bias) const {
+        float most = sqrtf((float)p.n_embd);
+        return make_float4(most * fabsf(weight.x) + fabsf(bias.x), most * fabsf(weight.y) + fabsf(bias.y),
+                           most * fabsf(weight.z) + fabsf(bias.z), most * fabsf(weight.w) + fabsf(bias.w));
+    }
+};
+
+// What a layer's half needs of a norm and a token shift, on its way before the row is there.
+template <bool INT8, int N> struct Shifting {
+    float4 weight, bias, previous, share[N], factor[N];
+    float scale[N]; // brings activations into the range of f16
+
+    // The scale is for the largest that the activations can be, which is known before they are: even hundreds of
+    // times smaller ones are exact to 2^-24 of their largest in two halves.
+    __device__ Shifting(Worker<INT8> &w, const Norm &norm, const float *const (&mix)[N], const Matrix (&matrix)[N], const float *before,
+                        const Place &at) {
+        weight = bias = previous = make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (int n = 0; n < N; n++) share[n] = factor[n] = make_float4(0, 0, 0, 0), scale[n] = 0.0f;
+        u32 i = w.i;
+        if (i < w.p.n_embd) {
+            weight = four(at(norm.weight) + i), bias = four(at(norm.bias) + i), previous = *(const float4 *)(before + i);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                share[n] = four(at(mix[n]) + i);
+                factor[n] = INT8 ? four(at(matrix[n].input_factors) + i) : make_float4(1, 1, 1, 1);
+            }
+            float4 most = w.bounds(weight, bias), f = previous;
+            f = make_float4(fabsf(f.x), fabsf(f.y), fabsf(f.z), fabsf(f.w));
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                float4 s = share[n];
+                scale[n] = largest_of(make_float4(bound(most.x, f.x, s.x), bound(most.y, f.y, s.y), bound(most.z, f.z, s.z),
+                                                  bound(most.w, f.w, s.w)) * factor[n]);
+            }
+        }
+        w.template largest<N>(scale, 2);
+#pragma unroll
+        for (int n = 0; n < N; n++) scale[n] = row_factor(scale[n]);
+    }
+
+    __device__ static float bound(float present, float previous, float share) {
+        return present * fabsf(share) + previous * fabsf(1.0f - share);
+    }
+
+    // The activations of N products. Gives the normalised row.
+    __device__ float4 prepare(Worker<INT8> &w, float4 x, float epsilon) const {
+        float4 now = w.norm(x, weight, bias, epsilon);
+        if (w.i < ((w.p.n_embd + 255) & ~255u)) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                float4 v = make_float4(mixed(now.x, previous.x, share[n].x), mixed(now.y, previous.y, share[n].y),
+                                       mixed(now.z, previous.z, share[n].z), mixed(now.w, previous.w, share[n].w)) * factor[n];
+                w.keep(n, w.i, v, scale[n], w.p.plane_bytes);
+            }
+        }
+        sync_consumers();
+        return now;
+    }
+};
+
+template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
+    u32 thread = threadIdx.x;
+    Own attention(p.n_attention), embd(p.n_embd), hidden(p.n_hidden);
+    u32 attention_tiles = (attention.n + 15) / 16, embd_tiles = (embd.n + 15) / 16, hidden_tiles = (hidden.n + 15) / 16;
+    // The block's outputs are the last warps' to finish: of narrow models the first ones have the channels.
+    u32 mine = thread - (THREADS - OWN_MAX);
+    bool has_channel = mine < attention.n, has_output = mine < embd.n, has_hidden = mine < hidden.n;
+    u32 channel = attention.first + (has_channel ? mine : 0), output = embd.first + (has_output ? mine : 0);
+    u32 unit = hidden.first + (has_hidden ? mine : 0);
+    bool inside = w.i < p.n_embd;
+
+    wait_for_previous();
+    u32 flag = *(volatile u32 *)p.n_launches * 4 * p.n_layers;
+    float *state = (float *)p.batch.span_state[0];
+    float4 x = inside ? four(p.x + w.i) : make_float4(0, 0, 0, 0);
+    if (has_output) w.own_x[mine] = p.x[output];
+
+#pragma unroll 1
+    for (u32 layer = 0; layer < p.n_layers; layer++) {
+        Place at = {layer * p.vectors_step, layer * p.weights_step};
+        const ResidentLayer &l = p.layer;
+        float *ffn_previous = state, *att_previous = state + p.n_embd, *wkv = att_previous + p.n_embd;
+        bool writes_state = blockIdx.x == layer % gridDim.x && inside;
+
+        // Time mixing: key, value and receptance of the block's channels, and WKV of them.
+        Shifting<INT8, 3> time(w, l.att_norm, l.att_mix, l.att_in, att_previous, at);
+        Wkv sums = {0.0f, 0.0f, 0.0f};
+        float decay = 0.0f, bonus = 0.0f, factors[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+        if (has_channel) {
+            sums = wkv_load(wkv, p.n_attention, channel);
+            decay = at(l.decay_log)[channel], bonus = at(l.bonus)[channel];
+            if (INT8) {
+                for (int n = 0; n < 3; n++) factors[n] = at(l.att_in[n].output_factors)[channel];
+                factors[3] = at(l.att_output.input_factors)[channel];
+            }
+        }
+        if (layer > 0 && inside) x = wait_for_four(p.x_flagged, w.i, p.n_embd, flag);
+        float4 now = time.prepare(w, x, l.att_norm.epsilon);
+        w.multiply(l.att_in[0], 3 * attention_tiles, attention.n, attention.n, p.plane_bytes);
+        sync_consumers();
+        flag++;
+        if (has_channel) {
+            float key = w.product(l.att_in[0], 0, mine) * (factors[0] / time.scale[0]);
+            float value = w.product(l.att_in[0], attention_tiles, mine) * (factors[1] / time.scale[1]);
+            float receptance = w.product(l.att_in[0], 2 * attention_tiles, mine) * (factors[2] / time.scale[2]);
+            float gated = sigmoid(receptance) * wkv_output(sums, key, value, bonus);
+            publish(p.gated_flagged, channel, p.n_attention, gated * factors[3], flag);
+            wkv_store(wkv, p.n_attention, channel, wkv_next(sums, key, value, decay));
+        }
+
+        // Its output.
+        float factor = INT8 && has_output ? at(l.att_output.output_factors)[output] : 1.0f, scale[1];
+        float4 gated = make_float4(0, 0, 0, 0);
+        if (w.i < p.n_attention) gated = wait_for_four(p.gated_flagged, w.i, p.n_attention, flag);
+        scale[0] = largest_of(gated);
+        w.template largest<1>(scale, 5);
+        // All blocks have what was before.
+        if (writes_state) *(float4 *)(att_previous + w.i) = now;
+        scale[0] = row_factor(scale[0]);
+        if (w.i < l.att_output.stride) w.keep(0, w.i, gated, scale[0], p.plane_bytes);
+        sync_consumers();
+        w.multiply(l.att_output, embd_tiles, embd.n, 0, p.plane_bytes);
+        sync_consumers();
+        flag++;
+        if (has_output) {
+            float x = w.own_x[mine] + w.product(l.att_output, 0, mine) * (factor / scale[0]);
+            w.own_x[mine] = x;
+            publish(p.x_flagged, output, p.n_embd, x, flag);
+        }
+
+        // Channel mixing: the block's hidden units, and the gates of its outputs.
+                float unit_factor = 1.0f, unit_input = 1.0f, gate_factor = 1.0f, value_factor = 1.0f;
+        if (INT8) {
+            unit_factor = at(l.ffn_in[0].output_factors)[unit], unit_input = at(l.ffn_value.input_factors)[unit];
+            gate_factor = at(l.ffn_in[1].output_factors)[output], value_factor = at(l.ffn_value.output_factors)[output];
+        }
+        Shifting<INT8, 2> shift(w, l.ffn_norm, l.ffn_mix, l.ffn_in, ffn_previous, at);
+        if (inside) x = wait_for_four(p.x_flagged, w.i, p.n_embd, flag);
+        now = shift.prepare(w, x, l.ffn_norm.epsilon);
+        w.multiply(l.ffn_in[0], hidden_tiles + embd_tiles, hidden.n, embd.n, p.plane_bytes);
+        sync_consumers();
+        flag++;
+        if (has_hidden) {
+            float sum = w.product(l.ffn_in[0], 0, mine) * (unit_factor / shift.scale[0]);
+            publish(p.hidden_flagged, unit, p.n_hidden, squared_relu(sum) * unit_input, flag);
+        }
+        if (has_output) w.own_gate[mine] = sigmoid(w.product(l.ffn_in[0], hidden_tiles, mine) * (gate_factor / shift.scale[1]));
+
+        // Its output.
+        float4 units[4];
+        scale[0] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 k = w.i + j * 4 * THREADS;
+            units[j] = make_float4(0, 0, 0, 0);
+            if (k < p.n_hidden) units[j] = wait_for_four(p.hidden_flagged, k, p.n_hidden, flag);
+            scale[0] = fmaxf(scale[0], largest_of(units[j]));
+        }
+        w.template largest<1>(scale, 5);
+        if (writes_state) *(float4 *)(ffn_previous + w.i) = now;
+        scale[0] = row_factor(scale[0]);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 k = w.i + j * 4 * THREADS;
+            if (k < l.ffn_value.stride) w.keep(0, k, units[j], scale[0], p.hidden_plane_bytes);
+        }
+        sync_consumers();
+        w.multiply(l.ffn_value, embd_tiles, embd.n, 0, p.hidden_plane_bytes);
+        sync_consumers();
+        flag++;
+        if (has_output) {
+            float x = w.own_x[mine] + w.own_gate[mine] * (w.product(l.ffn_value, 0, mine) * (value_factor / scale[0]));
+            w.own_x[mine] = x;
+            publish(p.x_flagged, output, p.n_embd, x, flag);
+            if (layer + 1 == p.n_layers) p.x[output] = x;
+        }
+        state += 2 * p.n_embd + 3 * p.n_attention;
+    }
+    // This block has had numbers from all others, which have therefore read it.
+    if (blockIdx.x == 0 && thread == 0) *p.n_launches += 1;
+    if (!p.head.weights) return;
+
+    float4 zero = make_float4(0, 0, 0, 0);
+    float4 weight = inside ? four(p.norm_out.weight + w.i) : zero, bias = inside ? four(p.norm_out.bias + w.i) : zero;
+    float4 factor = !inside ? zero : INT8 ? four(p.head.input_factors + w.i) : make_float4(1, 1, 1, 1);
+    if (inside) x = wait_for_four(p.x_flagged, w.i, p.n_embd, flag);
+    x = w.norm(x, weight, bias, p.norm_out.epsilon) * factor;
+    float scale[1] = {largest_of(x)};
+    w.template largest<1>(scale, 2);
+    scale[0] = row_factor(scale[0]);
+    if (w.i < p.head.stride) w.keep(0, w.i, x, scale[0], p.plane_bytes);
+    sync_consumers();
+    Own own(p.head.n_outputs);
+    float *logits = (float *)p.batch.out_logits[0];
+    u64 best = 0;
+    for (u32 first = 0; first < own.n; first += 16 * p.n_tiles) {
+        u32 n = min(16 * p.n_tiles, own.n - first);
+        w.multiply(p.head, (n + 15) / 16, n, 0, p.plane_bytes);
+        sync_consumers();
+#pragma unroll 1
+        for (u32 o = thread; o < n; o += THREADS) {
+            u32 token = own.first + first + o;
+            float logit = w.product(p.head, 0, o) * (INT8 ? p.head.output_factors[token] / scale[0] : 1.0f / scale[0]);
+            if (logits) logits[token] = logit;
+            u64 key = argmax_key(logit, token);
+            best = key > best ? key : best;
+        }
+        sync_consumers();
+    }
+#pragma unroll 1
+    for (int step = 16; step > 0; step >>= 1) {
+        u64 other = __shfl_xor_sync(0xffffffffu, best, step);
+        best = other > best ? other : best;
+    }
+    u64 *of_warps = (u64 *)w.partials;
+    if (w.lane == 0) of_warps[w.warp] = best;
+    sync_consumers();
+    if (thread == 0) {
+#pragma unroll 1
+        for (int warp = 1; warp < WARPS; warp++) best = of_warps[warp] > best ? of_warps[warp] : best;
+        if (own.n > 0) atomicMax(p.best, best);
+    }
+}
+
+// Shared memory: ring, activations, partial sums, and what is declared here.
+template <bool INT8> __device__ void resident(const Resident &p) {
+    __shared__ u64 barriers[2 * 16];
+    __shared__ __align__(16) float room[8 * WARPS];
+    __shared__ float own_x[OWN_MAX], own_gate[OWN_MAX];
+    u32 base = shared_address(shared), at = shared_address(barriers);
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+        for (u32 slot = 0; slot < p.n_slots; slot++) {
+            mbarrier_init(at + 16 * slot, BRINGERS);
+            mbarrier_init(at + 16 * slot + 8, SLOT_WARPS);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncthreads();
+    RingPlace ring = {base, at, p.n_slots, 0, 0};
+    u32 planes = p.n_slots * SLOT_BYTES;
+    if (threadIdx.x >= THREADS) {
+        bring_all<INT8>(p, ring);
+        return;
+    }
+    Worker<INT8> w = {p, ring, base + planes, (float *)((u8 *)shared + planes + p.planes_bytes), room, own_x, own_gate,
+                      4 * threadIdx.x, threadIdx.x & 31, threadIdx.x >> 5, 0, 0.0f};
+    w.place.index = w.warp / SLOT_WARPS;
+    work<INT8>(p, w);
+}
+
+#else
+template <bool INT8> __device__ void resident(const Resident &p) { (void)p; }
+#endif
