@@ -117,6 +117,7 @@ pub use tokenizer::Tokenizer;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::aligned::Aligned;
+    #[cfg(feature = "gemm")]
     pub use crate::kernels::gemm::multiply_f32 as gemm_f32;
     pub use crate::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
     pub use crate::output::OutputFile;

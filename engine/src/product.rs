@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::aligned::Aligned;
 use crate::kernels::fetch::{fetch, Fetch};
+#[cfg(feature = "gemm")]
 use crate::kernels::gemm;
 use crate::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::matrix::{Int8, Layout, Matrix, Weights};
@@ -291,6 +292,7 @@ fn multiply_block(
             }
             return;
         }
+        #[cfg(feature = "gemm")]
         Weights::F32(w) if goes_to_gemm(kernels, matrix, input) => {
             gemm::multiply_f32(&w.as_slice()[range], x(), n_inputs, product);
         }

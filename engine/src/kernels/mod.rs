@@ -21,6 +21,7 @@
 
 mod elementwise;
 pub(crate) mod fetch;
+#[cfg(feature = "gemm")]
 pub(crate) mod gemm;
 mod scalar;
 mod yardstick;
@@ -117,7 +118,7 @@ impl KernelSet {
     /// Whether f32 products of very many rows are faster in the gemm crate. It has no vector code for 32-bit ARM,
     /// and the scalar set is for results that depend on no instruction set.
     pub(crate) fn has_gemm(self) -> bool {
-        cfg!(not(target_arch = "arm")) && !matches!(self, KernelSet::Scalar)
+        cfg!(all(feature = "gemm", not(target_arch = "arm"))) && !matches!(self, KernelSet::Scalar)
     }
 }
 
