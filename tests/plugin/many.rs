@@ -122,6 +122,27 @@ fn spans_get_what_they_ask_for() {
     }
 }
 
+/// Many texts of one token in front of a long one: what is kept of each must not run into the others, in the
+/// stage without the head, either.
+#[test]
+fn short_texts_and_a_long_one_share_a_batch() {
+    let case = cases().remove(0);
+    let n_layer = open_on("cpu", case.path.clone(), Quant::F16).info().n_layer;
+    let map = format!("{} *{} -> {}", device(), n_layer / 2, device());
+    let model = open_on(&map, case.path, Quant::F16);
+    let mut texts: Vec<Vec<u32>> = (0..60).map(|i| vec![i]).collect();
+    texts.push((0..100).map(|i| i * 7 % 61).collect());
+    let mut states = vec![model.new_state(); texts.len()];
+    let found = together(&model, &mut states, &texts, 2);
+    let mut alone = Vec::new();
+    for text in &texts {
+        let mut state = [model.new_state()];
+        alone.extend(together(&model, &mut state, std::slice::from_ref(text), 2));
+    }
+    let what = format!("{} {map}, 60 short texts and a long one", case.name);
+    within(&what, deviation(&found, &alone), case.prefill_bound);
+}
+
 #[test]
 fn threads_share_a_model() {
     let case = cases().remove(0);

@@ -170,3 +170,72 @@ impl<'a> Pass<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Pieces;
+    use rwkv_edge_plugin::{self as abi, StageOptions};
+
+    /// All addresses of a layer: of vectors and factors, and of weights.
+    fn addresses(layer: &Layer) -> (Vec<u64>, Vec<u64>) {
+        let l = ResidentLayer::from(layer);
+        let matrices = [
+            l.att_in.as_slice(),
+            &[l.att_output],
+            &l.ffn_in,
+            &[l.ffn_value],
+        ]
+        .concat();
+        let norms = [l.att_norm, l.ffn_norm];
+        let mut vectors: Vec<u64> = norms.iter().flat_map(|n| [n.weight, n.bias]).collect();
+        vectors.extend(l.att_mix);
+        vectors.extend(l.ffn_mix);
+        vectors.extend([l.decay_log, l.bonus]);
+        vectors.extend(
+            matrices
+                .iter()
+                .flat_map(|m| [m.input_factors, m.output_factors]),
+        );
+        (vectors, matrices.iter().map(|m| m.weights).collect())
+    }
+
+    /// The kernel finds a layer by its distance from the first.
+    #[test]
+    fn layers_lie_at_equal_distances() {
+        for (quant, has_embedding) in [(abi::F16, 0), (abi::INT8, 1)] {
+            let options = StageOptions {
+                n_vocab: 77,
+                n_embd: 260,
+                n_attention: 516,
+                n_hidden: 1000,
+                n_layer: 5,
+                layer_count: 4,
+                has_embedding,
+                quant,
+                rows_max: 8,
+                ..StageOptions::default()
+            };
+            // Factors that there are not are at 0 in every layer: bases large enough to tell.
+            let (mut small, mut large) = (Pieces::new(1 << 40), Pieces::new(1 << 50));
+            let weights = Weights::place(&options, &mut small, &mut large);
+            let (vectors_step, weights_step) = steps(&weights);
+            assert!(vectors_step > 0 && weights_step > 0);
+            let (first_vectors, first_weights) = addresses(&weights.layers[0]);
+            for (i, layer) in (0..).zip(&weights.layers) {
+                let (vectors, matrices) = addresses(layer);
+                for (found, first) in vectors.iter().zip(&first_vectors) {
+                    let expected = if *first == 0 {
+                        0
+                    } else {
+                        first + i * vectors_step
+                    };
+                    assert_eq!(*found, expected, "layer {i}");
+                }
+                for (found, first) in matrices.iter().zip(&first_weights) {
+                    assert_eq!(*found, first + i * weights_step, "layer {i}");
+                }
+            }
+        }
+    }
+}
