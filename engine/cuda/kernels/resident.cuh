@@ -1,7 +1,7 @@
 // One row: a whole token is one launch, on devices of compute capability 9.0.
 //
 // A launch costs microseconds in which memory idles: the end of one, the start of the next, its first bytes.
-// Here one block a multiprocessor stays for all layers. One warp of it brings this block's weights into a ring
+// Here one block a multiprocessor stays for all layers. Four warps of it bring this block's weights into a ring
 // of shared memory, in the order of their use and as far ahead as the ring is long, whatever the other warps
 // wait for. Those compute the block's outputs: some channels of every matrix. Blocks hand vectors to each other
 // number by number, each with a flag that says of which token and product it is, so that nobody waits for a
@@ -9,7 +9,6 @@
 //
 // Weights are multiplied on the tensor cores, 16 outputs at a time: activations are f16 in two parts, high + low,
 // which together are as exact as f32, times a power of two.
-
 
 // The first layer; the others' vectors and weights lie behind it at equal distances.
 struct ResidentLayer {
@@ -94,7 +93,7 @@ __device__ inline uint4 shared_16(u32 at) {
     return v;
 }
 
-// All warps but the one that brings weights.
+// All warps but those that bring weights.
 __device__ inline void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
 // A block's outputs of one matrix.
