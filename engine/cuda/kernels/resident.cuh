@@ -104,16 +104,10 @@ struct Own {
     }
 };
 
-// Pointers of the layer that is `vectors` and `weights` bytes behind the first one.
+// Vectors of the layer whose ones lie so many bytes behind the first one's.
 struct Place {
-    u64 vectors, weights;
+    u64 vectors;
     __device__ const float *operator()(const float *first) const { return (const float *)((const u8 *)first + vectors); }
-    __device__ Matrix operator()(Matrix m) const {
-        m.weights += weights;
-        m.input_factors = (*this)(m.input_factors);
-        m.output_factors = (*this)(m.output_factors);
-        return m;
-    }
 };
 
 // A slot of the ring, which starts at the block's shared memory.
@@ -180,7 +174,8 @@ template <bool INT8> __device__ void bring_all(const Resident &p, RingPlace ring
         for (int i = 0; i < 3; i++) bring<INT8>(b, p, p.layer.att_in[i], behind, attention);
         // The next layer's vectors and state, into the second cache: blocks share this.
         if (layer + 1 < p.n_layers) {
-            u32 thread = blockIdx.x * 32 * BRINGERS + threadIdx.x - THREADS, n_threads = gridDim.x * 32 * BRINGERS, numbers = 2 * p.n_embd + 3 * p.n_attention;
+            u32 thread = blockIdx.x * 32 * BRINGERS + threadIdx.x - THREADS, n_threads = gridDim.x * 32 * BRINGERS;
+            u32 numbers = 2 * p.n_embd + 3 * p.n_attention;
             fetch(p.vectors + (layer + 1) * p.vectors_step, p.vector_lines, thread, n_threads);
             if (layer == 0) wait_for_previous();
             const u8 *state = (const u8 *)p.batch.span_state[0] + (u64)4 * (layer + 1) * numbers;
@@ -339,8 +334,7 @@ template <bool INT8> struct Worker {
     float *room;      // (8, WARPS)
     float *own_x, *own_gate;
     u32 i, lane, warp; // i: the first of the four channels that this thread prepares
-    u32 slots_so_far;  // modulo SLOT_GROUPS
-
+    u32 slots_so_far;  // only what it is modulo SLOT_GROUPS counts
     float pivot;       // about the mean of the residual stream, the same in all blocks
 
     // The largest over all threads; `room_row` may be used again behind another barrier.
@@ -502,7 +496,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
 
 #pragma unroll 1
     for (u32 layer = 0; layer < p.n_layers; layer++) {
-        Place at = {layer * p.vectors_step, layer * p.weights_step};
+        Place at = {layer * p.vectors_step};
         const ResidentLayer &l = p.layer;
         float *ffn_previous = state, *att_previous = state + p.n_embd, *wkv = att_previous + p.n_embd;
         bool writes_state = blockIdx.x == layer % gridDim.x && inside;
@@ -554,7 +548,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         }
 
         // Channel mixing: the block's hidden units, and the gates of its outputs.
-                float unit_factor = 1.0f, unit_input = 1.0f, gate_factor = 1.0f, value_factor = 1.0f;
+        float unit_factor = 1.0f, unit_input = 1.0f, gate_factor = 1.0f, value_factor = 1.0f;
         if (INT8) {
             unit_factor = at(l.ffn_in[0].output_factors)[unit], unit_input = at(l.ffn_value.input_factors)[unit];
             gate_factor = at(l.ffn_in[1].output_factors)[output], value_factor = at(l.ffn_value.output_factors)[output];
