@@ -7,8 +7,9 @@
 // number by number, each with a flag that says of which token and product it is, so that nobody waits for a
 // barrier: a number is there when its flag is.
 //
-// Weights are multiplied on the tensor cores, 16 outputs at a time: activations are f16 in two parts, high + low,
-// which together are as exact as f32, times a power of two.
+// Weights are multiplied on the tensor cores, 16 outputs at a time, as they are: f16 ones with activations of two f16,
+// high + low, int8 ones with activations of four digits of eight bits. Either is as exact as f32, times a power of
+// two; the parts of activations are columns of the same product.
 
 // The first layer; the others' vectors and weights lie behind it at equal distances.
 struct ResidentLayer {
@@ -221,40 +222,54 @@ __device__ inline float largest_of(float4 v) { return fmaxf(fmaxf(fabsf(v.x), fa
 
 __device__ inline u32 n_chunks(u32 row_bytes) { return (row_bytes + SLOT_ROW_BYTES - 1) / SLOT_ROW_BYTES; }
 
+// What weights are multiplied with: how many parts an activation has, each as large as a weight, and sums of them.
+template <bool INT8> struct Parts;
+
+template <> struct Parts<false> {
+    static const u32 n = 2;
+    typedef float Sum;
+    // Of this thread's two columns.
+    __device__ static float value(float first, float second, u32) { return first + second; }
+};
+
+template <> struct Parts<true> {
+    static const u32 n = 4;
+    typedef int Sum;
+    // Columns are digits of base 256, the most significant first. Sums of 8,192 products of bytes leave room in an int.
+    __device__ static float value(int first, int second, u32 lane) {
+        float pair = (float)first * 256.0f + (float)second;
+        if (lane & 1) pair *= 1.0f / 65536.0f;
+        return pair + __shfl_xor_sync(0xffffffffu, pair, 1);
+    }
+};
+
+// (16, 32) weights times (32, 8) digits.
+__device__ inline void multiply_add(int (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // COUNT times 64 bytes of up to 16 rows of weights, times the activations that are as many inputs. `weights`: this
-// thread's 16 bytes of the upper eight rows, and how far behind them are those of the lower. Column 0 of the
-// activations is high, column 1 low, the others are nothing.
-template <bool INT8, bool TALL, int COUNT>
-__device__ inline void multiply_blocks(float (&sums)[4], u32 weights, u32 to_lower, u32 activations, bool has_column) {
+// thread's 16 bytes of the upper eight rows, and how far behind them are those of the lower. Each part of the
+// activations is a column, the others are nothing.
+template <bool TALL, int COUNT, class Sum>
+__device__ inline void multiply_blocks(Sum (&sums)[4], u32 weights, u32 to_lower, u32 activations, bool has_column) {
     const u32 step = 64 * SLOT_WARPS;
-    uint4 zero = make_uint4(0, 0, 0, 0), a[COUNT], b[COUNT], x[COUNT], y[COUNT];
+    uint4 zero = make_uint4(0, 0, 0, 0), a[COUNT], b[COUNT], x[COUNT];
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         a[i] = shared_16(weights + i * step);
         b[i] = TALL ? shared_16(weights + to_lower + i * step) : zero;
-        x[i] = y[i] = zero;
-        if (has_column) {
-            x[i] = shared_16(activations + i * step * (INT8 ? 2 : 1));
-            if (INT8) y[i] = shared_16(activations + i * step * 2 + 16);
-        }
+        x[i] = zero;
+        if (has_column) x[i] = shared_16(activations + i * step);
     }
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-        if (INT8) {
-            u32 upper[4] = {a[i].x, a[i].y, a[i].z, a[i].w}, lower[4] = {b[i].x, b[i].y, b[i].z, b[i].w};
-            u32 inputs[8] = {x[i].x, x[i].y, x[i].z, x[i].w, y[i].x, y[i].y, y[i].z, y[i].w};
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                u32 s = upper[j] ^ 0x80808080u, t = lower[j] ^ 0x80808080u;
-                u32 w[4] = {bytes_to_halves<0x4140>(s), TALL ? bytes_to_halves<0x4140>(t) : 0, bytes_to_halves<0x4342>(s),
-                            TALL ? bytes_to_halves<0x4342>(t) : 0};
-                multiply_add(sums, w, inputs[2 * j], inputs[2 * j + 1]);
-            }
-        } else {
-            u32 first[4] = {a[i].x, b[i].x, a[i].y, b[i].y}, second[4] = {a[i].z, b[i].z, a[i].w, b[i].w};
-            multiply_add(sums, first, x[i].x, x[i].y);
-            multiply_add(sums, second, x[i].z, x[i].w);
-        }
+        u32 first[4] = {a[i].x, b[i].x, a[i].y, b[i].y}, second[4] = {a[i].z, b[i].z, a[i].w, b[i].w};
+        multiply_add(sums, first, x[i].x, x[i].y);
+        multiply_add(sums, second, x[i].z, x[i].w);
     }
 }
 
@@ -262,7 +277,7 @@ __device__ inline void multiply_blocks(float (&sums)[4], u32 weights, u32 to_low
 // activations at `activations`, and `n_other` of each of the following ones, times those behind it.
 struct Work {
     u32 row_bytes, n_first, n_other, n_tiles;
-    u32 activations, plane_bytes; // in shared memory: high and low, plane_bytes apart, of one after the other
+    u32 activations, plane_bytes; // in shared memory: their parts, plane_bytes apart, of one after the other
     u32 slots_so_far;             // modulo SLOT_GROUPS
     float *partials;              // (n_tiles, WARPS, 16)
 };
@@ -271,13 +286,14 @@ struct Work {
 // the ring after the other. Gives where the warp is in the ring. A function, not inlined: what a layer
 // does must fit into the multiprocessor's instruction cache.
 template <bool INT8> __device__ __noinline__ RingPlace multiply_rows(RingPlace ring, Work work) {
-    const u32 factor = INT8 ? 2 : 1, step = 64 * SLOT_WARPS; // bytes of activations a byte of weights
+    typedef Parts<INT8> P;
+    const u32 step = 64 * SLOT_WARPS;
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = n_chunks(work.row_bytes);
     u32 group = lane >> 2, part = warp % SLOT_WARPS, here = part * 64 + (lane & 3) * 16;
-    bool has_column = group < 2;
+    bool has_column = group < P::n;
     u32 chunk = (warp / SLOT_WARPS - work.slots_so_far) % SLOT_GROUPS, tile = 0;
     u32 tile_of_matrix = 0, n_outputs = work.n_first, n_tiles = (work.n_first + 15) / 16;
-    u32 activations = work.activations + (group & 1) * work.plane_bytes + here * factor;
+    u32 activations = work.activations + (group & P::n - 1) * work.plane_bytes + here;
 #pragma unroll 1
     while (true) {
 #pragma unroll 1
@@ -287,40 +303,41 @@ template <bool INT8> __device__ __noinline__ RingPlace multiply_rows(RingPlace r
         while (tile_of_matrix >= n_tiles) {
             tile_of_matrix -= n_tiles;
             n_outputs = work.n_other, n_tiles = (work.n_other + 15) / 16;
-            activations += 2 * work.plane_bytes;
+            activations += P::n * work.plane_bytes;
         }
         u32 n_rows = min(16, n_outputs - 16 * tile_of_matrix), first_chunk = chunk;
         u32 upper = min(group, n_rows - 1), to_lower = (min(group + 8, n_rows - 1) - upper) * SLOT_PITCH;
         upper = upper * SLOT_PITCH + here;
-        float sums[4] = {};
+        typename P::Sum sums[4] = {};
 #pragma unroll 1
         do {
             u32 bytes = min(SLOT_ROW_BYTES, work.row_bytes - chunk * SLOT_ROW_BYTES);
-            u32 weights = ring.slot() + upper, inputs = activations + chunk * SLOT_ROW_BYTES * factor;
+            u32 weights = ring.slot() + upper, inputs = activations + chunk * SLOT_ROW_BYTES;
             mbarrier_wait(ring.full(), ring.parity);
             if (n_rows > 8) {
 #pragma unroll 1
                 for (u32 at = 0; at < bytes; at += 2 * step)
                     if (at + step < bytes)
-                        multiply_blocks<INT8, true, 2>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+                        multiply_blocks<true, 2>(sums, weights + at, to_lower, inputs + at, has_column);
                     else
-                        multiply_blocks<INT8, true, 1>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+                        multiply_blocks<true, 1>(sums, weights + at, to_lower, inputs + at, has_column);
             } else {
 #pragma unroll 1
                 for (u32 at = 0; at < bytes; at += 2 * step)
                     if (at + step < bytes)
-                        multiply_blocks<INT8, false, 2>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+                        multiply_blocks<false, 2>(sums, weights + at, to_lower, inputs + at, has_column);
                     else
-                        multiply_blocks<INT8, false, 1>(sums, weights + at, to_lower, inputs + at * factor, has_column);
+                        multiply_blocks<false, 1>(sums, weights + at, to_lower, inputs + at, has_column);
             }
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(ring.empty());
+            // Every thread for itself: 2 % faster than one a warp behind a barrier, and racecheck understands it.
+            mbarrier_arrive(ring.empty());
             ring.advance(SLOT_GROUPS);
             chunk += SLOT_GROUPS;
         } while (chunk < chunks);
+        float upper_sum = P::value(sums[0], sums[1], lane), lower_sum = P::value(sums[2], sums[3], lane);
         if ((lane & 3) == 0) {
             float *to = work.partials + (tile * WARPS + first_chunk * SLOT_WARPS + part) * 16 + group;
-            to[0] = sums[0] + sums[1], to[8] = sums[2] + sums[3];
+            to[0] = upper_sum, to[8] = lower_sum;
         }
     }
 }
@@ -354,18 +371,35 @@ template <bool INT8> struct Worker {
     // Four activations from input k on become those of product `n`, times `factor`.
     __device__ void keep(u32 n, u32 k, float4 v, float factor, u32 plane_bytes) {
         float scaled[4] = {v.x * factor, v.y * factor, v.z * factor, v.w * factor};
+        u32 to = planes + n * Parts<INT8>::n * plane_bytes;
+        if (INT8) {
+            // Factors bring numbers below 2^14. Digits are -128 .. 127, by adding 128 to all but the first, and
+            // taking it off the bytes.
+            to += int8_place(k);
+            u32 digits[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) digits[j] = (u32)__float2int_rn(scaled[j] * 65536.0f) + 0x00808080u ^ 0x00808080u;
+#pragma unroll
+            for (int pair = 0; pair < 2; pair++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    // Two numbers' third and second bytes, or first and fourth ..: two planes at a time.
+                    u32 both = __byte_perm(digits[2 * pair], digits[2 * pair + 1], half ? 0x5140 : 0x7362);
+                    u32 at = to + 4 * pair + 2 * half * plane_bytes;
+                    asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"((u16)(both >> 16)) : "memory");
+                    asm volatile("st.shared.u16 [%0], %1;" ::"r"(at + plane_bytes), "h"((u16)both) : "memory");
+                }
+            return;
+        }
+        to += 2 * k;
         u32 high[4], low[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             u16 half = to_half(scaled[j]);
             high[j] = half, low[j] = to_half(scaled[j] - from_half(half));
         }
-        u32 to = planes + 2 * n * plane_bytes + 2 * (INT8 ? int8_place(k) : k), to_low = to + plane_bytes;
-        u32 second = INT8 ? 8 : 4; // bytes from the first two to the others
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(high[0] | high[1] << 16) : "memory");
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + second), "r"(high[2] | high[3] << 16) : "memory");
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to_low), "r"(low[0] | low[1] << 16) : "memory");
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to_low + second), "r"(low[2] | low[3] << 16) : "memory");
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(high[0] | high[1] << 16), "r"(high[2] | high[3] << 16) : "memory");
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to + plane_bytes), "r"(low[0] | low[1] << 16), "r"(low[2] | low[3] << 16) : "memory");
     }
 
     // The products of `n_first` rows of `m` with the first activations, and of `n_other` rows of each of as many
@@ -651,7 +685,7 @@ template <bool INT8> __device__ void resident(const Resident &p) {
 #pragma unroll 1
         for (u32 slot = 0; slot < p.n_slots; slot++) {
             mbarrier_init(at + 16 * slot, BRINGERS);
-            mbarrier_init(at + 16 * slot + 8, SLOT_WARPS);
+            mbarrier_init(at + 16 * slot + 8, 32 * SLOT_WARPS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

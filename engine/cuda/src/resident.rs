@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::layout::{padded, Layer, Weights};
 use crate::params::{Matrix, Resident, ResidentLayer, THREADS};
 use crate::pass::Pass;
+use rwkv_edge_plugin::INT8;
 
 /// Of resident.cuh: what a thread holds of a row, in numbers, and of the hidden units.
 const ROW_MAX: u32 = 4 * THREADS;
@@ -95,11 +96,15 @@ impl<'a> Pass<'a> {
         let n_tiles = (3 * tiles(o.n_attention))
             .max(tiles(o.n_hidden) + tiles(o.n_embd))
             .max(8);
-        // Both halves of each product's activations; the space between them is for the banks.
-        let plane = |n: u32| 2 * padded(n) + 64;
+        // The parts of each product's activations; the space between them is for the banks.
+        let (parts, bytes) = match o.quant {
+            INT8 => (4, 1),
+            _ => (2, 2),
+        };
+        let plane = |n: u32| bytes * padded(n) + 64;
         let plane_bytes = plane(o.n_embd.max(o.n_attention));
         let hidden_plane_bytes = plane(o.n_hidden);
-        let planes_bytes = (6 * plane_bytes).max(2 * hidden_plane_bytes);
+        let planes_bytes = parts * (3 * plane_bytes).max(hidden_plane_bytes);
         let mut cut = Cut {
             kernel,
             n_blocks,
