@@ -30,8 +30,8 @@ struct Resident {
     Norm norm_out;
     Matrix head;  // weights null: there is none, or nobody asks
     float *x;     // what goes into the first layer, and what comes out of the last
-    u64 *x_flagged, *gated_flagged, *hidden_flagged;
-    u32 *n_launches; // so far: makes flags of a launch its own
+    u64 *x_flagged, *gated_flagged, *hidden_flagged; // words on their way
+    u32 *n_launches; // so far: flags go on from those of the last one
     u64 *best;       // see argmax_key
     const u8 *vectors; // where the first layer's lie together, for fetching
     u32 vector_lines;  // of 128 bytes
@@ -59,8 +59,8 @@ struct Resident {
 #define SLOT_GROUPS (WARPS / SLOT_WARPS)
 // Outputs of a block of one matrix, at most, but for the head.
 #define OWN_MAX 256
-// Every number that goes from block to block is written so many times, and each copy read by a part of the blocks:
-// what all of them ask for at once is slow.
+// What goes from block to block is written so many times, and each copy read by a part of the blocks: what all of
+// them ask for at once is slow.
 #define COPIES 4
 
 __device__ inline void mbarrier_init(u32 at, u32 count) {
@@ -97,11 +97,11 @@ __device__ inline uint4 shared_16(u32 at) {
 // All warps but those that bring weights.
 __device__ inline void sync_consumers() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
-// A block's outputs of one matrix.
+// A block's outputs of one matrix, whole groups of `group`.
 struct Own {
     u32 first, n;
-    __device__ Own(u32 n_outputs) : first(blockIdx.x * n_outputs / gridDim.x) {
-        n = (blockIdx.x + 1) * n_outputs / gridDim.x - first;
+    __device__ Own(u32 n_outputs, u32 group) : first(blockIdx.x * (n_outputs / group) / gridDim.x * group) {
+        n = (blockIdx.x + 1) * (n_outputs / group) / gridDim.x * group - first;
     }
 };
 
@@ -168,7 +168,7 @@ template <bool INT8> __device__ void bring(Bringer &b, const Resident &p, const 
 
 template <bool INT8> __device__ void bring_all(const Resident &p, RingPlace ring) {
     Bringer b = {ring, ring, 0, 0};
-    Own attention(p.n_attention), embd(p.n_embd), hidden(p.n_hidden);
+    Own attention(p.n_attention, 2), embd(p.n_embd, 2), hidden(p.n_hidden, 2);
 #pragma unroll 1
     for (u32 layer = 0; layer < p.n_layers; layer++) {
         u64 behind = layer * p.weights_step;
@@ -187,33 +187,54 @@ template <bool INT8> __device__ void bring_all(const Resident &p, RingPlace ring
         bring<INT8>(b, p, p.layer.ffn_in[1], behind, embd);
         bring<INT8>(b, p, p.layer.ffn_value, behind, embd);
     }
-    if (p.head.weights) bring<INT8>(b, p, p.head, 0, Own(p.head.n_outputs));
+    if (p.head.weights) bring<INT8>(b, p, p.head, 0, Own(p.head.n_outputs, 1));
 }
 
-// Where copy `copy` of number i of n is: a warp that waits for its 128 numbers reads the first halves of all
-// threads' four numbers side by side, then the second halves.
-__device__ inline u32 flagged_place(u32 i, u32 n, u32 copy) {
-    u32 in_warp = i & 127u;
-    return copy * ((n + 255) & ~255u) + (i & ~127u) + (in_warp & 2u) * 32 + (in_warp >> 2) * 2 + (in_warp & 1u);
-}
+// A vector on its way from block to block: words of two numbers each and the flag. Numbers have 20 bits behind the
+// point, which is nearly what activations keep of them; the last 8 bits are the flag's.
+__device__ inline u32 copy_words(u32 n) { return (n + 255 & ~255u) / 2; }
 
-__device__ inline void publish(u64 *numbers, u32 i, u32 n, float x, u32 flag) {
-    u64 *to = numbers + flagged_place(i, n, 0);
+// Threads side by side have numbers i and i + 1 of n, i even. Every thread of the warp is here.
+__device__ inline void publish(u64 *words, u32 i, u32 n, float x, u32 flag, bool has_number) {
+    float other = __shfl_xor_sync(0xffffffffu, x, 1);
+    u32 odd = threadIdx.x & 1, first = __float_as_uint(odd ? other : x) >> 4, second = __float_as_uint(odd ? x : other) >> 4;
+    if (!has_number) return;
+    u64 word = (u64)first << 36 | (u64)second << 8 | (flag & 0xffu), *to = words + i / 2 + odd * (COPIES / 2) * copy_words(n);
 #pragma unroll
-    for (int copy = 0; copy < COPIES; copy++)
-        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;"
-                     ::"l"(to + copy * ((n + 255) & ~255u)), "l"((u64)flag << 32 | __float_as_uint(x)) : "memory");
+    for (int copy = 0; copy < COPIES / 2; copy++)
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to + copy * copy_words(n)), "l"(word) : "memory");
 }
 
-// Numbers i .. i + 3 of n, i a multiple of four, as soon as they have the flag.
-__device__ inline float4 wait_for_four(const u64 *numbers, u32 i, u32 n, u32 flag) {
-    u64 a, b, c, d;
-    numbers += flagged_place(i, n, blockIdx.x % COPIES);
-    do {
-        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(numbers) : "memory");
-        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(c), "=l"(d) : "l"(numbers + 64) : "memory");
-    } while ((u32)(a >> 32) != flag || (u32)(b >> 32) != flag || (u32)(c >> 32) != flag || (u32)(d >> 32) != flag);
-    return make_float4(__uint_as_float((u32)a), __uint_as_float((u32)b), __uint_as_float((u32)c), __uint_as_float((u32)d));
+__device__ inline float4 numbers_of(u64 a, u64 b) {
+    return make_float4(__uint_as_float((u32)(a >> 36) << 4), __uint_as_float((u32)(a >> 8) << 4),
+                       __uint_as_float((u32)(b >> 36) << 4), __uint_as_float((u32)(b >> 8) << 4));
+}
+
+// Numbers i .. i + 3 of n, and those 4 * THREADS further on, N times, as soon as they have the flag; 0 behind the n-th.
+// i is four times the thread's number. A warp waits as one: threads that go on as each has its numbers would stay apart.
+template <int N> __device__ inline void wait_for(float4 (&numbers)[N], const u64 *words, u32 i, u32 n, u32 flag) {
+    u64 a[N], b[N];
+    words += blockIdx.x % COPIES * copy_words(n);
+    u32 waiting = 0;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        a[j] = b[j] = 0;
+        if ((i & ~127u) + j * 4 * THREADS < n) waiting |= 1u << j;
+    }
+#pragma unroll 1
+    while (waiting) {
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (waiting >> j & 1)
+                asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                             : "=l"(a[j]), "=l"(b[j]) : "l"(words + min(i + j * 4 * THREADS, n - 4) / 2) : "memory");
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (waiting >> j & 1 && __all_sync(0xffffffffu, ((((u32)a[j] ^ flag) | ((u32)b[j] ^ flag)) & 0xffu) == 0))
+                waiting &= ~(1u << j);
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) numbers[j] = i + j * 4 * THREADS < n ? numbers_of(a[j], b[j]) : make_float4(0, 0, 0, 0);
 }
 
 __device__ inline float4 four(const float *from) { return *(const float4 *)from; }
@@ -255,7 +276,7 @@ __device__ inline void multiply_add(int (&sums)[4], const u32 (&a)[4], u32 b0, u
 // thread's 16 bytes of the upper eight rows, and how far behind them are those of the lower. Each part of the
 // activations is a column, the others are nothing.
 template <bool TALL, int COUNT, class Sum>
-__device__ inline void multiply_blocks(Sum (&sums)[4], u32 weights, u32 to_lower, u32 activations, bool has_column) {
+__device__ inline void multiply_blocks(Sum (&sums)[2][4], u32 weights, u32 to_lower, u32 activations, bool has_column) {
     const u32 step = 64 * SLOT_WARPS;
     uint4 zero = make_uint4(0, 0, 0, 0), a[COUNT], b[COUNT], x[COUNT];
 #pragma unroll
@@ -265,12 +286,27 @@ __device__ inline void multiply_blocks(Sum (&sums)[4], u32 weights, u32 to_lower
         x[i] = zero;
         if (has_column) x[i] = shared_16(activations + i * step);
     }
+    // Two sums, so that a product need not wait for the one before it.
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         u32 first[4] = {a[i].x, b[i].x, a[i].y, b[i].y}, second[4] = {a[i].z, b[i].z, a[i].w, b[i].w};
-        multiply_add(sums, first, x[i].x, x[i].y);
-        multiply_add(sums, second, x[i].z, x[i].w);
+        multiply_add(sums[0], first, x[i].x, x[i].y);
+        multiply_add(sums[1], second, x[i].z, x[i].w);
     }
+}
+
+template <bool TALL, class Sum>
+__device__ inline void multiply_slot(Sum (&sums)[2][4], u32 weights, u32 to_lower, u32 activations, bool has_column, u32 bytes) {
+    const u32 step = 64 * SLOT_WARPS;
+    u32 at = threadIdx.x / 32 % SLOT_WARPS * 64;
+#pragma unroll 1
+    for (; at + 3 * step < bytes; at += 4 * step, weights += 4 * step, activations += 4 * step)
+        multiply_blocks<TALL, 4>(sums, weights, to_lower, activations, has_column);
+    if (at + step < bytes) {
+        multiply_blocks<TALL, 2>(sums, weights, to_lower, activations, has_column);
+        at += 2 * step, weights += 2 * step, activations += 2 * step;
+    }
+    if (at < bytes) multiply_blocks<TALL, 1>(sums, weights, to_lower, activations, has_column);
 }
 
 // What comes through the ring, one after the other, all rows equally long: `n_first` rows of one matrix, times the
@@ -287,7 +323,6 @@ struct Work {
 // does must fit into the multiprocessor's instruction cache.
 template <bool INT8> __device__ __noinline__ RingPlace multiply_rows(RingPlace ring, Work work) {
     typedef Parts<INT8> P;
-    const u32 step = 64 * SLOT_WARPS;
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = n_chunks(work.row_bytes);
     u32 group = lane >> 2, part = warp % SLOT_WARPS, here = part * 64 + (lane & 3) * 16;
     bool has_column = group < P::n;
@@ -308,33 +343,24 @@ template <bool INT8> __device__ __noinline__ RingPlace multiply_rows(RingPlace r
         u32 n_rows = min(16, n_outputs - 16 * tile_of_matrix), first_chunk = chunk;
         u32 upper = min(group, n_rows - 1), to_lower = (min(group + 8, n_rows - 1) - upper) * SLOT_PITCH;
         upper = upper * SLOT_PITCH + here;
-        typename P::Sum sums[4] = {};
+        typename P::Sum sums[2][4] = {};
 #pragma unroll 1
         do {
             u32 bytes = min(SLOT_ROW_BYTES, work.row_bytes - chunk * SLOT_ROW_BYTES);
             u32 weights = ring.slot() + upper, inputs = activations + chunk * SLOT_ROW_BYTES;
             mbarrier_wait(ring.full(), ring.parity);
-            if (n_rows > 8) {
-#pragma unroll 1
-                for (u32 at = 0; at < bytes; at += 2 * step)
-                    if (at + step < bytes)
-                        multiply_blocks<true, 2>(sums, weights + at, to_lower, inputs + at, has_column);
-                    else
-                        multiply_blocks<true, 1>(sums, weights + at, to_lower, inputs + at, has_column);
-            } else {
-#pragma unroll 1
-                for (u32 at = 0; at < bytes; at += 2 * step)
-                    if (at + step < bytes)
-                        multiply_blocks<false, 2>(sums, weights + at, to_lower, inputs + at, has_column);
-                    else
-                        multiply_blocks<false, 1>(sums, weights + at, to_lower, inputs + at, has_column);
-            }
+            if (n_rows > 8)
+                multiply_slot<true>(sums, weights, to_lower, inputs, has_column, bytes);
+            else
+                multiply_slot<false>(sums, weights, to_lower, inputs, has_column, bytes);
             // Every thread for itself: 2 % faster than one a warp behind a barrier, and racecheck understands it.
             mbarrier_arrive(ring.empty());
             ring.advance(SLOT_GROUPS);
             chunk += SLOT_GROUPS;
         } while (chunk < chunks);
-        float upper_sum = P::value(sums[0], sums[1], lane), lower_sum = P::value(sums[2], sums[3], lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[0][i] += sums[1][i];
+        float upper_sum = P::value(sums[0][0], sums[0][1], lane), lower_sum = P::value(sums[0][2], sums[0][3], lane);
         if ((lane & 3) == 0) {
             float *to = work.partials + (tile * WARPS + first_chunk * SLOT_WARPS + part) * 16 + group;
             to[0] = upper_sum, to[8] = lower_sum;
@@ -513,7 +539,7 @@ template <bool INT8, int N> struct Shifting {
 
 template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
     u32 thread = threadIdx.x;
-    Own attention(p.n_attention), embd(p.n_embd), hidden(p.n_hidden);
+    Own attention(p.n_attention, 2), embd(p.n_embd, 2), hidden(p.n_hidden, 2);
     u32 attention_tiles = (attention.n + 15) / 16, embd_tiles = (embd.n + 15) / 16, hidden_tiles = (hidden.n + 15) / 16;
     // The block's outputs are the last warps' to finish: of narrow models the first ones have the channels.
     u32 mine = thread - (THREADS - OWN_MAX);
@@ -525,7 +551,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
     wait_for_previous();
     u32 flag = *(volatile u32 *)p.n_launches * 4 * p.n_layers;
     float *state = (float *)p.batch.span_state[0];
-    float4 x = inside ? four(p.x + w.i) : make_float4(0, 0, 0, 0);
+    float4 x[1] = {inside ? four(p.x + w.i) : make_float4(0, 0, 0, 0)};
     if (has_output) w.own_x[mine] = p.x[output];
 
 #pragma unroll 1
@@ -547,39 +573,41 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
                 factors[3] = at(l.att_output.input_factors)[channel];
             }
         }
-        if (layer > 0 && inside) x = wait_for_four(p.x_flagged, w.i, p.n_embd, flag);
-        float4 now = time.prepare(w, x, l.att_norm.epsilon);
+        if (layer > 0) wait_for(x, p.x_flagged, w.i, p.n_embd, flag);
+        float4 now = time.prepare(w, x[0], l.att_norm.epsilon);
         w.multiply(l.att_in[0], 3 * attention_tiles, attention.n, attention.n, p.plane_bytes);
         sync_consumers();
         flag++;
+        float key = 0.0f, value = 0.0f, mine_gated = 0.0f;
         if (has_channel) {
-            float key = w.product(l.att_in[0], 0, mine) * (factors[0] / time.scale[0]);
-            float value = w.product(l.att_in[0], attention_tiles, mine) * (factors[1] / time.scale[1]);
+            key = w.product(l.att_in[0], 0, mine) * (factors[0] / time.scale[0]);
+            value = w.product(l.att_in[0], attention_tiles, mine) * (factors[1] / time.scale[1]);
             float receptance = w.product(l.att_in[0], 2 * attention_tiles, mine) * (factors[2] / time.scale[2]);
-            float gated = sigmoid(receptance) * wkv_output(sums, key, value, bonus);
-            publish(p.gated_flagged, channel, p.n_attention, gated * factors[3], flag);
-            wkv_store(wkv, p.n_attention, channel, wkv_next(sums, key, value, decay));
+            mine_gated = sigmoid(receptance) * wkv_output(sums, key, value, bonus) * factors[3];
         }
+        publish(p.gated_flagged, channel, p.n_attention, mine_gated, flag, has_channel);
+        if (has_channel) wkv_store(wkv, p.n_attention, channel, wkv_next(sums, key, value, decay));
 
         // Its output.
         float factor = INT8 && has_output ? at(l.att_output.output_factors)[output] : 1.0f, scale[1];
-        float4 gated = make_float4(0, 0, 0, 0);
-        if (w.i < p.n_attention) gated = wait_for_four(p.gated_flagged, w.i, p.n_attention, flag);
-        scale[0] = largest_of(gated);
+        float4 gated[1];
+        wait_for(gated, p.gated_flagged, w.i, p.n_attention, flag);
+        scale[0] = largest_of(gated[0]);
         w.template largest<1>(scale, 5);
         // All blocks have what was before.
         if (writes_state) *(float4 *)(att_previous + w.i) = now;
         scale[0] = row_factor(scale[0]);
-        if (w.i < l.att_output.stride) w.keep(0, w.i, gated, scale[0], p.plane_bytes);
+        if (w.i < l.att_output.stride) w.keep(0, w.i, gated[0], scale[0], p.plane_bytes);
         sync_consumers();
         w.multiply(l.att_output, embd_tiles, embd.n, 0, p.plane_bytes);
         sync_consumers();
         flag++;
+        float own_x = 0.0f;
         if (has_output) {
-            float x = w.own_x[mine] + w.product(l.att_output, 0, mine) * (factor / scale[0]);
-            w.own_x[mine] = x;
-            publish(p.x_flagged, output, p.n_embd, x, flag);
+            own_x = w.own_x[mine] + w.product(l.att_output, 0, mine) * (factor / scale[0]);
+            w.own_x[mine] = own_x;
         }
+        publish(p.x_flagged, output, p.n_embd, own_x, flag, has_output);
 
         // Channel mixing: the block's hidden units, and the gates of its outputs.
         float unit_factor = 1.0f, unit_input = 1.0f, gate_factor = 1.0f, value_factor = 1.0f;
@@ -588,27 +616,22 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
             gate_factor = at(l.ffn_in[1].output_factors)[output], value_factor = at(l.ffn_value.output_factors)[output];
         }
         Shifting<INT8, 2> shift(w, l.ffn_norm, l.ffn_mix, l.ffn_in, ffn_previous, at);
-        if (inside) x = wait_for_four(p.x_flagged, w.i, p.n_embd, flag);
-        now = shift.prepare(w, x, l.ffn_norm.epsilon);
+        wait_for(x, p.x_flagged, w.i, p.n_embd, flag);
+        now = shift.prepare(w, x[0], l.ffn_norm.epsilon);
         w.multiply(l.ffn_in[0], hidden_tiles + embd_tiles, hidden.n, embd.n, p.plane_bytes);
         sync_consumers();
         flag++;
-        if (has_hidden) {
-            float sum = w.product(l.ffn_in[0], 0, mine) * (unit_factor / shift.scale[0]);
-            publish(p.hidden_flagged, unit, p.n_hidden, squared_relu(sum) * unit_input, flag);
-        }
+        float mine_hidden = 0.0f;
+        if (has_hidden) mine_hidden = squared_relu(w.product(l.ffn_in[0], 0, mine) * (unit_factor / shift.scale[0])) * unit_input;
+        publish(p.hidden_flagged, unit, p.n_hidden, mine_hidden, flag, has_hidden);
         if (has_output) w.own_gate[mine] = sigmoid(w.product(l.ffn_in[0], hidden_tiles, mine) * (gate_factor / shift.scale[1]));
 
         // Its output.
         float4 units[4];
+        wait_for(units, p.hidden_flagged, w.i, p.n_hidden, flag);
         scale[0] = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            u32 k = w.i + j * 4 * THREADS;
-            units[j] = make_float4(0, 0, 0, 0);
-            if (k < p.n_hidden) units[j] = wait_for_four(p.hidden_flagged, k, p.n_hidden, flag);
-            scale[0] = fmaxf(scale[0], largest_of(units[j]));
-        }
+        for (int j = 0; j < 4; j++) scale[0] = fmaxf(scale[0], largest_of(units[j]));
         w.template largest<1>(scale, 5);
         if (writes_state) *(float4 *)(ffn_previous + w.i) = now;
         scale[0] = row_factor(scale[0]);
@@ -622,11 +645,11 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         sync_consumers();
         flag++;
         if (has_output) {
-            float x = w.own_x[mine] + w.own_gate[mine] * (w.product(l.ffn_value, 0, mine) * (value_factor / scale[0]));
-            w.own_x[mine] = x;
-            publish(p.x_flagged, output, p.n_embd, x, flag);
-            if (layer + 1 == p.n_layers) p.x[output] = x;
+            own_x += w.own_gate[mine] * (w.product(l.ffn_value, 0, mine) * (value_factor / scale[0]));
+            w.own_x[mine] = own_x;
         }
+        publish(p.x_flagged, output, p.n_embd, own_x, flag, has_output);
+        if (has_output && layer + 1 == p.n_layers) p.x[output] = own_x;
         state += 2 * p.n_embd + 3 * p.n_attention;
     }
     // This block has had numbers from all others, which have therefore read it.
@@ -636,14 +659,14 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
     float4 zero = make_float4(0, 0, 0, 0);
     float4 weight = inside ? four(p.norm_out.weight + w.i) : zero, bias = inside ? four(p.norm_out.bias + w.i) : zero;
     float4 factor = !inside ? zero : INT8 ? four(p.head.input_factors + w.i) : make_float4(1, 1, 1, 1);
-    if (inside) x = wait_for_four(p.x_flagged, w.i, p.n_embd, flag);
-    x = w.norm(x, weight, bias, p.norm_out.epsilon) * factor;
-    float scale[1] = {largest_of(x)};
+    wait_for(x, p.x_flagged, w.i, p.n_embd, flag);
+    x[0] = w.norm(x[0], weight, bias, p.norm_out.epsilon) * factor;
+    float scale[1] = {largest_of(x[0])};
     w.template largest<1>(scale, 2);
     scale[0] = row_factor(scale[0]);
-    if (w.i < p.head.stride) w.keep(0, w.i, x, scale[0], p.plane_bytes);
+    if (w.i < p.head.stride) w.keep(0, w.i, x[0], scale[0], p.plane_bytes);
     sync_consumers();
-    Own own(p.head.n_outputs);
+    Own own(p.head.n_outputs, 1);
     float *logits = (float *)p.batch.out_logits[0];
     u64 best = 0;
     for (u32 first = 0; first < own.n; first += 16 * p.n_tiles) {

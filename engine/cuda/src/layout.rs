@@ -312,9 +312,9 @@ impl Workspace {
             let few = u64::from(FEW_ROWS);
             w.normed = pieces.floats(few * x);
             w.hidden_slots = pieces.floats(few * u64::from(slots_stride));
-            w.x_flagged = pieces.take(FLAGGED_COPIES * 8 * x);
-            w.gated_flagged = pieces.take(FLAGGED_COPIES * 8 * a);
-            w.hidden_flagged = pieces.take(FLAGGED_COPIES * 8 * h);
+            w.x_flagged = pieces.take(FLAGGED_COPIES * 4 * x);
+            w.gated_flagged = pieces.take(FLAGGED_COPIES * 4 * a);
+            w.hidden_flagged = pieces.take(FLAGGED_COPIES * 4 * h);
             w.n_launches = pieces.take(4);
             w.last = pieces.floats(rows * x);
             w.att = [(); 3].map(|()| pieces.floats(rows * a));

@@ -78,11 +78,12 @@ impl<'a> Pass<'a> {
         let o = self.options;
         let kernel = self.work.kernels.token.as_ref()?;
         let widths = [o.n_embd, o.n_attention, o.n_hidden];
-        // Every block has some of every vector, and a thread four numbers that follow each other.
+        // Every block has some pairs of every vector, and a thread four numbers that follow each other.
         let n_blocks = widths
             .into_iter()
-            .fold(self.device.multiprocessors, u32::min);
-        let own = |n_outputs: u32| n_outputs.div_ceil(n_blocks);
+            .fold(self.device.multiprocessors, |n, width| n.min(width / 2))
+            .max(1);
+        let own = |n_outputs: u32| 2 * (n_outputs / 2).div_ceil(n_blocks);
         let fits = self.shape.single
             && self.shape.n_rows == 1
             && o.layer_count > 0
