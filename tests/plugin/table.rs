@@ -3,9 +3,10 @@
 use std::ffi::{c_char, CStr};
 use std::ptr::{null, null_mut};
 
+use rwkv_edge::Quant;
 use rwkv_edge_plugin as abi;
 
-use crate::setup::{device, plugin};
+use crate::setup::{device, device_info, plugin};
 
 const V: u32 = 11;
 const D: u32 = 8;
@@ -41,16 +42,17 @@ fn last_error(table: &abi::Table) -> String {
     text.to_str().expect("UTF-8").to_owned()
 }
 
+/// Refused as what no correct host asks for.
 #[track_caller]
 fn refused(table: &abi::Table, status: abi::Status, what: &str) {
-    assert!(
-        [
-            abi::ERROR_ARGUMENT,
-            abi::ERROR_UNSUPPORTED,
-            abi::ERROR_DEVICE
-        ]
-        .contains(&status),
-        "{what}: status {status}"
+    refused_as(table, status, abi::ERROR_ARGUMENT, what);
+}
+
+#[track_caller]
+fn refused_as(table: &abi::Table, status: abi::Status, expected: abi::Status, what: &str) {
+    assert_eq!(
+        status, expected,
+        "{what}: see the statuses in docs/PLUGINS.md"
     );
     println!("{what}: {}", last_error(table));
 }
@@ -159,24 +161,46 @@ fn finished_stage(table: &abi::Table) -> *mut abi::Stage {
 fn bad_options_are_refused() {
     let table = table();
     type Change = fn(&mut abi::StageOptions);
-    let changes: [(&str, Change); 11] = [
-        ("struct_size 0", |o| o.struct_size = 0),
-        ("device 1000", |o| o.device = 1000),
-        ("n_embd 0", |o| o.n_embd = 0),
-        ("n_vocab 0", |o| o.n_vocab = 0),
-        ("layers beyond the end", |o| o.layer_count = 2),
-        ("first_layer beyond the end", |o| o.first_layer = u32::MAX),
-        ("embedding in the middle", |o| {
+    let (argument, unsupported) = (abi::ERROR_ARGUMENT, abi::ERROR_UNSUPPORTED);
+    let mut changes: Vec<(&str, abi::Status, Change)> = vec![
+        ("struct_size 0", argument, |o| o.struct_size = 0),
+        ("device 1000", abi::ERROR_DEVICE, |o| o.device = 1000),
+        ("n_embd 0", argument, |o| o.n_embd = 0),
+        ("n_vocab 0", argument, |o| o.n_vocab = 0),
+        ("n_attention 0", argument, |o| o.n_attention = 0),
+        ("n_hidden 0", argument, |o| o.n_hidden = 0),
+        ("n_layer 0", argument, |o| {
+            (o.n_layer, o.layer_count) = (0, 0)
+        }),
+        ("layers beyond the end", argument, |o| o.layer_count = 2),
+        ("first_layer beyond the end", argument, |o| {
+            o.first_layer = u32::MAX
+        }),
+        ("embedding in the middle", argument, |o| {
             (o.n_layer, o.first_layer) = (2, 1);
         }),
-        ("head in the middle", |o| o.n_layer = 2),
-        ("nothing at all", |o| {
+        ("head in the middle", argument, |o| o.n_layer = 2),
+        ("nothing at all", argument, |o| {
             (o.layer_count, o.n_layer, o.has_head) = (0, 1, 0)
         }),
-        ("quant 9", |o| o.quant = 9),
-        ("rows_max 0", |o| o.rows_max = 0),
+        ("rows_max 0", argument, |o| o.rows_max = 0),
+        ("quant 9", unsupported, |o| o.quant = 9),
+        ("quant 32", unsupported, |o| o.quant = 32),
+        ("a matrix of 2^64 numbers", unsupported, |o| {
+            o.n_embd = u32::MAX
+        }),
     ];
-    for (what, change) in changes {
+    let quants: [(Quant, &str, Change); 3] = [
+        (Quant::F32, "f32", |o| o.quant = abi::F32),
+        (Quant::F16, "f16", |o| o.quant = abi::F16),
+        (Quant::Int8, "int8", |o| o.quant = abi::INT8),
+    ];
+    let has = device_info().quants;
+    let missing = quants
+        .into_iter()
+        .filter(|(quant, ..)| !has.contains(quant));
+    changes.extend(missing.map(|(_, what, change)| (what, unsupported, change)));
+    for (what, expected, change) in changes {
         let mut options = options();
         change(&mut options);
         let mut memory = abi::Memory {
@@ -186,8 +210,10 @@ fn bad_options_are_refused() {
         let mut stage = null_mut();
         // SAFETY: structs of the sizes that they say, or smaller than what they say is never read.
         unsafe {
-            refused(table, (table.stage_estimate)(&options, &mut memory), what);
-            refused(table, (table.stage_new)(&options, &mut stage), what);
+            let status = (table.stage_estimate)(&options, &mut memory);
+            refused_as(table, status, expected, what);
+            let status = (table.stage_new)(&options, &mut stage);
+            refused_as(table, status, expected, what);
         }
         assert!(
             stage.is_null(),
