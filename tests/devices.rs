@@ -341,6 +341,59 @@ fn what_is_missing_is_told_in_one_line() {
     }
 }
 
+/// In folders only the names of files count, so a table must have the same; a file that the variable names may be
+/// called anything.
+#[test]
+fn a_plugin_in_a_file_of_another_name_is_told_apart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("librwkv_edge_foo.so");
+    std::fs::copy(plugin(), &file).expect("can be copied");
+    let (file, folder) = (
+        file.display().to_string(),
+        folder.path().display().to_string(),
+    );
+    let with = |path: &str, args: &[&str]| {
+        let mut command = alone();
+        command.env("RWKV_EDGE_PLUGIN_PATH", path).args(args);
+        command.output().expect("the binary starts")
+    };
+    let generate = |path: &str, device: &str| with(path, &["--device", device, "-n", "1", "hi"]);
+    let both = "was loaded, but its table calls its devices cpuplug, expected foo";
+    for path in [&file, &folder] {
+        refused(&generate(path, "foo"), &[&file, both]);
+    }
+    stdout(&generate(&file, "cpuplug"));
+    let plugin = plugin().display().to_string();
+    refused(
+        &generate(&format!("{file}:{plugin}"), "cuda"),
+        &[
+            &format!("no plugin for the device cuda: {file} is one for cpuplug; "),
+            "looked for librwkv_edge_cuda.so in ",
+        ],
+    );
+    refused(
+        &generate(&folder, "cpuplug"),
+        &[
+            "no plugin for the device cpuplug: looked for librwkv_edge_cpuplug.so in ",
+            &folder,
+        ],
+    );
+    let listed = |path: &str| -> Value {
+        let list: Value =
+            serde_json::from_str(&stdout(&with(path, &["info", "--devices", "--json"])))
+                .expect("JSON");
+        list["plugins"].clone()
+    };
+    assert_eq!(listed(&file)[0]["name"], "cpuplug");
+    let misnamed = &listed(&folder)[0];
+    assert_eq!(misnamed["name"], Value::Null);
+    let error = misnamed["error"].as_str().expect("an error");
+    assert!(error.contains(both), "{error}");
+    // The folder has nothing new to say of a file that is named as well.
+    let twice = listed(&format!("{file}:{folder}"));
+    assert_eq!(twice.as_array().map(Vec::len), Some(1), "{twice}");
+}
+
 #[test]
 fn maps_that_are_wrong_are_wrong_usage() {
     for (args, part) in [

@@ -5,36 +5,41 @@
 //! checked against the length of the file, and offsets are 64-bit on every target, so a file larger
 //! than the address space works: what cannot be mapped whole is mapped one range at a time.
 //!
-//! This is the only place where files are mapped. A mapped file must not be rewritten in place
+//! `file/map.rs` is the only place where files are mapped. A mapped file must not be rewritten in place
 //! while it is in use; this project's own writers replace files by renaming, which leaves the
-//! mapped one as it was.
+//! mapped one as it was. `file/bytes.rs` are the bytes, `file/folder.rs` names files in a folder.
+
+#![deny(unsafe_code)]
 
 use std::fs::File;
 use std::io;
-use std::ops::{Deref, Range};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use memmap2::Mmap;
 
 use crate::error::{Error, ErrorKind, Result};
+
+mod bytes;
+mod folder;
+#[allow(unsafe_code)]
+mod map;
+
+use bytes::Storage;
+use map::{drop_pages_around, map_range, map_whole, read_into_huge_pages};
+
+pub(crate) use bytes::FileBytes;
+pub(crate) use folder::Folder;
+pub(crate) use map::RELEASE_MARGIN;
 
 /// Files up to this size are mapped whole. A 32-bit address space has at most 2 to 4 GiB for
 /// everything, and seldom more than one of them in one piece.
 const MAP_WHOLE_MAX: u64 = if usize::BITS >= 64 { u64::MAX } else { 1 << 30 };
 
-/// So far around what is released pages go as well. A system maps more than is touched: some 64 KiB
-/// around it, and all of a large page of 2 MiB where it keeps files in those. Of a file read from end
-/// to end the edges of all ranges would stay, which is up to a tenth of it.
-pub(crate) const RELEASE_MARGIN: u64 = 2 << 20;
-
 /// Whether pages of a mapped file can be dropped and come back when they are touched. Other systems take
 /// the same advice in other ways.
 pub(crate) const PAGES_CAN_BE_DROPPED: bool = cfg!(any(target_os = "linux", target_os = "android"));
-
-/// The largest page of the systems we know, large ones aside.
-const PAGE_MAX: u64 = 64 << 10;
-
 /// Where buffers of files that are not mapped start: as the tensors of model files are aligned.
 const BUFFER_ALIGN: usize = 64;
 
@@ -285,61 +290,6 @@ fn require_regular(path: &Path, found: &std::fs::Metadata) -> Result<()> {
     Err(Error::new(ErrorKind::Io, message))
 }
 
-/// `None` where the whole file does not fit the address space, or the system maps no such file.
-fn map_whole(file: &File, len: u64, whole_max: u64) -> Option<Mmap> {
-    let size = usize::try_from(len).ok().filter(|_| len <= whole_max)?;
-    map_range(file, 0, size)
-}
-
-fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
-    // SAFETY: the mapping is read-only and within the length the file had when it was opened. Its
-    // bytes stay as they are unless another process rewrites or cuts the file in place; files of
-    // checkpoints are replaced by renaming, which leaves the mapped one untouched, and whoever
-    // cannot promise that opens without mapping (see the module documentation).
-    unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
-}
-
-/// A copy of the file. Not [`Backing::Whole`], whose pages may be dropped because the file has them.
-fn read_into_huge_pages(mut file: &File, path: &Path, len: u64) -> Result<FileBytes> {
-    let no_memory = || Error::memory(format!("no memory for the {len} bytes of the file"));
-    let size = usize::try_from(len).map_err(|_| no_memory().at(path.display()))?;
-    let mut copy =
-        MmapMut::map_anon(size).map_err(|e| no_memory().with_source(e).at(path.display()))?;
-    #[cfg(target_os = "linux")]
-    {
-        // Where it fails there are none, and the copy is in ordinary pages.
-        let _ = copy.advise(memmap2::Advice::HugePage);
-    }
-    io::Read::read_exact(&mut file, &mut copy).map_err(|e| Error::io("read", path, e))?;
-    let copy = copy
-        .make_read_only()
-        .map_err(|e| Error::io("protect the copy of", path, e))?;
-    Ok(FileBytes::new(Storage::HugePages(Arc::new(copy))))
-}
-
-/// Drops the pages of a range, and those that came with them.
-fn drop_pages_around(map: &Mmap, range: Range<usize>) {
-    let (margin, page) = (RELEASE_MARGIN as usize, PAGE_MAX as usize);
-    let start = range.start.saturating_sub(margin) / page * page;
-    let end = range.end.saturating_add(margin).min(map.len());
-    if start < end {
-        drop_pages(map, start..end);
-    }
-}
-
-#[cfg(unix)]
-fn drop_pages(map: &Mmap, range: Range<usize>) {
-    let advice = memmap2::UncheckedAdvice::DontNeed;
-    // SAFETY: the pages are a shared read-only mapping of a file, within the mapping. Dropped pages
-    // are read from the file again when touched, and hold the same bytes: nobody can see a change.
-    let dropped = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
-    // Advice: where the system does not take it, the pages just stay.
-    let _ = dropped;
-}
-
-#[cfg(not(unix))]
-fn drop_pages(_map: &Mmap, _range: Range<usize>) {}
-
 /// A buffer and where in it `size` bytes start on a 64-byte boundary; `None` without the memory.
 fn aligned_buffer(size: usize) -> Option<(Vec<u8>, usize)> {
     let with_slack = size.checked_add(BUFFER_ALIGN)?;
@@ -383,154 +333,6 @@ impl ReadAt {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(offset))?;
         file.read_exact(buffer)
-    }
-}
-
-/// Bytes of a file, kept readable for as long as this is held. Cheap to clone and to slice.
-#[derive(Clone)]
-pub(crate) struct FileBytes {
-    storage: Storage,
-    /// Within the storage: checked by every constructor.
-    range: Range<usize>,
-}
-
-#[derive(Clone)]
-enum Storage {
-    Static(&'static [u8]),
-    /// Of a file, which has its pages.
-    Mapped(Arc<Mmap>),
-    /// A copy: a page that is dropped is lost.
-    HugePages(Arc<Mmap>),
-    Owned(Arc<Vec<u8>>),
-}
-
-impl Storage {
-    fn all(&self) -> &[u8] {
-        match self {
-            Storage::Static(bytes) => bytes,
-            Storage::Mapped(map) | Storage::HugePages(map) => map,
-            Storage::Owned(bytes) => bytes,
-        }
-    }
-}
-
-impl FileBytes {
-    fn new(storage: Storage) -> Self {
-        let range = 0..storage.all().len();
-        FileBytes { storage, range }
-    }
-
-    /// Bytes that are part of the program.
-    pub(crate) fn from_static(bytes: &'static [u8]) -> Self {
-        Self::new(Storage::Static(bytes))
-    }
-
-    /// A part of these bytes, sharing them; `None` if the range is not within them.
-    pub(crate) fn slice(&self, range: Range<usize>) -> Option<Self> {
-        if range.start > range.end || range.end > self.range.len() {
-            return None;
-        }
-        Some(FileBytes {
-            storage: self.storage.clone(),
-            range: self.range.start + range.start..self.range.start + range.end,
-        })
-    }
-
-    /// Whether these are pages of a mapped file that can be dropped and come back.
-    pub(crate) fn pages_can_be_dropped(&self) -> bool {
-        PAGES_CAN_BE_DROPPED && matches!(self.storage, Storage::Mapped(_))
-    }
-
-    /// As [`SourceFile::release`], for a range of these bytes.
-    pub(crate) fn release(&self, range: Range<usize>) {
-        if let Storage::Mapped(map) = &self.storage {
-            let base = self.range.start;
-            drop_pages_around(map, base + range.start..base + range.end.min(self.len()));
-        }
-    }
-
-    /// Says that a range of these bytes is needed soon, so that reading it from a disk can begin.
-    pub(crate) fn prefetch(&self, range: Range<usize>) {
-        #[cfg(unix)]
-        if let Storage::Mapped(map) = &self.storage {
-            let end = range.end.min(self.len());
-            let (start, len) = (
-                self.range.start + range.start,
-                end.saturating_sub(range.start),
-            );
-            // Advice: where the system does not take it, the bytes are read when they are touched.
-            let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
-        }
-    }
-}
-
-impl Deref for FileBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.storage.all()[self.range.clone()]
-    }
-}
-
-impl From<Vec<u8>> for FileBytes {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::new(Storage::Owned(Arc::new(bytes)))
-    }
-}
-
-impl std::fmt::Debug for FileBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FileBytes({} bytes)", self.len())
-    }
-}
-
-/// A folder on disk, or a set of files that are part of the program.
-#[derive(Clone, Debug)]
-pub(crate) enum Folder {
-    Disk(PathBuf),
-    Memory(&'static [(&'static str, &'static [u8])]),
-}
-
-impl Folder {
-    /// The file of that name; `None` if there is none.
-    pub(crate) fn open(&self, name: &str, mapped: bool) -> Result<Option<SourceFile>> {
-        match self {
-            Folder::Disk(folder) => {
-                let path = folder.join(name);
-                match std::fs::metadata(&path) {
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                    _ => SourceFile::open_with(&path, Access::new(mapped)).map(Some),
-                }
-            }
-            Folder::Memory(files) => Ok(files
-                .iter()
-                .find(|(file_name, _)| *file_name == name)
-                .map(|(_, bytes)| SourceFile::from_static(name, bytes))),
-        }
-    }
-
-    /// The names of what is in the folder, sorted. Names that are not UTF-8 are left out: none of
-    /// the files that are looked for has one.
-    pub(crate) fn list(&self) -> Result<Vec<String>> {
-        let mut names: Vec<String> = match self {
-            Folder::Disk(folder) => std::fs::read_dir(folder)
-                .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
-                .map_err(|e| Error::io("list", folder, e))?
-                .into_iter()
-                .filter_map(|entry| entry.file_name().into_string().ok())
-                .collect(),
-            Folder::Memory(files) => files.iter().map(|(name, _)| (*name).to_owned()).collect(),
-        };
-        names.sort_unstable();
-        Ok(names)
-    }
-
-    /// What to call the folder in texts for people.
-    pub(crate) fn place(&self) -> String {
-        match self {
-            Folder::Disk(folder) => folder.display().to_string(),
-            Folder::Memory(_) => "the built-in model".to_owned(),
-        }
     }
 }
 

@@ -1,97 +1,36 @@
 //! An open model: the network with all that it needs to run, shared by any number of sessions.
 //!
-//! This is the front door of the crate. It joins the modules below it and does no arithmetic.
+//! This is the front door of the crate. It joins the modules below it and does no arithmetic. `model/open.rs` makes models,
+//! `model/options.rs` says how; here is what they are and do.
 
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::batch::Span;
 use crate::budget::{Budget, Reservation};
-use crate::checkpoint::{self, Config, Opened, TokenizerFile};
-use crate::device::{Device, DeviceMap};
+use crate::checkpoint::{Config, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{Access, Folder, SourceFile};
-use crate::fit::Demand;
+use crate::file::SourceFile;
 use crate::format;
 use crate::info::{self, Info, TensorInfo};
 use crate::kernels::KernelSet;
-use crate::load;
 use crate::matrix::{Matrix, Quant};
 use crate::mix;
-use crate::plan::{Plan, Request};
 use crate::plugin::DeviceLimits;
 use crate::session::Session;
 use crate::spread;
 use crate::stage::{Lane, Pipeline, Stages, Wanted};
 use crate::state::{State, StateShape};
-use crate::synthetic::{self, SyntheticSize};
 use crate::threads::Pool;
 use crate::tokenizer::Tokenizer;
 use crate::v4::{Buffers, Machine, Sizes, Tensor};
 
-/// More threads than any machine this is made for has cores.
-const THREADS_MAX: usize = 1024;
+mod open;
+mod options;
 
-/// How to open a model.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// What to turn the matrices into; `None` keeps them as they are stored (bf16 becomes f16, and so do
-    /// all matrices of a quantised file of rwkv.cpp).
-    pub quant: Option<Quant>,
-    /// Threads that work on one forward pass, the caller's own included. 0: one for each physical core
-    /// that this process may use. 1: no thread is ever started.
-    pub threads: usize,
-    /// A tokenizer file to use instead of the one in or beside the model.
-    pub tokenizer: Option<PathBuf>,
-    /// Reads files into memory instead of mapping them.
-    pub no_mmap: bool,
-    /// Reads a model file into memory of this process in huge pages, where the system has them: faster to
-    /// read than the 4 KiB pages of a mapped file, and not shared with other processes.
-    pub huge_pages: bool,
-    /// Reads the weights of hidden units that are 0 too: the same results, slower. For measuring.
-    pub no_sparsity: bool,
-    /// Bytes that the model and its sessions may keep in memory, a mapped file included. 0: no limit.
-    ///
-    /// Weights that are used in place from a mapped file and do not fit are read from it again for every
-    /// batch, with the same results, slower, and by one caller at a time; prompts may go in shorter pieces.
-    /// A model that does not even fit so, together with one session, is refused before its weights are read;
-    /// [`Session::with_all_memory`], [`Model::tokenizer`] and [`Model::reserve_memory`] refuse what does not
-    /// fit any more. Other sessions, and workspaces, are counted but not refused.
-    ///
-    /// What layers on devices need of the devices' memory is not counted, and is checked by itself.
-    pub memory_max: u64,
-    /// Whether the tokenizer, too, has to fit into `memory_max`; else a model that leaves no room for it is
-    /// opened all the same, and refuses the first text.
-    pub memory_for_text: bool,
-    /// Bytes of `memory_max` that the process has taken otherwise, such as for its program: as if the model
-    /// took them.
-    pub memory_taken: u64,
-    /// Where the layers run. The weights of those on a device are not kept in this machine's memory.
-    pub device_map: DeviceMap,
-    /// Bytes that may be taken of a device; without a limit what is free of it.
-    pub device_memory_max: Vec<(Device, u64)>,
-}
-
-impl Options {
-    /// Whether the options are within their ranges; opening says the same.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Argument`] for too many threads.
-    pub fn check(&self) -> Result<()> {
-        n_threads(self.threads).map(|_| ())
-    }
-
-    /// How files are opened.
-    pub(crate) fn access(&self) -> Access {
-        match self.huge_pages {
-            true => Access::HugePages,
-            false => Access::new(!self.no_mmap),
-        }
-    }
-}
+pub use options::Options;
 
 /// A model ready to run: immutable, cheap to clone, and shared between threads without locks.
 ///
@@ -136,143 +75,6 @@ pub struct Workspace {
 }
 
 impl Model {
-    /// Opens a Hugging Face directory, a `.pth` or `.safetensors` checkpoint, a `.bin` file of rwkv.cpp, or
-    /// a model file.
-    ///
-    /// Weights that are stored as wanted are used from the mapped file; others are converted, tensor by
-    /// tensor.
-    ///
-    /// # Errors
-    ///
-    /// Every [`ErrorKind`] but `State`, with the file and tensor that is at fault.
-    pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
-        Self::open_with_progress(path, options, &mut |_, _| {})
-    }
-
-    /// As [`open`](Self::open), and calls `progress(done, total)`, in weights, while it works.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open`](Self::open).
-    pub fn open_with_progress(
-        path: impl AsRef<Path>,
-        options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self> {
-        options.check()?;
-        let opened = checkpoint::open_path(path.as_ref(), options.access())?;
-        Self::from_opened(opened, options, progress)
-    }
-
-    /// Opens a model file, or a checkpoint of one file, that lies in memory, such as in memory-mapped flash.
-    ///
-    /// Where the image is aligned to 64 bytes, matrices that are stored as wanted are used in place, and
-    /// nothing but vectors and scales is copied; else they are copied. `name` is what error texts call it.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open`](Self::open).
-    pub fn open_image(name: &str, image: &'static [u8], options: &Options) -> Result<Self> {
-        options.check()?;
-        let opened = checkpoint::open_image(name, image)?;
-        Self::from_opened(opened, options, &mut |_, _| {})
-    }
-
-    /// Opens a Hugging Face directory that is part of the program: (file name, content) pairs, such as
-    /// `include_bytes!` gives.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open`](Self::open).
-    pub fn open_embedded(
-        files: &'static [(&'static str, &'static [u8])],
-        options: &Options,
-    ) -> Result<Self> {
-        let opened = checkpoint::open_folder(Folder::Memory(files), true)?;
-        Self::from_opened(opened, options, &mut |_, _| {})
-    }
-
-    /// Opens only the tokenizer of a model, reading no weights.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open`](Self::open) and [`tokenizer`](Self::tokenizer).
-    pub fn open_tokenizer(path: impl AsRef<Path>, options: &Options) -> Result<Tokenizer> {
-        let (n_vocab, file, searched) =
-            match checkpoint::open_path(path.as_ref(), options.access())? {
-                Opened::Checkpoint(c) => (c.config.n_vocab, c.tokenizer, c.tokenizer_search),
-                Opened::ModelFile(file) => format::tokenizer(&file)?,
-            };
-        let tokenizer = match (&options.tokenizer, file) {
-            (Some(path), _) => Tokenizer::open(path)?,
-            (None, Some(file)) => Tokenizer::from_bytes(&file.name, &file.bytes)?,
-            (None, None) => {
-                return Err(no_tokenizer(
-                    &path.as_ref().display().to_string(),
-                    &searched,
-                    n_vocab,
-                ))
-            }
-        };
-        tokenizer.check_fits(n_vocab)?;
-        Ok(tokenizer)
-    }
-
-    /// A model of a published size with made-up weights: for measuring speed and memory, which do not
-    /// depend on what the weights are. The same seedless weights every time. About half of the hidden
-    /// units of the channel mixing are 0, where trained models have more.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Argument`] for too many threads, [`ErrorKind::Memory`].
-    pub fn synthetic(
-        size: SyntheticSize,
-        options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self> {
-        let kernels = KernelSet::select()?;
-        let pool = Pool::new(n_threads(options.threads)?);
-        let plan = Plan::new(&Request {
-            map: &options.device_map,
-            memory_max: &options.device_memory_max,
-            config: &size.config(),
-            quant: options.quant,
-            stored: Quant::F16,
-        })?;
-        let mut inner = synthetic::build(size, &plan, pool, kernels, progress)?;
-        inner.no_sparsity = options.no_sparsity;
-        Ok(Model(Arc::new(inner)))
-    }
-
-    fn from_opened(
-        opened: Opened,
-        options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self> {
-        let kernels = KernelSet::select()?;
-        let n_threads = n_threads(options.threads)?;
-        let plan = plan(&opened, options)?;
-        let demand = Demand::of(&opened, &plan, options, n_threads)?;
-        let is_short = demand.fit(options.memory_max)?.window.is_some();
-        let pool = Pool::new(n_threads);
-        let mut inner = match opened {
-            Opened::Checkpoint(checkpoint) => {
-                load::load(checkpoint, &plan, pool, kernels, is_short, progress)?
-            }
-            Opened::ModelFile(file) => format::read(file, &plan, pool, kernels, is_short)?,
-        };
-        inner.no_sparsity = options.no_sparsity;
-        inner.budget = demand.budget(&inner.stages, options.memory_max)?;
-        if let Some(path) = &options.tokenizer {
-            let file = SourceFile::open_without_mapping(path)?;
-            inner.tokenizer.file = Some(TokenizerFile {
-                name: path.display().to_string(),
-                bytes: file.bytes(0..file.len())?,
-            });
-        }
-        Ok(Model(Arc::new(inner)))
-    }
-
     /// This model, but for the matrices called `names` (as [`tensors`](Self::tensors) calls them), which
     /// are those of `other`, the same checkpoint opened with another quantisation. Weights and threads
     /// are shared with this model, not copied. Shows what quantising a part of a model costs.
@@ -683,48 +485,4 @@ fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
             "{place}: no tokenizer: {searched}; name one with --tokenizer, or give token ids{hint}"
         ),
     )
-}
-
-/// Where the layers of an opened model go.
-fn plan(opened: &Opened, options: &Options) -> Result<Plan> {
-    let of_file;
-    let (config, stored) = match opened {
-        Opened::Checkpoint(checkpoint) => (&checkpoint.config, load::stored_quant(checkpoint)),
-        Opened::ModelFile(file) => {
-            of_file = format::config_and_quant(file)?;
-            (&of_file.0, of_file.1)
-        }
-    };
-    Plan::new(&Request {
-        map: &options.device_map,
-        memory_max: &options.device_memory_max,
-        config,
-        quant: options.quant,
-        stored,
-    })
-}
-
-fn n_threads(wanted: usize) -> Result<usize> {
-    if wanted > THREADS_MAX {
-        return Err(Error::argument(format!(
-            "{wanted} threads, expected at most {THREADS_MAX}"
-        )));
-    }
-    Ok(match (cfg!(feature = "threads"), wanted) {
-        (false, _) => 1,
-        (true, 0) => cores(),
-        (true, wanted) => wanted,
-    })
-}
-
-#[cfg(feature = "threads")]
-fn cores() -> usize {
-    // A process may be confined to fewer processors than there are cores.
-    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-    num_cpus::get_physical().min(allowed).max(1)
-}
-
-#[cfg(not(feature = "threads"))]
-fn cores() -> usize {
-    1
 }

@@ -3,9 +3,10 @@
 use std::ffi::{c_char, CStr};
 use std::ptr::{null, null_mut};
 
+use rwkv_edge::Quant;
 use rwkv_edge_plugin as abi;
 
-use crate::setup::{device, plugin};
+use crate::setup::{device, device_info, plugin};
 
 const V: u32 = 11;
 const D: u32 = 8;
@@ -41,16 +42,17 @@ fn last_error(table: &abi::Table) -> String {
     text.to_str().expect("UTF-8").to_owned()
 }
 
+/// Refused as what no correct host asks for.
 #[track_caller]
 fn refused(table: &abi::Table, status: abi::Status, what: &str) {
-    assert!(
-        [
-            abi::ERROR_ARGUMENT,
-            abi::ERROR_UNSUPPORTED,
-            abi::ERROR_DEVICE
-        ]
-        .contains(&status),
-        "{what}: status {status}"
+    refused_as(table, status, abi::ERROR_ARGUMENT, what);
+}
+
+#[track_caller]
+fn refused_as(table: &abi::Table, status: abi::Status, expected: abi::Status, what: &str) {
+    assert_eq!(
+        status, expected,
+        "{what}: see the statuses in docs/PLUGINS.md"
     );
     println!("{what}: {}", last_error(table));
 }
@@ -94,8 +96,28 @@ fn shape(tensor: u32) -> (u64, u64, bool) {
     }
 }
 
-/// All ones, in f16 or f32.
-fn tensor(number: u32, room: &[u32]) -> abi::Tensor {
+/// Numbers for any tensor: positive ones for vectors, and for matrices f16 of either sign, 1 to 2 in size, so
+/// that no two tokens have the same logits.
+struct Room {
+    vector: Vec<f32>,
+    matrix: Vec<u16>,
+}
+
+impl Room {
+    const LEN: usize = 4096;
+
+    fn new() -> Self {
+        let scrambled = |i: u32| (i.wrapping_mul(0x9e37_79b9) >> 16) as u16;
+        let matrix = (0..Self::LEN as u32).map(|i| 0x3c00 | scrambled(i) & 0x83ff);
+        Room {
+            vector: vec![0.5; Self::LEN],
+            matrix: matrix.collect(),
+        }
+    }
+}
+
+/// In f16 or f32.
+fn tensor(number: u32, room: &Room) -> abi::Tensor {
     let (n_rows, n_cols, is_matrix) = shape(number);
     abi::Tensor {
         struct_size: size_of::<abi::Tensor>() as u32,
@@ -104,7 +126,10 @@ fn tensor(number: u32, room: &[u32]) -> abi::Tensor {
         dtype: if is_matrix { abi::F16 } else { abi::F32 },
         n_rows,
         n_cols,
-        values: room.as_ptr().cast(),
+        values: match is_matrix {
+            true => room.matrix.as_ptr().cast(),
+            false => room.vector.as_ptr().cast(),
+        },
         row_scales: null(),
         column_exponents: null(),
     }
@@ -118,28 +143,64 @@ fn new_stage(table: &abi::Table) -> *mut abi::Stage {
     stage
 }
 
+/// A stage that is the whole model, with all its tensors.
+fn finished_stage(table: &abi::Table) -> *mut abi::Stage {
+    let room = Room::new();
+    let stage = new_stage(table);
+    // SAFETY: the stage was just made, and there is room for more numbers than any tensor has.
+    unsafe {
+        for number in 0..abi::TENSORS {
+            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
+        }
+        assert_eq!((table.stage_finish)(stage), abi::OK);
+    }
+    stage
+}
+
 #[test]
 fn bad_options_are_refused() {
     let table = table();
     type Change = fn(&mut abi::StageOptions);
-    let changes: [(&str, Change); 11] = [
-        ("struct_size 0", |o| o.struct_size = 0),
-        ("device 1000", |o| o.device = 1000),
-        ("n_embd 0", |o| o.n_embd = 0),
-        ("n_vocab 0", |o| o.n_vocab = 0),
-        ("layers beyond the end", |o| o.layer_count = 2),
-        ("first_layer beyond the end", |o| o.first_layer = u32::MAX),
-        ("embedding in the middle", |o| {
+    let (argument, unsupported) = (abi::ERROR_ARGUMENT, abi::ERROR_UNSUPPORTED);
+    let mut changes: Vec<(&str, abi::Status, Change)> = vec![
+        ("struct_size 0", argument, |o| o.struct_size = 0),
+        ("device 1000", abi::ERROR_DEVICE, |o| o.device = 1000),
+        ("n_embd 0", argument, |o| o.n_embd = 0),
+        ("n_vocab 0", argument, |o| o.n_vocab = 0),
+        ("n_attention 0", argument, |o| o.n_attention = 0),
+        ("n_hidden 0", argument, |o| o.n_hidden = 0),
+        ("n_layer 0", argument, |o| {
+            (o.n_layer, o.layer_count) = (0, 0)
+        }),
+        ("layers beyond the end", argument, |o| o.layer_count = 2),
+        ("first_layer beyond the end", argument, |o| {
+            o.first_layer = u32::MAX
+        }),
+        ("embedding in the middle", argument, |o| {
             (o.n_layer, o.first_layer) = (2, 1);
         }),
-        ("head in the middle", |o| o.n_layer = 2),
-        ("nothing at all", |o| {
+        ("head in the middle", argument, |o| o.n_layer = 2),
+        ("nothing at all", argument, |o| {
             (o.layer_count, o.n_layer, o.has_head) = (0, 1, 0)
         }),
-        ("quant 9", |o| o.quant = 9),
-        ("rows_max 0", |o| o.rows_max = 0),
+        ("rows_max 0", argument, |o| o.rows_max = 0),
+        ("quant 9", unsupported, |o| o.quant = 9),
+        ("quant 32", unsupported, |o| o.quant = 32),
+        ("a matrix of 2^64 numbers", unsupported, |o| {
+            o.n_embd = u32::MAX
+        }),
     ];
-    for (what, change) in changes {
+    let quants: [(Quant, &str, Change); 3] = [
+        (Quant::F32, "f32", |o| o.quant = abi::F32),
+        (Quant::F16, "f16", |o| o.quant = abi::F16),
+        (Quant::Int8, "int8", |o| o.quant = abi::INT8),
+    ];
+    let has = device_info().quants;
+    let missing = quants
+        .into_iter()
+        .filter(|(quant, ..)| !has.contains(quant));
+    changes.extend(missing.map(|(_, what, change)| (what, unsupported, change)));
+    for (what, expected, change) in changes {
         let mut options = options();
         change(&mut options);
         let mut memory = abi::Memory {
@@ -149,8 +210,10 @@ fn bad_options_are_refused() {
         let mut stage = null_mut();
         // SAFETY: structs of the sizes that they say, or smaller than what they say is never read.
         unsafe {
-            refused(table, (table.stage_estimate)(&options, &mut memory), what);
-            refused(table, (table.stage_new)(&options, &mut stage), what);
+            let status = (table.stage_estimate)(&options, &mut memory);
+            refused_as(table, status, expected, what);
+            let status = (table.stage_new)(&options, &mut stage);
+            refused_as(table, status, expected, what);
         }
         assert!(
             stage.is_null(),
@@ -197,7 +260,7 @@ fn bad_options_are_refused() {
 #[test]
 fn bad_tensors_are_refused() {
     let table = table();
-    let room = vec![0x3c00_3c00_u32; 4096];
+    let room = Room::new();
     let stage = new_stage(table);
     let add = |change: fn(&mut abi::Tensor)| {
         let mut tensor = tensor(abi::ATT_KEY, &room);
@@ -271,14 +334,9 @@ fn batch() -> abi::Batch {
 #[test]
 fn bad_batches_are_refused() {
     let table = table();
-    let room = vec![0x3c00_3c00_u32; 4096];
-    let stage = new_stage(table);
+    let stage = finished_stage(table);
     // SAFETY: valid stages, states and buffers, but for what is tested, which is refused before it is used.
     unsafe {
-        for number in 0..abi::TENSORS {
-            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
-        }
-        assert_eq!((table.stage_finish)(stage), abi::OK);
         let mut state = null_mut();
         assert_eq!((table.state_new)(stage, &mut state), abi::OK);
         let n_numbers = (2 * D + 3 * A) as usize;
@@ -397,4 +455,78 @@ fn bad_batches_are_refused() {
         (table.state_free)(state);
         (table.stage_free)(stage);
     }
+}
+
+/// The host takes tokens alone as long as it can, and asks for the logits in the end: also of a copy.
+#[test]
+fn a_copy_of_a_state_has_its_logits() {
+    let table = table();
+    let stage = finished_stage(table);
+    let new_state = || {
+        let mut state = null_mut();
+        // SAFETY: the stage is finished, and the other pointer is to a pointer.
+        let status = unsafe { (table.state_new)(stage, &mut state) };
+        assert_eq!(status, abi::OK);
+        state
+    };
+    let feed = |state: *mut abi::State, token: u32, write: u32| {
+        let (states, tokens) = ([state], [token]);
+        let spans = [abi::Span {
+            states: states.as_ptr(),
+            n_rows: 1,
+            rows: abi::ROWS_LAST,
+        }];
+        let (mut logits, mut chosen) = ([0.0_f32; V as usize], [0_u32]);
+        let batch = abi::Batch {
+            n_spans: 1,
+            spans: spans.as_ptr(),
+            n_rows: 1,
+            write,
+            tokens: tokens.as_ptr(),
+            numbers: logits.as_mut_ptr(),
+            tokens_out: chosen.as_mut_ptr(),
+            ..batch()
+        };
+        // SAFETY: a stage and a state of it, and buffers for one row.
+        let status = unsafe { (table.forward)([stage].as_ptr(), 1, &batch) };
+        assert_eq!(status, abi::OK);
+    };
+    let logits_of = |state: *mut abi::State, what: &str| {
+        let mut logits = [0.0_f32; V as usize];
+        // SAFETY: a state of a stage with the head, and room for a row of logits.
+        let status = unsafe { (table.state_logits)(state, logits.as_mut_ptr(), logits.len()) };
+        assert_eq!(status, abi::OK, "{what}");
+        logits
+    };
+    for write in [abi::WRITE_LOGITS, abi::WRITE_TOKENS] {
+        let (from, used, fresh) = (new_state(), new_state(), new_state());
+        feed(from, 1, write);
+        feed(used, 5, write);
+        let expected = logits_of(from, "of the state that is copied");
+        assert_ne!(logits_of(used, "of another state"), expected);
+        for (what, to) in [
+            ("a copy over a state with logits", used),
+            ("a copy over a new state", fresh),
+        ] {
+            // SAFETY: two states of one stage.
+            let status = unsafe { (table.state_copy)(to, from) };
+            assert_eq!(status, abi::OK, "{what}");
+            assert_eq!(logits_of(to, what), expected, "{what}");
+        }
+        feed(from, 7, write);
+        assert_ne!(logits_of(from, "of the state that was copied"), expected);
+        for copy in [used, fresh] {
+            assert_eq!(
+                logits_of(copy, "of a copy"),
+                expected,
+                "it goes its own way"
+            );
+        }
+        for state in [from, used, fresh] {
+            // SAFETY: a state that is not used any more.
+            unsafe { (table.state_free)(state) };
+        }
+    }
+    // SAFETY: its states are freed.
+    unsafe { (table.stage_free)(stage) };
 }

@@ -7,7 +7,8 @@ use anyhow::Result;
 use rwkv_edge::{Info, Model, Output, Span};
 use serde_json::{json, Value};
 
-use super::{chunk, median, seconds, start, tokens, Args};
+use super::start::start;
+use super::{batch, chunk, median, seconds, tokens, Args};
 use crate::{devices, memory};
 
 /// Sequences at once in `--batch`.
@@ -161,5 +162,5 @@ pub(super) fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Re
         number("private_bytes") / 1e6,
         info.state_bytes
     )?;
-    super::print_batch(report, out)
+    batch::print(report, out)
 }

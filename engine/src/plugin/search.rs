@@ -2,7 +2,8 @@
 //!
 //! In this order: what RWKV_EDGE_PLUGIN_PATH names (files, or folders with them), beside the program,
 //! beside the library (a program that links the C library may lie elsewhere), and where packages install
-//! them. A file that the variable names is a plugin whatever it is called; in folders only names count.
+//! them. In folders only names count, so a file's table must call its devices as the file is called. A file that
+//! the variable names is a plugin whatever it is called, and its table says of which devices.
 
 #![forbid(unsafe_code)]
 
@@ -24,75 +25,92 @@ const FILE_PREFIX: &str = "rwkv_edge_";
 ///
 /// # Errors
 /// [`ErrorKind::Backend`](crate::ErrorKind::Backend) when there is none, with the places; what opening it
-/// says when it is damaged or made for another version.
+/// says when it is damaged or made for another version, and both names when its table has another than its file.
 pub(crate) fn named(name: &str) -> Result<&'static Plugin> {
     let file_name = format!("{DLL_PREFIX}{FILE_PREFIX}{name}{DLL_SUFFIX}");
     let (files, folders) = places();
+    let mut others = Vec::new();
     for file in &files {
+        // The only file that is named, or the one that has the right name, is the one that is meant.
         let is_called_so = file.file_name().is_some_and(|f| f == file_name.as_str());
         match library::open(file) {
             Ok(plugin) if plugin.name() == name => return Ok(plugin),
-            Ok(_) => {}
-            // The only file that is named, or the one that has the right name, is the one that is meant.
+            Ok(plugin) if is_called_so => return Err(misnamed(file, plugin, name)),
+            Ok(plugin) => others.push(format!("{} is one for {}", file.display(), plugin.name())),
             Err(error) if is_called_so || files.len() == 1 => return Err(error),
-            Err(_) => {}
+            Err(error) => others.push(error.to_string()),
         }
     }
     for folder in &folders {
         let path = folder.join(&file_name);
-        if !path.is_file() {
-            continue;
+        if path.is_file() {
+            return open_as(&path, name);
         }
-        let plugin = library::open(&path)?;
-        if plugin.name() != name {
-            let text = format!("calls its devices {}, expected {name}", plugin.name());
-            return Err(Error::backend(text).at(path.display()));
-        }
-        return Ok(plugin);
     }
-    let mut looked: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-    looked.extend(folders.iter().map(|f| f.display().to_string()));
+    let folders: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
+    others.push(format!(
+        "looked for {file_name} in {}; put it there, or name it with {VARIABLE}",
+        folders.join(", ")
+    ));
     Err(Error::backend(format!(
-        "no plugin for the device {name}: looked for {file_name} in {}; put it there, or name it with \
-         {VARIABLE}",
-        looked.join(", ")
+        "no plugin for the device {name}: {}",
+        others.join("; ")
     )))
+}
+
+/// Opens a file that was found by its name, which is that of the devices.
+fn open_as(path: &Path, name: &str) -> Result<&'static Plugin> {
+    let plugin = library::open(path)?;
+    match plugin.name() == name {
+        true => Ok(plugin),
+        false => Err(misnamed(path, plugin, name)),
+    }
+}
+
+fn misnamed(path: &Path, plugin: &Plugin, expected: &str) -> Error {
+    let text = format!(
+        "was loaded, but its table calls its devices {}, expected {expected} as in the file's name",
+        plugin.name()
+    );
+    Error::backend(text).at(format_args!("plugin {}", path.display()))
 }
 
 /// Every plugin there is, or why it cannot be used. One of each name: the first that would be found.
 pub(crate) fn all() -> Vec<(PathBuf, Result<&'static Plugin>)> {
     let (files, folders) = places();
-    let mut paths = files;
+    let mut plugins: Vec<_> = files
+        .iter()
+        .map(|path| (path.clone(), library::open(path)))
+        .collect();
     for folder in folders {
         let Ok(entries) = std::fs::read_dir(&folder) else {
             continue;
         };
         let found: BTreeSet<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| is_plugin_name(path) && path.is_file())
+            .filter(|path| path.is_file() && !files.contains(path))
             .collect();
-        paths.extend(found);
+        plugins.extend(found.into_iter().filter_map(|path| {
+            let plugin = open_as(&path, device_name(&path)?);
+            Some((path, plugin))
+        }));
     }
     let mut names = BTreeSet::new();
-    paths
-        .into_iter()
-        .map(|path| (library::open(&path), path))
-        .filter(|(plugin, path)| {
-            let name = match plugin {
-                Ok(plugin) => plugin.name().to_owned(),
-                Err(_) => path.display().to_string(),
-            };
-            names.insert(name)
+    plugins.retain(|(path, plugin)| {
+        names.insert(match plugin {
+            Ok(plugin) => plugin.name().to_owned(),
+            Err(_) => path.display().to_string(),
         })
-        .map(|(plugin, path)| (path, plugin))
-        .collect()
+    });
+    plugins
 }
 
-fn is_plugin_name(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    name.and_then(|name| name.strip_prefix(DLL_PREFIX)?.strip_prefix(FILE_PREFIX))
-        .and_then(|name| name.strip_suffix(DLL_SUFFIX))
-        .is_some_and(library::is_device_name)
+/// How the devices of a plugin's file are called, by the file's name.
+fn device_name(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_prefix(DLL_PREFIX)?.strip_prefix(FILE_PREFIX)?;
+    let name = name.strip_suffix(DLL_SUFFIX)?;
+    library::is_device_name(name).then_some(name)
 }
 
 /// Files that are plugins, and folders that may hold some.
@@ -143,17 +161,18 @@ mod tests {
 
     #[test]
     fn names_of_files() {
-        for (name, is_plugin) in [
-            ("rwkv_edge_cuda", true),
-            ("rwkv_edge_x9", true),
-            ("rwkv_edge", false),
-            ("rwkv_edge_", false),
-            ("rwkv_edge_Cuda", false),
-            ("other_cuda", false),
+        for (name, device) in [
+            ("rwkv_edge_cuda", Some("cuda")),
+            ("rwkv_edge_x9", Some("x9")),
+            ("rwkv_edge", None),
+            ("rwkv_edge_", None),
+            ("rwkv_edge_Cuda", None),
+            ("rwkv_edge_auto", None),
+            ("other_cuda", None),
         ] {
             let path = PathBuf::from(format!("a/{DLL_PREFIX}{name}{DLL_SUFFIX}"));
-            assert_eq!(is_plugin_name(&path), is_plugin, "{name}");
+            assert_eq!(device_name(&path), device, "{name}");
         }
-        assert!(!is_plugin_name(Path::new("librwkv_edge_cuda.txt")));
+        assert_eq!(device_name(Path::new("librwkv_edge_cuda.txt")), None);
     }
 }

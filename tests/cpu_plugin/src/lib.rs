@@ -244,6 +244,9 @@ unsafe extern "C" fn device_limits(device: u32, limits: *mut abi::Limits) -> abi
     })
 }
 
+/// More than any model has; keeps all sums of bytes inside 64 bits.
+const SIZE_MAX: u32 = 1 << 17;
+
 /// Options that a stage can be made of.
 fn check_options(options: &abi::StageOptions) -> Result {
     check_size::<abi::StageOptions>(options.struct_size, "options")?;
@@ -277,9 +280,13 @@ fn check_options(options: &abi::StageOptions) -> Result {
     if o.layer_count == 0 && o.has_head == 0 {
         return wrong("a stage with neither layers nor the head");
     }
+    // From here on it could be a stage, but not one of ours.
+    let unsupported = |text: String| Err(Failed(abi::ERROR_UNSUPPORTED, text));
+    if sizes.iter().any(|&size| size > SIZE_MAX) {
+        return unsupported(format!("sizes {sizes:?}, expected at most {SIZE_MAX} each"));
+    }
     if o.quant > abi::INT8 || quants() >> o.quant & 1 == 0 {
-        let text = format!("matrices of quant {} are not understood", o.quant);
-        return Err(Failed(abi::ERROR_UNSUPPORTED, text));
+        return unsupported(format!("matrices of quant {} are not understood", o.quant));
     }
     Ok(())
 }

@@ -1,0 +1,155 @@
+//! `bench` of a model on the CPU: speed beside the limits of this machine.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use rwkv_edge::{Info, Model, Output, Sampler, SamplerOptions, Span, Yardstick};
+use serde_json::{json, Value};
+
+use super::start::start;
+use super::{batch, chunk, decode_once, median, seconds, tokens, Args};
+use crate::devices;
+
+fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
+    let tokens = &tokens(model, args.prompt_tokens)?;
+    let mut state = model.new_state();
+    let mut workspace = model.workspace(chunk(args, model));
+    let mut logits = vec![0.0; model.n_vocab()];
+    let time = seconds(|| {
+        let span = Span {
+            state: &mut state,
+            tokens,
+            output: Output::Last,
+        };
+        Ok(model.forward(&mut workspace, &mut [span], &mut logits)?)
+    })?;
+    Ok(tokens.len() as f64 / time)
+}
+
+pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
+    let info = model.info();
+    let yardstick = Yardstick::new(model, args.model.huge_pages)?;
+    let text = tokens(model, args.prompt_tokens.max(args.max_new_tokens))?;
+    let mut session = model.session();
+    let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
+    // Brings the weights into memory.
+    decode_once(
+        &mut session,
+        &mut sampler,
+        &text[..args.max_new_tokens.min(4)],
+    )?;
+    prefill_once(args, model)?;
+
+    let [mut read, mut f32_macs, mut int8_macs, mut decode, mut prefill] =
+        [const { Vec::new() }; 5];
+    for _ in 0..args.rounds {
+        read.push(yardstick.read_bytes_per_s());
+        decode.push(decode_once(
+            &mut session,
+            &mut sampler,
+            &text[..args.max_new_tokens],
+        )?);
+        f32_macs.push(yardstick.f32_macs_per_s());
+        int8_macs.push(yardstick.int8_macs_per_s());
+        prefill.push(prefill_once(args, model)?);
+    }
+    drop(yardstick);
+    let [read, f32_macs, int8_macs] = [read, f32_macs, int8_macs].map(median);
+    let [decode, prefill] = [decode, prefill].map(median);
+    // Prefill computes the logits of its last token only.
+    let n = args.prompt_tokens as f64;
+    let prefill_macs_per_s = prefill * (info.layer_macs as f64 + info.head_macs as f64 / n);
+    let path_peak = match info.quant {
+        rwkv_edge::Quant::Int8 => int8_macs,
+        _ => f32_macs,
+    };
+    let (skipped, seen) = session.sparsity();
+    let start = start(args, model.has_tokenizer())?;
+    Ok(json!({
+        "quant": info.quant.name(),
+        "device": devices::names(&info),
+        "threads": info.threads,
+        "huge_pages": args.model.huge_pages,
+        "kernels": info.kernels,
+        "read_bytes_per_s": read,
+        "f32_macs_per_s": f32_macs,
+        "int8_macs_per_s": int8_macs,
+        "decode_tokens_per_s": decode,
+        "decode_bytes_per_token": info.decode_bytes,
+        "decode_share_of_limit": decode * info.decode_bytes as f64 / read,
+        "ffn_value_rows_skipped": skipped as f64 / seen.max(1) as f64,
+        "prefill_tokens_per_s": prefill,
+        "prefill_tokens": args.prompt_tokens,
+        "prefill_share_of_limit": prefill_macs_per_s / path_peak,
+        "prefill_share_of_f32_peak": prefill_macs_per_s / f32_macs,
+        "first_token_ms": start.first_token_ms,
+        "peak_rss_bytes": start.peak_rss_bytes,
+        "private_bytes": start.private_bytes,
+        "weight_bytes": info.weight_bytes,
+        "state_bytes": info.state_bytes,
+        "decode_workspace_bytes": model.workspace(1).size_bytes(),
+        "prefill_workspace_bytes": model.workspace(chunk(args, model)).size_bytes(),
+        "prefill_chunk": chunk(args, model),
+    }))
+}
+
+pub(super) fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Result<()> {
+    let number = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
+    let percent = |key: &str| 100.0 * number(key);
+    writeln!(
+        out,
+        "{}: {}, {} parameters, {} threads, {} kernels",
+        info.place, info.quant, info.n_params, info.threads, info.kernels
+    )?;
+    writeln!(
+        out,
+        "limits    read {:.1} GB/s; multiply-adds: f32 {:.1} G/s, int8 path {:.1} G/s",
+        number("read_bytes_per_s") / 1e9,
+        number("f32_macs_per_s") / 1e9,
+        number("int8_macs_per_s") / 1e9
+    )?;
+    writeln!(
+        out,
+        "decode    {:.1} tokens/s, {:.1} % of the limit of {:.1} MB a token; {:.0} % of the rows of \
+         ffn.value skipped",
+        number("decode_tokens_per_s"),
+        percent("decode_share_of_limit"),
+        number("decode_bytes_per_token") / 1e6,
+        percent("ffn_value_rows_skipped")
+    )?;
+    writeln!(
+        out,
+        "prefill   {:.1} tokens/s of {}, {:.1} % of the peak of its path, {:.1} % of the f32 peak",
+        number("prefill_tokens_per_s"),
+        number("prefill_tokens"),
+        percent("prefill_share_of_limit"),
+        percent("prefill_share_of_f32_peak")
+    )?;
+    if !report["first_token_ms"].is_null() {
+        writeln!(
+            out,
+            "start     first token after {:.1} ms; {:.1} MB resident at most, {:.1} MB of its own",
+            number("first_token_ms"),
+            number("peak_rss_bytes") / 1e6,
+            number("private_bytes") / 1e6
+        )?;
+    }
+    writeln!(
+        out,
+        "memory    state {} bytes; workspace {:.1} MB for decode, {:.1} MB for prefill in chunks of {}",
+        info.state_bytes,
+        number("decode_workspace_bytes") / 1e6,
+        number("prefill_workspace_bytes") / 1e6,
+        number("prefill_chunk")
+    )?;
+    batch::print(report, out)?;
+    if !report["busy_decode_tokens_per_s"].is_null() {
+        let speed = number("busy_decode_tokens_per_s");
+        writeln!(
+            out,
+            "busy      decode beside a process that keeps one core busy: {speed:.1} tokens/s, {:.0} %",
+            100.0 * speed / number("decode_tokens_per_s")
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! What a new process needs for its first token: `bench` starts this program again.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{bail, Context, Result};
+use clap::ValueEnum;
+use serde_json::Value;
+
+use super::{median, Args};
+use crate::byte_size::ByteSize;
+
+/// What a new process needs for its first token; `None` for made-up weights, which no file holds.
+#[derive(Default)]
+pub(super) struct Start {
+    pub(super) first_token_ms: Option<f64>,
+    pub(super) peak_rss_bytes: Option<u64>,
+    pub(super) private_bytes: Option<u64>,
+}
+
+pub(super) fn start(args: &Args, has_tokenizer: bool) -> Result<Start> {
+    if args.synthetic.is_some() {
+        return Ok(Start::default());
+    }
+    let run = |n: &str| -> Result<(f64, Value)> {
+        let mut command = command()?;
+        command.args(["generate", "--json", "--ignore-eos", "-n", n]);
+        let model = &args.model;
+        let threads = model.threads.to_string();
+        command.args(["--threads", &threads]);
+        let quant = model.quant.and_then(|quant| quant.to_possible_value());
+        if let Some(quant) = &quant {
+            command.args(["--quant", quant.get_name()]);
+        }
+        if let Some(path) = &model.model {
+            command.arg("--model").arg(path);
+        }
+        if let Some(path) = &model.tokenizer {
+            command.arg("--tokenizer").arg(path);
+        }
+        command.args(model.devices.to_options());
+        if model.no_mmap {
+            command.arg("--no-mmap");
+        }
+        if model.huge_pages {
+            command.arg("--huge-pages");
+        }
+        if let Some(ByteSize(bytes)) = model.max_memory {
+            command.args(["--max-memory", &bytes.to_string()]);
+        }
+        // With a tokenizer a prompt of one token makes it be opened too.
+        match has_tokenizer {
+            true => command.arg(" a"),
+            false => command.args(["--tokens", "1"]),
+        };
+        let start = Instant::now();
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot start again")?;
+        let time_ms = start.elapsed().as_secs_f64() * 1e3;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok((time_ms, serde_json::from_slice(&output.stdout)?))
+    };
+    let mut first_token_ms = Vec::new();
+    for _ in 0..args.rounds {
+        first_token_ms.push(run("1")?.0);
+    }
+    let (_, memory) = run("32")?;
+    Ok(Start {
+        first_token_ms: Some(median(first_token_ms)),
+        peak_rss_bytes: memory["peak_rss_bytes"].as_u64(),
+        private_bytes: memory["private_bytes"].as_u64(),
+    })
+}
+
+/// This program.
+pub(super) fn command() -> Result<Command> {
+    Ok(Command::new(
+        std::env::current_exe().context("cannot find this program")?,
+    ))
+}

@@ -1,0 +1,59 @@
+//! Folders of files, on disk or part of the program.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{Access, SourceFile};
+use crate::error::{Error, Result};
+
+/// A folder on disk, or a set of files that are part of the program.
+#[derive(Clone, Debug)]
+pub(crate) enum Folder {
+    Disk(PathBuf),
+    Memory(&'static [(&'static str, &'static [u8])]),
+}
+
+impl Folder {
+    /// The file of that name; `None` if there is none.
+    pub(crate) fn open(&self, name: &str, mapped: bool) -> Result<Option<SourceFile>> {
+        match self {
+            Folder::Disk(folder) => {
+                let path = folder.join(name);
+                match std::fs::metadata(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    _ => SourceFile::open_with(&path, Access::new(mapped)).map(Some),
+                }
+            }
+            Folder::Memory(files) => Ok(files
+                .iter()
+                .find(|(file_name, _)| *file_name == name)
+                .map(|(_, bytes)| SourceFile::from_static(name, bytes))),
+        }
+    }
+
+    /// The names of what is in the folder, sorted. Names that are not UTF-8 are left out: none of
+    /// the files that are looked for has one.
+    pub(crate) fn list(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = match self {
+            Folder::Disk(folder) => std::fs::read_dir(folder)
+                .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
+                .map_err(|e| Error::io("list", folder, e))?
+                .into_iter()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect(),
+            Folder::Memory(files) => files.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        };
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// What to call the folder in texts for people.
+    pub(crate) fn place(&self) -> String {
+        match self {
+            Folder::Disk(folder) => folder.display().to_string(),
+            Folder::Memory(_) => "the built-in model".to_owned(),
+        }
+    }
+}

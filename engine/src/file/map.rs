@@ -1,0 +1,75 @@
+//! Mappings of files, and how their pages go. Nothing else in this crate maps.
+//!
+//! This module holds `unsafe` code: a mapped file could be changed by others, and pages are dropped.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::{Mmap, MmapMut, MmapOptions};
+
+use super::bytes::{FileBytes, Storage};
+use crate::error::{Error, Result};
+
+/// So far around what is released pages go as well. A system maps more than is touched: some 64 KiB
+/// around it, and all of a large page of 2 MiB where it keeps files in those. Of a file read from end
+/// to end the edges of all ranges would stay, which is up to a tenth of it.
+pub(crate) const RELEASE_MARGIN: u64 = 2 << 20;
+/// The largest page of the systems we know, large ones aside.
+const PAGE_MAX: u64 = 64 << 10;
+/// `None` where the whole file does not fit the address space, or the system maps no such file.
+pub(super) fn map_whole(file: &File, len: u64, whole_max: u64) -> Option<Mmap> {
+    let size = usize::try_from(len).ok().filter(|_| len <= whole_max)?;
+    map_range(file, 0, size)
+}
+
+pub(super) fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
+    // SAFETY: the mapping is read-only and within the length the file had when it was opened. Its
+    // bytes stay as they are unless another process rewrites or cuts the file in place; files of
+    // checkpoints are replaced by renaming, which leaves the mapped one untouched, and whoever
+    // cannot promise that opens without mapping (see the documentation of `file.rs`).
+    unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
+}
+
+/// A copy of the file. Not a mapping of it, whose pages may be dropped because the file has them.
+pub(super) fn read_into_huge_pages(mut file: &File, path: &Path, len: u64) -> Result<FileBytes> {
+    let no_memory = || Error::memory(format!("no memory for the {len} bytes of the file"));
+    let size = usize::try_from(len).map_err(|_| no_memory().at(path.display()))?;
+    let mut copy =
+        MmapMut::map_anon(size).map_err(|e| no_memory().with_source(e).at(path.display()))?;
+    #[cfg(target_os = "linux")]
+    {
+        // Where it fails there are none, and the copy is in ordinary pages.
+        let _ = copy.advise(memmap2::Advice::HugePage);
+    }
+    io::Read::read_exact(&mut file, &mut copy).map_err(|e| Error::io("read", path, e))?;
+    let copy = copy
+        .make_read_only()
+        .map_err(|e| Error::io("protect the copy of", path, e))?;
+    Ok(FileBytes::new(Storage::HugePages(Arc::new(copy))))
+}
+
+/// Drops the pages of a range, and those that came with them.
+pub(super) fn drop_pages_around(map: &Mmap, range: Range<usize>) {
+    let (margin, page) = (RELEASE_MARGIN as usize, PAGE_MAX as usize);
+    let start = range.start.saturating_sub(margin) / page * page;
+    let end = range.end.saturating_add(margin).min(map.len());
+    if start < end {
+        drop_pages(map, start..end);
+    }
+}
+
+#[cfg(unix)]
+fn drop_pages(map: &Mmap, range: Range<usize>) {
+    let advice = memmap2::UncheckedAdvice::DontNeed;
+    // SAFETY: the pages are a shared read-only mapping of a file, within the mapping. Dropped pages
+    // are read from the file again when touched, and hold the same bytes: nobody can see a change.
+    let dropped = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+    // Advice: where the system does not take it, the pages just stay.
+    let _ = dropped;
+}
+
+#[cfg(not(unix))]
+fn drop_pages(_map: &Mmap, _range: Range<usize>) {}

@@ -1,0 +1,99 @@
+//! How to open a model.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use crate::device::{Device, DeviceMap};
+use crate::error::{Error, Result};
+use crate::file::Access;
+use crate::matrix::Quant;
+
+/// More threads than any machine this is made for has cores.
+const THREADS_MAX: usize = 1024;
+
+/// How to open a model.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What to turn the matrices into; `None` keeps them as they are stored (bf16 becomes f16, and so do
+    /// all matrices of a quantised file of rwkv.cpp).
+    pub quant: Option<Quant>,
+    /// Threads that work on one forward pass, the caller's own included. 0: one for each physical core
+    /// that this process may use. 1: no thread is ever started.
+    pub threads: usize,
+    /// A tokenizer file to use instead of the one in or beside the model.
+    pub tokenizer: Option<PathBuf>,
+    /// Reads files into memory instead of mapping them.
+    pub no_mmap: bool,
+    /// Reads a model file into memory of this process in huge pages, where the system has them: faster to
+    /// read than the 4 KiB pages of a mapped file, and not shared with other processes.
+    pub huge_pages: bool,
+    /// Reads the weights of hidden units that are 0 too: the same results, slower. For measuring.
+    pub no_sparsity: bool,
+    /// Bytes that the model and its sessions may keep in memory, a mapped file included. 0: no limit.
+    ///
+    /// Weights that are used in place from a mapped file and do not fit are read from it again for every
+    /// batch, with the same results, slower, and by one caller at a time; prompts may go in shorter pieces.
+    /// A model that does not even fit so, together with one session, is refused before its weights are read;
+    /// [`Session::with_all_memory`](crate::Session::with_all_memory), [`Model::tokenizer`](crate::Model::tokenizer) and
+    /// [`Model::reserve_memory`](crate::Model::reserve_memory) refuse what does not
+    /// fit any more. Other sessions, and workspaces, are counted but not refused.
+    ///
+    /// What layers on devices need of the devices' memory is not counted, and is checked by itself.
+    pub memory_max: u64,
+    /// Whether the tokenizer, too, has to fit into `memory_max`; else a model that leaves no room for it is
+    /// opened all the same, and refuses the first text.
+    pub memory_for_text: bool,
+    /// Bytes of `memory_max` that the process has taken otherwise, such as for its program: as if the model
+    /// took them.
+    pub memory_taken: u64,
+    /// Where the layers run. The weights of those on a device are not kept in this machine's memory.
+    pub device_map: DeviceMap,
+    /// Bytes that may be taken of a device; without a limit what is free of it.
+    pub device_memory_max: Vec<(Device, u64)>,
+}
+
+impl Options {
+    /// Whether the options are within their ranges; opening says the same.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for too many threads.
+    pub fn check(&self) -> Result<()> {
+        n_threads(self.threads).map(|_| ())
+    }
+
+    /// How files are opened.
+    pub(crate) fn access(&self) -> Access {
+        match self.huge_pages {
+            true => Access::HugePages,
+            false => Access::new(!self.no_mmap),
+        }
+    }
+}
+
+/// The number of threads that an option means.
+pub(super) fn n_threads(wanted: usize) -> Result<usize> {
+    if wanted > THREADS_MAX {
+        return Err(Error::argument(format!(
+            "{wanted} threads, expected at most {THREADS_MAX}"
+        )));
+    }
+    Ok(match (cfg!(feature = "threads"), wanted) {
+        (false, _) => 1,
+        (true, 0) => cores(),
+        (true, wanted) => wanted,
+    })
+}
+
+#[cfg(feature = "threads")]
+fn cores() -> usize {
+    // A process may be confined to fewer processors than there are cores.
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    num_cpus::get_physical().min(allowed).max(1)
+}
+
+#[cfg(not(feature = "threads"))]
+fn cores() -> usize {
+    1
+}
