@@ -295,9 +295,10 @@ __device__ inline void multiply_blocks(Sum (&sums)[2][4], u32 weights, u32 to_lo
     }
 }
 
+// Of `bytes` bytes of rows, this warp's. The same, on and on.
 template <bool TALL, class Sum>
-__device__ inline void multiply_slot(Sum (&sums)[2][4], u32 weights, u32 to_lower, u32 activations, bool has_column, u32 bytes) {
-    const u32 step = 64 * SLOT_WARPS;
+__device__ inline void multiply_slot(Sum (&sums)[2][4], u32 weights, u32 activations, bool has_column, u32 bytes) {
+    const u32 step = 64 * SLOT_WARPS, to_lower = 8 * SLOT_PITCH;
     u32 at = threadIdx.x / 32 % SLOT_WARPS * 64;
 #pragma unroll 1
     for (; at + 3 * step < bytes; at += 4 * step, weights += 4 * step, activations += 4 * step)
@@ -309,71 +310,91 @@ __device__ inline void multiply_slot(Sum (&sums)[2][4], u32 weights, u32 to_lowe
     if (at < bytes) multiply_blocks<TALL, 1>(sums, weights, to_lower, activations, has_column);
 }
 
-// What comes through the ring, one after the other, all rows equally long: `n_first` rows of one matrix, times the
-// activations at `activations`, and `n_other` of each of the following ones, times those behind it.
-struct Work {
-    u32 row_bytes, n_first, n_other, n_tiles;
-    u32 activations, plane_bytes; // in shared memory: their parts, plane_bytes apart, of one after the other
-    u32 slots_so_far;             // modulo SLOT_GROUPS
-    float *partials;              // (n_tiles, WARPS, 16)
+// What there is to do with a slot of the ring. Which slots come is the same in every layer: all this is written down
+// once, because to work it out takes as long as to multiply.
+struct Piece {
+    u32 activations; // bytes from the first activations
+    u32 bytes;       // of a row; and flags
+    u32 partials;    // bytes from the first, where sums go
+    u32 unused;
 };
+// The slot has more than eight rows. It is the last one of its tile that this group of warps has.
+#define PIECE_TALL (1u << 16)
+#define PIECE_LAST (1u << 17)
 
-// The products, into `partials`: of each tile of 16 outputs what every warp had of it. Groups of warps take one slot of
-// the ring after the other. Gives where the warp is in the ring. A function, not inlined: what a layer
-// does must fit into the multiprocessor's instruction cache.
-template <bool INT8> __device__ __noinline__ RingPlace multiply_rows(RingPlace ring, Work work) {
-    typedef Parts<INT8> P;
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, chunks = n_chunks(work.row_bytes);
-    u32 group = lane >> 2, part = warp % SLOT_WARPS, here = part * 64 + (lane & 3) * 16;
-    bool has_column = group < P::n;
-    u32 chunk = (warp / SLOT_WARPS - work.slots_so_far) % SLOT_GROUPS, tile = 0;
-    u32 tile_of_matrix = 0, n_outputs = work.n_first, n_tiles = (work.n_first + 15) / 16;
-    u32 activations = work.activations + (group & P::n - 1) * work.plane_bytes + here;
+// Sums of a tile of 16 outputs: (16, WARPS), the space behind each row puts outputs into different banks.
+#define PARTIALS_PITCH (WARPS + 4)
+#define TILE_BYTES (16 * PARTIALS_PITCH * 4)
+
+// The pieces of one product, or of several with matrices that have as many inputs: `n_first` rows of one matrix, times
+// the first activations, and `n_other` of each of the following ones, times those behind, `n_tiles` in all. Activations
+// of one product take `product_bytes`. Gives how many there are.
+__device__ inline u32 write_pieces(u32 to, u32 row_bytes, u32 n_first, u32 n_other, u32 n_tiles, u32 product_bytes) {
+    u32 chunks = n_chunks(row_bytes), first_tiles = (n_first + 15) / 16, other_tiles = (n_other + 15) / 16;
+    u32 n = n_tiles * chunks;
 #pragma unroll 1
-    while (true) {
-#pragma unroll 1
-        while (chunk >= chunks) chunk -= chunks, tile++, tile_of_matrix++;
-        if (tile >= work.n_tiles) return ring;
-#pragma unroll 1
-        while (tile_of_matrix >= n_tiles) {
-            tile_of_matrix -= n_tiles;
-            n_outputs = work.n_other, n_tiles = (work.n_other + 15) / 16;
-            activations += P::n * work.plane_bytes;
+    for (u32 i = threadIdx.x; i < n; i += THREADS) {
+        u32 tile = i / chunks, chunk = i % chunks, matrix = 0, tile_of_matrix = tile, n_outputs = n_first;
+        if (tile >= first_tiles) {
+            matrix = 1 + (tile - first_tiles) / other_tiles;
+            tile_of_matrix = (tile - first_tiles) % other_tiles, n_outputs = n_other;
         }
-        u32 n_rows = min(16, n_outputs - 16 * tile_of_matrix), first_chunk = chunk;
-        u32 upper = min(group, n_rows - 1), to_lower = (min(group + 8, n_rows - 1) - upper) * SLOT_PITCH;
-        upper = upper * SLOT_PITCH + here;
-        typename P::Sum sums[2][4] = {};
+        u32 bytes = min(SLOT_ROW_BYTES, row_bytes - chunk * SLOT_ROW_BYTES);
+        if (n_outputs > 16 * tile_of_matrix + 8) bytes |= PIECE_TALL;
+        if (chunk + SLOT_GROUPS >= chunks) bytes |= PIECE_LAST;
+        u32 partials = tile * TILE_BYTES + chunk % SLOT_GROUPS * SLOT_WARPS * 4;
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
+                     ::"r"(to + i * (u32)sizeof(Piece)), "r"(matrix * product_bytes + chunk * SLOT_ROW_BYTES), "r"(bytes), "r"(partials), "r"(0)
+                     : "memory");
+    }
+    return n;
+}
+
+// Pieces from `piece` to `end`, which are addresses; a group of warps takes one of SLOT_GROUPS of them. Leaves of each
+// tile what every warp had of it in `partials`. Gives where the warp is in the ring. A function, not inlined: what a layer
+// does must fit into the multiprocessor's instruction cache.
+template <bool INT8>
+__device__ __noinline__ RingPlace multiply_pieces(RingPlace ring, u32 piece, u32 end, u32 activations, u32 plane_bytes, u32 partials) {
+    typedef Parts<INT8> P;
+    u32 lane = threadIdx.x & 31, part = threadIdx.x / 32 % SLOT_WARPS, row = lane >> 2, here = part * 64 + (lane & 3) * 16;
+    bool has_column = row < P::n;
+    activations += (row & P::n - 1) * plane_bytes + here;
+    partials += (row * PARTIALS_PITCH + part) * 4;
+    here += row * SLOT_PITCH;
+    typename P::Sum sums[2][4] = {};
 #pragma unroll 1
-        do {
-            u32 bytes = min(SLOT_ROW_BYTES, work.row_bytes - chunk * SLOT_ROW_BYTES);
-            u32 weights = ring.slot() + upper, inputs = activations + chunk * SLOT_ROW_BYTES;
-            mbarrier_wait(ring.full(), ring.parity);
-            if (n_rows > 8)
-                multiply_slot<true>(sums, weights, to_lower, inputs, has_column, bytes);
-            else
-                multiply_slot<false>(sums, weights, to_lower, inputs, has_column, bytes);
-            // Every thread for itself: 2 % faster than one a warp behind a barrier, and racecheck understands it.
-            mbarrier_arrive(ring.empty());
-            ring.advance(SLOT_GROUPS);
-            chunk += SLOT_GROUPS;
-        } while (chunk < chunks);
+    for (; piece < end; piece += SLOT_GROUPS * (u32)sizeof(Piece)) {
+        uint4 what = shared_16(piece);
+        u32 bytes = what.y & 0xffffu;
+        mbarrier_wait(ring.full(), ring.parity);
+        if (what.y & PIECE_TALL)
+            multiply_slot<true>(sums, ring.slot() + here, activations + what.x, has_column, bytes);
+        else
+            multiply_slot<false>(sums, ring.slot() + here, activations + what.x, has_column, bytes);
+        // Every thread for itself: 2 % faster than one a warp behind a barrier, and racecheck understands it.
+        mbarrier_arrive(ring.empty());
+        ring.advance(SLOT_GROUPS);
+        if (what.y & PIECE_LAST) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) sums[0][i] += sums[1][i];
-        float upper_sum = P::value(sums[0][0], sums[0][1], lane), lower_sum = P::value(sums[0][2], sums[0][3], lane);
-        if ((lane & 3) == 0) {
-            float *to = work.partials + (tile * WARPS + first_chunk * SLOT_WARPS + part) * 16 + group;
-            to[0] = upper_sum, to[8] = lower_sum;
+            for (int i = 0; i < 4; i++) sums[0][i] += sums[1][i];
+            float upper = P::value(sums[0][0], sums[0][1], lane), lower = P::value(sums[0][2], sums[0][3], lane);
+            if ((lane & 3) == 0) {
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(partials + what.z), "f"(upper) : "memory");
+                asm volatile("st.shared.f32 [%0], %1;" ::"r"(partials + what.z + 8 * PARTIALS_PITCH * 4), "f"(lower) : "memory");
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[0][i] = sums[1][i] = 0;
         }
     }
+    return ring;
 }
 
 // What the computing warps have.
 template <bool INT8> struct Worker {
     const Resident &p;
     RingPlace place;
-    u32 planes;       // address in shared memory
-    float *partials;  // (n_tiles, WARPS, 16): sums of what warps multiplied
+    u32 planes, pieces; // addresses in shared memory
+    float *partials;  // (n_tiles, 16, PARTIALS_PITCH): sums of what warps multiplied
     float *room;      // (8, WARPS)
     float *own_x, *own_gate;
     u32 i, lane, warp; // i: the first of the four channels that this thread prepares
@@ -428,26 +449,25 @@ template <bool INT8> struct Worker {
         asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to + plane_bytes), "r"(low[0] | low[1] << 16), "r"(low[2] | low[3] << 16) : "memory");
     }
 
-    // The products of `n_first` rows of `m` with the first activations, and of `n_other` rows of each of as many
-    // matrices of the same shape as make up `n_tiles` with the following ones.
-    __device__ void multiply(const Matrix &m, u32 n_tiles, u32 n_first, u32 n_other, u32 plane_bytes) {
-        u32 row_bytes = m.stride * Format<INT8>::bytes;
-        Work work = {row_bytes, n_first, n_other, n_tiles, planes, plane_bytes, slots_so_far, partials};
-        place = multiply_rows<INT8>(place, work);
-        slots_so_far += n_tiles * n_chunks(row_bytes);
+    // The products that pieces `first` .. `first + n` are of.
+    __device__ void multiply(u32 first, u32 n, u32 plane_bytes) {
+        u32 mine = (warp / SLOT_WARPS - slots_so_far) % SLOT_GROUPS, at = pieces + first * (u32)sizeof(Piece);
+        place = multiply_pieces<INT8>(place, at + mine * (u32)sizeof(Piece), at + n * (u32)sizeof(Piece), planes, plane_bytes,
+                                      shared_address(partials));
+        slots_so_far += n;
     }
 
     // Output `o` of those of matrix `m` whose tiles start with `tile`; behind a barrier.
     __device__ float product(const Matrix &m, u32 tile, u32 o) const {
-        const float *from = partials + (tile + o / 16) * WARPS * 16 + o % 16;
+        const float *from = partials + (tile * 16 + o) * PARTIALS_PITCH;
         u32 n = min(n_chunks(m.stride * Format<INT8>::bytes), SLOT_GROUPS) * SLOT_WARPS;
-        float sums[SLOT_WARPS] = {};
+        float sum = 0.0f;
 #pragma unroll
-        for (u32 w = 0; w < WARPS; w += SLOT_WARPS)
-            if (w < n)
-#pragma unroll
-                for (int i = 0; i < SLOT_WARPS; i++) sums[i] += from[(w + i) * 16];
-        return sums[0] + sums[1] + (sums[2] + sums[3]);
+        for (u32 w = 0; w < WARPS; w += 4) {
+            float4 v = four(from + w);
+            if (w < n) sum += v.x + v.y + (v.z + v.w);
+        }
+        return sum;
     }
 
     // The normalised row. Sums are of the differences to what the mean was the last time: that it hardly changes
@@ -548,6 +568,17 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
     u32 unit = hidden.first + (has_hidden ? mine : 0);
     bool inside = w.i < p.n_embd;
 
+    u32 in_bytes = p.layer.att_in[0].stride * Format<INT8>::bytes, hidden_bytes = p.layer.ffn_value.stride * Format<INT8>::bytes;
+    u32 output_bytes = p.layer.att_output.stride * Format<INT8>::bytes, product_bytes = Parts<INT8>::n * p.plane_bytes;
+    u32 n_pieces[4], first_piece[4], to = w.pieces;
+    n_pieces[0] = write_pieces(to, in_bytes, attention.n, attention.n, 3 * attention_tiles, product_bytes);
+    n_pieces[1] = write_pieces(to += n_pieces[0] * sizeof(Piece), output_bytes, embd.n, embd.n, embd_tiles, product_bytes);
+    n_pieces[2] = write_pieces(to += n_pieces[1] * sizeof(Piece), in_bytes, hidden.n, embd.n, hidden_tiles + embd_tiles, product_bytes);
+    n_pieces[3] = write_pieces(to += n_pieces[2] * sizeof(Piece), hidden_bytes, embd.n, embd.n, embd_tiles, product_bytes);
+    first_piece[0] = 0;
+#pragma unroll
+    for (int i = 1; i < 4; i++) first_piece[i] = first_piece[i - 1] + n_pieces[i - 1];
+
     wait_for_previous();
     u32 flag = *(volatile u32 *)p.n_launches * 4 * p.n_layers;
     float *state = (float *)p.batch.span_state[0];
@@ -575,7 +606,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         }
         if (layer > 0) wait_for(x, p.x_flagged, w.i, p.n_embd, flag);
         float4 now = time.prepare(w, x[0], l.att_norm.epsilon);
-        w.multiply(l.att_in[0], 3 * attention_tiles, attention.n, attention.n, p.plane_bytes);
+        w.multiply(first_piece[0], n_pieces[0], p.plane_bytes);
         sync_consumers();
         flag++;
         float key = 0.0f, value = 0.0f, mine_gated = 0.0f;
@@ -599,7 +630,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         scale[0] = row_factor(scale[0]);
         if (w.i < l.att_output.stride) w.keep(0, w.i, gated[0], scale[0], p.plane_bytes);
         sync_consumers();
-        w.multiply(l.att_output, embd_tiles, embd.n, 0, p.plane_bytes);
+        w.multiply(first_piece[1], n_pieces[1], p.plane_bytes);
         sync_consumers();
         flag++;
         float own_x = 0.0f;
@@ -618,7 +649,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         Shifting<INT8, 2> shift(w, l.ffn_norm, l.ffn_mix, l.ffn_in, ffn_previous, at);
         wait_for(x, p.x_flagged, w.i, p.n_embd, flag);
         now = shift.prepare(w, x[0], l.ffn_norm.epsilon);
-        w.multiply(l.ffn_in[0], hidden_tiles + embd_tiles, hidden.n, embd.n, p.plane_bytes);
+        w.multiply(first_piece[2], n_pieces[2], p.plane_bytes);
         sync_consumers();
         flag++;
         float mine_hidden = 0.0f;
@@ -641,7 +672,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
             if (k < l.ffn_value.stride) w.keep(0, k, units[j], scale[0], p.hidden_plane_bytes);
         }
         sync_consumers();
-        w.multiply(l.ffn_value, embd_tiles, embd.n, 0, p.hidden_plane_bytes);
+        w.multiply(first_piece[3], n_pieces[3], p.hidden_plane_bytes);
         sync_consumers();
         flag++;
         if (has_output) {
@@ -665,13 +696,16 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
     w.template largest<1>(scale, 2);
     scale[0] = row_factor(scale[0]);
     if (w.i < p.head.stride) w.keep(0, w.i, x[0], scale[0], p.plane_bytes);
-    sync_consumers();
     Own own(p.head.n_outputs, 1);
+    u32 chunks = n_chunks(p.head.stride * Format<INT8>::bytes);
+    // Only as many rows of the last tile count as there are.
+    write_pieces(w.pieces, p.head.stride * Format<INT8>::bytes, 16 * p.n_tiles, 0, p.n_tiles, 0);
+    sync_consumers();
     float *logits = (float *)p.batch.out_logits[0];
     u64 best = 0;
     for (u32 first = 0; first < own.n; first += 16 * p.n_tiles) {
         u32 n = min(16 * p.n_tiles, own.n - first);
-        w.multiply(p.head, (n + 15) / 16, n, 0, p.plane_bytes);
+        w.multiply(0, (n + 15) / 16 * chunks, p.plane_bytes);
         sync_consumers();
 #pragma unroll 1
         for (u32 o = thread; o < n; o += THREADS) {
@@ -698,7 +732,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
     }
 }
 
-// Shared memory: ring, activations, partial sums, and what is declared here.
+// Shared memory: ring, activations, partial sums, pieces, and what is declared here.
 template <bool INT8> __device__ void resident(const Resident &p) {
     __shared__ u64 barriers[2 * 16];
     __shared__ __align__(16) float room[8 * WARPS];
@@ -720,7 +754,8 @@ template <bool INT8> __device__ void resident(const Resident &p) {
         bring_all<INT8>(p, ring);
         return;
     }
-    Worker<INT8> w = {p, ring, base + planes, (float *)((u8 *)shared + planes + p.planes_bytes), room, own_x, own_gate,
+    u32 partials = planes + p.planes_bytes, pieces = partials + p.n_tiles * TILE_BYTES;
+    Worker<INT8> w = {p, ring, base + planes, base + pieces, (float *)((u8 *)shared + partials), room, own_x, own_gate,
                       4 * threadIdx.x, threadIdx.x & 31, threadIdx.x >> 5, 0, 0.0f};
     w.place.index = w.warp / SLOT_WARPS;
     work<INT8>(p, w);

@@ -18,6 +18,10 @@ const IN_FLIGHT_BYTES: u32 = 32 << 10;
 /// Outputs of a block of one matrix at most, and of a tile.
 const OWN_MAX: u32 = 256;
 const TILE: u32 = 16;
+/// Partial sums of a tile; what there is to do with a slot, which has so many bytes of a row.
+const TILE_BYTES: u32 = TILE * (THREADS / 32 + 4) * 4;
+const PIECE_BYTES: u32 = 16;
+const SLOT_ROW_BYTES: u32 = 1024;
 /// Slots of the ring: as many as there is room for, but not so few that weights stop coming, and not more than
 /// the kernel has barriers for.
 const SLOT_BYTES: u32 = 16 * (1024 + 64);
@@ -36,11 +40,15 @@ pub(crate) struct Cut<'a> {
     plane_bytes: u32,
     hidden_plane_bytes: u32,
     planes_bytes: u32,
+    n_pieces: u32,
 }
 
 impl Cut<'_> {
     fn shared(&self) -> u32 {
-        self.n_slots * SLOT_BYTES + self.planes_bytes + self.n_tiles * TILE * THREADS / 32 * 4
+        self.n_slots * SLOT_BYTES
+            + self.planes_bytes
+            + self.n_tiles * TILE_BYTES
+            + self.n_pieces * PIECE_BYTES
     }
 }
 
@@ -106,6 +114,12 @@ impl<'a> Pass<'a> {
         let plane_bytes = plane(o.n_embd.max(o.n_attention));
         let hidden_plane_bytes = plane(o.n_hidden);
         let planes_bytes = parts * (3 * plane_bytes).max(hidden_plane_bytes);
+        // Slots that a layer's weights go through, and what is multiplied at a time of the head's.
+        let chunks = |n_inputs: u32| (bytes * padded(n_inputs)).div_ceil(SLOT_ROW_BYTES);
+        let (attention, embd) = (tiles(o.n_attention), tiles(o.n_embd));
+        let of_layer = chunks(o.n_embd) * (3 * attention + tiles(o.n_hidden) + embd)
+            + embd * (chunks(o.n_attention) + chunks(o.n_hidden));
+        let n_pieces = of_layer.max(chunks(o.n_embd) * n_tiles);
         let mut cut = Cut {
             kernel,
             n_blocks,
@@ -114,6 +128,7 @@ impl<'a> Pass<'a> {
             plane_bytes,
             hidden_plane_bytes,
             planes_bytes,
+            n_pieces,
         };
         let left = self
             .device
