@@ -40,11 +40,9 @@ fn loading_to_a_device_needs_a_few_pieces() {
         (&half, Quant::F16, 1, false),
         (&half, Quant::F32, 2, false),
         (&wide, Quant::F16, 2, false),
-        (&half, Quant::Int8, 2, true),
         (&wide, Quant::F16, 2, true),
         // Nothing to convert, but not mapped either.
         (&f16, Quant::F16, 2, true),
-        (&wide, Quant::F32, 2, true),
     ] {
         let options = Options {
             quant: Some(quant),

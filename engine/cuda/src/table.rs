@@ -456,3 +456,56 @@ unsafe extern "C" fn last_error(out: *mut c_char, capacity: usize) -> usize {
     }
     text.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 4 rows of 3 columns in int8.
+    fn piece(first_row: u64, row_count: u64, values: &[i8; 12], scales: &[u16; 4]) -> abi::Tensor {
+        abi::Tensor {
+            struct_size: size_of::<abi::Tensor>() as u32,
+            tensor: abi::ATT_KEY,
+            layer: 0,
+            dtype: abi::INT8,
+            n_rows: 4,
+            n_cols: 3,
+            first_row,
+            row_count,
+            values: values.as_ptr().cast(),
+            row_scales: scales.as_ptr(),
+            column_exponents: std::ptr::null(),
+        }
+    }
+
+    #[test]
+    fn a_piece_is_as_large_as_its_rows() {
+        let (values, scales) = ([1; 12], [1; 4]);
+        for (first_row, row_count) in [(0, 4), (0, 1), (3, 1), (1, 2)] {
+            let tensor = piece(first_row, row_count, &values, &scales);
+            // SAFETY: no piece has more rows than the arrays.
+            let source = unsafe { source(&tensor, abi::INT8) };
+            let source = source.unwrap_or_else(|e| panic!("{first_row} {row_count}: {}", e.text));
+            let SourceWeights::Int8 {
+                bytes, row_scales, ..
+            } = source.weights
+            else {
+                panic!("int8 weights");
+            };
+            assert_eq!(bytes.len() as u64, 3 * row_count);
+            assert_eq!(row_scales.len() as u64, row_count);
+        }
+    }
+
+    #[test]
+    fn pieces_outside_the_tensor_are_refused() {
+        let (values, scales) = ([1; 12], [1; 4]);
+        let outside = [(0, 0), (0, 5), (4, 1), (3, 2), (u64::MAX, 2), (1, u64::MAX)];
+        for (first_row, row_count) in outside {
+            let tensor = piece(first_row, row_count, &values, &scales);
+            // SAFETY: they are refused before anything is read.
+            let source = unsafe { source(&tensor, abi::INT8) };
+            assert!(source.is_err(), "{first_row} {row_count}");
+        }
+    }
+}

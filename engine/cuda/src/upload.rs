@@ -72,36 +72,37 @@ impl Uploader {
         place: &Place,
         source: &Source<'_>,
     ) -> Result<()> {
-        let (matrix, transpose) = match (place, &source.weights) {
+        let (matrix, transpose, bytes) = match (*place, &source.weights) {
             (Place::Vector { at, .. }, SourceWeights::F32(values)) => {
-                return stream.upload_slice(*at, values);
+                return stream.upload_slice(at, values);
             }
             (
                 Place::Matrix {
                     matrix, transpose, ..
                 },
-                SourceWeights::F16(_) | SourceWeights::Int8 { .. },
-            ) => (matrix, *transpose),
-            _ => return Err(Failure::argument("a vector for a matrix, or the other way")),
-        };
-        let bytes = match source.weights {
-            SourceWeights::F16(bytes) => bytes,
-            SourceWeights::Int8 {
-                bytes,
-                row_scales,
-                column_exponents,
-            } => {
-                put_row_scales(stream, matrix, transpose, source.first_row, row_scales)?;
-                // They come with every piece.
+                SourceWeights::F16(bytes),
+            ) => (matrix, transpose, *bytes),
+            (
+                Place::Matrix {
+                    matrix, transpose, ..
+                },
+                SourceWeights::Int8 {
+                    bytes,
+                    row_scales,
+                    column_exponents,
+                },
+            ) => {
+                put_row_scales(stream, &matrix, transpose, source.first_row, row_scales)?;
+                // They come with every piece, and are the same.
                 if source.first_row == 0 {
                     let n_cols = source.n_cols as usize;
-                    put_column_exponents(stream, matrix, transpose, n_cols, column_exponents)?;
+                    put_column_exponents(stream, &matrix, transpose, n_cols, *column_exponents)?;
                 }
-                bytes
+                (matrix, transpose, *bytes)
             }
-            SourceWeights::F32(_) => &[],
+            _ => return Err(Failure::argument("a vector for a matrix, or the other way")),
         };
-        self.put_rows(stream, repack, matrix, transpose, source, bytes)?;
+        self.put_rows(stream, repack, &matrix, transpose, source, bytes)?;
         stream.wait()
     }
 
