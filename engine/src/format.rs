@@ -16,12 +16,15 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::budget::Budget;
 use crate::checkpoint::safetensors::{SafetensorsFile, TensorEntry};
-use crate::checkpoint::{Config, Dtype, TokenizerFile};
+use crate::checkpoint::{Config, Dtype, RawTensor, TokenizerFile};
 use crate::error::{Error, Result};
 use crate::file::{FileBytes, SourceFile};
 use crate::kernels::KernelSet;
-use crate::load::convert;
-use crate::matrix::{Buffer, Int8, Layout, Matrix, Quant, Vector, WeightSource, Weights};
+use crate::load::{convert, convert_in_pieces, pieces};
+use crate::matrix::{
+    Buffer, Int8, Layout, Matrix, Quant, RowWeights, Rows, RowsSource, Vector, WeightSource,
+    Weights,
+};
 use crate::model::{Inner, TokenizerSlot};
 use crate::output::OutputFile;
 use crate::plan::Plan;
@@ -396,8 +399,8 @@ struct FileWeights<'a> {
 }
 
 impl FileWeights<'_> {
-    /// A tensor's bytes, once its dtype and shape are as expected.
-    fn take(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<FileBytes> {
+    /// A tensor's place, once its dtype and shape are as expected.
+    fn take_entry(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&TensorEntry> {
         let entry = self.entries.remove(name);
         let entry = entry.ok_or_else(|| self.error(name, "missing"))?;
         if entry.dtype != dtype || entry.shape != shape {
@@ -407,7 +410,14 @@ impl FileWeights<'_> {
                 &format!("{found} {found_shape:?}, expected {dtype} {shape:?}"),
             ));
         }
-        self.file.file.bytes(entry.begin..entry.end)
+        Ok(entry)
+    }
+
+    /// A tensor's bytes, once its dtype and shape are as expected.
+    fn take(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<FileBytes> {
+        let file = &self.file.file;
+        let entry = self.take_entry(name, dtype, shape)?;
+        file.bytes(entry.begin..entry.end)
     }
 
     fn was_copied(&self, bytes: &FileBytes) {
@@ -431,8 +441,8 @@ impl FileWeights<'_> {
         }
     }
 
-    fn int8(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Int8> {
-        let values = self.take(name, Dtype::I8, &[n_rows, n_cols])?;
+    /// Scales of rows and exponents of columns.
+    fn scales(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<(Vec<f16>, Vec<i8>)> {
         let rows_name = format!("{name}{ROW_SCALES}");
         let rows = self.take(&rows_name, Dtype::F16, &[n_rows])?;
         let row_scales: Vec<f16> = bytemuck::pod_collect_to_vec(&rows);
@@ -458,9 +468,56 @@ impl FileWeights<'_> {
                 return Err(self.error(&columns_name, &text));
             }
         }
+        Ok((row_scales, exponents))
+    }
+
+    fn int8(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Int8> {
+        let values = self.take(name, Dtype::I8, &[n_rows, n_cols])?;
+        let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
         // Every address is aligned for bytes.
         let values = Buffer::in_file(values).ok_or_else(|| self.error(name, "not readable"))?;
         Ok(Int8::new(values, row_scales, exponents))
+    }
+
+    /// Gives the rows of an int8 matrix to `take`, piece by piece.
+    fn int8_rows(
+        &mut self,
+        name: &str,
+        (n_rows, n_cols): (usize, usize),
+        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let begin = self.take_entry(name, Dtype::I8, &[n_rows, n_cols])?.begin;
+        let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
+        let column_exponents = match exponents.iter().any(|&exponent| exponent != 0) {
+            true => &exponents[..],
+            false => &[],
+        };
+        for rows in pieces(n_rows, n_cols) {
+            let at = |row: usize| begin + row as u64 * n_cols as u64;
+            let values = self.file.file.bytes(at(rows.start)..at(rows.end))?;
+            take(Rows {
+                n_rows,
+                n_cols,
+                first: rows.start,
+                weights: RowWeights::Int8 {
+                    values: bytemuck::cast_slice(&values),
+                    row_scales: &row_scales[rows],
+                    column_exponents,
+                },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A matrix of floats as it is stored.
+    fn raw(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<RawTensor> {
+        let dtype = match self.stored {
+            Quant::F32 => Dtype::F32,
+            _ => Dtype::F16,
+        };
+        self.take_entry(name, dtype, &[n_rows, n_cols])?;
+        let raw = self.file.tensor(name).transpose()?;
+        raw.ok_or_else(|| self.error(name, "missing"))
     }
 }
 
@@ -496,23 +553,35 @@ impl WeightSource for FileWeights<'_> {
         layout: Layout,
     ) -> Result<Matrix> {
         let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
-        let dtype = match self.stored {
-            Quant::F32 => Dtype::F32,
-            Quant::F16 => Dtype::F16,
-            Quant::Int8 => {
-                let weights = Weights::Int8(self.int8(&name, n_rows, n_cols)?);
-                return Ok(Matrix {
-                    name,
-                    n_rows,
-                    n_cols,
-                    layout,
-                    weights,
-                });
-            }
-        };
-        self.take(&name, dtype, &[n_rows, n_cols])?;
-        let raw = self.file.tensor(&name).transpose()?;
-        let raw = raw.ok_or_else(|| self.error(&name, "missing"))?;
+        if self.stored == Quant::Int8 {
+            let weights = Weights::Int8(self.int8(&name, n_rows, n_cols)?);
+            return Ok(Matrix {
+                name,
+                n_rows,
+                n_cols,
+                layout,
+                weights,
+            });
+        }
+        let raw = self.raw(&name, n_rows, n_cols)?;
         convert(&raw, name, layout, self.quant, self.pool)
+    }
+}
+
+impl RowsSource for FileWeights<'_> {
+    fn matrix_rows(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
+        if self.stored == Quant::Int8 {
+            return self.int8_rows(&name, (n_rows, n_cols), take);
+        }
+        let raw = self.raw(&name, n_rows, n_cols)?;
+        convert_in_pieces(&raw, self.quant, self.pool, take)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::matrix::{Matrix, Quant, Vector};
+use crate::matrix::{MatrixSize, Quant, Vector};
 use crate::model::Inner;
 use crate::stage::{StageFacts, Stages};
 use crate::v4::{Tensor, ARCHITECTURE};
@@ -169,22 +169,25 @@ impl TensorInfo {
         }
     }
 
-    pub(crate) fn of_matrix(matrix: &Matrix, device: &str) -> Self {
+    pub(crate) fn of_matrix(name: &str, size: &MatrixSize, device: &str) -> Self {
         TensorInfo {
-            name: matrix.name.clone(),
-            shape: vec![matrix.n_rows, matrix.n_cols],
-            quant: matrix.quant(),
-            size_bytes: matrix.size_bytes(),
+            name: name.to_owned(),
+            shape: vec![size.n_rows, size.n_cols],
+            quant: size.quant,
+            size_bytes: size.size_bytes(),
             device: device.to_owned(),
-            is_in_file: matrix.is_in_file() && device == CPU,
-            row_size_bytes: matrix.row_size_bytes(),
+            is_in_file: false,
+            row_size_bytes: size.row_size_bytes(),
         }
     }
 
     fn of(tensor: &Tensor<'_>) -> Self {
         match tensor {
             Tensor::Vector(vector) => Self::of_vector(vector, CPU),
-            Tensor::Matrix(matrix) => Self::of_matrix(matrix, CPU),
+            Tensor::Matrix(matrix) => TensorInfo {
+                is_in_file: matrix.is_in_file(),
+                ..Self::of_matrix(&matrix.name, &matrix.size(), CPU)
+            },
         }
     }
 }

@@ -16,8 +16,11 @@ use crate::budget::Budget;
 use crate::checkpoint::{Checkpoint, Dtype, RawTensor};
 use crate::decay::Decay;
 use crate::error::{Error, Result};
+use crate::file::FileBytes;
 use crate::kernels::KernelSet;
-use crate::matrix::{Buffer, Layout, Matrix, Quant, Vector, WeightSource, Weights};
+use crate::matrix::{
+    Buffer, Layout, Matrix, Quant, RowWeights, Rows, RowsSource, Vector, WeightSource, Weights,
+};
 use crate::model::{Inner, TokenizerSlot};
 use crate::plan::Plan;
 use crate::quant;
@@ -27,6 +30,9 @@ use crate::v4::{Sizes, ARCHITECTURE, DECAY_LOG};
 
 /// Numbers in f32 that are converted at once: 16 MiB, which holds `ffn.value` of the 169M model whole.
 const BLOCK_NUMBERS: usize = 4 << 20;
+/// Pieces of a matrix on its way to a device are at most this large, rows that are longer aside: one of them,
+/// the block in f32 that it is made of, and what a plugin may pin are together far below 64 MiB.
+pub(crate) const PIECE_BYTES: usize = 4 * BLOCK_NUMBERS;
 /// Rows that one task converts.
 const TASK_ROWS: usize = 16;
 /// The same where rows lie across the file: longer pieces of what does lie side by side.
@@ -166,6 +172,18 @@ impl CheckpointWeights<'_> {
         self.hash.update(bytemuck::cast_slice(values));
     }
 
+    /// A matrix as it is to be stored, after its part in the fingerprint.
+    fn stored(&mut self, name: &str, n_inputs: usize, layout: Layout) -> Result<RawTensor> {
+        let tensor = self.tensor(name)?;
+        let mut first_row = vec![0.0; n_inputs];
+        tensor.read_rows(0..1, &mut first_row)?;
+        self.hash(name, &first_row[..n_inputs.min(FINGERPRINT_NUMBERS)]);
+        Ok(match layout {
+            Layout::RowPerOutput => tensor,
+            Layout::RowPerInput => transposed(tensor),
+        })
+    }
+
     fn was_read(&mut self, tensor: &RawTensor, n: usize) {
         if self.is_short {
             tensor.file.release(tensor.offset..tensor.end());
@@ -208,17 +226,26 @@ impl WeightSource for CheckpointWeights<'_> {
         n_inputs: usize,
         layout: Layout,
     ) -> Result<Matrix> {
-        let tensor = self.tensor(&name)?;
-        let mut first_row = vec![0.0; n_inputs];
-        tensor.read_rows(0..1, &mut first_row)?;
-        self.hash(&name, &first_row[..n_inputs.min(FINGERPRINT_NUMBERS)]);
-        let stored = match layout {
-            Layout::RowPerOutput => tensor,
-            Layout::RowPerInput => transposed(tensor),
-        };
+        let stored = self.stored(&name, n_inputs, layout)?;
         let matrix = convert(&stored, name, layout, self.quant, self.pool)?;
         self.was_read(&stored, n_outputs * n_inputs);
         Ok(matrix)
+    }
+}
+
+impl RowsSource for CheckpointWeights<'_> {
+    fn matrix_rows(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let stored = self.stored(&name, n_inputs, layout)?;
+        convert_in_pieces(&stored, self.quant, self.pool, take)?;
+        self.was_read(&stored, n_outputs * n_inputs);
+        Ok(())
     }
 }
 
@@ -226,6 +253,15 @@ fn transposed(mut tensor: RawTensor) -> RawTensor {
     tensor.shape.reverse();
     tensor.strides.reverse();
     tensor
+}
+
+/// Rows and columns.
+fn matrix_shape(tensor: &RawTensor) -> Result<(usize, usize)> {
+    let &[n_rows, n_cols] = tensor.shape.as_slice() else {
+        let text = format!("shape {:?}, expected a matrix", tensor.shape);
+        return Err(Error::format(text).at(tensor.place()));
+    };
+    Ok((n_rows, n_cols))
 }
 
 /// Makes a matrix of a tensor whose rows are the rows to be stored: in place, if it is stored as wanted.
@@ -236,10 +272,7 @@ pub(crate) fn convert(
     quant: Quant,
     pool: &Pool,
 ) -> Result<Matrix> {
-    let &[n_rows, n_cols] = tensor.shape.as_slice() else {
-        let text = format!("shape {:?}, expected a matrix", tensor.shape);
-        return Err(Error::format(text).at(tensor.place()));
-    };
+    let (n_rows, n_cols) = matrix_shape(tensor)?;
     let in_place = match quant {
         Quant::F32 => in_place(tensor, Dtype::F32)?.map(Weights::F32),
         Quant::F16 => in_place(tensor, Dtype::F16)?.map(Weights::F16),
@@ -258,6 +291,57 @@ pub(crate) fn convert(
     })
 }
 
+/// As [`convert`], but gives the matrix to `take` in pieces, of which one at a time is in memory.
+pub(crate) fn convert_in_pieces(
+    tensor: &RawTensor,
+    quant: Quant,
+    pool: &Pool,
+    take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+) -> Result<()> {
+    let (n_rows, n_cols) = matrix_shape(tensor)?;
+    let is_stored = tensor.is_contiguous()
+        && match quant {
+            Quant::F32 => tensor.dtype == Dtype::F32,
+            Quant::F16 => tensor.dtype == Dtype::F16,
+            Quant::Int8 => false,
+        };
+    if !is_stored {
+        let mut blocks = Blocks::new(tensor, n_rows, n_cols, pool);
+        return convert_rows_in_pieces(&mut blocks, quant, take);
+    }
+    for rows in pieces(n_rows, n_cols * tensor.dtype.size().unwrap_or(1)) {
+        let elements = rows.start * n_cols..rows.end * n_cols;
+        let bytes = tensor.contiguous_elements(elements).transpose()?;
+        let bytes = bytes.ok_or_else(|| Error::format("not contiguous").at(tensor.place()))?;
+        let mut take = |weights: RowWeights<'_>| {
+            take(Rows {
+                n_rows,
+                n_cols,
+                first: rows.start,
+                weights,
+            })
+        };
+        match quant {
+            Quant::F32 => take(RowWeights::F32(aligned(bytes).as_slice()))?,
+            _ => take(RowWeights::F16(aligned(bytes).as_slice()))?,
+        }
+    }
+    Ok(())
+}
+
+/// The bytes as numbers: in place, or a copy where they do not lie as numbers have to.
+fn aligned<T: bytemuck::Pod>(bytes: FileBytes) -> Buffer<T> {
+    Buffer::in_file(bytes.clone())
+        .unwrap_or_else(|| Buffer::owned(bytemuck::pod_collect_to_vec(&bytes)))
+}
+
+/// Cuts `n_rows` rows of that size into pieces of at most [`PIECE_BYTES`], or of one row.
+pub(crate) fn pieces(n_rows: usize, row_size_bytes: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (PIECE_BYTES / row_size_bytes.max(1)).max(1);
+    let starts = (0..n_rows).step_by(step);
+    starts.map(move |start| start..(start + step).min(n_rows))
+}
+
 /// Makes weights of rows, in memory of their own.
 pub(crate) fn convert_rows(blocks: &mut Blocks<'_>, quant: Quant) -> Result<Weights> {
     Ok(match quant {
@@ -265,6 +349,56 @@ pub(crate) fn convert_rows(blocks: &mut Blocks<'_>, quant: Quant) -> Result<Weig
         Quant::F16 => Weights::F16(Buffer::owned(to_f16(blocks)?)),
         Quant::Int8 => Weights::Int8(quant::to_int8(blocks)?),
     })
+}
+
+/// As [`convert_rows`], but gives the rows to `take` block by block.
+pub(crate) fn convert_rows_in_pieces(
+    blocks: &mut Blocks<'_>,
+    quant: Quant,
+    take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+) -> Result<()> {
+    let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
+    let mut take = |first: usize, weights: RowWeights<'_>| {
+        take(Rows {
+            n_rows,
+            n_cols,
+            first,
+            weights,
+        })
+    };
+    match quant {
+        Quant::F32 => {
+            blocks.for_each(|block| take(block.rows.start, RowWeights::F32(block.numbers)))
+        }
+        Quant::F16 => {
+            let mut piece = Vec::new();
+            blocks.for_each(|block| {
+                piece.resize(block.numbers.len(), f16::ZERO);
+                block_to_f16(block, n_cols, &mut piece)?;
+                take(block.rows.start, RowWeights::F16(&piece))
+            })
+        }
+        Quant::Int8 => {
+            let rounding = quant::Rounding::new(blocks)?;
+            let exponents = &rounding.column_exponents[..];
+            let column_exponents = match exponents.iter().any(|&exponent| exponent != 0) {
+                true => exponents,
+                false => &[],
+            };
+            let (mut values, mut row_scales) = (Vec::new(), Vec::new());
+            blocks.for_each(|block| {
+                values.resize(block.numbers.len(), 0);
+                row_scales.resize(block.rows.len(), f16::ZERO);
+                rounding.round(block, &mut values, &mut row_scales)?;
+                let weights = RowWeights::Int8 {
+                    values: &values,
+                    row_scales: &row_scales,
+                    column_exponents,
+                };
+                take(block.rows.start, weights)
+            })
+        }
+    }
 }
 
 /// The tensor's own bytes, if they are what is wanted.
@@ -278,39 +412,44 @@ fn in_place<T: bytemuck::Pod>(tensor: &RawTensor, dtype: Dtype) -> Result<Option
 
 fn to_f32(blocks: &mut Blocks<'_>) -> Result<Vec<f32>> {
     let mut out = reserve(blocks.n_rows * blocks.n_cols)?;
-    blocks.for_each(|_, block| {
-        out.extend_from_slice(block);
+    blocks.for_each(|block| {
+        out.extend_from_slice(block.numbers);
         Ok(())
     })?;
     Ok(out)
 }
 
 fn to_f16(blocks: &mut Blocks<'_>) -> Result<Vec<f16>> {
-    let (n_cols, pool, source) = (blocks.n_cols, blocks.pool, blocks.source);
+    let n_cols = blocks.n_cols;
     let mut out: Vec<f16> = reserve(blocks.n_rows * n_cols)?;
-    blocks.for_each(|rows, block| {
+    blocks.for_each(|block| {
         let start = out.len();
-        out.resize(start + block.len(), f16::ZERO);
-        let new = &mut out[start..];
-        pool.run_chunks(new, TASK_ROWS * n_cols, |task, new| {
-            let block = &block[task * TASK_ROWS * n_cols..][..new.len()];
-            new.iter_mut()
-                .zip(block)
-                .for_each(|(new, &value)| *new = f16::from_f32(value));
-        });
-        match new.iter().position(|value| !value.is_finite()) {
-            None => Ok(()),
-            Some(at) => {
-                let (row, column) = (rows.start + at / n_cols, at % n_cols);
-                let text = format!(
-                    "{} at [{row}, {column}], which is beyond the range of f16: use --quant f32",
-                    block[at]
-                );
-                Err(Error::unsupported(text).at(source.place()))
-            }
-        }
+        out.resize(start + block.numbers.len(), f16::ZERO);
+        block_to_f16(block, n_cols, &mut out[start..])
     })?;
     Ok(out)
+}
+
+/// Rounds a block to `out`, which has its length.
+fn block_to_f16(block: &Block<'_>, n_cols: usize, out: &mut [f16]) -> Result<()> {
+    let numbers = block.numbers;
+    block.pool.run_chunks(out, TASK_ROWS * n_cols, |task, out| {
+        let numbers = &numbers[task * TASK_ROWS * n_cols..][..out.len()];
+        out.iter_mut()
+            .zip(numbers)
+            .for_each(|(out, &number)| *out = f16::from_f32(number));
+    });
+    match out.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let (row, column) = (block.rows.start + at / n_cols, at % n_cols);
+            let text = format!(
+                "{} at [{row}, {column}], which is beyond the range of f16: use --quant f32",
+                numbers[at]
+            );
+            Err(Error::unsupported(text).at(block.source.place()))
+        }
+    }
 }
 
 /// A vector with room for `n` elements, or an error where the allocator refuses.
@@ -362,6 +501,16 @@ impl RowSource for RawTensor {
     }
 }
 
+/// Some rows of a matrix.
+pub(crate) struct Block<'a> {
+    pub(crate) rows: Range<usize>,
+    /// (rows, n_cols)
+    pub(crate) numbers: &'a [f32],
+    /// Where they come from, and who works on them.
+    pub(crate) source: &'a dyn RowSource,
+    pub(crate) pool: &'a Pool,
+}
+
 /// Reads a matrix block of rows by block of rows, as often as needed. What fits into one block is
 /// read once.
 pub(crate) struct Blocks<'a> {
@@ -392,16 +541,21 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// Calls `work(rows, numbers)` for every block in order.
+    /// Calls `work` for every block in order.
     pub(crate) fn for_each(
         &mut self,
-        mut work: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+        mut work: impl FnMut(&Block<'_>) -> Result<()>,
     ) -> Result<()> {
         let step = (BLOCK_NUMBERS / self.n_cols).max(1);
         for start in (0..self.n_rows).step_by(step) {
             let rows = start..(start + step).min(self.n_rows);
             self.read(rows.clone())?;
-            work(rows, &self.buffer)?;
+            work(&Block {
+                rows,
+                numbers: &self.buffer,
+                source: self.source,
+                pool: self.pool,
+            })?;
         }
         Ok(())
     }
@@ -430,5 +584,111 @@ impl<'a> Blocks<'a> {
         }
         self.held = rows;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::SourceFile;
+
+    /// A matrix of more than one block, in a file whose numbers are aligned or not.
+    fn tensor(dtype: Dtype, shape: [usize; 2], shift: usize) -> RawTensor {
+        let mut bytes = vec![0; shift];
+        for i in 0..shape[0] * shape[1] {
+            // Rows and columns of several sizes, so that both have scales.
+            let size = (1 + i / shape[1] % 5 + i % shape[1] % 7) as f32;
+            let x = size * (((i * 7919) % 20_011) as f32 / 3000.0 - 3.0);
+            match dtype {
+                Dtype::F32 => bytes.extend(x.to_le_bytes()),
+                _ => bytes.extend(f16::from_f32(x).to_le_bytes()),
+            }
+        }
+        let range = shift as u64..bytes.len() as u64;
+        let file = SourceFile::from_bytes("file", bytes.into());
+        let strides = vec![shape[1], 1];
+        RawTensor::new("t".into(), file, dtype, (shape.to_vec(), strides), 0, range).expect("valid")
+    }
+
+    /// Pieces put together: bytes of weights, scales of rows, exponents of columns.
+    fn joined(tensor: &RawTensor, quant: Quant, pool: &Pool) -> (Vec<u8>, Vec<f16>, Vec<i8>) {
+        let (mut bytes, mut scales, mut exponents) = (Vec::new(), Vec::new(), Vec::new());
+        let mut n_pieces = 0;
+        convert_in_pieces(tensor, quant, pool, &mut |rows| {
+            let size = rows.size();
+            assert_eq!((size.n_rows, size.n_cols, size.quant), {
+                (tensor.shape[0], tensor.shape[1], quant)
+            });
+            let row_bytes = match quant {
+                Quant::F32 => 4 * rows.n_cols,
+                Quant::F16 => 2 * rows.n_cols,
+                Quant::Int8 => rows.n_cols,
+            };
+            assert_eq!(rows.first * row_bytes, bytes.len());
+            let new: &[u8] = match rows.weights {
+                RowWeights::F32(values) => bytemuck::cast_slice(values),
+                RowWeights::F16(values) => bytemuck::cast_slice(values),
+                RowWeights::Int8 {
+                    values,
+                    row_scales,
+                    column_exponents,
+                } => {
+                    scales.extend_from_slice(row_scales);
+                    exponents = column_exponents.to_vec();
+                    bytemuck::cast_slice(values)
+                }
+            };
+            assert!(new.len() <= PIECE_BYTES && new.len() % row_bytes == 0);
+            bytes.extend_from_slice(new);
+            n_pieces += 1;
+            Ok(())
+        })
+        .expect("finite numbers");
+        assert!(n_pieces > 1, "large enough for several");
+        (bytes, scales, exponents)
+    }
+
+    #[test]
+    fn pieces_are_what_the_whole_is() {
+        // Of 20 MB in f16.
+        let shape = [20_011, 512];
+        for (dtype, shift, transposed) in [
+            (Dtype::F32, 0, false),
+            (Dtype::F32, 1, false),
+            (Dtype::F16, 0, false),
+            (Dtype::F16, 1, false),
+            (Dtype::F16, 0, true),
+        ] {
+            let mut tensor = tensor(dtype, shape, shift);
+            if transposed {
+                tensor = super::transposed(tensor);
+            }
+            for (quant, n_threads) in [
+                (Quant::F32, 1),
+                (Quant::F16, 2),
+                (Quant::Int8, 1),
+                (Quant::Int8, 2),
+            ] {
+                let pool = Pool::new(n_threads);
+                let layout = Layout::RowPerOutput;
+                let whole = convert(&tensor, "t".into(), layout, quant, &pool).expect("finite");
+                let (bytes, scales, exponents) = joined(&tensor, quant, &pool);
+                let what = format!("{dtype} {shift} {transposed} {quant}");
+                assert!(bytes == whole.bytes(), "{what}");
+                if let Weights::Int8(int8) = &whole.weights {
+                    assert!(int8.row_scales == scales, "{what}");
+                    assert!(!exponents.is_empty(), "this matrix has some");
+                    assert!(int8.column_exponents == exponents, "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn long_rows_go_one_by_one() {
+        let all: Vec<_> = pieces(3, PIECE_BYTES + 1).collect();
+        assert_eq!(all, [0..1, 1..2, 2..3]);
+        assert_eq!(pieces(3, PIECE_BYTES / 2).collect::<Vec<_>>(), [0..2, 2..3]);
+        assert_eq!(pieces(0, 1).count(), 0);
     }
 }

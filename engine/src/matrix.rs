@@ -179,6 +179,78 @@ impl Int8 {
     }
 }
 
+/// How large a matrix is as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MatrixSize {
+    pub(crate) n_rows: usize,
+    pub(crate) n_cols: usize,
+    pub(crate) quant: Quant,
+    /// Whether it has column exponents, which only int8 may have.
+    pub(crate) has_exponents: bool,
+}
+
+impl MatrixSize {
+    /// Bytes of one stored row with its scale.
+    pub(crate) fn row_size_bytes(&self) -> u64 {
+        let n = self.n_cols as u64;
+        match self.quant {
+            Quant::F32 => 4 * n,
+            Quant::F16 => 2 * n,
+            Quant::Int8 => n + 2,
+        }
+    }
+
+    /// Bytes of weights and scales as stored.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let exponents = if self.has_exponents { self.n_cols } else { 0 };
+        self.n_rows as u64 * self.row_size_bytes() + exponents as u64
+    }
+}
+
+/// Consecutive rows of a matrix as stored, on their way to a device.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// Of the whole matrix.
+    pub(crate) n_rows: usize,
+    pub(crate) n_cols: usize,
+    /// The first of these rows.
+    pub(crate) first: usize,
+    pub(crate) weights: RowWeights<'a>,
+}
+
+/// Weights of as many rows as there are, with what belongs to them.
+#[derive(Clone, Copy)]
+pub(crate) enum RowWeights<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Int8 {
+        values: &'a [i8],
+        /// One a row of these.
+        row_scales: &'a [f16],
+        /// (n_cols), or none where all are 0; the same for all rows of the matrix
+        column_exponents: &'a [i8],
+    },
+}
+
+impl Rows<'_> {
+    /// Of the whole matrix.
+    pub(crate) fn size(&self) -> MatrixSize {
+        let (quant, has_exponents) = match self.weights {
+            RowWeights::F32(_) => (Quant::F32, false),
+            RowWeights::F16(_) => (Quant::F16, false),
+            RowWeights::Int8 {
+                column_exponents, ..
+            } => (Quant::Int8, !column_exponents.is_empty()),
+        };
+        MatrixSize {
+            n_rows: self.n_rows,
+            n_cols: self.n_cols,
+            quant,
+            has_exponents,
+        }
+    }
+}
+
 impl Matrix {
     pub(crate) fn n_inputs(&self) -> usize {
         match self.layout {
@@ -202,30 +274,15 @@ impl Matrix {
         }
     }
 
-    pub(crate) fn n_weights(&self) -> u64 {
-        (self.n_rows * self.n_cols) as u64
-    }
-
-    /// Bytes of one stored row with its scale.
-    pub(crate) fn row_size_bytes(&self) -> u64 {
-        let n = self.n_cols as u64;
-        match &self.weights {
-            Weights::F32(_) => 4 * n,
-            Weights::F16(_) => 2 * n,
-            Weights::Int8(_) => n + 2,
-        }
-    }
-
-    /// Bytes of weights and scales as stored.
-    pub(crate) fn size_bytes(&self) -> u64 {
-        let n = self.n_weights();
-        match &self.weights {
-            Weights::F32(_) => 4 * n,
-            Weights::F16(_) => 2 * n,
-            Weights::Int8(int8) => {
-                let exponents = if int8.has_exponents() { self.n_cols } else { 0 };
-                n + 2 * self.n_rows as u64 + exponents as u64
-            }
+    pub(crate) fn size(&self) -> MatrixSize {
+        MatrixSize {
+            n_rows: self.n_rows,
+            n_cols: self.n_cols,
+            quant: self.quant(),
+            has_exponents: match &self.weights {
+                Weights::Int8(int8) => int8.has_exponents(),
+                Weights::F32(_) | Weights::F16(_) => false,
+            },
         }
     }
 
@@ -311,6 +368,20 @@ pub(crate) trait WeightSource {
         n_inputs: usize,
         layout: Layout,
     ) -> Result<Matrix>;
+}
+
+/// A source whose matrices need not be held whole.
+pub(crate) trait RowsSource: WeightSource {
+    /// Gives the matrix that [`WeightSource::matrix`] gives to `take`, from its first row to its last, in pieces
+    /// that are small enough to be held beside each other.
+    fn matrix_rows(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<()>;
 }
 
 impl Int8 {

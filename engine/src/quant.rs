@@ -12,7 +12,7 @@
 use half::f16;
 
 use crate::error::{Error, Result};
-use crate::load::{reserve, Blocks};
+use crate::load::{reserve, Block, Blocks};
 use crate::matrix::{Buffer, Int8};
 
 /// Passes that balance rows and columns against each other; more change nothing that can be measured.
@@ -28,17 +28,27 @@ const TASK_COLUMNS: usize = 64;
 ///
 /// # Errors
 ///
-/// Those of reading it; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where a row's scale
-/// leaves the range of f16.
+/// Those of [`Rounding::new`] and [`Rounding::round`].
 pub(crate) fn to_int8(blocks: &mut Blocks<'_>) -> Result<Int8> {
     let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
-    let scale_bits = 16.0 / n_cols as f64 + 8.0 / n_rows as f64;
-    let exponents = if scale_bits <= SCALE_BITS_MAX {
-        column_exponents(blocks)?
-    } else {
-        vec![0; n_cols]
-    };
-    round(blocks, exponents)
+    let rounding = Rounding::new(blocks)?;
+    let mut values: Vec<i8> = reserve(n_rows * n_cols)?;
+    let mut row_scales: Vec<f16> = reserve(n_rows)?;
+    blocks.for_each(|block| {
+        let rows = &block.rows;
+        values.resize(rows.end * n_cols, 0);
+        row_scales.resize(rows.end, f16::ZERO);
+        rounding.round(
+            block,
+            &mut values[rows.start * n_cols..],
+            &mut row_scales[rows.start..],
+        )
+    })?;
+    Ok(Int8::new(
+        Buffer::owned(values),
+        row_scales,
+        rounding.column_exponents,
+    ))
 }
 
 /// Finds the exponents: a column's size is the 4-norm of its weights over its rows' largest ones, and a
@@ -51,7 +61,8 @@ fn column_exponents(blocks: &mut Blocks<'_>) -> Result<Vec<i8>> {
     for _ in 0..ROUNDS {
         let inverses: Vec<f32> = sizes_log.iter().map(|size| (-size).exp2()).collect();
         let mut sums = vec![0.0_f32; n_cols];
-        blocks.for_each(|rows, block| {
+        blocks.for_each(|block| {
+            let (rows, block) = (&block.rows, block.numbers);
             row_inverses.resize(rows.len(), 0.0);
             pool.run_chunks(&mut row_inverses, TASK_ROWS, |task, out| {
                 let rows = block[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
@@ -96,62 +107,82 @@ fn set_sizes(sizes_log: &mut [f32], sums: &[f32], n_rows: usize) {
     }
 }
 
-/// Rounds to integers, with the scale that makes a row's largest one 127.
-fn round(blocks: &mut Blocks<'_>, column_exponents: Vec<i8>) -> Result<Int8> {
-    let (n_rows, n_cols, pool) = (blocks.n_rows, blocks.n_cols, blocks.pool);
-    let source = blocks.source;
-    let inverses: Vec<f32> = column_exponents
-        .iter()
-        .map(|&e| 1.0 / Int8::column_factor(e))
-        .collect();
-    let mut values: Vec<i8> = reserve(n_rows * n_cols)?;
-    let mut row_scales: Vec<f16> = reserve(n_rows)?;
-    blocks.for_each(|rows, block| {
-        row_scales.resize(rows.end, f16::ZERO);
-        pool.run_chunks(&mut row_scales[rows.start..], TASK_ROWS, |task, scales| {
-            let rows = block[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
+/// How the rows of a matrix are rounded to integers.
+pub(crate) struct Rounding {
+    /// (n_cols)
+    pub(crate) column_exponents: Vec<i8>,
+    /// (n_cols) 1 over the columns' factors
+    inverses: Vec<f32>,
+}
+
+impl Rounding {
+    /// Reads the matrix, several times where it is large.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading it.
+    pub(crate) fn new(blocks: &mut Blocks<'_>) -> Result<Self> {
+        let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
+        let scale_bits = 16.0 / n_cols as f64 + 8.0 / n_rows as f64;
+        let column_exponents = if scale_bits <= SCALE_BITS_MAX {
+            column_exponents(blocks)?
+        } else {
+            vec![0; n_cols]
+        };
+        let inverses = column_exponents
+            .iter()
+            .map(|&e| 1.0 / Int8::column_factor(e))
+            .collect();
+        Ok(Rounding {
+            column_exponents,
+            inverses,
+        })
+    }
+
+    /// Rounds rows to `values` (rows, n_cols), with the scales (rows) that make a row's largest one 127.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where a row's scale leaves the range of f16.
+    pub(crate) fn round(
+        &self,
+        block: &Block<'_>,
+        values: &mut [i8],
+        row_scales: &mut [f16],
+    ) -> Result<()> {
+        let (numbers, n_cols, pool) = (block.numbers, self.inverses.len(), block.pool);
+        pool.run_chunks(row_scales, TASK_ROWS, |task, scales| {
+            let rows = numbers[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
             for (scale, row) in scales.iter_mut().zip(rows) {
-                *scale = f16::from_f32(largest_product(row, &inverses) / 127.0);
+                *scale = f16::from_f32(largest_product(row, &self.inverses) / 127.0);
             }
         });
-        let infinite = row_scales[rows.start..]
-            .iter()
-            .position(|scale| !scale.is_finite());
+        let infinite = row_scales.iter().position(|scale| !scale.is_finite());
         if let Some(row) = infinite {
-            let row = rows.start + row;
+            let row = block.rows.start + row;
             let text = format!("row {row}: weights too large for int8, expected less than 8e6");
-            return Err(Error::unsupported(text).at(source.place()));
+            return Err(Error::unsupported(text).at(block.source.place()));
         }
-        values.resize(rows.end * n_cols, 0);
-        let scales = &row_scales[rows.start..];
-        pool.run_chunks(
-            &mut values[rows.start * n_cols..],
-            TASK_ROWS * n_cols,
-            |task, values| {
-                let first = task * TASK_ROWS;
-                let rows = block[first * n_cols..].chunks_exact(n_cols);
-                for ((values, row), scale) in values
-                    .chunks_exact_mut(n_cols)
-                    .zip(rows)
-                    .zip(&scales[first..])
-                {
-                    let scale = scale.to_f32();
-                    round_row(
-                        row,
-                        &inverses,
-                        if scale > 0.0 { 1.0 / scale } else { 0.0 },
-                        values,
-                    );
-                }
-            },
-        );
+        let scales = &*row_scales;
+        pool.run_chunks(values, TASK_ROWS * n_cols, |task, values| {
+            let first = task * TASK_ROWS;
+            let rows = numbers[first * n_cols..].chunks_exact(n_cols);
+            for ((values, row), scale) in values
+                .chunks_exact_mut(n_cols)
+                .zip(rows)
+                .zip(&scales[first..])
+            {
+                let scale = scale.to_f32();
+                round_row(
+                    row,
+                    &self.inverses,
+                    if scale > 0.0 { 1.0 / scale } else { 0.0 },
+                    values,
+                );
+            }
+        });
         Ok(())
-    })?;
-    Ok(Int8::new(
-        Buffer::owned(values),
-        row_scales,
-        column_exponents,
-    ))
+    }
 }
 
 /// The largest `|row[c] * factors[c]|`.

@@ -15,7 +15,9 @@ use crate::batch::{Cutter, Segment, Span};
 use crate::error::{Error, Result};
 use crate::info::TensorInfo;
 use crate::math::argmax;
-use crate::matrix::{Buffer, Layout, Matrix, Quant, Vector, WeightSource, Weights};
+use crate::matrix::{
+    Buffer, Layout, Matrix, Quant, Rows, RowsSource, Vector, WeightSource, Weights,
+};
 use crate::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::plugin::{self, BatchScratch, Input, SpanInput, StageBuilder, StageOptions};
 use crate::v4::{Buffers, Machine, Network, Part, Sizes, DECAY_LOG, NORM_OUT_EPSILON};
@@ -154,9 +156,9 @@ impl StageOptions {
 
 impl Stages {
     /// Takes all weights from `source`, in the order in which a token needs them, and brings them where
-    /// the plan wants them, tensor by tensor.
+    /// the plan wants them: tensor by tensor, and to devices in pieces of tensors.
     pub(crate) fn build(
-        source: &mut dyn WeightSource,
+        source: &mut impl RowsSource,
         sizes: Sizes,
         epsilon: f32,
         plan: &Plan,
@@ -247,7 +249,7 @@ impl Stages {
 
 /// Brings what a network asks for to devices, and gives placeholders.
 struct Upload<'a> {
-    source: &'a mut dyn WeightSource,
+    source: &'a mut dyn RowsSource,
     builders: Vec<StageBuilder>,
     tensors: Vec<TensorInfo>,
     device: String,
@@ -256,7 +258,7 @@ struct Upload<'a> {
 
 impl<'a> Upload<'a> {
     fn new<'t>(
-        source: &'a mut dyn WeightSource,
+        source: &'a mut dyn RowsSource,
         targets: impl Iterator<Item = &'t Target>,
         planned: &PlannedStage,
         (sizes, epsilon, rows_max): (&Sizes, f32, usize),
@@ -319,18 +321,27 @@ impl WeightSource for Upload<'_> {
         n_inputs: usize,
         layout: Layout,
     ) -> Result<Matrix> {
-        let matrix = self.source.matrix(name, n_outputs, n_inputs, layout)?;
-        let (tensor, layer) = tensor_of(&matrix.name)?;
-        for builder in &mut self.builders {
-            builder
-                .matrix(tensor, layer, &matrix)
-                .map_err(|e| e.at(format_args!("tensor {}", matrix.name)))?;
-        }
+        let (tensor, layer) = tensor_of(&name)?;
+        let builders = &mut self.builders;
+        let mut size = None;
+        let mut take = |rows: Rows<'_>| {
+            size = Some(rows.size());
+            builders.iter_mut().try_for_each(|builder| {
+                let taken = builder.rows(tensor, layer, &rows);
+                taken.map_err(|e| e.at(format_args!("tensor {name}")))
+            })
+        };
+        self.source
+            .matrix_rows(name.clone(), n_outputs, n_inputs, layout, &mut take)?;
+        let size = size.ok_or_else(|| Error::format(format!("tensor {name}: no rows")))?;
         self.tensors
-            .push(TensorInfo::of_matrix(&matrix, &self.device));
+            .push(TensorInfo::of_matrix(&name, &size, &self.device));
         Ok(Matrix {
+            name,
+            n_rows: size.n_rows,
+            n_cols: size.n_cols,
+            layout,
             weights: Weights::F32(Buffer::owned(Vec::new())),
-            ..matrix
         })
     }
 }

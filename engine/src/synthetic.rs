@@ -15,8 +15,8 @@ use crate::budget::Budget;
 use crate::checkpoint::Config;
 use crate::error::Result;
 use crate::kernels::KernelSet;
-use crate::load::{convert_rows, Blocks, RowSource};
-use crate::matrix::{Layout, Matrix, Quant, Vector, WeightSource};
+use crate::load::{convert_rows, convert_rows_in_pieces, Blocks, RowSource};
+use crate::matrix::{Layout, Matrix, Quant, Rows, RowsSource, Vector, WeightSource};
 use crate::model::{Inner, TokenizerSlot};
 use crate::plan::Plan;
 use crate::stage::Stages;
@@ -151,19 +151,10 @@ impl WeightSource for SyntheticWeights<'_> {
         n_inputs: usize,
         layout: Layout,
     ) -> Result<Matrix> {
-        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
-        // Uniform numbers up to a have a variance of a^2 / 3; outputs shall have that of the inputs.
-        let rows = SyntheticRows {
-            name: &name,
-            limit: (3.0 / n_inputs as f32).sqrt(),
-            n_cols,
-        };
-        let weights = convert_rows(
-            &mut Blocks::new(&rows, n_rows, n_cols, self.pool),
-            self.quant,
-        )?;
-        self.done += (n_rows * n_cols) as u64;
-        (self.progress)(self.done, self.total);
+        let rows = SyntheticRows::new(&name, n_outputs, n_inputs, layout);
+        let weights = convert_rows(&mut rows.blocks(self.pool), self.quant)?;
+        let (n_rows, n_cols) = (rows.n_rows, rows.n_cols);
+        self.was_made(n_rows * n_cols);
         Ok(Matrix {
             name,
             n_rows,
@@ -174,10 +165,51 @@ impl WeightSource for SyntheticWeights<'_> {
     }
 }
 
+impl RowsSource for SyntheticWeights<'_> {
+    fn matrix_rows(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let rows = SyntheticRows::new(&name, n_outputs, n_inputs, layout);
+        convert_rows_in_pieces(&mut rows.blocks(self.pool), self.quant, take)?;
+        self.was_made(n_outputs * n_inputs);
+        Ok(())
+    }
+}
+
+impl SyntheticWeights<'_> {
+    fn was_made(&mut self, n: usize) {
+        self.done += n as u64;
+        (self.progress)(self.done, self.total);
+    }
+}
+
 struct SyntheticRows<'a> {
     name: &'a str,
     limit: f32,
+    n_rows: usize,
     n_cols: usize,
+}
+
+impl<'a> SyntheticRows<'a> {
+    fn new(name: &'a str, n_outputs: usize, n_inputs: usize, layout: Layout) -> Self {
+        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
+        SyntheticRows {
+            name,
+            // Uniform numbers up to a have a variance of a^2 / 3; outputs shall have that of the inputs.
+            limit: (3.0 / n_inputs as f32).sqrt(),
+            n_rows,
+            n_cols,
+        }
+    }
+
+    fn blocks(&'a self, pool: &'a Pool) -> Blocks<'a> {
+        Blocks::new(self, self.n_rows, self.n_cols, pool)
+    }
 }
 
 impl RowSource for SyntheticRows<'_> {

@@ -45,7 +45,31 @@ pub const SIZES: (usize, usize, usize) = (24_000, 512, 4096);
 
 /// A raw checkpoint in f32 of 1 layer: 2 x 49 MB of embedding and head, and 24 MB of layers.
 pub fn write_checkpoint(path: &Path) -> u64 {
-    let (v, d, h) = SIZES;
+    let (header, size) = header(SIZES, "F32");
+    let mut file = BufWriter::new(File::create(path).expect("can be made"));
+    file.write_all(&header).expect("room on the disk");
+    let mut random = Random(1);
+    for _ in 0..size / 4 {
+        file.write_all(&(random.float() / 16.0).to_le_bytes())
+            .expect("room on the disk");
+    }
+    file.flush().expect("room on the disk");
+    size as u64
+}
+
+/// The same of any sizes and dtype, whose numbers are all 0: a hole in the file, which takes no room on the disk.
+pub fn write_zeros(path: &Path, sizes: (usize, usize, usize), dtype: &str) -> u64 {
+    let (header, size) = header(sizes, dtype);
+    let mut file = File::create(path).expect("can be made");
+    file.write_all(&header).expect("room on the disk");
+    file.set_len((header.len() + size) as u64)
+        .expect("room on the disk");
+    size as u64
+}
+
+/// A file up to its numbers, and the bytes of these.
+fn header((v, d, h): (usize, usize, usize), dtype: &str) -> (Vec<u8>, usize) {
+    let width = if dtype == "F32" { 4 } else { 2 };
     let mut tensors = vec![("emb.weight".to_owned(), vec![v, d])];
     let mut add = |name: &str, shape: Vec<usize>| tensors.push((name.to_owned(), shape));
     for norm in ["blocks.0.ln0", "blocks.0.ln1", "blocks.0.ln2", "ln_out"] {
@@ -72,26 +96,18 @@ pub fn write_checkpoint(path: &Path) -> u64 {
     add("blocks.0.ffn.key.weight", vec![h, d]);
     add("blocks.0.ffn.value.weight", vec![d, h]);
     add("head.weight", vec![v, d]);
-    let mut header = serde_json::Map::new();
+    let mut entries = serde_json::Map::new();
     let mut end = 0;
     for (name, shape) in &tensors {
         let begin = end;
-        end += 4 * shape.iter().product::<usize>();
-        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]});
-        header.insert(name.clone(), entry);
+        end += width * shape.iter().product::<usize>();
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]});
+        entries.insert(name.clone(), entry);
     }
-    let mut header = serde_json::Value::from(header).to_string();
+    let mut json = serde_json::Value::from(entries).to_string();
     // As the format's own writer does, so that numbers are aligned.
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-    let mut file = BufWriter::new(File::create(path).expect("can be made"));
-    file.write_all(&(header.len() as u64).to_le_bytes())
-        .expect("room on the disk");
-    file.write_all(header.as_bytes()).expect("room on the disk");
-    let mut random = Random(1);
-    for _ in 0..end / 4 {
-        file.write_all(&(random.float() / 16.0).to_le_bytes())
-            .expect("room on the disk");
-    }
-    file.flush().expect("room on the disk");
-    end as u64
+    json.push_str(&" ".repeat(json.len().next_multiple_of(8) - json.len()));
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json.into_bytes());
+    (header, end)
 }

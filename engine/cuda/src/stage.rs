@@ -1,6 +1,6 @@
 //! A stage: its weights, the memory of its forward passes, and the states of its sequences.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use crate::driver::{Address, Context, Event, Graph, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
 use crate::kernels::Kernels;
 use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, TensorId, Weights, Workspace};
-use crate::upload::{Source, Uploader};
+use crate::upload::{Source, SourceWeights, Uploader};
 
 /// Passes that may be in flight on a stage at once: as many stages of a pipeline can be busy at once.
 pub(crate) const SLOTS: usize = 4;
@@ -35,7 +35,8 @@ pub(crate) struct Work {
     pub(crate) kernels: Kernels,
     pub(crate) workspace: Workspace,
     pub(crate) graphs: BTreeMap<GraphKey, Graph>,
-    missing: BTreeSet<TensorId>,
+    /// Tensors that are not there, or not whole: rows of each that have come.
+    missing: BTreeMap<TensorId, u64>,
     uploader: Option<Uploader>,
     /// Of vectors and factors, and of weights.
     weights_memory: [Memory; 2],
@@ -132,7 +133,7 @@ impl Stage {
             &mut Pieces::new(large.address()),
         );
         let work = Work {
-            missing: weights.places.keys().copied().collect(),
+            missing: weights.places.keys().map(|&id| (id, 0)).collect(),
             weights,
             kernels: Kernels::new(&device, options.quant == abi::INT8)?,
             workspace: Workspace::default(),
@@ -164,7 +165,7 @@ impl Stage {
         Ok(memory)
     }
 
-    /// Takes one tensor to the device.
+    /// Takes rows of a tensor to the device: of each tensor from the first to the last.
     pub(crate) fn put(&self, id: TensorId, source: &Source<'_>) -> Result<()> {
         let mut work = self.work();
         let Work {
@@ -181,25 +182,35 @@ impl Stage {
                 id.0, id.1
             ))
         })?;
-        let uploader = uploader
-            .as_mut()
-            .filter(|_| missing.contains(&id))
-            .ok_or_else(|| {
-                Failure::argument(format!("tensor {} of layer {}: a second time", id.0, id.1))
-            })?;
+        let (Some(uploader), Some(so_far)) = (uploader.as_mut(), missing.get_mut(&id)) else {
+            return Err(Failure::argument(format!(
+                "tensor {} of layer {}: a second time",
+                id.0, id.1
+            )));
+        };
         check_shape(id, place, source)?;
+        if source.first_row != *so_far {
+            return Err(Failure::argument(format!(
+                "tensor {} of layer {}: rows from {} on, expected those from {so_far} on",
+                id.0, id.1, source.first_row
+            )));
+        }
         uploader.put(stream, &kernels.repack, place, source)?;
-        missing.remove(&id);
+        *so_far += source.row_count;
+        if *so_far == source.n_rows {
+            missing.remove(&id);
+        }
         Ok(())
     }
 
     /// Every tensor is there: makes the memory for forward passes.
     pub(crate) fn finish(&self) -> Result<()> {
         let mut work = self.work();
-        if let Some((tensor, layer)) = work.missing.first() {
+        if let Some(((tensor, layer), so_far)) = work.missing.first_key_value() {
             let n = work.missing.len();
             return Err(Failure::argument(format!(
-                "{n} tensors are missing, the first is tensor {tensor} of layer {layer}"
+                "{n} tensors are missing, the first is tensor {tensor} of layer {layer}, of which {so_far} \
+                 rows have come"
             )));
         }
         if work.uploader.is_none() {
@@ -285,14 +296,10 @@ impl Stage {
 }
 
 fn check_shape(id: TensorId, place: &Place, source: &Source<'_>) -> Result<()> {
-    let (expected, found) = match (place, source) {
-        (Place::Vector { n, .. }, Source::Vector(values)) => {
-            ((1, u64::from(*n)), (1, values.len() as u64))
-        }
-        (Place::Matrix { n_rows, n_cols, .. }, Source::Matrix(matrix)) => (
-            (u64::from(*n_rows), u64::from(*n_cols)),
-            (matrix.n_rows, matrix.n_cols),
-        ),
+    let is_vector = matches!(source.weights, SourceWeights::F32(_));
+    let expected = match (place, is_vector) {
+        (Place::Vector { n, .. }, true) => (1, u64::from(*n)),
+        (Place::Matrix { n_rows, n_cols, .. }, false) => (u64::from(*n_rows), u64::from(*n_cols)),
         _ => {
             return Err(Failure::argument(format!(
                 "tensor {} of layer {}: not of the type that the stage has",
@@ -300,6 +307,7 @@ fn check_shape(id: TensorId, place: &Place, source: &Source<'_>) -> Result<()> {
             )))
         }
     };
+    let found = (source.n_rows, source.n_cols);
     if expected == found {
         return Ok(());
     }

@@ -11,7 +11,7 @@ use crate::error::{answer, last, Failure, Result};
 use crate::forward::{self, Input, Output, Span};
 use crate::limits;
 use crate::stage::{self, Stage, State};
-use crate::upload::{Source, SourceMatrix};
+use crate::upload::{Source, SourceWeights};
 
 /// The static table may be read from any thread: nothing in it changes.
 struct SharedTable(abi::Table);
@@ -231,43 +231,48 @@ unsafe fn source<'a>(tensor: &abi::Tensor, quant: u32) -> Result<Source<'a>> {
     let n = tensor.n_rows.checked_mul(tensor.n_cols);
     // No slice may have more bytes than this.
     let n = n.filter(|&n| n <= isize::MAX as u64 / 4);
-    let n = n.filter(|_| tensor.n_rows <= most && tensor.n_cols <= most);
-    let n = n.ok_or_else(|| Failure::argument("a tensor too large"))? as usize;
-    let values = tensor.values;
-    if tensor.dtype == abi::F32 {
-        // SAFETY: the caller's promise.
-        return Ok(Source::Vector(unsafe {
-            slice("values", values.cast(), n)?
-        }));
-    }
-    if tensor.dtype != quant {
+    n.filter(|_| tensor.n_rows <= most && tensor.n_cols <= most)
+        .ok_or_else(|| Failure::argument("a tensor too large"))?;
+    let rows_left = tensor.n_rows.checked_sub(tensor.first_row);
+    if tensor.row_count == 0 || rows_left.is_none_or(|left| tensor.row_count > left) {
         return Err(Failure::argument(format!(
-            "a matrix of dtype {}, expected the stage's {quant}",
-            tensor.dtype
+            "tensor {}: {} rows from {} on, of {}",
+            tensor.tensor, tensor.row_count, tensor.first_row, tensor.n_rows
         )));
     }
-    let size = if quant == abi::INT8 { n } else { 2 * n };
-    let (n_rows, n_cols) = (tensor.n_rows as usize, tensor.n_cols as usize);
-    // SAFETY: the caller's promise; any bits are bytes, f16 and i8.
-    unsafe {
-        let bytes = slice("values", values.cast(), size)?;
-        let scales = match quant {
-            abi::INT8 => Some((
-                slice("row_scales", tensor.row_scales, n_rows)?,
-                match tensor.column_exponents.is_null() {
+    // Of the piece: within those of the tensor.
+    let (row_count, n_cols) = (tensor.row_count as usize, tensor.n_cols as usize);
+    let n = row_count * n_cols;
+    let values = tensor.values;
+    let weights = match tensor.dtype {
+        // SAFETY: the caller's promise.
+        abi::F32 => SourceWeights::F32(unsafe { slice("values", values.cast(), n)? }),
+        dtype if dtype != quant => {
+            return Err(Failure::argument(format!(
+                "a matrix of dtype {dtype}, expected the stage's {quant}"
+            )))
+        }
+        // SAFETY: the caller's promise; any bits are bytes and f16.
+        abi::INT8 => unsafe {
+            SourceWeights::Int8 {
+                bytes: slice("values", values.cast(), n)?,
+                row_scales: slice("row_scales", tensor.row_scales, row_count)?,
+                column_exponents: match tensor.column_exponents.is_null() {
                     true => None,
                     false => Some(slice("column_exponents", tensor.column_exponents, n_cols)?),
                 },
-            )),
-            _ => None,
-        };
-        Ok(Source::Matrix(SourceMatrix {
-            n_rows: tensor.n_rows,
-            n_cols: tensor.n_cols,
-            bytes,
-            scales,
-        }))
-    }
+            }
+        },
+        // SAFETY: as above.
+        _ => SourceWeights::F16(unsafe { slice("values", values.cast(), 2 * n)? }),
+    };
+    Ok(Source {
+        n_rows: tensor.n_rows,
+        n_cols: tensor.n_cols,
+        first_row: tensor.first_row,
+        row_count: tensor.row_count,
+        weights,
+    })
 }
 
 unsafe extern "C" fn stage_finish(stage: *mut abi::Stage) -> abi::Status {
@@ -450,4 +455,57 @@ unsafe extern "C" fn last_error(out: *mut c_char, capacity: usize) -> usize {
         }
     }
     text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 4 rows of 3 columns in int8.
+    fn piece(first_row: u64, row_count: u64, values: &[i8; 12], scales: &[u16; 4]) -> abi::Tensor {
+        abi::Tensor {
+            struct_size: size_of::<abi::Tensor>() as u32,
+            tensor: abi::ATT_KEY,
+            layer: 0,
+            dtype: abi::INT8,
+            n_rows: 4,
+            n_cols: 3,
+            first_row,
+            row_count,
+            values: values.as_ptr().cast(),
+            row_scales: scales.as_ptr(),
+            column_exponents: std::ptr::null(),
+        }
+    }
+
+    #[test]
+    fn a_piece_is_as_large_as_its_rows() {
+        let (values, scales) = ([1; 12], [1; 4]);
+        for (first_row, row_count) in [(0, 4), (0, 1), (3, 1), (1, 2)] {
+            let tensor = piece(first_row, row_count, &values, &scales);
+            // SAFETY: no piece has more rows than the arrays.
+            let source = unsafe { source(&tensor, abi::INT8) };
+            let source = source.unwrap_or_else(|e| panic!("{first_row} {row_count}: {}", e.text));
+            let SourceWeights::Int8 {
+                bytes, row_scales, ..
+            } = source.weights
+            else {
+                panic!("int8 weights");
+            };
+            assert_eq!(bytes.len() as u64, 3 * row_count);
+            assert_eq!(row_scales.len() as u64, row_count);
+        }
+    }
+
+    #[test]
+    fn pieces_outside_the_tensor_are_refused() {
+        let (values, scales) = ([1; 12], [1; 4]);
+        let outside = [(0, 0), (0, 5), (4, 1), (3, 2), (u64::MAX, 2), (1, u64::MAX)];
+        for (first_row, row_count) in outside {
+            let tensor = piece(first_row, row_count, &values, &scales);
+            // SAFETY: they are refused before anything is read.
+            let source = unsafe { source(&tensor, abi::INT8) };
+            assert!(source.is_err(), "{first_row} {row_count}");
+        }
+    }
 }

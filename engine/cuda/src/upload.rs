@@ -12,19 +12,29 @@ const PIECE_BYTES: usize = 8 << 20;
 /// Threads of a block that rearranges.
 const REPACK_THREADS: u32 = 256;
 
-/// A tensor in the host's memory.
-pub(crate) enum Source<'a> {
-    Vector(&'a [f32]),
-    Matrix(SourceMatrix<'a>),
-}
-
-/// Of f16, or of int8 with its scales.
-pub(crate) struct SourceMatrix<'a> {
+/// Consecutive rows of a tensor in the host's memory.
+pub(crate) struct Source<'a> {
+    /// Of the whole tensor.
     pub(crate) n_rows: u64,
     pub(crate) n_cols: u64,
-    pub(crate) bytes: &'a [u8],
-    /// (n_rows) f16, and (n_cols) where there are some; int8 only
-    pub(crate) scales: Option<(&'a [u16], Option<&'a [i8]>)>,
+    /// Which of its rows these are; within the tensor.
+    pub(crate) first_row: u64,
+    pub(crate) row_count: u64,
+    pub(crate) weights: SourceWeights<'a>,
+}
+
+/// Numbers of these rows.
+pub(crate) enum SourceWeights<'a> {
+    /// Of a vector.
+    F32(&'a [f32]),
+    F16(&'a [u8]),
+    Int8 {
+        bytes: &'a [u8],
+        /// (row_count) f16
+        row_scales: &'a [u16],
+        /// (n_cols), or none where all are 0
+        column_exponents: Option<&'a [i8]>,
+    },
 }
 
 /// One piece on the way.
@@ -54,7 +64,7 @@ impl Uploader {
         })
     }
 
-    /// Copies one tensor to its place, and waits for it.
+    /// Copies rows to their place, and waits for them.
     pub(crate) fn put(
         &mut self,
         stream: &Stream,
@@ -62,22 +72,38 @@ impl Uploader {
         place: &Place,
         source: &Source<'_>,
     ) -> Result<()> {
-        match (place, source) {
-            (Place::Vector { at, .. }, Source::Vector(values)) => stream.upload_slice(*at, values),
+        let (matrix, transpose, bytes) = match (*place, &source.weights) {
+            (Place::Vector { at, .. }, SourceWeights::F32(values)) => {
+                return stream.upload_slice(at, values);
+            }
             (
                 Place::Matrix {
                     matrix, transpose, ..
                 },
-                Source::Matrix(source),
+                SourceWeights::F16(bytes),
+            ) => (matrix, transpose, *bytes),
+            (
+                Place::Matrix {
+                    matrix, transpose, ..
+                },
+                SourceWeights::Int8 {
+                    bytes,
+                    row_scales,
+                    column_exponents,
+                },
             ) => {
-                if let Some(scales) = source.scales {
-                    put_factors(stream, matrix, *transpose, source, scales)?;
+                put_row_scales(stream, &matrix, transpose, source.first_row, row_scales)?;
+                // They come with every piece, and are the same.
+                if source.first_row == 0 {
+                    let n_cols = source.n_cols as usize;
+                    put_column_exponents(stream, &matrix, transpose, n_cols, *column_exponents)?;
                 }
-                self.put_rows(stream, repack, matrix, *transpose, source)?;
-                stream.wait()
+                (matrix, transpose, *bytes)
             }
-            _ => Err(Failure::argument("a vector for a matrix, or the other way")),
-        }
+            _ => return Err(Failure::argument("a vector for a matrix, or the other way")),
+        };
+        self.put_rows(stream, repack, &matrix, transpose, source, bytes)?;
+        stream.wait()
     }
 
     fn put_rows(
@@ -86,14 +112,15 @@ impl Uploader {
         repack: &Kernel,
         matrix: &Matrix,
         transpose: bool,
-        source: &SourceMatrix<'_>,
+        source: &Source<'_>,
+        bytes: &[u8],
     ) -> Result<()> {
-        let row_bytes = source.bytes.len() / source.n_rows.max(1) as usize;
+        let row_bytes = bytes.len() / source.row_count.max(1) as usize;
         let rows_at_once = PIECE_BYTES / row_bytes.max(1);
         if rows_at_once == 0 {
             return Err(Failure::unsupported(format!("rows of {row_bytes} bytes")));
         }
-        for (index, bytes) in source.bytes.chunks(rows_at_once * row_bytes).enumerate() {
+        for (index, bytes) in bytes.chunks(rows_at_once * row_bytes).enumerate() {
             let piece = &mut self.pieces[self.next];
             self.next = 1 - self.next;
             // What was in it two pieces ago is on the device.
@@ -107,13 +134,13 @@ impl Uploader {
                 to: matrix.weights,
                 n_rows,
                 n_cols,
-                first_row: (index * rows_at_once) as u32,
+                first_row: source.first_row as u32 + (index * rows_at_once) as u32,
                 stride: matrix.stride,
                 transpose: u32::from(transpose),
             };
             let n_blocks = (u64::from(n_rows) * u64::from(n_cols)).div_ceil(REPACK_THREADS.into());
-            // SAFETY: the staging piece holds the rows, the matrix's memory has room for all of them, and
-            // both are written by this stream alone.
+            // SAFETY: the staging piece holds the rows, which are within the matrix, whose memory has room for
+            // all of them, and both are written by this stream alone.
             unsafe {
                 stream.launch(
                     repack,
@@ -130,29 +157,44 @@ impl Uploader {
     }
 }
 
-/// Factors of inputs and outputs, from scales of stored rows and columns.
-fn put_factors(
+/// Where the factors of stored rows are, and those of stored columns.
+fn factors_of(matrix: &Matrix, transpose: bool) -> (Address, Address) {
+    match transpose {
+        true => (matrix.input_factors, matrix.output_factors),
+        false => (matrix.output_factors, matrix.input_factors),
+    }
+}
+
+/// Factors of the stored rows from `first_row` on.
+fn put_row_scales(
     stream: &Stream,
     matrix: &Matrix,
     transpose: bool,
-    source: &SourceMatrix<'_>,
-    (rows, columns): (&[u16], Option<&[i8]>),
+    first_row: u64,
+    scales: &[u16],
 ) -> Result<()> {
-    let of_rows: Vec<f32> = rows
+    let factors: Vec<f32> = scales
         .iter()
         .map(|&bits| f16::from_bits(bits).to_f32())
         .collect();
-    let of_columns: Vec<f32> = match columns {
+    let (of_rows, _) = factors_of(matrix, transpose);
+    stream.upload_slice(of_rows + 4 * first_row, &factors)
+}
+
+/// Factors of all stored columns.
+fn put_column_exponents(
+    stream: &Stream,
+    matrix: &Matrix,
+    transpose: bool,
+    n_cols: usize,
+    exponents: Option<&[i8]>,
+) -> Result<()> {
+    let factors: Vec<f32> = match exponents {
         Some(exponents) => exponents.iter().map(|&e| column_factor(e)).collect(),
-        None => vec![1.0; source.n_cols as usize],
+        None => vec![1.0; n_cols],
     };
-    let (inputs, outputs) = match transpose {
-        true => (&of_rows, &of_columns),
-        false => (&of_columns, &of_rows),
-    };
-    let put = |at: Address, factors: &[f32]| stream.upload_slice(at, factors);
-    put(matrix.input_factors, inputs)?;
-    put(matrix.output_factors, outputs)
+    let (_, of_columns) = factors_of(matrix, transpose);
+    stream.upload_slice(of_columns, &factors)
 }
 
 /// 2^(exponent / 4), as the table defines it.

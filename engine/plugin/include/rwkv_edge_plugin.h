@@ -104,11 +104,12 @@ typedef struct {
   uint32_t tensor;     /* one of the above */
   uint32_t layer;      /* of the model, for those that each layer has */
   uint32_t dtype;      /* F32 for vectors, the stage's quant for matrices */
-  uint64_t n_rows, n_cols;
-  const void *values;  /* (n_rows, n_cols), row-major, little-endian; int8 -127 to 127; need not outlive the call */
+  uint64_t n_rows, n_cols;       /* of the whole tensor */
+  uint64_t first_row, row_count; /* which of its rows come with this call: at least 1, from the first that has not come */
+  const void *values;  /* (row_count, n_cols), row-major, little-endian; int8 -127 to 127; need not outlive the call */
   /* INT8 only: weight[r, c] = values[r, c] * row_scales[r] * 2^(column_exponents[c] / 4) */
-  const uint16_t *row_scales;       /* (n_rows) f16 */
-  const int8_t *column_exponents;   /* (n_cols), -96 to 96, or NULL: all 0 */
+  const uint16_t *row_scales;       /* (row_count) f16 */
+  const int8_t *column_exponents;   /* (n_cols), -96 to 96, or NULL: all 0; the same in every call for a tensor */
 } rwkv_edge_plugin_tensor;
 
 /* What a forward pass writes. "Rows asked for" are those that the spans' outputs name. */
@@ -164,7 +165,8 @@ typedef struct {
   /* What a stage would take, before it is made. */
   rwkv_edge_plugin_status (*stage_estimate)(const rwkv_edge_plugin_stage_options *options,
                                             rwkv_edge_plugin_memory *memory);
-  /* Allocates a stage; then comes every tensor once, in any order; then stage_finish, which refuses missing ones. */
+  /* Allocates a stage; then comes every row of every tensor once: tensors in any order, the rows of each from the first
+   * to the last, in as many calls as the host likes; then stage_finish, which refuses missing ones. */
   rwkv_edge_plugin_status (*stage_new)(const rwkv_edge_plugin_stage_options *options, rwkv_edge_plugin_stage **stage);
   rwkv_edge_plugin_status (*stage_tensor)(rwkv_edge_plugin_stage *stage, const rwkv_edge_plugin_tensor *tensor);
   rwkv_edge_plugin_status (*stage_finish)(rwkv_edge_plugin_stage *stage);

@@ -116,6 +116,8 @@ pub struct Tensor {
     pub dtype: u32,
     pub n_rows: u64,
     pub n_cols: u64,
+    pub first_row: u64,
+    pub row_count: u64,
     pub values: *const c_void,
     pub row_scales: *const u16,
     pub column_exponents: *const i8,

@@ -288,15 +288,25 @@ impl RawTensor {
     /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by
     /// side in order. Their values are not looked at.
     pub(crate) fn contiguous_bytes(&self) -> Option<Result<FileBytes>> {
-        let size = self.dtype.size()? as u64;
+        self.contiguous_elements(0..self.len())
+    }
+
+    /// As [`RawTensor::contiguous_bytes`], but of these elements only, counted from the first.
+    ///
+    /// # Panics
+    /// If they are not within the tensor.
+    pub(crate) fn contiguous_elements(&self, elements: Range<usize>) -> Option<Result<FileBytes>> {
+        assert!(
+            elements.start <= elements.end && elements.end <= self.len(),
+            "elements within the tensor"
+        );
+        // Blocks of several numbers have no size of one.
+        self.dtype.size()?;
         if !self.is_contiguous() {
             return None;
         }
-        let end = self.offset + self.len() as u64 * size;
-        Some(
-            self.check()
-                .and_then(|()| self.file.bytes(self.offset..end)),
-        )
+        let range = self.byte_range(elements.start as u64, elements.len() as u64);
+        Some(self.check().and_then(|()| self.file.bytes(range)))
     }
 
     /// Says that these rows are not needed for now; see [`SourceFile::release`]. Rows of a

@@ -16,7 +16,7 @@ use rwkv_edge_plugin as abi;
 use super::library::Plugin;
 use crate::batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::matrix::{Matrix, Quant, Weights};
+use crate::matrix::{Quant, RowWeights, Rows};
 
 /// Longer error texts of plugins are cut.
 const TEXT_BYTES: usize = 1024;
@@ -287,40 +287,52 @@ impl StageBuilder {
             dtype: abi::F32,
             n_rows: 1,
             n_cols: values.len() as u64,
+            first_row: 0,
+            row_count: 1,
             values: values.as_ptr().cast(),
             row_scales: null(),
             column_exponents: null(),
         })
     }
 
-    pub(crate) fn matrix(&mut self, tensor: u32, layer: u32, matrix: &Matrix) -> Result<()> {
-        let n = matrix.n_rows * matrix.n_cols;
-        let (values, length) = match &matrix.weights {
-            Weights::F32(values) => (values.as_slice().as_ptr().cast(), values.as_slice().len()),
-            Weights::F16(values) => (values.as_slice().as_ptr().cast(), values.as_slice().len()),
-            Weights::Int8(int8) => {
-                let values = int8.values.as_slice();
-                assert!(int8.row_scales.len() == matrix.n_rows);
-                assert!(int8.column_exponents.len() == matrix.n_cols);
-                (values.as_ptr().cast(), values.len())
-            }
+    /// Some rows of a matrix; they come from the first to the last.
+    ///
+    /// # Panics
+    /// When there are no whole rows, or more than the matrix has, or scales of others.
+    pub(crate) fn rows(&mut self, tensor: u32, layer: u32, rows: &Rows<'_>) -> Result<()> {
+        let (values, length) = match rows.weights {
+            RowWeights::F32(values) => (values.as_ptr().cast(), values.len()),
+            RowWeights::F16(values) => (values.as_ptr().cast(), values.len()),
+            RowWeights::Int8 { values, .. } => (values.as_ptr().cast(), values.len()),
         };
-        assert!(length == n, "a matrix has the numbers that its shape says");
-        let (row_scales, column_exponents) = match &matrix.weights {
-            Weights::Int8(int8) if int8.has_exponents() => (
-                int8.row_scales.as_ptr().cast(),
-                int8.column_exponents.as_ptr(),
-            ),
-            Weights::Int8(int8) => (int8.row_scales.as_ptr().cast(), null()),
-            _ => (null(), null()),
+        let count = length.checked_div(rows.n_cols).unwrap_or(0);
+        assert!(count > 0 && count * rows.n_cols == length, "whole rows");
+        assert!(rows.n_rows.checked_sub(rows.first) >= Some(count));
+        let (row_scales, column_exponents) = match rows.weights {
+            RowWeights::Int8 {
+                row_scales,
+                column_exponents,
+                ..
+            } => {
+                assert!(row_scales.len() == count);
+                let exponents = match column_exponents.is_empty() {
+                    true => null(),
+                    false => column_exponents.as_ptr(),
+                };
+                assert!(exponents.is_null() || column_exponents.len() == rows.n_cols);
+                (row_scales.as_ptr().cast(), exponents)
+            }
+            RowWeights::F32(_) | RowWeights::F16(_) => (null(), null()),
         };
         self.tensor(abi::Tensor {
             struct_size: struct_size::<abi::Tensor>(),
             tensor,
             layer,
-            dtype: quant_code(matrix.quant()),
-            n_rows: matrix.n_rows as u64,
-            n_cols: matrix.n_cols as u64,
+            dtype: quant_code(rows.size().quant),
+            n_rows: rows.n_rows as u64,
+            n_cols: rows.n_cols as u64,
+            first_row: rows.first as u64,
+            row_count: count as u64,
             values,
             row_scales,
             column_exponents,

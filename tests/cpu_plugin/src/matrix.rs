@@ -4,6 +4,8 @@
 
 use rwkv_edge_plugin as abi;
 
+use crate::{wrong, Result};
+
 /// (n_rows, n_cols) as stored.
 pub(crate) struct Matrix {
     pub(crate) n_rows: usize,
@@ -24,34 +26,69 @@ enum Values {
 }
 
 impl Matrix {
-    /// # Safety
-    /// The tensor's pointers are to as many elements as its sizes and dtype say, which were checked.
-    pub(crate) unsafe fn copy(tensor: &abi::Tensor) -> Self {
+    /// No rows yet, and room for all; its sizes and dtype were checked.
+    pub(crate) fn new(tensor: &abi::Tensor) -> Self {
         let (n_rows, n_cols) = (tensor.n_rows as usize, tensor.n_cols as usize);
         let n = n_rows * n_cols;
-        // SAFETY: the caller's promise is the same.
-        let values = unsafe {
-            match tensor.dtype {
-                abi::F32 => Values::F32(copied(tensor.values.cast(), n)),
-                abi::F16 => Values::F16(copied(tensor.values.cast(), n)),
-                _ => Values::Int8 {
-                    values: copied(tensor.values.cast(), n),
-                    row_scales: copied(tensor.row_scales, n_rows),
-                    column_factors: match tensor.column_exponents.is_null() {
-                        true => vec![1.0; n_cols],
-                        false => copied(tensor.column_exponents, n_cols)
-                            .into_iter()
-                            .map(|exponent| (f32::from(exponent) / 4.0).exp2())
-                            .collect(),
-                    },
-                },
-            }
+        let values = match tensor.dtype {
+            abi::F32 => Values::F32(Vec::with_capacity(n)),
+            abi::F16 => Values::F16(Vec::with_capacity(n)),
+            _ => Values::Int8 {
+                values: Vec::with_capacity(n),
+                row_scales: Vec::with_capacity(n_rows),
+                column_factors: Vec::new(),
+            },
         };
         Matrix {
             n_rows,
             n_cols,
             values,
         }
+    }
+
+    /// How many rows have come.
+    pub(crate) fn rows_so_far(&self) -> usize {
+        let n = match &self.values {
+            Values::F32(values) => values.len(),
+            Values::F16(values) => values.len(),
+            Values::Int8 { values, .. } => values.len(),
+        };
+        n / self.n_cols
+    }
+
+    /// Takes the next rows.
+    ///
+    /// # Safety
+    /// The tensor's pointers are to as many elements as its sizes and dtype say, which were checked.
+    pub(crate) unsafe fn append(&mut self, tensor: &abi::Tensor) -> Result {
+        let n_rows = tensor.row_count as usize;
+        let n = n_rows * self.n_cols;
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match &mut self.values {
+                Values::F32(all) => all.extend(copied::<f32>(tensor.values.cast(), n)),
+                Values::F16(all) => all.extend(copied::<u16>(tensor.values.cast(), n)),
+                Values::Int8 {
+                    values,
+                    row_scales,
+                    column_factors,
+                } => {
+                    let factors: Vec<f32> = match tensor.column_exponents.is_null() {
+                        true => vec![1.0; self.n_cols],
+                        false => copied(tensor.column_exponents, self.n_cols)
+                            .map(|exponent| (f32::from(exponent) / 4.0).exp2())
+                            .collect(),
+                    };
+                    if !column_factors.is_empty() && *column_factors != factors {
+                        return wrong("column_exponents are not those of the first rows");
+                    }
+                    *column_factors = factors;
+                    values.extend(copied::<i8>(tensor.values.cast(), n));
+                    row_scales.extend(copied(tensor.row_scales, n_rows));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Widens one stored row.
@@ -132,12 +169,10 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// # Safety
-/// The pointer is to `n` values.
-pub(crate) unsafe fn copied<T: Copy>(pointer: *const T, n: usize) -> Vec<T> {
+/// The pointer is to `n` values for as long as the iterator is used.
+pub(crate) unsafe fn copied<T: Copy>(pointer: *const T, n: usize) -> impl Iterator<Item = T> {
     // SAFETY: the caller's promise is the same. The values may lie anywhere: no alignment is needed.
-    (0..n)
-        .map(|i| unsafe { pointer.add(i).read_unaligned() })
-        .collect()
+    (0..n).map(move |i| unsafe { pointer.add(i).read_unaligned() })
 }
 
 /// IEEE half precision.

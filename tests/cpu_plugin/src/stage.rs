@@ -30,6 +30,14 @@ pub(crate) struct Tensors {
 }
 
 impl Tensors {
+    /// How many rows of a tensor have come.
+    fn rows_so_far(&self, key: (u32, u32)) -> u64 {
+        match self.matrices.get(&key) {
+            Some(matrix) => matrix.rows_so_far() as u64,
+            None => u64::from(self.vectors.contains_key(&key)),
+        }
+    }
+
     /// Every tensor that a stage must have was there when it was finished.
     pub(crate) fn vector(&self, tensor: u32, layer: u32) -> &[f32] {
         &self.vectors[&(tensor, layer)]
@@ -157,6 +165,13 @@ impl Stage {
                 key.0
             ));
         }
+        let rows_left = tensor.n_rows.checked_sub(tensor.first_row);
+        if tensor.row_count == 0 || rows_left.is_none_or(|left| tensor.row_count > left) {
+            return wrong(format!(
+                "tensor {}: {} rows from {} on, of {}",
+                key.0, tensor.row_count, tensor.first_row, tensor.n_rows
+            ));
+        }
         let is_int8 = shape.is_matrix && dtype == abi::INT8;
         if tensor.values.is_null() || is_int8 && tensor.row_scales.is_null() {
             return wrong(format!("tensor {}: values or row_scales is NULL", key.0));
@@ -169,25 +184,23 @@ impl Stage {
         let Some(tensors) = &mut *loading else {
             return wrong("the stage is finished");
         };
-        let is_new = match shape.is_matrix {
-            // SAFETY: not NULL, and the sizes are those that were expected; the rest is the caller's.
-            true => tensors
-                .matrices
-                .insert(key, unsafe { Matrix::copy(tensor) })
-                .is_none(),
-            false => {
-                // SAFETY: as above.
-                let values = unsafe { copied(tensor.values.cast(), shape.n_cols as usize) };
-                tensors.vectors.insert(key, values).is_none()
-            }
-        };
-        match is_new {
-            true => Ok(()),
-            false => wrong(format!(
-                "tensor {} of layer {} for the second time",
-                key.0, key.1
-            )),
+        let expected = tensors.rows_so_far(key);
+        if tensor.first_row != expected {
+            return wrong(format!(
+                "tensor {} of layer {}: rows from {} on, expected those from {expected} on",
+                key.0, key.1, tensor.first_row
+            ));
         }
+        if !shape.is_matrix {
+            // SAFETY: not NULL, and the sizes are those that were expected; the rest is the caller's.
+            let values = unsafe { copied::<f32>(tensor.values.cast(), shape.n_cols as usize) };
+            tensors.vectors.insert(key, values.collect());
+            return Ok(());
+        }
+        let matrices = tensors.matrices.entry(key);
+        let matrix = matrices.or_insert_with(|| Matrix::new(tensor));
+        // SAFETY: as above.
+        unsafe { matrix.append(tensor) }
     }
 
     pub(crate) fn finish(&self) -> Result {
@@ -199,12 +212,13 @@ impl Stage {
         let Some(tensors) = &*loading else {
             return wrong("the stage is finished already");
         };
-        let is_missing = |(tensor, layer, shape): &(u32, u32, Shape)| match shape.is_matrix {
-            true => !tensors.matrices.contains_key(&(*tensor, *layer)),
-            false => !tensors.vectors.contains_key(&(*tensor, *layer)),
-        };
-        if let Some((tensor, layer, _)) = all(&self.0.options).find(is_missing) {
-            return wrong(format!("tensor {tensor} of layer {layer} is missing"));
+        for (tensor, layer, shape) in all(&self.0.options) {
+            let (found, expected) = (tensors.rows_so_far((tensor, layer)), shape.n_rows);
+            if found != expected {
+                return wrong(format!(
+                    "tensor {tensor} of layer {layer}: {found} rows of {expected} have come"
+                ));
+            }
         }
         if let Some(tensors) = loading.take() {
             let _ = self.0.finished.set(tensors);
