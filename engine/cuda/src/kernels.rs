@@ -112,7 +112,10 @@ impl Shape {
             speed: self.speed,
         };
         tile.kernel.allow_shared(tile.shared)?;
-        tile.at_once = tile.kernel.blocks_at_once(tile.threads, tile.shared)?;
+        tile.at_once = tile
+            .kernel
+            .blocks_at_once(tile.threads, tile.shared)?
+            .max(1);
         Ok(tile)
     }
 }

@@ -44,6 +44,16 @@ pub(crate) struct Cut<'a> {
 }
 
 impl Cut<'_> {
+    /// Whether every multiprocessor takes a block: they wait for each other.
+    fn runs_at_once(&self) -> bool {
+        let shared = self.shared();
+        let at_once = self
+            .kernel
+            .allow_shared(shared)
+            .and_then(|()| self.kernel.blocks_at_once(THREADS + BRINGERS, shared));
+        at_once.is_ok_and(|n| n > 0)
+    }
+
     fn shared(&self) -> u32 {
         self.n_slots * SLOT_BYTES
             + self.planes_bytes
@@ -135,7 +145,7 @@ impl<'a> Pass<'a> {
             .shared_max
             .checked_sub(cut.shared() + SHARED_BESIDE)?;
         cut.n_slots = (left / SLOT_BYTES).min(SLOTS_MAX);
-        (cut.n_slots >= SLOTS_MIN).then_some(cut)
+        (cut.n_slots >= SLOTS_MIN && cut.runs_at_once()).then_some(cut)
     }
 
     /// All layers of one row; `with_head`: and its logits, and the best token.
@@ -176,7 +186,6 @@ impl<'a> Pass<'a> {
             batch: self.slot.batch,
         };
         let shared = cut.shared();
-        cut.kernel.allow_shared(shared)?;
         // SAFETY: every address is of this stage's memory, whose layers lie at equal distances; the stream runs
         // one kernel after the other.
         unsafe {

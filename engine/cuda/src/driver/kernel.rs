@@ -105,7 +105,7 @@ impl Kernel {
                 shared as usize,
             )
         })?;
-        Ok((blocks as u32).max(1))
+        Ok(blocks as u32)
     }
 }
 
