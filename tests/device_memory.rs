@@ -15,8 +15,8 @@ fn loading_to_a_device_needs_a_few_pieces() {
 
     // What the issue allows. A block in f32 is 16 MiB, a piece made of it at most 16 MiB more.
     const HOST_MAX: u64 = 64 * MIB;
-    // In int8 the embedding is 72 MB, in f16 143 MB, in f32 287 MB.
-    const SIZES: (usize, usize, usize) = (140_000, 512, 1024);
+    // In int8 the embedding is 75 MB, in f16 150 MB, in f32 300 MB.
+    const SIZES: (usize, usize, usize) = (130_000, 576, 1152);
 
     if skipped_under_emulation() {
         return;
