@@ -30,6 +30,29 @@ struct Products {
 
 __device__ inline void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
+// All threads of all blocks of a cluster; what they wrote before it, the others see behind it.
+__device__ inline void arrive_in_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ inline void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// A float in the shared memory of another block of the cluster, whose place it is in this block's.
+__device__ inline float load_from_block(u32 address, u32 block) {
+    float x = 0.0f;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}"
+                 : "=f"(x) : "r"(address), "r"(block) : "memory");
+#endif
+    return x;
+}
+
 template <int left> __device__ inline void wait_for_stages() {
     asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
@@ -79,6 +102,12 @@ struct Tile {
     static_assert(weight_copies * threads == TILE_O * weight_chunks && threads / weight_chunks % 8 == 0, "weights");
 
     typedef float Sums[t_tiles][o_tiles][4];
+    // Whether blocks that share a tile's inputs are a cluster; only of the shapes for few rows there are such.
+#if __CUDA_ARCH__ >= 900
+    static const bool CLUSTERS = K_PARTS > 1;
+#else
+    static const bool CLUSTERS = false;
+#endif
 
     // Chunks of a row are shuffled so that eight rows' chunks lie in different banks.
     template <int CHUNKS> __device__ static int place(int row, int chunk) {
@@ -198,8 +227,17 @@ struct Tile {
         }
         wait_for_stages<0>();
         if (K_PARTS > 1) add_parts(sums, part, place_of_warp);
-        if (gridDim.z > 1 && !add_blocks(products, sums, part == 0)) return;
-        if (part == 0) finish(p, products.n_rows, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
+        u32 mine = ~0u;
+        if (gridDim.z > 1) {
+            if (CLUSTERS)
+                mine = add_in_cluster(sums, part == 0);
+            else if (!add_blocks(products, sums, part == 0))
+                return;
+        }
+        if (part == 0)
+            finish(p, products.n_rows, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums, mine);
+        // Others may still be reading what this block has.
+        if (CLUSTERS && gridDim.z > 1) wait_for_cluster();
     }
 
     // What a warp multiplies of 16 inputs.
@@ -302,8 +340,35 @@ struct Tile {
         return true;
     }
 
-    // use(row, column, sums[0], sums[1]) for each pair of outputs side by side.
-    template <class Use> __device__ static void pairs(u32 n_rows, u32 row, u32 output, Sums &sums, Use use) {
+    // The blocks of a cluster have the sums of one tile; each adds up some 16 x 8 tiles of every warp's. Gives which: bits.
+    __device__ static u32 add_in_cluster(Sums &sums, bool has_sums) {
+        static const int holders = warps_t * warps_o * 32, n_tiles = t_tiles * o_tiles;
+        u32 n = gridDim.z, mine = 0;
+#pragma unroll
+        for (u32 tile = 0; tile < n_tiles; tile++)
+            if (tile * n / n_tiles == blockIdx.z) mine |= 1u << tile;
+        __syncthreads();
+        float *here = shared + threadIdx.x;
+        if (has_sums) each(sums, [&](float sum, int i) { here[i * holders] = sum; });
+        arrive_in_cluster();
+        wait_for_cluster();
+        if (has_sums) {
+            u32 at = shared_address(here);
+            each(sums, [&](float &sum, int i) {
+                if (mine >> i / 4 & 1) sum = 0.0f;
+            });
+#pragma unroll 2
+            for (u32 block = 0; block < n; block++)
+                each(sums, [&](float &sum, int i) {
+                    if (mine >> i / 4 & 1) sum += load_from_block(at + i * holders * 4, block);
+                });
+        }
+        arrive_in_cluster();
+        return mine;
+    }
+
+    // use(row, column, sums[0], sums[1]) for each pair of outputs side by side, of the 16 x 8 tiles that are this block's.
+    template <class Use> __device__ static void pairs(u32 n_rows, u32 row, u32 output, Sums &sums, u32 mine, Use use) {
 #pragma unroll
         for (int t = 0; t < t_tiles; t++)
 #pragma unroll
@@ -311,11 +376,12 @@ struct Tile {
                 if (row + t * 16 + half * 8 < n_rows)
 #pragma unroll
                     for (int o = 0; o < o_tiles; o++)
-                        use(row + t * 16 + half * 8, output + o * 8, sums[t][o][half * 2], sums[t][o][half * 2 + 1]);
+                        if (!CLUSTERS || mine >> (t * o_tiles + o) & 1)
+                            use(row + t * 16 + half * 8, output + o * 8, sums[t][o][half * 2], sums[t][o][half * 2 + 1]);
     }
 
-    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, Sums &sums) {
-        pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, Sums &sums, u32 mine) {
+        pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
             float scale = p.inputs.scales[row];
             a *= scale * Format<INT8>::output_factor(p.matrix, o);
             b *= scale * Format<INT8>::output_factor(p.matrix, o + 1);
@@ -326,17 +392,17 @@ struct Tile {
         u32 stride = p.out_stride;
         if (p.finish == ADD_GATED) {
             const float *gate = p.gate;
-            pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+            pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
                 float2 g = *(const float2 *)(gate + (u64)row * stride + o);
                 a *= g.x, b *= g.y;
             });
         }
         if (p.finish >= ADD)
-            pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+            pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
                 float2 before = *(const float2 *)(out + (u64)row * stride + o);
                 a += before.x, b += before.y;
             });
-        pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+        pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
             *(float2 *)(out + (u64)row * stride + o) = make_float2(a, b);
         });
     }
@@ -351,9 +417,10 @@ struct Tile {
 // src/kernels.rs has the same shapes.
 // Blocks: that a multiprocessor shall have room for.
 //       name        blocks split  T    O    K   warp   parts stages
-PRODUCTS(products_16, 2, true, 16, 32, 256, 16, 32, 8, 3)
-PRODUCTS(products_32, 2, true, 32, 32, 128, 32, 32, 8, 4)
-PRODUCTS(products_64, 2, true, 64, 64, 64, 32, 32, 2, 4)
+PRODUCTS(products_few, 2, true, 16, 32, 256, 16, 32, 8, 3)
+PRODUCTS(products_16, 2, false, 16, 32, 256, 16, 32, 8, 3)
+PRODUCTS(products_32, 2, false, 32, 32, 128, 32, 32, 8, 4)
+PRODUCTS(products_64, 2, false, 64, 64, 64, 32, 32, 2, 4)
 PRODUCTS(products_head, 2, false, 64, 128, 64, 32, 32, 1, 4)
 PRODUCTS(products_middle, 2, false, 64, 64, 64, 32, 32, 1, 4)
 PRODUCTS(products_square, 2, false, 128, 128, 32, 64, 32, 1, 4)

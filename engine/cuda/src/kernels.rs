@@ -38,12 +38,16 @@ pub(crate) enum Tiles {
 }
 
 pub(crate) struct TensorTiles {
-    /// Few rows, in the order of how many; activations are of two halves.
-    pub(crate) split: [Tile; 3],
-    /// For the head of up to 64 rows: one half of each activation is exact enough behind the last norm.
+    /// Up to 16 rows; activations are of two halves.
+    pub(crate) few: Tile,
+    /// Up to 64, in the order of how many; activations are one half, as for more rows.
+    pub(crate) some: [Tile; 3],
+    /// For the head of up to 64 rows.
     pub(crate) head: Tile,
     /// More rows; the larger tiles do more with what they read, where there are enough of them.
     pub(crate) many: [Tile; 3],
+    /// Blocks that share a tile's inputs read each other's shared memory.
+    pub(crate) clusters: bool,
 }
 
 pub(crate) struct Kernels {
@@ -79,10 +83,11 @@ struct Shape {
 }
 
 #[rustfmt::skip]
-const SHAPES: [Shape; 7] = [
-    Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, speed: 1500 },
-    Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: true, speed: 800 },
-    Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: true, speed: 750 },
+const SHAPES: [Shape; 8] = [
+    Shape { name: "products_few", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, speed: 1500 },
+    Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: false, speed: 1100 },
+    Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: false, speed: 600 },
+    Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: false, speed: 500 },
     Shape { name: "products_head", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, speed: 10 },
     Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, speed: 10 },
     Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false, speed: 14 },
@@ -135,12 +140,14 @@ impl Kernels {
             })
         };
         let tiles = if device.tensor_cores {
-            let [a, b, c, head, middle, square, wide] =
+            let [few, a, b, c, head, middle, square, wide] =
                 SHAPES.map(|shape| shape.tile(device, int8));
             Tiles::Tensor(Box::new(TensorTiles {
-                split: [a?, b?, c?],
+                few: few?,
+                some: [a?, b?, c?],
                 head: head?,
                 many: [middle?, square?, wide?],
+                clusters: device.overlaps,
             }))
         } else {
             Tiles::Plain(Tile {
@@ -174,7 +181,9 @@ impl Kernels {
 }
 
 /// Rows up to which activations are of two halves: few enough that the second one costs little.
-pub(crate) const SPLIT_ROWS_MAX: u32 = 64;
+pub(crate) const SPLIT_ROWS_MAX: u32 = 16;
+/// Rows up to which products are cut by what they read, and not by what they compute.
+pub(crate) const SOME_ROWS_MAX: u32 = 64;
 
 /// How one launch of products is cut.
 pub(crate) struct Cut<'a> {
@@ -187,9 +196,10 @@ pub(crate) struct Cut<'a> {
 /// H100; only their ratio to what a stage takes matters.
 const BYTES_A_NANOSECOND: u64 = 60;
 const BYTES_A_NANOSECOND_ALL: u64 = 3300;
-/// Nanoseconds that the parts of one tile take to be added up, for the first and for each.
-const PARTS_NANOSECONDS: u64 = 1500;
-const PART_NANOSECONDS: u64 = 300;
+/// Nanoseconds that the parts of one tile take to be added up, for the first and for each; through the second cache, and
+/// in a cluster.
+const PARTS_NANOSECONDS: (u64, u64) = (1500, 300);
+const CLUSTER_NANOSECONDS: (u64, u64) = (700, 60);
 
 impl Tiles {
     /// The cut that takes least, for products of `n_rows` rows with matrices of so many outputs and `stride`
@@ -210,7 +220,7 @@ impl Tiles {
             let down: u32 = outputs.iter().map(|n| n.div_ceil(tile.outputs)).sum();
             n_rows.div_ceil(tile.rows) * down
         };
-        if n_rows > SPLIT_ROWS_MAX {
+        if n_rows > SOME_ROWS_MAX {
             // Arithmetic: what whole waves of tiles on all multiprocessors take.
             let cost = |tile: &&Tile| {
                 let n_waves = n_tiles(tile).div_ceil(tile.at_once * multiprocessors);
@@ -221,8 +231,12 @@ impl Tiles {
             return Cut { tile, parts: 1 };
         }
         // Bytes: what every multiprocessor, and all together, read from the second cache.
-        let candidates = tiles
-            .split
+        let of_rows = match n_rows {
+            ..=SPLIT_ROWS_MAX => std::slice::from_ref(&tiles.few),
+            _ => &tiles.some,
+        };
+        let halves = if n_rows <= SPLIT_ROWS_MAX { 2 } else { 1 };
+        let candidates = of_rows
             .iter()
             .flat_map(|tile| [1, 2, 4, 8].map(|parts| Cut { tile, parts }));
         let fits = |cut: &Cut<'_>| {
@@ -233,11 +247,15 @@ impl Tiles {
                     && n <= u64::from(PARTIAL_TILES)
                     && n * u64::from(cut.parts) * tile_bytes <= PARTIALS_BYTES)
         };
+        let (first, each) = match tiles.clusters {
+            true => CLUSTER_NANOSECONDS,
+            false => PARTS_NANOSECONDS,
+        };
         let cost = |cut: &Cut<'_>| {
             let (tile, parts) = (cut.tile, u64::from(cut.parts));
             let n_blocks = u64::from(n_tiles(tile)) * parts;
             let stage_bytes =
-                u64::from((tile.rows * 4 + tile.outputs * weight_bytes) * tile.inputs);
+                u64::from((tile.rows * 2 * halves + tile.outputs * weight_bytes) * tile.inputs);
             let n_stages = u64::from((stride / tile.inputs).div_ceil(cut.parts));
             let (of_one, at_once) = (u64::from(multiprocessors), u64::from(tile.at_once));
             let beside = n_blocks.div_ceil(of_one).min(at_once);
@@ -246,13 +264,13 @@ impl Tiles {
             let all = n_blocks * n_stages * stage_bytes / BYTES_A_NANOSECOND_ALL;
             let adding = match parts {
                 1 => 0,
-                _ => PARTS_NANOSECONDS + parts * PART_NANOSECONDS,
+                _ => first + parts * each,
             };
             one.max(all) + adding
         };
         let cut = candidates.filter(fits).min_by_key(cost);
         cut.unwrap_or(Cut {
-            tile: &tiles.split[2],
+            tile: &of_rows[of_rows.len() - 1],
             parts: 1,
         })
     }

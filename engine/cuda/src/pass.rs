@@ -7,7 +7,7 @@
 use crate::device::Device;
 use crate::driver::{Address, Kernel, Launch};
 use crate::error::Result;
-use crate::kernels::{Cut, Few, Tiles, SPLIT_ROWS_MAX};
+use crate::kernels::{Cut, Few, Tiles, SOME_ROWS_MAX, SPLIT_ROWS_MAX};
 use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS};
 use crate::params::{
     Ahead, Batch, Begin, ChannelIn, ChannelOut, Finish, Head, Inputs, LogitsOut, Matrix, NormOut,
@@ -135,9 +135,11 @@ impl<'a> Pass<'a> {
         if shared > SHARED_ALWAYS {
             kernel.allow_shared(shared)?;
         }
-        let mode = match self.device.overlaps {
-            true => Launch::Overlapping,
-            false => Launch::Alone,
+        // Only products have parts, and their parts are a cluster.
+        let mode = match (self.device.overlaps, grid[2]) {
+            (true, 1) => Launch::Overlapping,
+            (true, parts) => Launch::OverlappingClusters(parts),
+            (false, _) => Launch::Alone,
         };
         // SAFETY: the caller's promise.
         unsafe {
@@ -551,9 +553,8 @@ impl<'a> Pass<'a> {
         let head = &self.work.weights.head;
         let tile = match &self.work.kernels.tiles {
             Tiles::Plain(tile) => tile,
-            // Of the few rows of decode the smallest tile, which has both halves.
-            Tiles::Tensor(tiles) if n_rows <= tiles.split[0].rows => &tiles.split[0],
-            Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => &tiles.head,
+            Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => &tiles.few,
+            Tiles::Tensor(tiles) if n_rows <= SOME_ROWS_MAX => &tiles.head,
             tiles => {
                 let (n, m) = (head.n_outputs, self.device.multiprocessors);
                 return tiles.cut(n_rows, &[n], head.stride, 2, m);

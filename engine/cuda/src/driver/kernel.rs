@@ -116,6 +116,8 @@ pub(crate) enum Launch {
     Alone,
     /// Perhaps before the kernel in front of it ends, which it waits for by itself.
     Overlapping,
+    /// The same, and so many blocks that follow each other in the grid's third dimension are a cluster.
+    OverlappingClusters(u32),
     /// Alone, and all blocks at once: they wait for each other.
     Together,
 }
@@ -185,9 +187,17 @@ impl Stream {
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { cooperative: 1 },
         };
+        let clusters = |n| sys::CUlaunchAttribute {
+            id: Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: 1, z: n },
+            },
+        };
         let mut attributes = match mode {
             Launch::Alone => vec![],
             Launch::Overlapping => vec![overlaps],
+            Launch::OverlappingClusters(n) => vec![overlaps, clusters(n)],
             Launch::Together => vec![together],
         };
         let config = sys::CUlaunchConfig {
