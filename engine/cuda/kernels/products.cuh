@@ -30,10 +30,17 @@ struct Products {
 
 __device__ inline void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// All threads of all blocks of a cluster; what they wrote before it, the others see behind it.
+// All threads of all blocks of a cluster; what they wrote before they arrived, the others see behind the wait.
 __device__ inline void arrive_in_cluster() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+// The same, where they only read.
+__device__ inline void leave_cluster() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 
@@ -43,14 +50,14 @@ __device__ inline void wait_for_cluster() {
 #endif
 }
 
-// A float in the shared memory of another block of the cluster, whose place it is in this block's.
-__device__ inline float load_from_block(u32 address, u32 block) {
-    float x = 0.0f;
+// Four floats in the shared memory of another block of the cluster, by their address in this block's.
+__device__ inline float4 load_from_block(u32 address, u32 block) {
+    float4 v = make_float4(0, 0, 0, 0);
 #if __CUDA_ARCH__ >= 900
-    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}"
-                 : "=f"(x) : "r"(address), "r"(block) : "memory");
+    asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address), "r"(block) : "memory");
 #endif
-    return x;
+    return v;
 }
 
 template <int left> __device__ inline void wait_for_stages() {
@@ -227,17 +234,12 @@ struct Tile {
         }
         wait_for_stages<0>();
         if (K_PARTS > 1) add_parts(sums, part, place_of_warp);
-        u32 mine = ~0u;
-        if (gridDim.z > 1) {
-            if (CLUSTERS)
-                mine = add_in_cluster(sums, part == 0);
-            else if (!add_blocks(products, sums, part == 0))
-                return;
+        if (CLUSTERS && gridDim.z > 1) {
+            finish_in_cluster(p, products.n_rows, first_row, first_output, sums, part == 0);
+            return;
         }
-        if (part == 0)
-            finish(p, products.n_rows, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums, mine);
-        // Others may still be reading what this block has.
-        if (CLUSTERS && gridDim.z > 1) wait_for_cluster();
+        if (gridDim.z > 1 && !add_blocks(products, sums, part == 0)) return;
+        if (part == 0) finish(p, products.n_rows, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
     }
 
     // What a warp multiplies of 16 inputs.
@@ -291,13 +293,13 @@ struct Tile {
     };
 
     // Calls use(number, i) for each of a thread's sums, numbered.
-    template <class Use> __device__ static void each(Sums &sums, Use use) {
+    template <int T, int O, class Use> __device__ static void each(float (&sums)[T][O][4], Use use) {
 #pragma unroll
-        for (int t = 0; t < t_tiles; t++)
+        for (int t = 0; t < T; t++)
 #pragma unroll
-            for (int o = 0; o < o_tiles; o++)
+            for (int o = 0; o < O; o++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) use(sums[t][o][i], (t * o_tiles + o) * 4 + i);
+                for (int i = 0; i < 4; i++) use(sums[t][o][i], (t * O + o) * 4 + i);
     }
 
     __device__ static void add_parts(Sums &sums, int part, int place_of_warp) {
@@ -340,48 +342,59 @@ struct Tile {
         return true;
     }
 
-    // The blocks of a cluster have the sums of one tile; each adds up some 16 x 8 tiles of every warp's. Gives which: bits.
-    __device__ static u32 add_in_cluster(Sums &sums, bool has_sums) {
-        static const int holders = warps_t * warps_o * 32, n_tiles = t_tiles * o_tiles;
-        u32 n = gridDim.z, mine = 0;
-#pragma unroll
-        for (u32 tile = 0; tile < n_tiles; tile++)
-            if (tile * n / n_tiles == blockIdx.z) mine |= 1u << tile;
+    // The blocks of a cluster have sums of the same tile: each adds up a part of it, and finishes that.
+    __device__ static void finish_in_cluster(const Product &p, u32 n_rows, u32 first_row, u32 first_output, Sums &sums, bool has_sums) {
+        static const u32 holders = warps_t * warps_o * 32, n = t_tiles * o_tiles * holders, most = 8;
+        u32 blocks = gridDim.z, base = shared_address(shared);
         __syncthreads();
-        float *here = shared + threadIdx.x;
-        if (has_sums) each(sums, [&](float sum, int i) { here[i * holders] = sum; });
-        arrive_in_cluster();
-        wait_for_cluster();
         if (has_sums) {
-            u32 at = shared_address(here);
-            each(sums, [&](float &sum, int i) {
-                if (mine >> i / 4 & 1) sum = 0.0f;
-            });
-#pragma unroll 2
-            for (u32 block = 0; block < n; block++)
-                each(sums, [&](float &sum, int i) {
-                    if (mine >> i / 4 & 1) sum += load_from_block(at + i * holders * 4, block);
-                });
+#pragma unroll
+            for (int t = 0; t < t_tiles; t++)
+#pragma unroll
+                for (int o = 0; o < o_tiles; o++)
+                    ((float4 *)shared)[(t * o_tiles + o) * holders + threadIdx.x] = *(const float4 *)sums[t][o];
         }
         arrive_in_cluster();
-        return mine;
+        wait_for_cluster();
+        u32 end = n * (blockIdx.z + 1) / blocks;
+        for (u32 i = n * blockIdx.z / blocks + threadIdx.x; i < end; i += threads) {
+            float4 of_block[most], all = make_float4(0, 0, 0, 0);
+#pragma unroll
+            for (u32 block = 0; block < most; block++) of_block[block] = block < blocks ? load_from_block(base + i * 16, block) : all;
+#pragma unroll
+            for (u32 block = 0; block < most; block++) {
+                all.x += of_block[block].x, all.y += of_block[block].y;
+                all.z += of_block[block].z, all.w += of_block[block].w;
+            }
+            float sum[1][1][4] = {{{all.x, all.y, all.z, all.w}}};
+            // Whose it was, and where in the tile that thread's sums are.
+            u32 tile = i / holders, lane = i % 32, warp = i % holders / 32;
+            u32 row = first_row + warp % warps_t * WARP_T + tile / o_tiles * 16 + lane / 4;
+            u32 output = first_output + warp / warps_t * WARP_O + tile % o_tiles * 8 + lane % 4 * 2;
+            finish(p, n_rows, row, output, sum);
+        }
+        // Others may still be reading what this block has.
+        leave_cluster();
+        wait_for_cluster();
     }
 
-    // use(row, column, sums[0], sums[1]) for each pair of outputs side by side, of the 16 x 8 tiles that are this block's.
-    template <class Use> __device__ static void pairs(u32 n_rows, u32 row, u32 output, Sums &sums, u32 mine, Use use) {
+    // use(row, column, sums[0], sums[1]) for each pair of outputs side by side.
+    template <int T, int O, class Use>
+    __device__ static void pairs(u32 n_rows, u32 row, u32 output, float (&sums)[T][O][4], Use use) {
 #pragma unroll
-        for (int t = 0; t < t_tiles; t++)
+        for (int t = 0; t < T; t++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 if (row + t * 16 + half * 8 < n_rows)
 #pragma unroll
-                    for (int o = 0; o < o_tiles; o++)
-                        if (!CLUSTERS || mine >> (t * o_tiles + o) & 1)
-                            use(row + t * 16 + half * 8, output + o * 8, sums[t][o][half * 2], sums[t][o][half * 2 + 1]);
+                    for (int o = 0; o < O; o++)
+                        use(row + t * 16 + half * 8, output + o * 8, sums[t][o][half * 2], sums[t][o][half * 2 + 1]);
     }
 
-    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, Sums &sums, u32 mine) {
-        pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
+    // Some 16 x 8 tiles of sums, of which this thread has those of `row`, `output` and so on, become outputs.
+    template <int T, int O>
+    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, float (&sums)[T][O][4]) {
+        pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
             float scale = p.inputs.scales[row];
             a *= scale * Format<INT8>::output_factor(p.matrix, o);
             b *= scale * Format<INT8>::output_factor(p.matrix, o + 1);
@@ -392,17 +405,17 @@ struct Tile {
         u32 stride = p.out_stride;
         if (p.finish == ADD_GATED) {
             const float *gate = p.gate;
-            pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
+            pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
                 float2 g = *(const float2 *)(gate + (u64)row * stride + o);
                 a *= g.x, b *= g.y;
             });
         }
         if (p.finish >= ADD)
-            pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
+            pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
                 float2 before = *(const float2 *)(out + (u64)row * stride + o);
                 a += before.x, b += before.y;
             });
-        pairs(n_rows, row, output, sums, mine, [&](u32 row, u32 o, float &a, float &b) {
+        pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
             *(float2 *)(out + (u64)row * stride + o) = make_float2(a, b);
         });
     }
