@@ -237,10 +237,6 @@ template <int N> __device__ inline void wait_for(float4 (&numbers)[N], const u64
     for (int j = 0; j < N; j++) numbers[j] = i + j * 4 * THREADS < n ? numbers_of(a[j], b[j]) : make_float4(0, 0, 0, 0);
 }
 
-__device__ inline float4 four(const float *from) { return *(const float4 *)from; }
-__device__ inline float4 operator*(float4 a, float4 b) { return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
-__device__ inline float largest_of(float4 v) { return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))); }
-
 __device__ inline u32 n_chunks(u32 row_bytes) { return (row_bytes + SLOT_ROW_BYTES - 1) / SLOT_ROW_BYTES; }
 
 // What weights are multiplied with: how many parts an activation has, each as large as a weight, and sums of them.

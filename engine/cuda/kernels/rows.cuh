@@ -441,18 +441,21 @@ template <bool INT8> __device__ void begin(const Begin &p) {
     }
     wait_for_previous();
     u32 row = blockIdx.x;
-    if (p.single && threadIdx.x == 0) {
+    // All that is read of the host's memory is on its way at once.
+    bool first = p.single && threadIdx.x == 0;
+    u64 state = first ? p.from.span_state[row] : 0, logits = first && p.outputs ? p.from.out_logits[row] : 0;
+    u32 token = p.embedding.weights ? p.from.tokens[row] : 0;
+    if (first) {
         p.batch.row_span[row] = row;
         p.batch.span_first[row] = row;
         p.batch.span_rows[row] = 1;
-        p.batch.span_state[row] = p.from.span_state[row];
+        p.batch.span_state[row] = state;
         if (p.outputs) {
             p.batch.out_rows[row] = row;
-            p.batch.out_logits[row] = p.from.out_logits[row];
+            p.batch.out_logits[row] = logits;
         }
     }
     if (!p.embedding.weights) return;
-    u32 token = p.from.tokens[row];
     const u8 *weights = p.embedding.weights + (u64)token * p.embedding.stride * Format<INT8>::bytes;
     float factor = Format<INT8>::output_factor(p.embedding, token);
     in_batches<4>(

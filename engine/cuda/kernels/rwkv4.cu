@@ -7,6 +7,7 @@
 #include "common.cuh"
 #include "decode.cuh"
 #include "rows.cuh"
+#include "single.cuh"
 #include "products.cuh"
 #include "resident.cuh"
 

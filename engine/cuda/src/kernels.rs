@@ -66,7 +66,17 @@ pub(crate) struct Kernels {
     pub(crate) logits_out: Kernel,
     pub(crate) tokens_out: Kernel,
     pub(crate) tiles: Tiles,
+    /// With tensor cores.
+    pub(crate) single: Option<Single>,
     pub(crate) repack: Kernel,
+}
+
+/// What is between the products of rows that are each of their own sequence, and not too wide.
+pub(crate) struct Single {
+    pub(crate) shift_3: Kernel,
+    pub(crate) shift_2: Kernel,
+    pub(crate) wkv: Kernel,
+    pub(crate) plain: Kernel,
 }
 
 /// Of products.cuh: rows, outputs and inputs of a stage, rows and outputs of a warp, parts, stages, split.
@@ -175,6 +185,15 @@ impl Kernels {
             logits_out: kernel("logits_out")?,
             tokens_out: kernel("tokens_out")?,
             tiles,
+            single: match device.tensor_cores {
+                true => Some(Single {
+                    shift_3: kernel("shift_single_3")?,
+                    shift_2: kernel("shift_single_2")?,
+                    wkv: kernel("wkv_single_fours")?,
+                    plain: kernel("plain_single")?,
+                }),
+                false => None,
+            },
             repack: kernel("repack")?,
         })
     }

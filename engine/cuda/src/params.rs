@@ -329,6 +329,7 @@ mod tests {
             include_str!("../kernels/common.cuh"),
             include_str!("../kernels/decode.cuh"),
             include_str!("../kernels/rows.cuh"),
+            include_str!("../kernels/single.cuh"),
             include_str!("../kernels/products.cuh"),
             include_str!("../kernels/resident.cuh"),
         ] {

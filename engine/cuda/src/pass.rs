@@ -7,7 +7,7 @@
 use crate::device::Device;
 use crate::driver::{Address, Kernel, Launch};
 use crate::error::Result;
-use crate::kernels::{Cut, Few, Tiles, SOME_ROWS_MAX, SPLIT_ROWS_MAX};
+use crate::kernels::{Cut, Few, Single, Tiles, SOME_ROWS_MAX, SPLIT_ROWS_MAX};
 use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS};
 use crate::params::{
     Ahead, Batch, Begin, ChannelIn, ChannelOut, Finish, Head, Inputs, LogitsOut, Matrix, NormOut,
@@ -353,7 +353,12 @@ impl<'a> Pass<'a> {
             previous: att_previous,
             batch: slot.batch,
         };
-        self.shift(&kernels.shift_rows_3, &parameters)?;
+        let single = self.single();
+        self.shift(
+            single.map(|single| &single.shift_3),
+            &kernels.shift_rows_3,
+            &parameters,
+        )?;
         let product = |i: usize| Product {
             matrix: layer.att_in[i],
             inputs: w.inputs[i],
@@ -386,9 +391,13 @@ impl<'a> Pass<'a> {
             batch: slot.batch,
         };
         if self.shape.single {
-            let (grid, shared) = ([self.shape.n_rows, 1, 1], 4 * o.n_attention);
+            let grid = [self.shape.n_rows, 1, 1];
+            let (kernel, shared) = match single {
+                Some(single) => (&single.wkv, 0),
+                None => (&kernels.wkv_single, 4 * o.n_attention),
+            };
             // SAFETY: as in `few_layer`, with room for all rows.
-            unsafe { self.launch(&kernels.wkv_single, grid, THREADS, shared, &rows)? };
+            unsafe { self.launch(kernel, grid, THREADS, shared, &rows)? };
         } else {
             let columns = o.n_attention.div_ceil(WKV_CHANNELS);
             if self.shape.n_chunks_of_several > 0 {
@@ -427,6 +436,7 @@ impl<'a> Pass<'a> {
         let [mix_key, mix_receptance] = layer.ffn_mix;
         let [key, receptance] = layer.ffn_in;
         self.shift(
+            self.single().map(|single| &single.shift_2),
             &self.work.kernels.shift_rows_2,
             &Shift {
                 x: slot.x,
@@ -482,7 +492,21 @@ impl<'a> Pass<'a> {
         self.products(&[value])
     }
 
-    fn shift(&self, kernel: &Kernel, parameters: &Shift) -> Result<()> {
+    /// The kernels of rows that are each of their own sequence, where a block holds a row in registers.
+    fn single(&self) -> Option<&'a Single> {
+        let o = self.options;
+        let held = |width: u32, fours: u32| width % 4 == 0 && width <= 4 * THREADS * fours;
+        let fits =
+            self.shape.single && held(o.n_embd, 1) && held(o.n_attention, 1) && held(o.n_hidden, 4);
+        self.work.kernels.single.as_ref().filter(|_| fits)
+    }
+
+    fn shift(&self, single: Option<&Kernel>, kernel: &Kernel, parameters: &Shift) -> Result<()> {
+        if let Some(single) = single {
+            let grid = [self.shape.n_rows, 1, 1];
+            // SAFETY: as in `few_layer`, with room for all rows.
+            return unsafe { self.launch(single, grid, THREADS, 0, parameters) };
+        }
         let n_blocks = self.shape.n_rows.div_ceil(parameters.rows_of_block);
         let shared = match parameters.staged {
             0 => 3 * 4 * self.options.n_embd,
@@ -508,17 +532,13 @@ impl<'a> Pass<'a> {
     fn plain(&self, parameters: &Plain) -> Result<()> {
         // The row, and its factors where it has some.
         let vectors = if parameters.factors == 0 { 1 } else { 2 };
-        let (grid, shared) = ([self.shape.n_rows, 1, 1], vectors * 4 * parameters.n);
+        let grid = [self.shape.n_rows, 1, 1];
+        let (kernel, shared) = match self.single() {
+            Some(single) => (&single.plain, 0),
+            None => (&self.work.kernels.plain_rows, vectors * 4 * parameters.n),
+        };
         // SAFETY: as above.
-        unsafe {
-            self.launch(
-                &self.work.kernels.plain_rows,
-                grid,
-                THREADS,
-                shared,
-                parameters,
-            )
-        }
+        unsafe { self.launch(kernel, grid, THREADS, shared, parameters) }
     }
 
     /// 1 when products of so many rows want low halves, too.

@@ -1,0 +1,145 @@
+// Rows that are each of their own sequence, on tensor cores: what is between the products, as rows.cuh has it, with one
+// block a row whose threads hold four numbers in registers. Everything that is known before the row is on its way before
+// the launch in front of this one ends.
+
+#if TENSOR_CORES
+
+__device__ inline float4 four(const float *from) { return *(const float4 *)from; }
+__device__ inline float4 operator+(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+__device__ inline float4 operator*(float4 a, float4 b) { return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
+__device__ inline float4 all_four(float x) { return make_float4(x, x, x, x); }
+__device__ inline float sum_of(float4 v) { return v.x + v.y + (v.z + v.w); }
+__device__ inline float largest_of(float4 v) { return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))); }
+
+__device__ inline u32 two_halves(float a, float b) { return to_half(a) | (u32)to_half(b) << 16; }
+__device__ inline float lost(float x) { return x - from_half(to_half(x)); }
+
+// Becomes inputs of N products: v[n][j] are numbers 4 * (threadIdx.x + j * THREADS) and the next three of the n-th. `room`
+// as for block_max.
+template <int N, int J>
+__device__ inline void write_fours(const Inputs *inputs, u32 row, u32 n_numbers, bool split, float *room, const float4 (&v)[N][J]) {
+    float largest[N];
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        largest[n] = 0.0f;
+#pragma unroll
+        for (int j = 0; j < J; j++) largest[n] = fmaxf(largest[n], largest_of(v[n][j]));
+    }
+    block_max<N>(largest, room);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float factor = row_factor(largest[n]);
+        if (threadIdx.x == 0) inputs[n].scales[row] = 1.0f / factor;
+#pragma unroll
+        for (int j = 0; j < J; j++) {
+            u32 i = 4 * (threadIdx.x + j * THREADS);
+            if (i >= n_numbers) continue;
+            float4 s = v[n][j] * all_four(factor);
+            u64 at = (u64)row * inputs[n].stride + i;
+            *(uint2 *)(inputs[n].high + at) = make_uint2(two_halves(s.x, s.y), two_halves(s.z, s.w));
+            if (split)
+                *(uint2 *)(inputs[n].low + at) = make_uint2(two_halves(lost(s.x), lost(s.y)), two_halves(lost(s.z), lost(s.w)));
+        }
+    }
+}
+
+// shift_rows, of up to 4 * THREADS numbers.
+template <int N> __device__ void shift_single(const Shift &p) {
+    __shared__ float room[(2 + N) * WARPS];
+    let_next_begin();
+    u32 i = 4 * threadIdx.x, row = blockIdx.x;
+    bool inside = i < p.n_embd;
+    float4 weight = all_four(0.0f), bias = weight, x = weight, before = weight, share[N], factor[N], v[N][1];
+#pragma unroll
+    for (int n = 0; n < N; n++) share[n] = v[n][0] = all_four(0.0f), factor[n] = all_four(1.0f);
+    if (inside) {
+        weight = four(p.norm.weight + i), bias = four(p.norm.bias + i);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            share[n] = four(p.mix[n] + i);
+            if (p.factors[n]) factor[n] = four(p.factors[n] + i);
+        }
+    }
+    wait_for_previous();
+    if (inside) {
+        before = four((const float *)p.batch.span_state[row] + p.previous + i);
+        x = four(p.x + (u64)row * p.x_stride + i);
+    }
+    float sum[1] = {sum_of(x)};
+    block_sums<1>(sum, room);
+    float mean = sum[0] / (float)p.n_embd;
+    float4 d = inside ? x + all_four(-mean) : all_four(0.0f);
+    sum[0] = sum_of(d * d);
+    block_sums<1>(sum, room + WARPS);
+    Moments m = {0.0f, 1.0f / sqrtf(sum[0] / (float)p.n_embd + p.norm.epsilon)};
+    float4 now = make_float4(normed(d.x, m, weight.x, bias.x), normed(d.y, m, weight.y, bias.y), normed(d.z, m, weight.z, bias.z),
+                             normed(d.w, m, weight.w, bias.w));
+    if (inside) {
+        *(float4 *)(p.last + (u64)row * p.x_stride + i) = now;
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            v[n][0] = make_float4(mixed(now.x, before.x, share[n].x), mixed(now.y, before.y, share[n].y),
+                                  mixed(now.z, before.z, share[n].z), mixed(now.w, before.w, share[n].w)) * factor[n];
+    }
+    write_fours<N, 1>(p.out, row, p.n_embd, p.split != 0, room + 2 * WARPS, v);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) shift_single_3(const Shift p) { shift_single<3>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) shift_single_2(const Shift p) { shift_single<2>(p); }
+
+// wkv_single, of up to 4 * THREADS channels.
+extern "C" __global__ void __launch_bounds__(THREADS) wkv_single_fours(const WkvRows p) {
+    __shared__ float room[WARPS];
+    let_next_begin();
+    u32 i = 4 * threadIdx.x, row = blockIdx.x, n = p.n_attention;
+    bool inside = i < n;
+    float4 bonus = all_four(0.0f), decay = bonus, factor = all_four(1.0f), gated[1][1] = {{bonus}};
+    if (inside) {
+        bonus = four(p.bonus + i), decay = four(p.decay_log + i);
+        if (p.factors) factor = four(p.factors + i);
+    }
+    wait_for_previous();
+    float *state = (float *)p.batch.span_state[row];
+    if (inside) {
+        u64 at = (u64)row * p.a_stride + i;
+        float *wkv = state + p.wkv + i;
+        float4 key = four(p.key + at), value = four(p.value + at), receptance = four(p.receptance + at);
+        float4 a = four(wkv), b = four(wkv + n), e = four(wkv + 2 * n);
+        Wkv sums[4] = {{a.x, b.x, e.x}, {a.y, b.y, e.y}, {a.z, b.z, e.z}, {a.w, b.w, e.w}};
+        gated[0][0] = make_float4(sigmoid(receptance.x) * wkv_output(sums[0], key.x, value.x, bonus.x),
+                                  sigmoid(receptance.y) * wkv_output(sums[1], key.y, value.y, bonus.y),
+                                  sigmoid(receptance.z) * wkv_output(sums[2], key.z, value.z, bonus.z),
+                                  sigmoid(receptance.w) * wkv_output(sums[3], key.w, value.w, bonus.w)) * factor;
+        sums[0] = wkv_next(sums[0], key.x, value.x, decay.x), sums[1] = wkv_next(sums[1], key.y, value.y, decay.y);
+        sums[2] = wkv_next(sums[2], key.z, value.z, decay.z), sums[3] = wkv_next(sums[3], key.w, value.w, decay.w);
+        *(float4 *)wkv = make_float4(sums[0].numerator, sums[1].numerator, sums[2].numerator, sums[3].numerator);
+        *(float4 *)(wkv + n) = make_float4(sums[0].denominator, sums[1].denominator, sums[2].denominator, sums[3].denominator);
+        *(float4 *)(wkv + 2 * n) = make_float4(sums[0].exponent_max, sums[1].exponent_max, sums[2].exponent_max, sums[3].exponent_max);
+    }
+    if (i < p.n_embd) *(float4 *)(state + p.previous + i) = four(p.last + (u64)row * p.last_stride + i);
+    write_fours<1, 1>(&p.out, row, n, p.split != 0, room, gated);
+}
+
+// plain_rows, of up to 16 * THREADS numbers.
+extern "C" __global__ void __launch_bounds__(THREADS) plain_single(const Plain p) {
+    __shared__ float room[WARPS];
+    let_next_begin();
+    u32 i = 4 * threadIdx.x, row = blockIdx.x;
+    float4 x[1][4], factor[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        x[0][j] = all_four(0.0f), factor[j] = all_four(1.0f);
+        if (p.factors && i + j * 4 * THREADS < p.n) factor[j] = four(p.factors + i + j * 4 * THREADS);
+    }
+    wait_for_previous();
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        if (i + j * 4 * THREADS < p.n) x[0][j] = four(p.x + (u64)row * p.x_stride + i + j * 4 * THREADS);
+    if (p.last && i < p.n_embd)
+        *(float4 *)((float *)p.batch.span_state[row] + p.previous + i) = four(p.last + (u64)row * p.last_stride + i);
+#pragma unroll
+    for (int j = 0; j < 4; j++) x[0][j] = x[0][j] * factor[j];
+    write_fours<1, 4>(&p.out, row, p.n, p.split != 0, room, x);
+}
+
+#endif
