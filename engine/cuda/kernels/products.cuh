@@ -293,13 +293,13 @@ struct Tile {
     };
 
     // Calls use(number, i) for each of a thread's sums, numbered.
-    template <int T, int O, class Use> __device__ static void each(float (&sums)[T][O][4], Use use) {
+    template <class Use> __device__ static void each(Sums &sums, Use use) {
 #pragma unroll
-        for (int t = 0; t < T; t++)
+        for (int t = 0; t < t_tiles; t++)
 #pragma unroll
-            for (int o = 0; o < O; o++)
+            for (int o = 0; o < o_tiles; o++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) use(sums[t][o][i], (t * O + o) * 4 + i);
+                for (int i = 0; i < 4; i++) use(sums[t][o][i], (t * o_tiles + o) * 4 + i);
     }
 
     __device__ static void add_parts(Sums &sums, int part, int place_of_warp) {
@@ -342,10 +342,53 @@ struct Tile {
         return true;
     }
 
+    // Of 2 x 2 sums that a thread has of a 16 x 8 tile, rows eight apart: what they are finished with.
+    struct Corner {
+        u32 row, output;
+        float scale[2];
+        float2 factors, gate[2], before[2];
+
+        // Of the i-th four sums of a tile of the block's: whose they were, and where in the tile that thread's are.
+        __device__ void load(const Product &p, u32 n_rows, u32 first_row, u32 first_output, u32 i) {
+            u32 holders = warps_t * warps_o * 32, tile = i / holders, lane = i % 32, warp = i % holders / 32;
+            row = first_row + warp % warps_t * WARP_T + tile / o_tiles * 16 + lane / 4;
+            output = first_output + warp / warps_t * WARP_O + tile % o_tiles * 8 + lane % 4 * 2;
+            factors = make_float2(Format<INT8>::output_factor(p.matrix, output), Format<INT8>::output_factor(p.matrix, output + 1));
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                u32 here = min(row + half * 8, n_rows - 1);
+                scale[half] = p.inputs.scales[here];
+                u64 at = (u64)here * p.out_stride + output;
+                if (p.finish == ADD_GATED) gate[half] = *(const float2 *)(p.gate + at);
+                if (p.finish >= ADD) before[half] = *(const float2 *)(p.out + at);
+            }
+        }
+
+        __device__ void store(const Product &p, u32 n_rows, const float4 &sums) const {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float a = (half ? sums.z : sums.x) * (scale[half] * factors.x), b = (half ? sums.w : sums.y) * (scale[half] * factors.y);
+                if (p.finish == SQUARED_RELU) a = squared_relu(a), b = squared_relu(b);
+                if (p.finish == SIGMOID) a = sigmoid(a), b = sigmoid(b);
+                if (p.finish == ADD_GATED) a *= gate[half].x, b *= gate[half].y;
+                if (p.finish >= ADD) a += before[half].x, b += before[half].y;
+                if (row + half * 8 < n_rows)
+                    *(float2 *)(p.out + (u64)(row + half * 8) * p.out_stride + output) = make_float2(a, b);
+            }
+        }
+    };
+
     // The blocks of a cluster have sums of the same tile: each adds up a part of it, and finishes that.
     __device__ static void finish_in_cluster(const Product &p, u32 n_rows, u32 first_row, u32 first_output, Sums &sums, bool has_sums) {
         static const u32 holders = warps_t * warps_o * 32, n = t_tiles * o_tiles * holders, most = 8;
-        u32 blocks = gridDim.z, base = shared_address(shared);
+        // A cluster has two blocks at least.
+        static const u32 of_thread = (n / 2 + threads - 1) / threads;
+        u32 blocks = gridDim.z, base = shared_address(shared), first = n * blockIdx.z / blocks + threadIdx.x, end = n * (blockIdx.z + 1) / blocks;
+        // All that is needed beside the sums is on its way while blocks wait for each other.
+        Corner corners[of_thread];
+#pragma unroll
+        for (u32 j = 0; j < of_thread; j++)
+            if (first + j * threads < end) corners[j].load(p, n_rows, first_row, first_output, first + j * threads);
         __syncthreads();
         if (has_sums) {
 #pragma unroll
@@ -356,8 +399,10 @@ struct Tile {
         }
         arrive_in_cluster();
         wait_for_cluster();
-        u32 end = n * (blockIdx.z + 1) / blocks;
-        for (u32 i = n * blockIdx.z / blocks + threadIdx.x; i < end; i += threads) {
+#pragma unroll
+        for (u32 j = 0; j < of_thread; j++) {
+            u32 i = first + j * threads;
+            if (i >= end) continue;
             float4 of_block[most], all = make_float4(0, 0, 0, 0);
 #pragma unroll
             for (u32 block = 0; block < most; block++) of_block[block] = block < blocks ? load_from_block(base + i * 16, block) : all;
@@ -366,12 +411,7 @@ struct Tile {
                 all.x += of_block[block].x, all.y += of_block[block].y;
                 all.z += of_block[block].z, all.w += of_block[block].w;
             }
-            float sum[1][1][4] = {{{all.x, all.y, all.z, all.w}}};
-            // Whose it was, and where in the tile that thread's sums are.
-            u32 tile = i / holders, lane = i % 32, warp = i % holders / 32;
-            u32 row = first_row + warp % warps_t * WARP_T + tile / o_tiles * 16 + lane / 4;
-            u32 output = first_output + warp / warps_t * WARP_O + tile % o_tiles * 8 + lane % 4 * 2;
-            finish(p, n_rows, row, output, sum);
+            corners[j].store(p, n_rows, all);
         }
         // Others may still be reading what this block has.
         leave_cluster();
@@ -379,21 +419,18 @@ struct Tile {
     }
 
     // use(row, column, sums[0], sums[1]) for each pair of outputs side by side.
-    template <int T, int O, class Use>
-    __device__ static void pairs(u32 n_rows, u32 row, u32 output, float (&sums)[T][O][4], Use use) {
+    template <class Use> __device__ static void pairs(u32 n_rows, u32 row, u32 output, Sums &sums, Use use) {
 #pragma unroll
-        for (int t = 0; t < T; t++)
+        for (int t = 0; t < t_tiles; t++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 if (row + t * 16 + half * 8 < n_rows)
 #pragma unroll
-                    for (int o = 0; o < O; o++)
+                    for (int o = 0; o < o_tiles; o++)
                         use(row + t * 16 + half * 8, output + o * 8, sums[t][o][half * 2], sums[t][o][half * 2 + 1]);
     }
 
-    // Some 16 x 8 tiles of sums, of which this thread has those of `row`, `output` and so on, become outputs.
-    template <int T, int O>
-    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, float (&sums)[T][O][4]) {
+    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, Sums &sums) {
         pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
             float scale = p.inputs.scales[row];
             a *= scale * Format<INT8>::output_factor(p.matrix, o);

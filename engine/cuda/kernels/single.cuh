@@ -43,6 +43,16 @@ __device__ inline void write_fours(const Inputs *inputs, u32 row, u32 n_numbers,
     }
 }
 
+// The normalised row, of which this thread has `x`. `room` holds 2 * WARPS floats.
+__device__ inline float4 norm_four(float4 x, bool inside, u32 n, float4 weight, float4 bias, float epsilon, float *room) {
+    float sum[1] = {sum_of(x)};
+    block_sums<1>(sum, room);
+    float4 d = inside ? x + all_four(-sum[0] / (float)n) : all_four(0.0f);
+    sum[0] = sum_of(d * d);
+    block_sums<1>(sum, room + WARPS);
+    return d * all_four(1.0f / sqrtf(sum[0] / (float)n + epsilon)) * weight + bias;
+}
+
 // shift_rows, of up to 4 * THREADS numbers.
 template <int N> __device__ void shift_single(const Shift &p) {
     __shared__ float room[(2 + N) * WARPS];
@@ -65,15 +75,7 @@ template <int N> __device__ void shift_single(const Shift &p) {
         before = four((const float *)p.batch.span_state[row] + p.previous + i);
         x = four(p.x + (u64)row * p.x_stride + i);
     }
-    float sum[1] = {sum_of(x)};
-    block_sums<1>(sum, room);
-    float mean = sum[0] / (float)p.n_embd;
-    float4 d = inside ? x + all_four(-mean) : all_four(0.0f);
-    sum[0] = sum_of(d * d);
-    block_sums<1>(sum, room + WARPS);
-    Moments m = {0.0f, 1.0f / sqrtf(sum[0] / (float)p.n_embd + p.norm.epsilon)};
-    float4 now = make_float4(normed(d.x, m, weight.x, bias.x), normed(d.y, m, weight.y, bias.y), normed(d.z, m, weight.z, bias.z),
-                             normed(d.w, m, weight.w, bias.w));
+    float4 now = norm_four(x, inside, p.n_embd, weight, bias, p.norm.epsilon, room);
     if (inside) {
         *(float4 *)(p.last + (u64)row * p.x_stride + i) = now;
 #pragma unroll
@@ -118,6 +120,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv_single_fours(const Wkv
     }
     if (i < p.n_embd) *(float4 *)(state + p.previous + i) = four(p.last + (u64)row * p.last_stride + i);
     write_fours<1, 1>(&p.out, row, n, p.split != 0, room, gated);
+}
+
+// norm_out_rows, of up to 4 * THREADS numbers.
+extern "C" __global__ void __launch_bounds__(THREADS) norm_out_fours(const NormOut p) {
+    __shared__ float room[3 * WARPS];
+    let_next_begin();
+    u32 i = 4 * threadIdx.x;
+    bool inside = i < p.n_embd;
+    float4 weight = all_four(0.0f), bias = weight, x = weight, factor = all_four(1.0f);
+    if (inside) {
+        weight = four(p.norm.weight + i), bias = four(p.norm.bias + i);
+        if (p.factors) factor = four(p.factors + i);
+    }
+    wait_for_previous();
+    if (inside) x = four(p.x + (u64)p.batch.out_rows[p.first + blockIdx.x] * p.x_stride + i);
+    float4 v[1][1] = {{norm_four(x, inside, p.n_embd, weight, bias, p.norm.epsilon, room)}};
+    if (p.hidden) {
+        if (inside) *(float4 *)(p.hidden + (u64)blockIdx.x * p.n_embd + i) = v[0][0];
+        return;
+    }
+    v[0][0] = v[0][0] * factor;
+    write_fours<1, 1>(&p.out, blockIdx.x, p.n_embd, p.split != 0, room + 2 * WARPS, v);
 }
 
 // plain_rows, of up to 16 * THREADS numbers.

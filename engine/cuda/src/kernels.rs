@@ -77,6 +77,8 @@ pub(crate) struct Single {
     pub(crate) shift_2: Kernel,
     pub(crate) wkv: Kernel,
     pub(crate) plain: Kernel,
+    /// Of any rows.
+    pub(crate) norm_out: Kernel,
 }
 
 /// Of products.cuh: rows, outputs and inputs of a stage, rows and outputs of a warp, parts, stages, split.
@@ -191,6 +193,7 @@ impl Kernels {
                     shift_2: kernel("shift_single_2")?,
                     wkv: kernel("wkv_single_fours")?,
                     plain: kernel("plain_single")?,
+                    norm_out: kernel("norm_out_fours")?,
                 }),
                 false => None,
             },

@@ -58,6 +58,11 @@ fn blocks<const N: usize>(matrices: &[Matrix; N], outputs_of_warp: u32, at_once:
     std::array::from_fn(|i| groups(&matrices[i]).div_ceil(each))
 }
 
+/// Whether the threads of a block hold a row, so many times four numbers each.
+fn held(width: u32, fours: u32) -> bool {
+    width % 4 == 0 && width <= 4 * THREADS * fours
+}
+
 impl<'a> Pass<'a> {
     fn int8(&self) -> bool {
         self.options.quant == INT8
@@ -495,7 +500,6 @@ impl<'a> Pass<'a> {
     /// The kernels of rows that are each of their own sequence, where a block holds a row in registers.
     fn single(&self) -> Option<&'a Single> {
         let o = self.options;
-        let held = |width: u32, fours: u32| width % 4 == 0 && width <= 4 * THREADS * fours;
         let fits =
             self.shape.single && held(o.n_embd, 1) && held(o.n_attention, 1) && held(o.n_hidden, 4);
         self.work.kernels.single.as_ref().filter(|_| fits)
@@ -687,7 +691,11 @@ impl<'a> Pass<'a> {
             first,
             batch: self.slot.batch,
         };
-        let (kernel, shared) = (&self.work.kernels.norm_out_rows, 12 * self.options.n_embd);
+        let kernels = &self.work.kernels;
+        let (kernel, shared) = match &kernels.single {
+            Some(single) if held(self.options.n_embd, 1) => (&single.norm_out, 0),
+            _ => (&kernels.norm_out_rows, 12 * self.options.n_embd),
+        };
         // SAFETY: `n` rows at most LOGITS_ROWS, for which `out` and `hidden` have room.
         unsafe { self.launch(kernel, [n, 1, 1], THREADS, shared, &parameters) }
     }
