@@ -5,7 +5,8 @@ enum Finish {
     SQUARED_RELU, // out = max(product, 0)^2
     SIGMOID,      // out = sigmoid(product)
     ADD,          // out += product
-    ADD_GATED     // out += gate * product
+    ADD_GATED,    // out += gate * product
+    HIDDEN        // inputs of the next product = max(product, 0)^2
 };
 
 struct Product {
@@ -24,6 +25,9 @@ struct Products {
     u32 n_rows;
     float *partials; // with gridDim.z > 1: (tiles, gridDim.z, sums of a tile)
     u32 *counters;   // (tiles), all 0 before and after
+    Inputs hidden;   // with scales, for HIDDEN
+    const float *hidden_factors; // input factors, or null
+    u32 split;       // with low halves
 };
 
 #if TENSOR_CORES
@@ -235,11 +239,11 @@ struct Tile {
         wait_for_stages<0>();
         if (K_PARTS > 1) add_parts(sums, part, place_of_warp);
         if (CLUSTERS && gridDim.z > 1) {
-            finish_in_cluster(p, products.n_rows, first_row, first_output, sums, part == 0);
+            finish_in_cluster(products, p, first_row, first_output, sums, part == 0);
             return;
         }
         if (gridDim.z > 1 && !add_blocks(products, sums, part == 0)) return;
-        if (part == 0) finish(p, products.n_rows, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
+        if (part == 0) finish(products, p, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
     }
 
     // What a warp multiplies of 16 inputs.
@@ -342,44 +346,59 @@ struct Tile {
         return true;
     }
 
+    // Two hidden units become inputs of the next product.
+    __device__ static void store_hidden(const Products &products, u32 row, u32 unit, float a, float b, float2 factors, float scale) {
+        float factor = 1.0f / scale;
+        a = squared_relu(a) * factors.x * factor, b = squared_relu(b) * factors.y * factor;
+        u64 at = (u64)row * products.hidden.stride + unit;
+        *(u32 *)(products.hidden.high + at) = two_halves(a, b);
+        if (products.split) *(u32 *)(products.hidden.low + at) = two_halves(lost(a), lost(b));
+    }
+
     // Of 2 x 2 sums that a thread has of a 16 x 8 tile, rows eight apart: what they are finished with.
     struct Corner {
         u32 row, output;
-        float scale[2];
-        float2 factors, gate[2], before[2];
+        float scale[2], hidden_scale[2];
+        float2 factors, hidden_factors, gate[2], before[2];
 
         // Of the i-th four sums of a tile of the block's: whose they were, and where in the tile that thread's are.
-        __device__ void load(const Product &p, u32 n_rows, u32 first_row, u32 first_output, u32 i) {
+        __device__ void load(const Products &products, const Product &p, u32 first_row, u32 first_output, u32 i) {
             u32 holders = warps_t * warps_o * 32, tile = i / holders, lane = i % 32, warp = i % holders / 32;
             row = first_row + warp % warps_t * WARP_T + tile / o_tiles * 16 + lane / 4;
             output = first_output + warp / warps_t * WARP_O + tile % o_tiles * 8 + lane % 4 * 2;
             factors = make_float2(Format<INT8>::output_factor(p.matrix, output), Format<INT8>::output_factor(p.matrix, output + 1));
+            hidden_factors = make_float2(1.0f, 1.0f);
+            if (p.finish == HIDDEN && products.hidden_factors) hidden_factors = *(const float2 *)(products.hidden_factors + output);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                u32 here = min(row + half * 8, n_rows - 1);
+                u32 here = min(row + half * 8, products.n_rows - 1);
+                if (p.finish == HIDDEN) hidden_scale[half] = products.hidden.scales[here];
                 scale[half] = p.inputs.scales[here];
                 u64 at = (u64)here * p.out_stride + output;
                 if (p.finish == ADD_GATED) gate[half] = *(const float2 *)(p.gate + at);
-                if (p.finish >= ADD) before[half] = *(const float2 *)(p.out + at);
+                if (p.finish == ADD || p.finish == ADD_GATED) before[half] = *(const float2 *)(p.out + at);
             }
         }
 
-        __device__ void store(const Product &p, u32 n_rows, const float4 &sums) const {
+        __device__ void store(const Products &products, const Product &p, const float4 &sums) const {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float a = (half ? sums.z : sums.x) * (scale[half] * factors.x), b = (half ? sums.w : sums.y) * (scale[half] * factors.y);
                 if (p.finish == SQUARED_RELU) a = squared_relu(a), b = squared_relu(b);
                 if (p.finish == SIGMOID) a = sigmoid(a), b = sigmoid(b);
                 if (p.finish == ADD_GATED) a *= gate[half].x, b *= gate[half].y;
-                if (p.finish >= ADD) a += before[half].x, b += before[half].y;
-                if (row + half * 8 < n_rows)
+                if (p.finish == ADD || p.finish == ADD_GATED) a += before[half].x, b += before[half].y;
+                if (row + half * 8 >= products.n_rows) continue;
+                if (p.finish == HIDDEN)
+                    store_hidden(products, row + half * 8, output, a, b, hidden_factors, hidden_scale[half]);
+                else
                     *(float2 *)(p.out + (u64)(row + half * 8) * p.out_stride + output) = make_float2(a, b);
             }
         }
     };
 
     // The blocks of a cluster have sums of the same tile: each adds up a part of it, and finishes that.
-    __device__ static void finish_in_cluster(const Product &p, u32 n_rows, u32 first_row, u32 first_output, Sums &sums, bool has_sums) {
+    __device__ static void finish_in_cluster(const Products &products, const Product &p, u32 first_row, u32 first_output, Sums &sums, bool has_sums) {
         static const u32 holders = warps_t * warps_o * 32, n = t_tiles * o_tiles * holders, most = 8;
         // A cluster has two blocks at least.
         static const u32 of_thread = (n / 2 + threads - 1) / threads;
@@ -388,7 +407,7 @@ struct Tile {
         Corner corners[of_thread];
 #pragma unroll
         for (u32 j = 0; j < of_thread; j++)
-            if (first + j * threads < end) corners[j].load(p, n_rows, first_row, first_output, first + j * threads);
+            if (first + j * threads < end) corners[j].load(products, p, first_row, first_output, first + j * threads);
         __syncthreads();
         if (has_sums) {
 #pragma unroll
@@ -411,7 +430,7 @@ struct Tile {
                 all.x += of_block[block].x, all.y += of_block[block].y;
                 all.z += of_block[block].z, all.w += of_block[block].w;
             }
-            corners[j].store(p, n_rows, all);
+            corners[j].store(products, p, all);
         }
         // Others may still be reading what this block has.
         leave_cluster();
@@ -430,7 +449,8 @@ struct Tile {
                         use(row + t * 16 + half * 8, output + o * 8, sums[t][o][half * 2], sums[t][o][half * 2 + 1]);
     }
 
-    __device__ static void finish(const Product &p, u32 n_rows, u32 row, u32 output, Sums &sums) {
+    __device__ static void finish(const Products &products, const Product &p, u32 row, u32 output, Sums &sums) {
+        u32 n_rows = products.n_rows;
         pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
             float scale = p.inputs.scales[row];
             a *= scale * Format<INT8>::output_factor(p.matrix, o);
@@ -446,6 +466,14 @@ struct Tile {
                 float2 g = *(const float2 *)(gate + (u64)row * stride + o);
                 a *= g.x, b *= g.y;
             });
+        }
+        if (p.finish == HIDDEN) {
+            const float *factors = products.hidden_factors;
+            pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
+                float2 f = factors ? *(const float2 *)(factors + o) : make_float2(1.0f, 1.0f);
+                store_hidden(products, row, o, a, b, f, products.hidden.scales[row]);
+            });
+            return;
         }
         if (p.finish >= ADD)
             pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {

@@ -81,6 +81,10 @@ struct Shift {
     u32 single;       // every span has one row
     u32 staged;
     u32 previous;     // where it goes in a state, by a later launch
+    // Of channel mixing, in shift_single: a row's hidden units divided by the square of what goes into their product are
+    // at most *hidden_bound, which gives their scale before they are there.
+    const float *hidden_bound;
+    float *hidden_scales; // a row
     Batch batch;
 };
 

@@ -31,6 +31,18 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1) token(const Resid
 
 extern "C" __global__ void __launch_bounds__(THREADS) begin_rows(const Begin p) { begin<INT8_WEIGHTS>(p); }
 
+#if TENSOR_CORES
+struct HiddenBound {
+    Matrix key;
+    const float *hidden_factors;
+    float *bound;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) hidden_bound_of(const HiddenBound p) {
+    hidden_bound<INT8_WEIGHTS>(p.key, p.hidden_factors, p.bound);
+}
+#endif
+
 struct Repack {
     const u8 *from; // (n_rows, n_cols), the first of which is row `first_row` of the stored matrix
     u8 *to;         // rows of `stride` weights

@@ -55,7 +55,7 @@ __device__ inline float4 norm_four(float4 x, bool inside, u32 n, float4 weight, 
 
 // shift_rows, of up to 4 * THREADS numbers.
 template <int N> __device__ void shift_single(const Shift &p) {
-    __shared__ float room[(2 + N) * WARPS];
+    __shared__ float room[(3 + N) * WARPS];
     let_next_begin();
     u32 i = 4 * threadIdx.x, row = blockIdx.x;
     bool inside = i < p.n_embd;
@@ -77,11 +77,17 @@ template <int N> __device__ void shift_single(const Shift &p) {
     }
     float4 now = norm_four(x, inside, p.n_embd, weight, bias, p.norm.epsilon, room);
     if (inside) {
-        *(float4 *)(p.last + (u64)row * p.x_stride + i) = now;
+        // Nobody else reads it.
+        *(float4 *)((float *)p.batch.span_state[row] + p.previous + i) = now;
 #pragma unroll
         for (int n = 0; n < N; n++)
             v[n][0] = make_float4(mixed(now.x, before.x, share[n].x), mixed(now.y, before.y, share[n].y),
                                   mixed(now.z, before.z, share[n].z), mixed(now.w, before.w, share[n].w)) * factor[n];
+    }
+    if (p.hidden_bound) {
+        float squares[1] = {sum_of(v[0][0] * v[0][0])};
+        block_sums<1>(squares, room + (2 + N) * WARPS);
+        if (threadIdx.x == 0) p.hidden_scales[row] = 1.0f / row_factor(squares[0] * *p.hidden_bound);
     }
     write_fours<N, 1>(p.out, row, p.n_embd, p.split != 0, room + 2 * WARPS, v);
 }
@@ -118,7 +124,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv_single_fours(const Wkv
         *(float4 *)(wkv + n) = make_float4(sums[0].denominator, sums[1].denominator, sums[2].denominator, sums[3].denominator);
         *(float4 *)(wkv + 2 * n) = make_float4(sums[0].exponent_max, sums[1].exponent_max, sums[2].exponent_max, sums[3].exponent_max);
     }
-    if (i < p.n_embd) *(float4 *)(state + p.previous + i) = four(p.last + (u64)row * p.last_stride + i);
     write_fours<1, 1>(&p.out, row, n, p.split != 0, room, gated);
 }
 
@@ -144,26 +149,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_out_fours(const NormO
     write_fours<1, 1>(&p.out, blockIdx.x, p.n_embd, p.split != 0, room + 2 * WARPS, v);
 }
 
-// plain_rows, of up to 16 * THREADS numbers.
-extern "C" __global__ void __launch_bounds__(THREADS) plain_single(const Plain p) {
-    __shared__ float room[WARPS];
-    let_next_begin();
-    u32 i = 4 * threadIdx.x, row = blockIdx.x;
-    float4 x[1][4], factor[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        x[0][j] = all_four(0.0f), factor[j] = all_four(1.0f);
-        if (p.factors && i + j * 4 * THREADS < p.n) factor[j] = four(p.factors + i + j * 4 * THREADS);
+// What a hidden unit can be at most: by Cauchy and Schwarz its product is at most the length of its weights times that of
+// what goes in, and the unit is its square. Here the largest over all units of what belongs to the weights; `bound` was 0.
+// The hidden units are then as exact as any f16 unless all of them are 2^28 times smaller than that.
+template <bool INT8> __device__ void hidden_bound(const Matrix &key, const float *hidden_factors, float *bound) {
+    u32 lane = threadIdx.x & 31, warp = blockIdx.x * WARPS + threadIdx.x / 32;
+    float most = 0.0f;
+    for (u32 unit = warp; unit < key.n_outputs; unit += gridDim.x * WARPS) {
+        const u8 *weights = key.weights + (u64)unit * key.stride * Format<INT8>::bytes;
+        float squares = 0.0f;
+        for (u32 k = lane; k < key.stride; k += 32) {
+            float w = INT8 ? (float)((const i8 *)weights)[k] : from_half(((const u16 *)weights)[k]);
+            squares += w * w;
+        }
+        float factor = Format<INT8>::output_factor(key, unit);
+        most = fmaxf(most, warp_sum(squares) * (factor * factor) * (hidden_factors ? hidden_factors[unit] : 1.0f));
     }
-    wait_for_previous();
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-        if (i + j * 4 * THREADS < p.n) x[0][j] = four(p.x + (u64)row * p.x_stride + i + j * 4 * THREADS);
-    if (p.last && i < p.n_embd)
-        *(float4 *)((float *)p.batch.span_state[row] + p.previous + i) = four(p.last + (u64)row * p.last_stride + i);
-#pragma unroll
-    for (int j = 0; j < 4; j++) x[0][j] = x[0][j] * factor[j];
-    write_fours<1, 4>(&p.out, row, p.n, p.split != 0, room, x);
+    // Positive floats are in the order of their bits.
+    if (lane == 0) atomicMax((int *)bound, __float_as_int(most));
 }
 
 #endif

@@ -76,9 +76,10 @@ pub(crate) struct Single {
     pub(crate) shift_3: Kernel,
     pub(crate) shift_2: Kernel,
     pub(crate) wkv: Kernel,
-    pub(crate) plain: Kernel,
     /// Of any rows.
     pub(crate) norm_out: Kernel,
+    /// For a layer, when its weights are there.
+    pub(crate) hidden_bound: Kernel,
 }
 
 /// Of products.cuh: rows, outputs and inputs of a stage, rows and outputs of a warp, parts, stages, split.
@@ -192,7 +193,7 @@ impl Kernels {
                     shift_3: kernel("shift_single_3")?,
                     shift_2: kernel("shift_single_2")?,
                     wkv: kernel("wkv_single_fours")?,
-                    plain: kernel("plain_single")?,
+                    hidden_bound: kernel("hidden_bound_of")?,
                     norm_out: kernel("norm_out_fours")?,
                 }),
                 false => None,

@@ -279,6 +279,8 @@ pub(crate) struct Workspace {
     pub(crate) start: Address,
     pub(crate) partials: Address,
     pub(crate) counters: Address,
+    /// (layers): see hidden_bound of single.cuh
+    pub(crate) hidden_bounds: Address,
     /// (logits rows, vocab_stride)
     pub(crate) logits: Address,
     /// (logits rows, x_stride)
@@ -321,6 +323,7 @@ impl Workspace {
             w.gated = pieces.floats(rows * a);
             w.gate = pieces.floats(rows * x);
             w.hidden = pieces.floats(rows * h);
+            w.hidden_bounds = pieces.floats(u64::from(options.layer_count));
             w.inputs = [(); 3].map(|()| inputs(pieces, rows, x_stride));
             w.inputs_gated = inputs(pieces, rows, a_stride);
             w.inputs_hidden = inputs(pieces, rows, h_stride);

@@ -157,6 +157,8 @@ parameters! {
         single: u32,
         staged: u32,
         previous: u32,
+        hidden_bound: Address,
+        hidden_scales: Address,
         batch: Batch,
     }
     struct Plain {
@@ -243,6 +245,14 @@ parameters! {
         n_rows: u32,
         partials: Address,
         counters: Address,
+        hidden: Inputs,
+        hidden_factors: Address,
+        split: u32,
+    }
+    struct HiddenBound {
+        key: Matrix,
+        hidden_factors: Address,
+        bound: Address,
     }
     struct ResidentLayer {
         att_norm: Norm,
@@ -301,6 +311,7 @@ pub(crate) enum Finish {
     Sigmoid = 2,
     Add = 3,
     AddGated = 4,
+    Hidden = 5,
 }
 
 #[cfg(test)]
@@ -392,6 +403,10 @@ mod tests {
                 assert_eq!(size_in(ptx, kernel), *size, "{kernel}");
             }
             assert_eq!(size_in(ptx, products), size_of::<Products>());
+            if products != "products_plain" {
+                let size = size_of::<HiddenBound>();
+                assert_eq!(size_in(ptx, "hidden_bound_of"), size);
+            }
         }
     }
 }

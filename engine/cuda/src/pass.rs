@@ -356,6 +356,8 @@ impl<'a> Pass<'a> {
             single: u32::from(self.shape.single),
             staged: u32::from(self.shift_shared(3) <= self.shared_max()),
             previous: att_previous,
+            hidden_bound: 0,
+            hidden_scales: 0,
             batch: slot.batch,
         };
         let single = self.single();
@@ -440,8 +442,13 @@ impl<'a> Pass<'a> {
         let (ffn_previous, ..) = self.state_places(index);
         let [mix_key, mix_receptance] = layer.ffn_mix;
         let [key, receptance] = layer.ffn_in;
+        let single = self.single();
+        let (hidden_bound, hidden_scales) = match single {
+            Some(_) => (w.hidden_bounds + 4 * index as u64, w.inputs_hidden.scales),
+            None => (0, 0),
+        };
         self.shift(
-            self.single().map(|single| &single.shift_2),
+            single.map(|single| &single.shift_2),
             &self.work.kernels.shift_rows_2,
             &Shift {
                 x: slot.x,
@@ -458,6 +465,8 @@ impl<'a> Pass<'a> {
                 single: u32::from(self.shape.single),
                 staged: u32::from(self.shift_shared(2) <= self.shared_max()),
                 previous: ffn_previous,
+                hidden_bound,
+                hidden_scales,
                 batch: slot.batch,
             },
         )?;
@@ -469,23 +478,29 @@ impl<'a> Pass<'a> {
             out_stride,
             finish: finish as u32,
         };
-        let key = product(key, w.inputs[0], w.hidden, w.h_stride, Finish::SquaredRelu);
+        let finish = match single {
+            Some(_) => Finish::Hidden,
+            None => Finish::SquaredRelu,
+        };
+        let key = product(key, w.inputs[0], w.hidden, w.h_stride, finish);
         let gate = product(receptance, w.inputs[1], w.gate, w.x_stride, Finish::Sigmoid);
-        self.products(&[key, gate])?;
-        self.plain(&Plain {
-            x: w.hidden,
-            factors: layer.ffn_value.input_factors,
-            out: w.inputs_hidden,
-            split: self.split(self.shape.n_rows),
-            n: o.n_hidden,
-            x_stride: w.h_stride,
-            single: u32::from(self.shape.single),
-            last: w.last,
-            last_stride: w.x_stride,
-            n_embd: o.n_embd,
-            previous: ffn_previous,
-            batch: slot.batch,
-        })?;
+        self.products_into(&[key, gate], layer.ffn_value.input_factors)?;
+        if single.is_none() {
+            self.plain(&Plain {
+                x: w.hidden,
+                factors: layer.ffn_value.input_factors,
+                out: w.inputs_hidden,
+                split: self.split(self.shape.n_rows),
+                n: o.n_hidden,
+                x_stride: w.h_stride,
+                single: u32::from(self.shape.single),
+                last: w.last,
+                last_stride: w.x_stride,
+                n_embd: o.n_embd,
+                previous: ffn_previous,
+                batch: slot.batch,
+            })?;
+        }
         let inputs = w.inputs_hidden;
         let value = product(
             layer.ffn_value,
@@ -537,10 +552,7 @@ impl<'a> Pass<'a> {
         // The row, and its factors where it has some.
         let vectors = if parameters.factors == 0 { 1 } else { 2 };
         let grid = [self.shape.n_rows, 1, 1];
-        let (kernel, shared) = match self.single() {
-            Some(single) => (&single.plain, 0),
-            None => (&self.work.kernels.plain_rows, vectors * 4 * parameters.n),
-        };
+        let (kernel, shared) = (&self.work.kernels.plain_rows, vectors * 4 * parameters.n);
         // SAFETY: as above.
         unsafe { self.launch(kernel, grid, THREADS, shared, parameters) }
     }
@@ -562,6 +574,11 @@ impl<'a> Pass<'a> {
 
     /// Products of all rows with up to three matrices of as many inputs.
     fn products(&self, products: &[Product]) -> Result<()> {
+        self.products_into(products, 0)
+    }
+
+    /// The same; `factors` are those of hidden units as inputs of the next product.
+    fn products_into(&self, products: &[Product], factors: Address) -> Result<()> {
         let n_rows = self.shape.n_rows;
         let stride = products.first().map_or(0, |product| product.matrix.stride);
         let outputs: Vec<u32> = products.iter().map(|p| p.matrix.n_outputs).collect();
@@ -569,7 +586,7 @@ impl<'a> Pass<'a> {
         let multiprocessors = self.device.multiprocessors;
         let tiles = &self.work.kernels.tiles;
         let cut = tiles.cut(n_rows, &outputs, stride, weight_bytes, multiprocessors);
-        self.launch_products(products, n_rows, cut)
+        self.launch_products(products, n_rows, factors, cut)
     }
 
     /// How the product of `n_rows` rows with the head is cut.
@@ -587,13 +604,22 @@ impl<'a> Pass<'a> {
         Cut { tile, parts: 1 }
     }
 
-    fn launch_products(&self, products: &[Product], n_rows: u32, cut: Cut<'_>) -> Result<()> {
+    fn launch_products(
+        &self,
+        products: &[Product],
+        n_rows: u32,
+        hidden_factors: Address,
+        cut: Cut<'_>,
+    ) -> Result<()> {
         let Cut { tile, parts } = cut;
         let w = &self.work.workspace;
         let mut parameters = Products {
             n_rows,
             partials: w.partials,
             counters: w.counters,
+            hidden: w.inputs_hidden,
+            hidden_factors,
+            split: self.split(n_rows),
             ..Products::default()
         };
         for (i, product) in products.iter().enumerate() {
@@ -638,7 +664,7 @@ impl<'a> Pass<'a> {
                 out_stride: w.vocab_stride,
                 finish: Finish::Store as u32,
             };
-            self.launch_products(&[product], n, self.head_cut(n))?;
+            self.launch_products(&[product], n, 0, self.head_cut(n))?;
             let parameters = LogitsOut {
                 logits: w.logits,
                 best: slot.best,

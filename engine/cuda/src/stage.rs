@@ -12,7 +12,7 @@ use crate::driver::{Address, Context, Event, Graph, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
 use crate::kernels::Kernels;
 use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, TensorId, Weights, Workspace};
-use crate::upload::{Source, SourceWeights, Uploader};
+use crate::upload::{bound_hidden_units, Source, SourceWeights, Uploader};
 
 /// Passes that may be in flight on a stage at once: as many stages of a pipeline can be busy at once.
 pub(crate) const SLOTS: usize = 4;
@@ -221,6 +221,7 @@ impl Stage {
         let memory = self.allocate(&work.stream, pieces.used())?;
         work.workspace = Workspace::place(&self.options, &mut Pieces::new(memory.address()));
         work.workspace_memory = Some(memory);
+        bound_hidden_units(&work.stream, &work.kernels, &work.weights, &work.workspace)?;
 
         let mut numbers = vec![0.0_f32; layout::state_floats(&self.options) as usize];
         let (n_layer_floats, a) = (

@@ -4,11 +4,14 @@ use half::f16;
 
 use crate::driver::{Address, Context, Event, Kernel, Launch, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
-use crate::layout::Place;
-use crate::params::{Matrix, Repack};
+use crate::kernels::Kernels;
+use crate::layout::{Place, Weights, Workspace};
+use crate::params::{HiddenBound, Matrix, Repack, THREADS};
 
 /// Bytes on the way at once; two such pieces take turns.
 const PIECE_BYTES: usize = 8 << 20;
+/// Blocks that look through a matrix's rows.
+const BOUND_BLOCKS: u32 = 64;
 /// Threads of a block that rearranges.
 const REPACK_THREADS: u32 = 256;
 
@@ -203,4 +206,27 @@ fn column_factor(exponent: i8) -> f32 {
     let whole = i32::from(exponent).div_euclid(4);
     let power_of_two = f32::from_bits(((whole + 127) as u32) << 23);
     QUARTERS[usize::from(exponent.rem_euclid(4) as u8)] * power_of_two
+}
+
+/// Works out [`Workspace::hidden_bounds`] where kernels need them, once all weights are there.
+pub(crate) fn bound_hidden_units(
+    stream: &Stream,
+    kernels: &Kernels,
+    weights: &Weights,
+    workspace: &Workspace,
+) -> Result<()> {
+    let Some(single) = &kernels.single else {
+        return Ok(());
+    };
+    for (index, layer) in (0_u64..).zip(&weights.layers) {
+        let parameters = HiddenBound {
+            key: layer.ffn_in[0],
+            hidden_factors: layer.ffn_value.input_factors,
+            bound: workspace.hidden_bounds + 4 * index,
+        };
+        let (kernel, grid) = (&single.hidden_bound, [BOUND_BLOCKS, 1, 1]);
+        // SAFETY: all weights and factors are in the stage's memory, and a number for every layer that was 0.
+        unsafe { stream.launch(kernel, grid, THREADS, 0, Launch::Alone, &parameters)? };
+    }
+    Ok(())
 }
