@@ -28,6 +28,7 @@ struct Products {
     Inputs hidden;   // with scales, for HIDDEN
     const float *hidden_factors; // input factors, or null
     u32 split;       // with low halves
+    const u64 *out_logits; // or null; a row: where what is stored goes instead, as many numbers as there are outputs, or 0
 };
 
 #if TENSOR_CORES
@@ -480,8 +481,13 @@ struct Tile {
                 float2 before = *(const float2 *)(out + (u64)row * stride + o);
                 a += before.x, b += before.y;
             });
+        u32 n_outputs = p.matrix.n_outputs;
         pairs(n_rows, row, output, sums, [&](u32 row, u32 o, float &a, float &b) {
-            *(float2 *)(out + (u64)row * stride + o) = make_float2(a, b);
+            float *to = out + (u64)row * stride, *kept = products.out_logits ? (float *)products.out_logits[row] : nullptr;
+            if (!kept || o + 1 < n_outputs)
+                *(float2 *)((kept ? kept : to) + o) = make_float2(a, b);
+            else if (o < n_outputs)
+                kept[o] = a;
         });
     }
 };

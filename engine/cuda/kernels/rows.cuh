@@ -379,6 +379,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_out_rows(const NormOu
 
 struct LogitsOut {
     const float *logits; // (output rows, stride)
+    u32 kept;            // 1: rows that go to their state's memory are there already
     u64 *best;           // an output row
     u32 n_vocab, stride, first;
     Batch batch;
@@ -392,6 +393,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) logits_out(const LogitsOut
     u32 row = p.first + blockIdx.y;
     const float *logits = p.logits + (u64)blockIdx.y * p.stride;
     float *keep = (float *)p.batch.out_logits[row];
+    if (p.kept && keep) logits = keep, keep = nullptr;
     u32 part = (p.n_vocab + gridDim.x - 1) / gridDim.x, start = blockIdx.x * part;
     if (start >= p.n_vocab) return;
     u64 best = 0;

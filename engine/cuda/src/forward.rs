@@ -379,7 +379,7 @@ fn one_stage(
                     None => {
                         pass.layers()?;
                         if to_every_row {
-                            pass.logits(|_, _| Ok(()))?;
+                            pass.logits()?;
                         }
                     }
                 }
@@ -410,13 +410,13 @@ fn one_stage(
         Output::Residual(rows) => work.stream.download_rows(rows, n, slot.places.x, padded(n)),
         Output::Hidden(rows) => hidden(&pass, rows),
         Output::Tokens(_) => {
-            pass.logits(|_, _| Ok(()))?;
+            pass.logits()?;
             pass.tokens(slot.tokens.device())
         }
         Output::Logits(rows) => {
             let n_vocab = stage.options.n_vocab;
             let w = &work.workspace;
-            pass.logits(|first, n| {
+            pass.logits_to_read(|first, n| {
                 if shape.single {
                     return Ok(());
                 }

@@ -210,6 +210,7 @@ parameters! {
     }
     struct LogitsOut {
         logits: Address,
+        kept: u32,
         best: Address,
         n_vocab: u32,
         stride: u32,
@@ -248,6 +249,7 @@ parameters! {
         hidden: Inputs,
         hidden_factors: Address,
         split: u32,
+        out_logits: Address,
     }
     struct HiddenBound {
         key: Matrix,

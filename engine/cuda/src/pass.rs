@@ -58,6 +58,15 @@ fn blocks<const N: usize>(matrices: &[Matrix; N], outputs_of_warp: u32, at_once:
     std::array::from_fn(|i| groups(&matrices[i]).div_ceil(each))
 }
 
+/// What products with certain ends need beside their operands.
+#[derive(Clone, Copy, Default)]
+struct Beside {
+    /// Of hidden units, as inputs of the next product.
+    hidden_factors: Address,
+    /// Of logits: for each row where its state keeps them.
+    out_logits: Address,
+}
+
 /// Whether the threads of a block hold a row, so many times four numbers each.
 fn held(width: u32, fours: u32) -> bool {
     width % 4 == 0 && width <= 4 * THREADS * fours
@@ -484,7 +493,11 @@ impl<'a> Pass<'a> {
         };
         let key = product(key, w.inputs[0], w.hidden, w.h_stride, finish);
         let gate = product(receptance, w.inputs[1], w.gate, w.x_stride, Finish::Sigmoid);
-        self.products_into(&[key, gate], layer.ffn_value.input_factors)?;
+        let beside = Beside {
+            hidden_factors: layer.ffn_value.input_factors,
+            ..Beside::default()
+        };
+        self.products_into(&[key, gate], beside)?;
         if single.is_none() {
             self.plain(&Plain {
                 x: w.hidden,
@@ -574,11 +587,10 @@ impl<'a> Pass<'a> {
 
     /// Products of all rows with up to three matrices of as many inputs.
     fn products(&self, products: &[Product]) -> Result<()> {
-        self.products_into(products, 0)
+        self.products_into(products, Beside::default())
     }
 
-    /// The same; `factors` are those of hidden units as inputs of the next product.
-    fn products_into(&self, products: &[Product], factors: Address) -> Result<()> {
+    fn products_into(&self, products: &[Product], beside: Beside) -> Result<()> {
         let n_rows = self.shape.n_rows;
         let stride = products.first().map_or(0, |product| product.matrix.stride);
         let outputs: Vec<u32> = products.iter().map(|p| p.matrix.n_outputs).collect();
@@ -586,7 +598,7 @@ impl<'a> Pass<'a> {
         let multiprocessors = self.device.multiprocessors;
         let tiles = &self.work.kernels.tiles;
         let cut = tiles.cut(n_rows, &outputs, stride, weight_bytes, multiprocessors);
-        self.launch_products(products, n_rows, factors, cut)
+        self.launch_products(products, n_rows, beside, cut)
     }
 
     /// How the product of `n_rows` rows with the head is cut.
@@ -608,7 +620,7 @@ impl<'a> Pass<'a> {
         &self,
         products: &[Product],
         n_rows: u32,
-        hidden_factors: Address,
+        beside: Beside,
         cut: Cut<'_>,
     ) -> Result<()> {
         let Cut { tile, parts } = cut;
@@ -618,8 +630,9 @@ impl<'a> Pass<'a> {
             partials: w.partials,
             counters: w.counters,
             hidden: w.inputs_hidden,
-            hidden_factors,
+            hidden_factors: beside.hidden_factors,
             split: self.split(n_rows),
+            out_logits: beside.out_logits,
             ..Products::default()
         };
         for (i, product) in products.iter().enumerate() {
@@ -640,10 +653,24 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Logits of the output rows: into the states' memory by `out_logits`, the best tokens into `best`. After
-    /// every piece of rows, `piece(first, n)` may read them from the workspace, where they are unless this
-    /// is a pass of few rows.
-    pub(crate) fn logits(&self, mut piece: impl FnMut(u32, u32) -> Result<()>) -> Result<()> {
+    /// Logits of the output rows: into the states' memory by `out_logits`, the best tokens into `best`.
+    pub(crate) fn logits(&self) -> Result<()> {
+        // Products without tensor cores know of no such memory.
+        let kept = matches!(self.work.kernels.tiles, Tiles::Tensor(_));
+        self.logits_in_pieces(kept, |_, _| Ok(()))
+    }
+
+    /// The same, and after every piece of rows, `piece(first, n)` may read them from the workspace, where they are unless
+    /// this is a pass of few rows.
+    pub(crate) fn logits_to_read(&self, piece: impl FnMut(u32, u32) -> Result<()>) -> Result<()> {
+        self.logits_in_pieces(false, piece)
+    }
+
+    fn logits_in_pieces(
+        &self,
+        kept: bool,
+        mut piece: impl FnMut(u32, u32) -> Result<()>,
+    ) -> Result<()> {
         if let Some(few) = self
             .few()
             .filter(|_| self.shape.n_outputs <= self.shape.n_rows)
@@ -664,9 +691,18 @@ impl<'a> Pass<'a> {
                 out_stride: w.vocab_stride,
                 finish: Finish::Store as u32,
             };
-            self.launch_products(&[product], n, 0, self.head_cut(n))?;
+            let out_logits = match kept {
+                true => slot.batch.out_logits + 8 * u64::from(first),
+                false => 0,
+            };
+            let beside = Beside {
+                out_logits,
+                ..Beside::default()
+            };
+            self.launch_products(&[product], n, beside, self.head_cut(n))?;
             let parameters = LogitsOut {
                 logits: w.logits,
+                kept: u32::from(kept),
                 best: slot.best,
                 n_vocab: o.n_vocab,
                 stride: w.vocab_stride,
