@@ -40,7 +40,7 @@ pub(crate) enum Tiles {
 pub(crate) struct TensorTiles {
     /// Up to 16 rows; activations are of two halves.
     pub(crate) few: Tile,
-    /// Up to 64, in the order of how many; activations are one half, as for more rows.
+    /// Some rows, in the order of how many; activations are one half, as for more rows.
     pub(crate) some: [Tile; 3],
     /// For the head of up to 64 rows.
     pub(crate) head: Tile,
@@ -206,7 +206,9 @@ impl Kernels {
 /// Rows up to which activations are of two halves: few enough that the second one costs little.
 pub(crate) const SPLIT_ROWS_MAX: u32 = 16;
 /// Rows up to which products are cut by what they read, and not by what they compute.
-pub(crate) const SOME_ROWS_MAX: u32 = 64;
+const SOME_ROWS_MAX: u32 = 1024;
+/// Rows up to which the head has a tile of its own.
+pub(crate) const HEAD_ROWS_MAX: u32 = 64;
 
 /// How one launch of products is cut.
 pub(crate) struct Cut<'a> {
@@ -224,7 +226,36 @@ const BYTES_A_NANOSECOND_ALL: u64 = 3300;
 const PARTS_NANOSECONDS: (u64, u64) = (1500, 300);
 const CLUSTER_NANOSECONDS: (u64, u64) = (700, 60);
 
+impl Tile {
+    /// How many there are of so many rows and outputs.
+    fn count(&self, n_rows: u32, outputs: &[u32]) -> u32 {
+        let down: u32 = outputs.iter().map(|n| n.div_ceil(self.outputs)).sum();
+        n_rows.div_ceil(self.rows) * down
+    }
+}
+
 impl Tiles {
+    /// The cut by arithmetic: what whole waves of tiles on all multiprocessors take.
+    pub(crate) fn cut_of_many(
+        &self,
+        n_rows: u32,
+        outputs: &[u32],
+        multiprocessors: u32,
+    ) -> Cut<'_> {
+        let tiles = match self {
+            Tiles::Plain(tile) => return Cut { tile, parts: 1 },
+            Tiles::Tensor(tiles) => tiles,
+        };
+        let cost = |tile: &&Tile| {
+            let n_tiles = tile.count(n_rows, outputs);
+            let n_waves = n_tiles.div_ceil(tile.at_once * multiprocessors);
+            n_waves * tile.at_once * tile.rows * tile.outputs / tile.speed
+        };
+        let tile = tiles.many.iter().min_by_key(cost);
+        let tile = tile.unwrap_or(&tiles.many[0]);
+        Cut { tile, parts: 1 }
+    }
+
     /// The cut that takes least, for products of `n_rows` rows with matrices of so many outputs and `stride`
     /// inputs.
     pub(crate) fn cut(
@@ -239,20 +270,10 @@ impl Tiles {
             Tiles::Plain(tile) => return Cut { tile, parts: 1 },
             Tiles::Tensor(tiles) => tiles,
         };
-        let n_tiles = |tile: &Tile| {
-            let down: u32 = outputs.iter().map(|n| n.div_ceil(tile.outputs)).sum();
-            n_rows.div_ceil(tile.rows) * down
-        };
         if n_rows > SOME_ROWS_MAX {
-            // Arithmetic: what whole waves of tiles on all multiprocessors take.
-            let cost = |tile: &&Tile| {
-                let n_waves = n_tiles(tile).div_ceil(tile.at_once * multiprocessors);
-                n_waves * tile.at_once * tile.rows * tile.outputs / tile.speed
-            };
-            let tile = tiles.many.iter().min_by_key(cost);
-            let tile = tile.unwrap_or(&tiles.many[0]);
-            return Cut { tile, parts: 1 };
+            return self.cut_of_many(n_rows, outputs, multiprocessors);
         }
+        let n_tiles = |tile: &Tile| tile.count(n_rows, outputs);
         // Bytes: what every multiprocessor, and all together, read from the second cache.
         let of_rows = match n_rows {
             ..=SPLIT_ROWS_MAX => std::slice::from_ref(&tiles.few),

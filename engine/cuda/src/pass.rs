@@ -7,7 +7,7 @@
 use crate::device::Device;
 use crate::driver::{Address, Kernel, Launch};
 use crate::error::Result;
-use crate::kernels::{Cut, Few, Single, Tiles, SOME_ROWS_MAX, SPLIT_ROWS_MAX};
+use crate::kernels::{Cut, Few, Single, Tiles, HEAD_ROWS_MAX, SPLIT_ROWS_MAX};
 use crate::layout::{Layer, SlotPlaces, CHUNK_ROWS, LOGITS_ROWS};
 use crate::params::{
     Ahead, Batch, Begin, ChannelIn, ChannelOut, Finish, Head, Inputs, LogitsOut, Matrix, NormOut,
@@ -607,10 +607,10 @@ impl<'a> Pass<'a> {
         let tile = match &self.work.kernels.tiles {
             Tiles::Plain(tile) => tile,
             Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => &tiles.few,
-            Tiles::Tensor(tiles) if n_rows <= SOME_ROWS_MAX => &tiles.head,
+            Tiles::Tensor(tiles) if n_rows <= HEAD_ROWS_MAX => &tiles.head,
             tiles => {
                 let (n, m) = (head.n_outputs, self.device.multiprocessors);
-                return tiles.cut(n_rows, &[n], head.stride, 2, m);
+                return tiles.cut_of_many(n_rows, &[n], m);
             }
         };
         Cut { tile, parts: 1 }
