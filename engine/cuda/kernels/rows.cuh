@@ -1,7 +1,7 @@
 // Many rows: prompts and many sequences at once. Between the matrix products, one block a row.
 //
-// With tensor cores activations are f16 in two parts, high + low, times a power of two a row, so that no
-// squared ReLU can leave the range of f16; without, they are f32.
+// With tensor cores activations are f16 times a power of two a row, so that no squared ReLU can leave the range of f16; of
+// few rows in two parts, high + low, which are as exact as f32. Without tensor cores they are f32.
 
 // Inputs of one product, (rows, stride); the columns beyond the matrix's inputs are 0.
 struct Inputs {
