@@ -50,7 +50,7 @@ for status in sorted(results.glob("*.status")):
     counted += f", {errors[-1]} errors of the sanitizer" if errors else ""
     print(f"{status.stem:24} {text(status.name)}{counted}")
 measured = re.findall(r"^(.*?) +(\d\.\d+e-?\d+) of (\S+)$", text("suite.txt"), re.M)
-for kind in ["decode", "prefill of", "int8", "hidden", "sequences at once"]:
+for kind in ["f16 decode", "prefill of", "int8 pieces", "hidden", "sequences at once"]:
     of_kind = [(float(found), bound) for what, found, bound in measured if kind in what]
     if of_kind:
         print(f"suite, {kind:17} largest deviation {max(of_kind)[0]:.2e}")
