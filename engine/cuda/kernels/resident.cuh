@@ -190,7 +190,7 @@ template <bool INT8> __device__ void bring_all(const Resident &p, RingPlace ring
     if (p.head.weights) bring<INT8>(b, p, p.head, 0, Own(p.head.n_outputs, 1));
 }
 
-// A vector on its way from block to block: words of two numbers each and the flag. Numbers have 20 bits behind the
+// A vector on its way from block to block: words of two numbers each and the flag. Numbers have 19 bits behind the
 // point, which is nearly what activations keep of them; the last 8 bits are the flag's.
 __device__ inline u32 copy_words(u32 n) { return (n + 255 & ~255u) / 2; }
 

@@ -73,22 +73,29 @@ pub(crate) struct State {
 fn check_device(options: &StageOptions) -> Result<()> {
     let context = Context::new(options.device)?;
     device::check_capability(&context)?;
-    // A block that turns a row of hidden units into inputs holds it, in int8 with its factors.
+    // A block that turns a row of hidden units into inputs holds it, in int8 with its factors; one that norms a row
+    // holds that and two vectors.
     let vectors = match (options.layer_count, options.quant) {
         (0, _) => 0,
         (_, abi::INT8) => 2,
         _ => 1,
     };
-    let row_bytes = vectors * 4 * options.n_hidden.max(options.n_attention);
+    let rows = [
+        ("hidden units", options.n_hidden, vectors),
+        ("attention channels", options.n_attention, vectors),
+        ("channels", options.n_embd, 3),
+    ];
     let shared_max = device::shared_max(&context)?;
-    if row_bytes <= shared_max {
-        return Ok(());
+    for (what, width, vectors) in rows {
+        let row_bytes = vectors * 4 * width;
+        if row_bytes > shared_max {
+            return Err(Failure::unsupported(format!(
+                "{}: rows of {width} {what} need {row_bytes} bytes of shared memory, it has {shared_max}",
+                context.name()?,
+            )));
+        }
     }
-    Err(Failure::unsupported(format!(
-        "{}: rows of {} hidden units need {row_bytes} bytes of shared memory, it has {shared_max}",
-        context.name()?,
-        options.n_hidden,
-    )))
+    Ok(())
 }
 
 /// Bytes of weights, of the workspace with its slots, and of a state.
