@@ -20,6 +20,8 @@ mod close;
 mod many;
 #[path = "plugin/memory.rs"]
 mod memory;
+#[path = "plugin/pieces.rs"]
+mod pieces;
 #[path = "plugin/setup.rs"]
 mod setup;
 #[path = "plugin/split.rs"]

@@ -3,20 +3,18 @@
 use std::ffi::{c_char, CStr};
 use std::ptr::{null, null_mut};
 
-use half::f16;
 use rwkv_edge::Quant;
 use rwkv_edge_plugin as abi;
 
-use crate::common::Random;
-use crate::setup::{deviation, device, device_info, plugin, standard_deviation, within};
+use crate::setup::{device, device_info, plugin};
 
-const V: u32 = 11;
-const D: u32 = 8;
-const A: u32 = 8;
-const H: u32 = 16;
+pub const V: u32 = 11;
+pub const D: u32 = 8;
+pub const A: u32 = 8;
+pub const H: u32 = 16;
 
 /// The plugin's table. Its library stays loaded.
-fn table() -> &'static abi::Table {
+pub fn table() -> &'static abi::Table {
     device();
     // SAFETY: the engine has loaded this plugin before, and checked its table.
     unsafe {
@@ -46,7 +44,7 @@ fn last_error(table: &abi::Table) -> String {
 
 /// Refused as what no correct host asks for.
 #[track_caller]
-fn refused(table: &abi::Table, status: abi::Status, what: &str) {
+pub fn refused(table: &abi::Table, status: abi::Status, what: &str) {
     refused_as(table, status, abi::ERROR_ARGUMENT, what);
 }
 
@@ -59,7 +57,7 @@ fn refused_as(table: &abi::Table, status: abi::Status, expected: abi::Status, wh
     println!("{what}: {}", last_error(table));
 }
 
-fn options() -> abi::StageOptions {
+pub fn options() -> abi::StageOptions {
     let index = device()
         .split(':')
         .nth(1)
@@ -85,7 +83,7 @@ fn options() -> abi::StageOptions {
 }
 
 /// Shape of a tensor of the stage above: (rows, columns, is a matrix).
-fn shape(tensor: u32) -> (u64, u64, bool) {
+pub fn shape(tensor: u32) -> (u64, u64, bool) {
     let (v, d, a, h) = (V as u64, D as u64, A as u64, H as u64);
     match tensor {
         abi::EMBEDDING | abi::HEAD => (v, d, true),
@@ -100,7 +98,7 @@ fn shape(tensor: u32) -> (u64, u64, bool) {
 
 /// Numbers for any tensor: positive ones for vectors, and for matrices f16 of either sign, 1 to 2 in size, so
 /// that no two tokens have the same logits.
-struct Room {
+pub struct Room {
     vector: Vec<f32>,
     matrix: Vec<u16>,
 }
@@ -108,7 +106,7 @@ struct Room {
 impl Room {
     const LEN: usize = 4096;
 
-    fn new() -> Self {
+    pub fn new() -> Self {
         let scrambled = |i: u32| (i.wrapping_mul(0x9e37_79b9) >> 16) as u16;
         let matrix = (0..Self::LEN as u32).map(|i| 0x3c00 | scrambled(i) & 0x83ff);
         Room {
@@ -119,7 +117,7 @@ impl Room {
 }
 
 /// In f16 or f32.
-fn tensor(number: u32, room: &Room) -> abi::Tensor {
+pub fn tensor(number: u32, room: &Room) -> abi::Tensor {
     let (n_rows, n_cols, is_matrix) = shape(number);
     abi::Tensor {
         struct_size: size_of::<abi::Tensor>() as u32,
@@ -139,7 +137,7 @@ fn tensor(number: u32, room: &Room) -> abi::Tensor {
     }
 }
 
-fn new_stage(table: &abi::Table) -> *mut abi::Stage {
+pub fn new_stage(table: &abi::Table) -> *mut abi::Stage {
     let mut stage = null_mut();
     // SAFETY: valid options and a pointer to a pointer.
     let status = unsafe { (table.stage_new)(&options(), &mut stage) };
@@ -321,196 +319,7 @@ fn bad_tensors_are_refused() {
     }
 }
 
-/// Some rows of a tensor.
-fn rows(whole: &abi::Tensor, first_row: u64, row_count: u64) -> abi::Tensor {
-    let row_bytes = whole.n_cols as usize
-        * match whole.dtype {
-            abi::F32 => 4,
-            abi::F16 => 2,
-            _ => 1,
-        };
-    let scales = match whole.row_scales.is_null() {
-        true => null(),
-        false => whole.row_scales.wrapping_add(first_row as usize),
-    };
-    let values = whole.values.cast::<u8>();
-    abi::Tensor {
-        first_row,
-        row_count,
-        values: values.wrapping_add(first_row as usize * row_bytes).cast(),
-        row_scales: scales,
-        ..*whole
-    }
-}
-
-#[test]
-fn bad_pieces_are_refused() {
-    let table = table();
-    let room = Room::new();
-    let stage = new_stage(table);
-    let key = tensor(abi::ATT_KEY, &room);
-    let n = u64::from(A);
-    // SAFETY: there is room for more numbers than any of these pieces has.
-    unsafe {
-        let add = |first_row, row_count| {
-            let piece = abi::Tensor {
-                first_row,
-                row_count,
-                ..key
-            };
-            (table.stage_tensor)(stage, &piece)
-        };
-        refused(table, add(0, 0), "no rows");
-        refused(table, add(0, n + 1), "more rows than there are");
-        refused(table, add(0, u64::MAX), "far more rows than there are");
-        refused(table, add(n, 1), "rows behind the last");
-        refused(table, add(u64::MAX, 2), "rows that wrap around");
-        refused(table, add(1, n - 1), "not from the first row on");
-        assert_eq!(add(0, 3), abi::OK);
-        refused(table, add(0, 3), "the same rows again");
-        refused(table, add(2, 2), "rows of which one has come");
-        refused(table, add(4, 1), "a row left out");
-        refused(table, add(3, n), "more rows than are left");
-        let vector = tensor(abi::ATT_BONUS, &room);
-        let vector = abi::Tensor {
-            row_count: 2,
-            ..vector
-        };
-        let status = (table.stage_tensor)(stage, &vector);
-        refused(table, status, "a vector of two rows");
-        for number in (0..abi::TENSORS).filter(|&number| number != abi::ATT_KEY) {
-            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
-        }
-        refused(table, (table.stage_finish)(stage), "rows are missing");
-        // None of that has done any harm.
-        assert_eq!(add(3, n - 3), abi::OK);
-        refused(table, add(n, 0), "no rows behind the last");
-        refused(table, add(0, n), "a whole tensor again");
-        assert_eq!((table.stage_finish)(stage), abi::OK);
-        (table.stage_free)(stage);
-    }
-}
-
-/// Numbers of all tensors of the stage above, with scales that only int8 uses.
-struct Numbers {
-    quant: u32,
-    /// Of each tensor.
-    values: Vec<Vec<u8>>,
-    row_scales: Vec<u16>,
-    column_exponents: Vec<i8>,
-}
-
-impl Numbers {
-    fn new(quant: u32) -> Self {
-        let mut random = Random(7);
-        let mut values = |number: u32| {
-            let (n_rows, n_cols, is_matrix) = shape(number);
-            let mut bytes = Vec::new();
-            for _ in 0..n_rows * n_cols {
-                let x = random.float();
-                match (is_matrix, quant) {
-                    (true, abi::INT8) => bytes.push((127.0 * x) as i8 as u8),
-                    (true, _) => bytes.extend(f16::from_f32(x).to_le_bytes()),
-                    // A decay's logarithm is at most 0.
-                    (false, _) => bytes.extend((-x.abs()).to_le_bytes()),
-                }
-            }
-            bytes
-        };
-        Numbers {
-            quant,
-            values: (0..abi::TENSORS).map(&mut values).collect(),
-            row_scales: (0..32)
-                .map(|row| f16::from_f32(0.01 + 0.001 * row as f32).to_bits())
-                .collect(),
-            column_exponents: (0..32).map(|column| column % 7 - 3).collect(),
-        }
-    }
-
-    fn tensor(&self, number: u32) -> abi::Tensor {
-        let is_int8 = shape(number).2 && self.quant == abi::INT8;
-        let (row_scales, column_exponents) = match is_int8 {
-            true => (self.row_scales.as_ptr(), self.column_exponents.as_ptr()),
-            false => (null(), null()),
-        };
-        let mut tensor = tensor(number, &Room::new());
-        if tensor.dtype != abi::F32 {
-            tensor.dtype = self.quant;
-        }
-        abi::Tensor {
-            values: self.values[number as usize].as_ptr().cast(),
-            row_scales,
-            column_exponents,
-            ..tensor
-        }
-    }
-
-    /// Logits of some tokens with a stage whose matrices came in pieces of so many rows.
-    fn logits(&self, table: &abi::Table, rows_at_once: u64) -> Vec<f32> {
-        let options = abi::StageOptions {
-            quant: self.quant,
-            ..options()
-        };
-        let (mut stage, mut state) = (null_mut(), null_mut());
-        let mut logits = vec![0.0_f32; 3 * V as usize];
-        // SAFETY: structs of the sizes that they say, tensors with as many numbers, room for the logits.
-        unsafe {
-            assert_eq!((table.stage_new)(&options, &mut stage), abi::OK);
-            // The first rows of all tensors, then the next ones: they need not come tensor by tensor.
-            for first_row in (0..u64::from(H)).step_by(rows_at_once as usize) {
-                for number in 0..abi::TENSORS {
-                    let whole = self.tensor(number);
-                    if first_row < whole.n_rows {
-                        let count = rows_at_once.min(whole.n_rows - first_row);
-                        let piece = rows(&whole, first_row, count);
-                        assert_eq!((table.stage_tensor)(stage, &piece), abi::OK);
-                    }
-                }
-            }
-            assert_eq!((table.stage_finish)(stage), abi::OK);
-            assert_eq!((table.state_new)(stage, &mut state), abi::OK);
-            let tokens = [1_u32, 2, V - 1];
-            let states = [state];
-            let span = abi::Span {
-                states: states.as_ptr(),
-                n_rows: tokens.len() as u32,
-                rows: abi::ROWS_ALL,
-            };
-            let batch = abi::Batch {
-                n_spans: 1,
-                spans: &span,
-                n_rows: tokens.len() as u32,
-                write: abi::WRITE_LOGITS,
-                tokens: tokens.as_ptr(),
-                numbers: logits.as_mut_ptr(),
-                ..batch()
-            };
-            assert_eq!((table.forward)(&stage, 1, &batch), abi::OK);
-            (table.state_free)(state);
-            (table.stage_free)(stage);
-        }
-        logits
-    }
-}
-
-/// Also of those that are stored one row an input.
-#[test]
-fn tensors_in_pieces_are_what_they_are_whole() {
-    let table = table();
-    for quant in [abi::F16, abi::INT8] {
-        let numbers = Numbers::new(quant);
-        let whole = numbers.logits(table, u64::from(H));
-        assert!(standard_deviation(&whole) > 1e-3);
-        for rows_at_once in [1, 3, 5] {
-            let found = numbers.logits(table, rows_at_once);
-            let what = format!("quant {quant}, {rows_at_once} rows at once");
-            // A plugin may sum in another order every time, but one wrong row is far more than that.
-            within(&what, deviation(&found, &whole), 1e-4);
-        }
-    }
-}
-
-fn batch() -> abi::Batch {
+pub fn batch() -> abi::Batch {
     abi::Batch {
         struct_size: size_of::<abi::Batch>() as u32,
         n_spans: 0,
