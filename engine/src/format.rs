@@ -488,10 +488,7 @@ impl FileWeights<'_> {
     ) -> Result<()> {
         let begin = self.take_entry(name, Dtype::I8, &[n_rows, n_cols])?.begin;
         let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
-        let column_exponents = match exponents.iter().any(|&exponent| exponent != 0) {
-            true => &exponents[..],
-            false => &[],
-        };
+        let column_exponents = Int8::used(&exponents);
         for rows in pieces(n_rows, n_cols) {
             let at = |row: usize| begin + row as u64 * n_cols as u64;
             let values = self.file.file.bytes(at(rows.start)..at(rows.end))?;

@@ -21,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::file::FileBytes;
 use crate::kernels::KernelSet;
 use crate::matrix::{
-    Buffer, Layout, Matrix, Quant, RowWeights, Rows, RowsSource, Vector, WeightSource, Weights,
+    Buffer, Int8, Layout, Matrix, Quant, RowWeights, Rows, RowsSource, Vector, WeightSource,
+    Weights,
 };
 use crate::model::{Inner, TokenizerSlot};
 use crate::plan::Plan;
@@ -379,11 +380,7 @@ pub(crate) fn convert_rows_in_pieces(
         }
         Quant::Int8 => {
             let rounding = quant::Rounding::new(blocks)?;
-            let exponents = &rounding.column_exponents[..];
-            let column_exponents = match exponents.iter().any(|&exponent| exponent != 0) {
-                true => exponents,
-                false => &[],
-            };
+            let column_exponents = Int8::used(&rounding.column_exponents);
             let (mut values, mut row_scales) = (Vec::new(), Vec::new());
             blocks.for_each(|block| {
                 values.resize(block.numbers.len(), 0);

@@ -386,7 +386,15 @@ pub(crate) trait RowsSource: WeightSource {
 
 impl Int8 {
     pub(crate) fn has_exponents(&self) -> bool {
-        self.column_exponents.iter().any(|&exponent| exponent != 0)
+        !Self::used(&self.column_exponents).is_empty()
+    }
+
+    /// The exponents, or none where all are 0.
+    pub(crate) fn used(column_exponents: &[i8]) -> &[i8] {
+        match column_exponents.iter().any(|&exponent| exponent != 0) {
+            true => column_exponents,
+            false => &[],
+        }
     }
 
     /// What inputs are multiplied by before they are quantised, one a matrix input.

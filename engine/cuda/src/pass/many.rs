@@ -36,23 +36,11 @@ impl<'a> Pass<'a> {
         let (_, att_previous, wkv) = self.state_places(index);
         let kernels = &self.work.kernels;
         let parameters = Shift {
-            x: slot.x,
             norm: layer.att_norm,
             mix: layer.att_mix,
             factors: layer.att_in.map(|matrix| matrix.input_factors),
-            out: w.inputs,
-            split: self.split(self.shape.n_rows),
-            last: w.last,
-            n_embd: o.n_embd,
-            x_stride: w.x_stride,
-            n_rows: self.shape.n_rows,
-            rows_of_block: self.shift_rows_of_block(),
-            single: u32::from(self.shape.single),
-            staged: u32::from(self.shift_shared(3) <= self.shared_max()),
             previous: att_previous,
-            hidden_bound: 0,
-            hidden_scales: 0,
-            batch: slot.batch,
+            ..self.shift_of_rows(3)
         };
         let single = self.single();
         self.shift(
@@ -145,23 +133,13 @@ impl<'a> Pass<'a> {
             single.map(|single| &single.shift_2),
             &self.work.kernels.shift_rows_2,
             &Shift {
-                x: slot.x,
                 norm: layer.ffn_norm,
                 mix: [mix_key, mix_receptance, 0],
                 factors: [key.input_factors, receptance.input_factors, 0],
-                out: w.inputs,
-                split: self.split(self.shape.n_rows),
-                last: w.last,
-                n_embd: o.n_embd,
-                x_stride: w.x_stride,
-                n_rows: self.shape.n_rows,
-                rows_of_block: self.shift_rows_of_block(),
-                single: u32::from(self.shape.single),
-                staged: u32::from(self.shift_shared(2) <= self.shared_max()),
                 previous: ffn_previous,
                 hidden_bound,
                 hidden_scales,
-                batch: slot.batch,
+                ..self.shift_of_rows(2)
             },
         )?;
         let product = |matrix, inputs, out, out_stride, finish: Finish| Product {
@@ -216,6 +194,25 @@ impl<'a> Pass<'a> {
         let fits =
             self.shape.single && held(o.n_embd, 1) && held(o.n_attention, 1) && held(o.n_hidden, 4);
         self.work.kernels.single.as_ref().filter(|_| fits)
+    }
+
+    /// What the shifts of both halves of a layer share.
+    fn shift_of_rows(&self, n_mixes: u32) -> Shift {
+        let (w, slot) = (&self.work.workspace, &self.slot);
+        Shift {
+            x: slot.x,
+            out: w.inputs,
+            split: self.split(self.shape.n_rows),
+            last: w.last,
+            n_embd: self.options.n_embd,
+            x_stride: w.x_stride,
+            n_rows: self.shape.n_rows,
+            rows_of_block: self.shift_rows_of_block(),
+            single: u32::from(self.shape.single),
+            staged: u32::from(self.shift_shared(n_mixes) <= self.shared_max()),
+            batch: slot.batch,
+            ..Shift::default()
+        }
     }
 
     pub(super) fn shift(
