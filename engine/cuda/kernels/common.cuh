@@ -98,14 +98,25 @@ __device__ inline float warp_sum(float value) {
     return value;
 }
 
-__device__ inline float warp_max(float value) {
-    for (int step = 16; step > 0; step >>= 1) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+// The larger of two numbers that are not negative. Those are in the order of their bits, and what is not a number is the
+// largest.
+__device__ inline float larger(float a, float b) { return __uint_as_float(max(__float_as_uint(a), __float_as_uint(b))); }
+
+// The largest of a warp's, none of which is negative.
+__device__ inline float warp_largest(float value) {
+#if TENSOR_CORES
+    u32 bits;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(bits) : "r"(__float_as_uint(value)));
+    return __uint_as_float(bits);
+#else
+    for (int step = 16; step > 0; step >>= 1) value = larger(value, __shfl_xor_sync(0xffffffffu, value, step));
     return value;
+#endif
 }
 
-// Sums (or largest) of N numbers over all threads of the block, the same in each; summed in one fixed order.
-// `room` holds N * WARPS floats, which no other thread may still be reading.
-template <int N> __device__ inline void block_sums(float (&values)[N], float *room) {
+// Sums, or the largest, of N numbers over all threads of the block, which has `n_warps`; the same in each. Summed in one
+// fixed order. `room` holds N * WARPS floats, which no other thread may still be reading.
+template <int N> __device__ inline void block_sums(float (&values)[N], float *room, u32 n_warps = WARPS) {
 #pragma unroll
     for (int n = 0; n < N; n++) {
         values[n] = warp_sum(values[n]);
@@ -116,21 +127,23 @@ template <int N> __device__ inline void block_sums(float (&values)[N], float *ro
     for (int n = 0; n < N; n++) {
         values[n] = 0.0f;
 #pragma unroll
-        for (int warp = 0; warp < WARPS; warp++) values[n] += room[n * WARPS + warp];
+        for (int warp = 0; warp < WARPS; warp++)
+            if (warp < n_warps) values[n] += room[n * WARPS + warp];
     }
 }
 
-template <int N> __device__ inline void block_max(float (&values)[N], float *room) {
+template <int N> __device__ inline void block_largest(float (&values)[N], float *room, u32 n_warps = WARPS) {
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        values[n] = warp_max(values[n]);
+        values[n] = warp_largest(values[n]);
         if ((threadIdx.x & 31) == 0) room[n * WARPS + (threadIdx.x >> 5)] = values[n];
     }
     __syncthreads();
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
-        for (int warp = 0; warp < WARPS; warp++) values[n] = fmaxf(values[n], room[n * WARPS + warp]);
+        for (int warp = 0; warp < WARPS; warp++)
+            if (warp < n_warps) values[n] = larger(values[n], room[n * WARPS + warp]);
 }
 
 // Calls load(i) for up to BATCH of a thread's i < n before it calls use(i, loaded) for any of them: so that a

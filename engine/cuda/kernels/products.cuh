@@ -29,6 +29,8 @@ struct Products {
     const float *hidden_factors; // input factors, or null
     u32 split;       // with low halves
     const u64 *out_logits; // or null; a row: where what is stored goes instead, as many numbers as there are outputs, or 0
+    u64 *best;             // or null; a row: see argmax_key. 0 before. Not of tiles in parts
+    u32 early;             // what is launched next may begin before the launch in front of this one is done
 };
 
 #if TENSOR_CORES
@@ -42,7 +44,7 @@ __device__ inline void arrive_in_cluster() {
 #endif
 }
 
-// The same, where they only read.
+// The same, where they only read. Nothing orders what was read before this: so what was made of it has to be stored before.
 __device__ inline void leave_cluster() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -168,7 +170,7 @@ struct Tile {
     };
 
     __device__ static void run(const Products &products) {
-        let_next_begin();
+        if (products.early) let_next_begin();
         u32 first;
         u32 index = share_of(blockIdx.y, products.n_tiles, first);
         const Product &p = products.product[index];
@@ -188,6 +190,7 @@ struct Tile {
         for (u32 stage = 0; stage < STAGES; stage++)
             if (stage < n_stages) copies.load_weights(base + stage * stage_bytes, k + stage * TILE_K);
         wait_for_previous();
+        if (!products.early) let_next_begin();
 #pragma unroll
         for (u32 stage = 0; stage < STAGES; stage++) {
             if (stage < n_stages) copies.load_inputs(base + stage * stage_bytes, k + stage * TILE_K);
@@ -245,6 +248,46 @@ struct Tile {
         }
         if (gridDim.z > 1 && !add_blocks(products, sums, part == 0)) return;
         if (part == 0) finish(products, p, first_row + warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
+        if (K_PARTS == 1 && products.best) find_best(products, p.matrix.n_outputs, first_row, warp_t + lane / 4, first_output + warp_o + lane % 4 * 2, sums);
+    }
+
+    // The largest output of each row. Of a thread, of four side by side, of a tile, of all.
+    __device__ static void find_best(const Products &products, u32 n_outputs, u32 first_row, u32 row, u32 output, const Sums &sums) {
+        u64 *of_warps = (u64 *)shared, best[t_tiles][2];
+#pragma unroll
+        for (int t = 0; t < t_tiles; t++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float largest = __int_as_float(0xff800000);
+                u32 at = output;
+#pragma unroll
+                for (int o = 0; o < 2 * o_tiles; o++) {
+                    u32 here = output + o / 2 * 8 + o % 2;
+                    float sum = sums[t][o / 2][half * 2 + o % 2];
+                    if (here < n_outputs && sum > largest) largest = sum, at = here;
+                }
+                best[t][half] = at < n_outputs ? argmax_key(largest, at) : 0;
+#pragma unroll
+                for (int step = 1; step < 4; step <<= 1) {
+                    u64 other = __shfl_xor_sync(0xffffffffu, best[t][half], step);
+                    best[t][half] = other > best[t][half] ? other : best[t][half];
+                }
+            }
+        __syncthreads();
+        if (threadIdx.x % 4 == 0)
+#pragma unroll
+            for (int t = 0; t < t_tiles; t++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) of_warps[threadIdx.x / (32 * warps_t) * TILE_T + row + t * 16 + half * 8] = best[t][half];
+        __syncthreads();
+        if (threadIdx.x >= TILE_T || first_row + threadIdx.x >= products.n_rows) return;
+        u64 of_tile = 0;
+#pragma unroll
+        for (int warp = 0; warp < warps_o; warp++) {
+            u64 of_warp = of_warps[warp * TILE_T + threadIdx.x];
+            of_tile = of_warp > of_tile ? of_warp : of_tile;
+        }
+        atomicMax(products.best + first_row + threadIdx.x, of_tile);
     }
 
     // What a warp multiplies of 16 inputs.
@@ -506,7 +549,7 @@ PRODUCTS(products_16, 2, false, 16, 32, 256, 16, 32, 8, 3)
 PRODUCTS(products_32, 2, false, 32, 32, 128, 32, 32, 8, 4)
 PRODUCTS(products_64, 2, false, 64, 64, 64, 32, 32, 2, 4)
 PRODUCTS(products_head, 2, false, 64, 128, 64, 32, 32, 1, 4)
-PRODUCTS(products_middle, 2, false, 64, 64, 64, 32, 32, 1, 4)
+PRODUCTS(products_vocabulary, 1, false, 64, 384, 64, 32, 48, 1, 4)
 PRODUCTS(products_square, 2, false, 128, 128, 32, 64, 32, 1, 4)
 PRODUCTS(products_wide, 1, false, 128, 256, 32, 64, 64, 1, 4)
 

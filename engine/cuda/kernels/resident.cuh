@@ -401,15 +401,25 @@ template <bool INT8> struct Worker {
     template <int N> __device__ void largest(float (&v)[N], u32 room_row) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            v[n] = warp_max(v[n]);
+            v[n] = warp_largest(v[n]);
             if (lane == 0) room[(room_row + n) * WARPS + warp] = v[n];
         }
         sync_consumers();
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int w = 0; w < WARPS; w += 4) v[n] = fmaxf(v[n], largest_of(four(room + (room_row + n) * WARPS + w)));
+            for (int w = 0; w < WARPS; w += 4) v[n] = larger(v[n], largest_of(four(room + (room_row + n) * WARPS + w)));
     }
+
+    // What activations are multiplied by whose largest is this. Integers are always finite: where activations are not, the
+    // pivot becomes NaN and with it the residual stream.
+    __device__ float factor_for(float largest) {
+        if (INT8 && !(largest < 3.0e38f)) pivot = __int_as_float(0x7fffffff);
+        return row_factor(largest);
+    }
+
+    // 0, or NaN.
+    __device__ float poison() const { return INT8 ? pivot - pivot : 0.0f; }
 
     // Four activations from input k on become those of product `n`, times `factor`.
     __device__ void keep(u32 n, u32 k, float4 v, float factor, u32 plane_bytes) {
@@ -530,7 +540,7 @@ template <bool INT8, int N> struct Shifting {
         }
         w.template largest<N>(scale, 2);
 #pragma unroll
-        for (int n = 0; n < N; n++) scale[n] = row_factor(scale[n]);
+        for (int n = 0; n < N; n++) scale[n] = w.factor_for(scale[n]);
     }
 
     __device__ static float bound(float present, float previous, float share) {
@@ -623,7 +633,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         w.template largest<1>(scale, 5);
         // All blocks have what was before.
         if (writes_state) *(float4 *)(att_previous + w.i) = now;
-        scale[0] = row_factor(scale[0]);
+        scale[0] = w.factor_for(scale[0]);
         if (w.i < l.att_output.stride) w.keep(0, w.i, gated[0], scale[0], p.plane_bytes);
         sync_consumers();
         w.multiply(first_piece[1], n_pieces[1], p.plane_bytes);
@@ -631,7 +641,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         flag++;
         float own_x = 0.0f;
         if (has_output) {
-            own_x = w.own_x[mine] + w.product(l.att_output, 0, mine) * (factor / scale[0]);
+            own_x = w.own_x[mine] + w.product(l.att_output, 0, mine) * (factor / scale[0]) + w.poison();
             w.own_x[mine] = own_x;
         }
         publish(p.x_flagged, output, p.n_embd, own_x, flag, has_output);
@@ -658,10 +668,10 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         wait_for(units, p.hidden_flagged, w.i, p.n_hidden, flag);
         scale[0] = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 4; j++) scale[0] = fmaxf(scale[0], largest_of(units[j]));
+        for (int j = 0; j < 4; j++) scale[0] = larger(scale[0], largest_of(units[j]));
         w.template largest<1>(scale, 5);
         if (writes_state) *(float4 *)(ffn_previous + w.i) = now;
-        scale[0] = row_factor(scale[0]);
+        scale[0] = w.factor_for(scale[0]);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             u32 k = w.i + j * 4 * THREADS;
@@ -672,7 +682,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
         sync_consumers();
         flag++;
         if (has_output) {
-            own_x += w.own_gate[mine] * (w.product(l.ffn_value, 0, mine) * (value_factor / scale[0]));
+            own_x += w.own_gate[mine] * (w.product(l.ffn_value, 0, mine) * (value_factor / scale[0])) + w.poison();
             w.own_x[mine] = own_x;
         }
         publish(p.x_flagged, output, p.n_embd, own_x, flag, has_output);
@@ -690,7 +700,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
     x[0] = w.norm(x[0], weight, bias, p.norm_out.epsilon) * factor;
     float scale[1] = {largest_of(x[0])};
     w.template largest<1>(scale, 2);
-    scale[0] = row_factor(scale[0]);
+    scale[0] = w.factor_for(scale[0]);
     if (w.i < p.head.stride) w.keep(0, w.i, x[0], scale[0], p.plane_bytes);
     Own own(p.head.n_outputs, 1);
     u32 chunks = n_chunks(p.head.stride * Format<INT8>::bytes);
@@ -706,7 +716,7 @@ template <bool INT8> __device__ void work(const Resident &p, Worker<INT8> &w) {
 #pragma unroll 1
         for (u32 o = thread; o < n; o += THREADS) {
             u32 token = own.first + first + o;
-            float logit = w.product(p.head, 0, o) * (INT8 ? p.head.output_factors[token] / scale[0] : 1.0f / scale[0]);
+            float logit = w.product(p.head, 0, o) * (INT8 ? p.head.output_factors[token] / scale[0] : 1.0f / scale[0]) + w.poison();
             if (logits) logits[token] = logit;
             u64 key = argmax_key(logit, token);
             best = key > best ? key : best;

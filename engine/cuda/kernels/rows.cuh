@@ -37,9 +37,9 @@ __device__ void write_inputs(const Inputs *inputs, u32 row, u32 n_numbers, bool 
     for (u32 i = threadIdx.x; i < n_numbers; i += THREADS) {
         values(i, v);
 #pragma unroll
-        for (int n = 0; n < N; n++) largest[n] = fmaxf(largest[n], fabsf(v[n]));
+        for (int n = 0; n < N; n++) largest[n] = larger(largest[n], fabsf(v[n]));
     }
-    block_max<N>(largest, room);
+    block_largest<N>(largest, room);
 #pragma unroll
     for (int n = 0; n < N; n++) {
         largest[n] = row_factor(largest[n]);
@@ -80,6 +80,7 @@ struct Shift {
     u32 n_embd, x_stride, n_rows, rows_of_block;
     u32 single;       // every span has one row
     u32 staged;
+    u32 behind_products; // which is the launch in front of this one
     u32 previous;     // where it goes in a state, by a later launch
     // Of channel mixing, in shift_single: a row's hidden units divided by the square of what goes into their product are
     // at most *hidden_bound, which gives their scale before they are there.
@@ -353,6 +354,7 @@ struct NormOut {
     u32 split;
     float *hidden; // (output rows, n_embd), where it is not null, instead
     u32 n_embd, x_stride, first;
+    u32 behind_products; // which is the launch in front of this one
     Batch batch;
 };
 
@@ -377,6 +379,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_out_rows(const NormOu
                     [&](u32 i, float(&v)[1]) { v[0] = p.factors ? shared[i] * p.factors[i] : shared[i]; });
 }
 
+// Of the vocabularies of RWKV-4, a thread's share of a row's part.
+#define LOGITS_BATCH 16
+
 struct LogitsOut {
     const float *logits; // (output rows, stride)
     u32 kept;            // 1: rows that go to their state's memory are there already
@@ -386,18 +391,18 @@ struct LogitsOut {
 };
 
 // The largest logit of each output row, and the row itself to its state's memory. grid (parts of a row, rows);
-// `best` was 0.
+// `best` was 0. Behind products.
 extern "C" __global__ void __launch_bounds__(THREADS) logits_out(const LogitsOut p) {
     let_next_begin();
-    wait_for_previous();
     u32 row = p.first + blockIdx.y;
     const float *logits = p.logits + (u64)blockIdx.y * p.stride;
     float *keep = (float *)p.batch.out_logits[row];
     if (p.kept && keep) logits = keep, keep = nullptr;
     u32 part = (p.n_vocab + gridDim.x - 1) / gridDim.x, start = blockIdx.x * part;
+    wait_for_previous();
     if (start >= p.n_vocab) return;
     u64 best = 0;
-    in_batches<8>(
+    in_batches<LOGITS_BATCH>(
         min(part, p.n_vocab - start), [&](u32 i) { return logits[start + i]; },
         [&](u32 i, float logit) {
             u64 key = argmax_key(logit, start + i);

@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::driver::Kernel;
 use crate::error::Result;
-use crate::layout::{PARTIALS_BYTES, PARTIAL_TILES};
+use crate::layout::{padded, PARTIALS_BYTES, PARTIAL_TILES};
 
 /// The kernels of decode, for up to so many rows.
 pub(crate) struct Few {
@@ -26,7 +26,11 @@ pub(crate) struct Tile {
     pub(crate) shared: u32,
     /// Blocks that a multiprocessor runs at once.
     pub(crate) at_once: u32,
-    /// For many rows: against the other tiles. For few: nanoseconds that a stage takes at least.
+    /// Can find the largest output of each row.
+    pub(crate) finds_best: bool,
+    /// Nanoseconds that a stage takes at least, of tiles for few rows.
+    pub(crate) stage_time: u32,
+    /// Of those for more, against the others.
     pub(crate) speed: u32,
 }
 
@@ -42,10 +46,11 @@ pub(crate) struct TensorTiles {
     pub(crate) few: Tile,
     /// Some rows, in the order of how many; activations are one half, as for more rows.
     pub(crate) some: [Tile; 3],
-    /// For the head of up to 64 rows.
-    pub(crate) head: Tile,
-    /// More rows; the larger tiles do more with what they read, where there are enough of them.
-    pub(crate) many: [Tile; 3],
+    /// For the head of up to 64 rows: the wide ones read the rows less often, where they come out even.
+    pub(crate) head: [Tile; 2],
+    /// More rows, with the last tile of `some`; the larger tiles do more with what they read, where there are enough of
+    /// them.
+    pub(crate) many: [Tile; 2],
     /// Blocks that share a tile's inputs read each other's shared memory.
     pub(crate) clusters: bool,
 }
@@ -92,19 +97,20 @@ struct Shape {
     parts: u32,
     stages: u32,
     split: bool,
+    stage_time: u32,
     speed: u32,
 }
 
 #[rustfmt::skip]
 const SHAPES: [Shape; 8] = [
-    Shape { name: "products_few", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, speed: 1500 },
-    Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: false, speed: 1100 },
-    Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: false, speed: 600 },
-    Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: false, speed: 500 },
-    Shape { name: "products_head", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, speed: 10 },
-    Shape { name: "products_middle", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, speed: 10 },
-    Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false, speed: 14 },
-    Shape { name: "products_wide", rows: 128, outputs: 256, inputs: 32, warp: (64, 64), parts: 1, stages: 4, split: false, speed: 17 },
+    Shape { name: "products_few", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, stage_time: 1500, speed: 1 },
+    Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: false, stage_time: 1100, speed: 1 },
+    Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: false, stage_time: 600, speed: 1 },
+    Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: false, stage_time: 500, speed: 13 },
+    Shape { name: "products_head", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, stage_time: 1, speed: 10 },
+    Shape { name: "products_vocabulary", rows: 64, outputs: 384, inputs: 64, warp: (32, 48), parts: 1, stages: 4, split: false, stage_time: 1, speed: 10 },
+    Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false, stage_time: 1, speed: 14 },
+    Shape { name: "products_wide", rows: 128, outputs: 256, inputs: 32, warp: (64, 64), parts: 1, stages: 4, split: false, stage_time: 1, speed: 17 },
 ];
 
 impl Shape {
@@ -127,6 +133,8 @@ impl Shape {
             threads: warps * self.parts * 32,
             shared: (stage * self.stages).max(sums),
             at_once: 1,
+            finds_best: self.parts == 1,
+            stage_time: self.stage_time,
             speed: self.speed,
         };
         tile.kernel.allow_shared(tile.shared)?;
@@ -153,13 +161,13 @@ impl Kernels {
             })
         };
         let tiles = if device.tensor_cores {
-            let [few, a, b, c, head, middle, square, wide] =
+            let [few, a, b, c, head, vocabulary, square, wide] =
                 SHAPES.map(|shape| shape.tile(device, int8));
             Tiles::Tensor(Box::new(TensorTiles {
                 few: few?,
                 some: [a?, b?, c?],
-                head: head?,
-                many: [middle?, square?, wide?],
+                head: [head?, vocabulary?],
+                many: [square?, wide?],
                 clusters: device.overlaps,
             }))
         } else {
@@ -171,6 +179,8 @@ impl Kernels {
                 threads: 256,
                 shared: 0,
                 at_once: 1,
+                finds_best: false,
+                stage_time: 1,
                 speed: 1,
             })
         };
@@ -208,7 +218,7 @@ pub(crate) const SPLIT_ROWS_MAX: u32 = 16;
 /// Rows up to which products are cut by what they read, and not by what they compute.
 const SOME_ROWS_MAX: u32 = 1024;
 /// Rows up to which the head has a tile of its own.
-pub(crate) const HEAD_ROWS_MAX: u32 = 64;
+const HEAD_ROWS_MAX: u32 = 64;
 
 /// How one launch of products is cut.
 pub(crate) struct Cut<'a> {
@@ -226,6 +236,24 @@ const BYTES_A_NANOSECOND_ALL: u64 = 3300;
 const PARTS_NANOSECONDS: (u64, u64) = (1500, 300);
 const CLUSTER_NANOSECONDS: (u64, u64) = (700, 60);
 
+impl<'a> Cut<'a> {
+    /// The tiles of which whole waves on all multiprocessors take least.
+    fn of_whole_waves(
+        tiles: impl Iterator<Item = &'a Tile>,
+        n_rows: u32,
+        outputs: &[u32],
+        multiprocessors: u32,
+    ) -> Option<Self> {
+        let cost = |tile: &&Tile| {
+            let n_tiles = tile.count(n_rows, outputs);
+            let n_waves = n_tiles.div_ceil(tile.at_once * multiprocessors);
+            n_waves * tile.at_once * tile.rows * tile.outputs / tile.speed
+        };
+        let tile = tiles.min_by_key(cost)?;
+        Some(Cut { tile, parts: 1 })
+    }
+}
+
 impl Tile {
     /// How many there are of so many rows and outputs.
     fn count(&self, n_rows: u32, outputs: &[u32]) -> u32 {
@@ -235,25 +263,38 @@ impl Tile {
 }
 
 impl Tiles {
-    /// The cut by arithmetic: what whole waves of tiles on all multiprocessors take.
-    pub(crate) fn cut_of_many(
-        &self,
-        n_rows: u32,
-        outputs: &[u32],
-        multiprocessors: u32,
-    ) -> Cut<'_> {
+    /// The cut for the head of `n_vocab` outputs.
+    pub(crate) fn cut_of_head(&self, n_rows: u32, n_vocab: u32, multiprocessors: u32) -> Cut<'_> {
+        match self {
+            Tiles::Plain(tile) => Cut { tile, parts: 1 },
+            Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => Cut {
+                tile: &tiles.few,
+                parts: 1,
+            },
+            Tiles::Tensor(tiles) if n_rows <= HEAD_ROWS_MAX => {
+                // Weights behind the last output are read, too.
+                let has_room =
+                    |tile: &&Tile| n_vocab.div_ceil(tile.outputs) * tile.outputs <= padded(n_vocab);
+                let tiles = tiles.head.iter().filter(has_room);
+                Cut::of_whole_waves(tiles, n_rows, &[n_vocab], multiprocessors)
+                    .unwrap_or(self.cut_of_many(n_rows, &[n_vocab], multiprocessors))
+            }
+            Tiles::Tensor(_) => self.cut_of_many(n_rows, &[n_vocab], multiprocessors),
+        }
+    }
+
+    /// The cut by arithmetic.
+    fn cut_of_many(&self, n_rows: u32, outputs: &[u32], multiprocessors: u32) -> Cut<'_> {
         let tiles = match self {
             Tiles::Plain(tile) => return Cut { tile, parts: 1 },
             Tiles::Tensor(tiles) => tiles,
         };
-        let cost = |tile: &&Tile| {
-            let n_tiles = tile.count(n_rows, outputs);
-            let n_waves = n_tiles.div_ceil(tile.at_once * multiprocessors);
-            n_waves * tile.at_once * tile.rows * tile.outputs / tile.speed
-        };
-        let tile = tiles.many.iter().min_by_key(cost);
-        let tile = tile.unwrap_or(&tiles.many[0]);
-        Cut { tile, parts: 1 }
+        let candidates = tiles.some[2..].iter().chain(&tiles.many);
+        let cut = Cut::of_whole_waves(candidates, n_rows, outputs, multiprocessors);
+        cut.unwrap_or(Cut {
+            tile: &tiles.many[0],
+            parts: 1,
+        })
     }
 
     /// The cut that takes least, for products of `n_rows` rows with matrices of so many outputs and `stride`
@@ -303,7 +344,7 @@ impl Tiles {
             let n_stages = u64::from((stride / tile.inputs).div_ceil(cut.parts));
             let (of_one, at_once) = (u64::from(multiprocessors), u64::from(tile.at_once));
             let beside = n_blocks.div_ceil(of_one).min(at_once);
-            let stage = u64::from(tile.speed).max(beside * stage_bytes / BYTES_A_NANOSECOND);
+            let stage = u64::from(tile.stage_time).max(beside * stage_bytes / BYTES_A_NANOSECOND);
             let one = n_blocks.div_ceil(of_one * at_once) * n_stages * stage;
             let all = n_blocks * n_stages * stage_bytes / BYTES_A_NANOSECOND_ALL;
             let adding = match parts {

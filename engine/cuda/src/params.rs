@@ -156,6 +156,7 @@ parameters! {
         rows_of_block: u32,
         single: u32,
         staged: u32,
+        behind_products: u32,
         previous: u32,
         hidden_bound: Address,
         hidden_scales: Address,
@@ -206,6 +207,7 @@ parameters! {
         n_embd: u32,
         x_stride: u32,
         first: u32,
+        behind_products: u32,
         batch: Batch,
     }
     struct LogitsOut {
@@ -250,6 +252,8 @@ parameters! {
         hidden_factors: Address,
         split: u32,
         out_logits: Address,
+        best: Address,
+        early: u32,
     }
     struct HiddenBound {
         key: Matrix,

@@ -120,6 +120,11 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
+    fn layers_end_with_products(&self) -> bool {
+        let is_of_many = self.resident().is_none() && self.few().is_none();
+        is_of_many && !self.work.weights.layers.is_empty()
+    }
+
     /// Floats in front of this layer's part of a state, of its att_previous, and of its WKV.
     fn state_places(&self, index: usize) -> (u32, u32, u32) {
         let layer = index as u32 * crate::layout::layer_floats(self.options);

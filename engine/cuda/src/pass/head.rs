@@ -1,10 +1,10 @@
 //! Behind the last layer: the last norm, logits, the best tokens.
 
-use super::many::{held, Beside};
+use super::many::{threads_that_hold, Beside};
 use super::Pass;
 use crate::driver::Address;
 use crate::error::Result;
-use crate::kernels::{Cut, Tiles, HEAD_ROWS_MAX, SPLIT_ROWS_MAX};
+use crate::kernels::Tiles;
 use crate::layout::LOGITS_ROWS;
 use crate::params::{Finish, Inputs, LogitsOut, NormOut, Product, Tokens, THREADS};
 
@@ -12,21 +12,6 @@ use crate::params::{Finish, Inputs, LogitsOut, NormOut, Product, Tokens, THREADS
 const LOGITS_PARTS: u32 = 8;
 
 impl<'a> Pass<'a> {
-    /// How the product of `n_rows` rows with the head is cut.
-    pub(super) fn head_cut(&self, n_rows: u32) -> Cut<'a> {
-        let head = &self.work.weights.head;
-        let tile = match &self.work.kernels.tiles {
-            Tiles::Plain(tile) => tile,
-            Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => &tiles.few,
-            Tiles::Tensor(tiles) if n_rows <= HEAD_ROWS_MAX => &tiles.head,
-            tiles => {
-                let (n, m) = (head.n_outputs, self.device.multiprocessors);
-                return tiles.cut_of_many(n_rows, &[n], m);
-            }
-        };
-        Cut { tile, parts: 1 }
-    }
-
     /// Logits of the output rows: into the states' memory by `out_logits`, the best tokens into `best`.
     pub(crate) fn logits(&self) -> Result<()> {
         // Products without tensor cores know of no such memory.
@@ -65,31 +50,42 @@ impl<'a> Pass<'a> {
                 out_stride: w.vocab_stride,
                 finish: Finish::Store as u32,
             };
-            let out_logits = match kept {
-                true => slot.batch.out_logits + 8 * u64::from(first),
+            let (tiles, n_vocab) = (&self.work.kernels.tiles, o.n_vocab);
+            let cut = tiles.cut_of_head(n, n_vocab, self.device.multiprocessors);
+            let complete = kept && cut.tile.finds_best;
+            let of_first = |array: Address, wanted: bool| match wanted {
+                true => array + 8 * u64::from(first),
                 false => 0,
             };
             let beside = Beside {
-                out_logits,
+                out_logits: of_first(slot.batch.out_logits, kept),
+                best: of_first(slot.best, complete),
                 ..Beside::default()
             };
-            self.launch_products(&[product], n, beside, self.head_cut(n))?;
-            let parameters = LogitsOut {
-                logits: w.logits,
-                kept: u32::from(kept),
-                best: slot.best,
-                n_vocab: o.n_vocab,
-                stride: w.vocab_stride,
-                first,
-                batch: slot.batch,
-            };
-            let kernel = &self.work.kernels.logits_out;
-            // SAFETY: the workspace holds `n` rows of logits; out_logits are addresses of states' memory.
-            unsafe { self.launch(kernel, [LOGITS_PARTS, n, 1], THREADS, 0, &parameters)? };
+            self.launch_products(&[product], n, beside, cut)?;
+            if !complete {
+                self.logits_out(first, n, kept)?;
+            }
             piece(first, n)?;
             first += n;
         }
         Ok(())
+    }
+
+    /// Of `n` output rows of logits in the workspace the best tokens; `kept`: those that a state keeps are there already.
+    fn logits_out(&self, first: u32, n: u32, kept: bool) -> Result<()> {
+        let parameters = LogitsOut {
+            logits: self.work.workspace.logits,
+            kept: u32::from(kept),
+            best: self.slot.best,
+            n_vocab: self.options.n_vocab,
+            stride: self.work.workspace.vocab_stride,
+            first,
+            batch: self.slot.batch,
+        };
+        let kernel = &self.work.kernels.logits_out;
+        // SAFETY: the workspace holds `n` rows of logits; out_logits are addresses of states' memory.
+        unsafe { self.launch(kernel, [LOGITS_PARTS, n, 1], THREADS, 0, &parameters) }
     }
 
     /// Output rows behind the last norm: inputs of the head, or (n, n_embd) numbers at `hidden`.
@@ -105,15 +101,18 @@ impl<'a> Pass<'a> {
             n_embd: self.options.n_embd,
             x_stride: self.work.workspace.x_stride,
             first,
+            // Further pieces of rows are behind those before.
+            behind_products: u32::from(first == 0 && self.layers_end_with_products()),
             batch: self.slot.batch,
         };
         let kernels = &self.work.kernels;
-        let (kernel, shared) = match &kernels.single {
-            Some(single) if held(self.options.n_embd, 1) => (&single.norm_out, 0),
-            _ => (&kernels.norm_out_rows, 12 * self.options.n_embd),
+        let threads = threads_that_hold(self.options.n_embd);
+        let (kernel, threads, shared) = match (&kernels.single, threads) {
+            (Some(single), Some(threads)) => (&single.norm_out, threads, 0),
+            _ => (&kernels.norm_out_rows, THREADS, 12 * self.options.n_embd),
         };
         // SAFETY: `n` rows at most LOGITS_ROWS, for which `out` and `hidden` have room.
-        unsafe { self.launch(kernel, [n, 1, 1], THREADS, shared, &parameters) }
+        unsafe { self.launch(kernel, [n, 1, 1], threads, shared, &parameters) }
     }
 
     /// The best tokens go to host memory at `tokens`.

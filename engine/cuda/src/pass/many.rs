@@ -16,13 +16,22 @@ const SHIFT_ROWS_MAX: u32 = 8;
 pub(super) struct Beside {
     /// Of hidden units, as inputs of the next product.
     pub(super) hidden_factors: Address,
-    /// Of logits: for each row where its state keeps them.
+    /// Of logits: for each row where its state keeps them, and which one is the largest.
     pub(super) out_logits: Address,
+    pub(super) best: Address,
 }
 
-/// Whether the threads of a block hold a row, so many times four numbers each.
-pub(super) fn held(width: u32, fours: u32) -> bool {
-    width % 4 == 0 && width <= 4 * THREADS * fours
+/// Threads of blocks that hold a row of so many numbers.
+#[derive(Clone, Copy)]
+struct SingleThreads {
+    embd: u32,
+    attention: u32,
+}
+
+/// Threads, whole warps, of a block that hold a row of four numbers each, where a block can.
+pub(super) fn threads_that_hold(width: u32) -> Option<u32> {
+    let threads = (width / 4).next_multiple_of(32);
+    (width % 4 == 0 && threads <= THREADS).then_some(threads)
 }
 
 impl<'a> Pass<'a> {
@@ -39,12 +48,13 @@ impl<'a> Pass<'a> {
             norm: layer.att_norm,
             mix: layer.att_mix,
             factors: layer.att_in.map(|matrix| matrix.input_factors),
+            behind_products: u32::from(index > 0),
             previous: att_previous,
             ..self.shift_of_rows(3)
         };
         let single = self.single();
         self.shift(
-            single.map(|single| &single.shift_3),
+            single.map(|(single, threads)| (&single.shift_3, threads.embd)),
             &kernels.shift_rows_3,
             &parameters,
         )?;
@@ -81,12 +91,12 @@ impl<'a> Pass<'a> {
         };
         if self.shape.single {
             let grid = [self.shape.n_rows, 1, 1];
-            let (kernel, shared) = match single {
-                Some(single) => (&single.wkv, 0),
-                None => (&kernels.wkv_single, 4 * o.n_attention),
+            let (kernel, threads, shared) = match single {
+                Some((single, threads)) => (&single.wkv, threads.attention, 0),
+                None => (&kernels.wkv_single, THREADS, 4 * o.n_attention),
             };
             // SAFETY: as in `few_layer`, with room for all rows.
-            unsafe { self.launch(kernel, grid, THREADS, shared, &rows)? };
+            unsafe { self.launch(kernel, grid, threads, shared, &rows)? };
         } else {
             let columns = o.n_attention.div_ceil(WKV_CHANNELS);
             if self.shape.n_chunks_of_several > 0 {
@@ -130,12 +140,13 @@ impl<'a> Pass<'a> {
             None => (0, 0),
         };
         self.shift(
-            single.map(|single| &single.shift_2),
+            single.map(|(single, threads)| (&single.shift_2, threads.embd)),
             &self.work.kernels.shift_rows_2,
             &Shift {
                 norm: layer.ffn_norm,
                 mix: [mix_key, mix_receptance, 0],
                 factors: [key.input_factors, receptance.input_factors, 0],
+                behind_products: 1,
                 previous: ffn_previous,
                 hidden_bound,
                 hidden_scales,
@@ -188,12 +199,15 @@ impl<'a> Pass<'a> {
         self.products(&[value])
     }
 
-    /// The kernels of rows that are each of their own sequence, where a block holds a row in registers.
-    pub(super) fn single(&self) -> Option<&'a Single> {
-        let o = self.options;
-        let fits =
-            self.shape.single && held(o.n_embd, 1) && held(o.n_attention, 1) && held(o.n_hidden, 4);
-        self.work.kernels.single.as_ref().filter(|_| fits)
+    /// The kernels of rows that are each of their own sequence, where blocks hold a row in registers, and the threads of
+    /// their blocks.
+    fn single(&self) -> Option<(&'a Single, SingleThreads)> {
+        let threads = SingleThreads {
+            embd: threads_that_hold(self.options.n_embd)?,
+            attention: threads_that_hold(self.options.n_attention)?,
+        };
+        let single = self.work.kernels.single.as_ref()?;
+        self.shape.single.then_some((single, threads))
     }
 
     /// What the shifts of both halves of a layer share.
@@ -217,14 +231,14 @@ impl<'a> Pass<'a> {
 
     pub(super) fn shift(
         &self,
-        single: Option<&Kernel>,
+        single: Option<(&Kernel, u32)>,
         kernel: &Kernel,
         parameters: &Shift,
     ) -> Result<()> {
-        if let Some(single) = single {
+        if let Some((single, threads)) = single {
             let grid = [self.shape.n_rows, 1, 1];
             // SAFETY: as in `few_layer`, with room for all rows.
-            return unsafe { self.launch(single, grid, THREADS, 0, parameters) };
+            return unsafe { self.launch(single, grid, threads, 0, parameters) };
         }
         let n_blocks = self.shape.n_rows.div_ceil(parameters.rows_of_block);
         let shared = match parameters.staged {
@@ -305,6 +319,9 @@ impl<'a> Pass<'a> {
             hidden_factors: beside.hidden_factors,
             split: self.split(n_rows),
             out_logits: beside.out_logits,
+            best: beside.best,
+            // Kernels of single rows read their states' addresses, which `begin` writes, as soon as they begin.
+            early: u32::from(!self.shape.single),
             ..Products::default()
         };
         for (i, product) in products.iter().enumerate() {
