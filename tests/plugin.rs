@@ -7,7 +7,7 @@
 //! RWKV_EDGE_PLUGIN_PATH=FILE     its plugin, where it is not found otherwise
 //! RWKV_EDGE_TEST_ROOT=FOLDER     a copy of the repository's tests/fixtures and cli/demo, where this
 //!                                program was carried to another machine
-//! RWKV_EDGE_TEST_SHORT=1         fewer tokens, for tools that make everything slow
+//! RWKV_EDGE_TEST_SHORT=N         N tokens where there could be more, for tools that make everything slow
 //! ```
 //!
 //! Deviations are printed (`--nocapture`), in standard deviations of the CPU's logits.

@@ -45,9 +45,9 @@ print(f"{text('date.txt')}: {text('gpus.txt').splitlines()[0] if text('gpus.txt'
 print()
 for status in sorted(results.glob("*.status")):
     counts = re.findall(r"test result: .*?(\d+) passed; (\d+) failed", text(status.stem + ".txt"))
+    clean = re.findall(r"^\d+ of \d+ tests clean$", text(status.stem + ".txt"), re.M)
     counted = f", {counts[-1][0]} tests" if counts else ""
-    errors = re.findall(r"ERROR SUMMARY: (\d+) error", text(status.stem + ".txt"))
-    counted += f", {errors[-1]} errors of the sanitizer" if errors else ""
+    counted = f", {clean[-1]}" if clean else counted
     print(f"{status.stem:24} {text(status.name)}{counted}")
 measured = re.findall(r"^(.*?) +(\d\.\d+e-?\d+) of (\S+)$", text("suite.txt"), re.M)
 for kind in ["f16 decode", "prefill of", "int8 pieces", "hidden", "sequences at once"]:

@@ -3,14 +3,14 @@
 use rwkv_edge::{Output, Quant, Span};
 
 use crate::setup::{
-    cases, demo, deviation, device, distance, float_quants, in_pieces, is_short, largest, open_on,
+    cases, demo, deviation, device, distance, float_quants, in_pieces, largest, open_on, short,
     standard_deviation, within, DECODE_BOUND,
 };
 
 #[test]
 fn decode_is_that_of_the_cpu() {
     for case in cases() {
-        let tokens = &case.tokens[..case.tokens.len().min(64)];
+        let tokens = case.first(64);
         for quant in float_quants() {
             let expected = in_pieces(&open_on("cpu", case.path.clone(), quant), tokens, 1);
             let found = in_pieces(&open_on(&device(), case.path.clone(), quant), tokens, 1);
@@ -37,7 +37,7 @@ fn prefill_is_that_of_the_cpu() {
 #[test]
 fn prefill_in_pieces_is_decode() {
     for case in cases() {
-        let tokens = &case.tokens[..case.tokens.len().min(96)];
+        let tokens = case.first(96);
         let model = open_on(&device(), case.path.clone(), Quant::F16);
         let expected = in_pieces(&model, tokens, 1);
         for length in [2, 7, 16, 33, 64, 96] {
@@ -52,7 +52,7 @@ fn prefill_in_pieces_is_decode() {
 #[test]
 fn int8_is_as_exact_as_on_the_cpu() {
     for case in cases() {
-        let tokens = &case.tokens[..case.tokens.len().min(64)];
+        let tokens = case.first(64);
         let exact = in_pieces(&open_on("cpu", case.path.clone(), Quant::F32), tokens, 64);
         let cpu = in_pieces(&open_on("cpu", case.path.clone(), Quant::Int8), tokens, 64);
         let model = open_on(&device(), case.path.clone(), Quant::Int8);
@@ -71,7 +71,7 @@ fn int8_is_as_exact_as_on_the_cpu() {
 #[test]
 fn greedy_text_is_that_of_the_cpu() {
     let case = demo();
-    let n = if is_short() { 20 } else { 200 };
+    let n = short().unwrap_or(200);
     for quant in [Quant::F16, Quant::Int8] {
         let cpu = open_on("cpu", case.path.clone(), quant);
         let model = open_on(&device(), case.path.clone(), quant);
@@ -113,7 +113,7 @@ fn greedy_text_is_that_of_the_cpu() {
 #[test]
 fn hidden_rows_are_those_of_the_cpu() {
     for case in cases() {
-        let tokens = &case.tokens[..case.tokens.len().min(40)];
+        let tokens = case.first(40);
         let rows = |map: &str| {
             let model = open_on(map, case.path.clone(), Quant::F16);
             let mut state = model.new_state();
@@ -141,7 +141,7 @@ fn hidden_rows_are_those_of_the_cpu() {
 #[test]
 fn chosen_tokens_are_those_with_the_largest_logits() {
     for case in cases() {
-        let tokens = &case.tokens[..case.tokens.len().min(40)];
+        let tokens = case.first(40);
         for map in ["cpu", &device()] {
             let model = open_on(map, case.path.clone(), Quant::F16);
             let n_vocab = model.n_vocab();

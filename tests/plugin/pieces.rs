@@ -80,16 +80,16 @@ fn bad_pieces_are_refused() {
 }
 
 /// Numbers of all tensors of the stage above, with scales that only int8 uses.
-struct Numbers {
+pub struct Numbers {
     quant: u32,
     /// Of each tensor.
-    values: Vec<Vec<u8>>,
+    pub values: Vec<Vec<u8>>,
     row_scales: Vec<u16>,
     column_exponents: Vec<i8>,
 }
 
 impl Numbers {
-    fn new(quant: u32) -> Self {
+    pub fn new(quant: u32) -> Self {
         let mut random = Random(7);
         let mut values = |number: u32| {
             let (n_rows, n_cols, is_matrix) = shape(number);
@@ -133,8 +133,8 @@ impl Numbers {
         }
     }
 
-    /// Logits of some tokens with a stage whose matrices came in pieces of so many rows.
-    fn logits(&self, table: &abi::Table, rows_at_once: u64) -> Vec<f32> {
+    /// Logits of three tokens, fed so many at once, with a stage whose matrices came in pieces of so many rows.
+    pub fn logits(&self, table: &abi::Table, rows_at_once: u64, at_once: usize) -> Vec<f32> {
         let options = abi::StageOptions {
             quant: self.quant,
             ..options()
@@ -157,23 +157,25 @@ impl Numbers {
             }
             assert_eq!((table.stage_finish)(stage), abi::OK);
             assert_eq!((table.state_new)(stage, &mut state), abi::OK);
-            let tokens = [1_u32, 2, V - 1];
             let states = [state];
-            let span = abi::Span {
-                states: states.as_ptr(),
-                n_rows: tokens.len() as u32,
-                rows: abi::ROWS_ALL,
-            };
-            let batch = abi::Batch {
-                n_spans: 1,
-                spans: &span,
-                n_rows: tokens.len() as u32,
-                write: abi::WRITE_LOGITS,
-                tokens: tokens.as_ptr(),
-                numbers: logits.as_mut_ptr(),
-                ..batch()
-            };
-            assert_eq!((table.forward)(&stage, 1, &batch), abi::OK);
+            let rows = logits.chunks_mut(at_once * V as usize);
+            for (tokens, logits) in [1_u32, 2, V - 1].chunks(at_once).zip(rows) {
+                let span = abi::Span {
+                    states: states.as_ptr(),
+                    n_rows: tokens.len() as u32,
+                    rows: abi::ROWS_ALL,
+                };
+                let batch = abi::Batch {
+                    n_spans: 1,
+                    spans: &span,
+                    n_rows: tokens.len() as u32,
+                    write: abi::WRITE_LOGITS,
+                    tokens: tokens.as_ptr(),
+                    numbers: logits.as_mut_ptr(),
+                    ..batch()
+                };
+                assert_eq!((table.forward)(&stage, 1, &batch), abi::OK);
+            }
             (table.state_free)(state);
             (table.stage_free)(stage);
         }
@@ -187,10 +189,10 @@ fn tensors_in_pieces_are_what_they_are_whole() {
     let table = table();
     for quant in [abi::F16, abi::INT8] {
         let numbers = Numbers::new(quant);
-        let whole = numbers.logits(table, u64::from(H));
+        let whole = numbers.logits(table, u64::from(H), 3);
         assert!(standard_deviation(&whole) > 1e-3);
         for rows_at_once in [1, 3, 5] {
-            let found = numbers.logits(table, rows_at_once);
+            let found = numbers.logits(table, rows_at_once, 3);
             let what = format!("quant {quant}, {rows_at_once} rows at once");
             // A plugin may sum in another order every time, but one wrong row is far more than that.
             within(&what, deviation(&found, &whole), 1e-4);

@@ -33,12 +33,17 @@ pub fn cases() -> Vec<Case> {
         })
         .collect();
     cases.push(demo());
-    if is_short() {
-        for case in &mut cases {
-            case.tokens.truncate(12);
-        }
-    }
     cases
+}
+
+impl Case {
+    /// Of what is done token by token: the first `n`, or fewer where the run is to be short.
+    pub fn first(&self, n: usize) -> &[u32] {
+        &self.tokens[..self
+            .tokens
+            .len()
+            .min(short().map_or(n, |short| short.min(n)))]
+    }
 }
 
 pub fn demo() -> Case {
@@ -59,9 +64,12 @@ pub fn demo() -> Case {
     }
 }
 
-pub fn is_short() -> bool {
-    let is_set = |name| std::env::var_os(name).is_some();
-    is_set("RWKV_EDGE_TEST_SHORT") || is_set("RWKV_EDGE_EMULATED")
+/// Tokens of a short run.
+pub fn short() -> Option<usize> {
+    let number = |text: String| text.parse().expect("RWKV_EDGE_TEST_SHORT is a number");
+    let emulated = || std::env::var_os("RWKV_EDGE_EMULATED").map(|_| 12);
+    let short = std::env::var("RWKV_EDGE_TEST_SHORT").ok();
+    short.map(number).or_else(emulated)
 }
 
 /// The device under test.

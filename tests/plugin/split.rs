@@ -35,7 +35,7 @@ fn maps(n: usize) -> Vec<String> {
 #[test]
 fn split_models_are_what_they_are_in_one_piece() {
     for case in cases() {
-        let tokens = &case.tokens[..case.tokens.len().min(40)];
+        let tokens = case.first(40);
         let cpu = open_on("cpu", case.path.clone(), Quant::F16);
         let expected = in_pieces(&cpu, tokens, 1);
         for map in maps(cpu.info().n_layer) {

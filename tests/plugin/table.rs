@@ -6,6 +6,7 @@ use std::ptr::{null, null_mut};
 use rwkv_edge::Quant;
 use rwkv_edge_plugin as abi;
 
+use crate::pieces::Numbers;
 use crate::setup::{device, device_info, plugin};
 
 pub const V: u32 = 11;
@@ -531,4 +532,23 @@ fn a_copy_of_a_state_has_its_logits() {
     }
     // SAFETY: its states are freed.
     unsafe { (table.stage_free)(stage) };
+}
+
+/// Integers know no infinities, but what is made of them must.
+#[test]
+fn what_is_not_finite_is_seen() {
+    let table = table();
+    for quant in [abi::F16, abi::INT8] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut numbers = Numbers::new(quant);
+            numbers.values[abi::NORM_IN_BIAS as usize][4..8].copy_from_slice(&bad.to_le_bytes());
+            for at_once in [1, 3] {
+                let logits = numbers.logits(table, u64::from(H), at_once);
+                assert!(
+                    logits.iter().all(|logit| !logit.is_finite()),
+                    "quant {quant}, {bad}, {at_once} at once: {logits:?}"
+                );
+            }
+        }
+    }
 }
