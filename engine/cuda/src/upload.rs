@@ -8,8 +8,8 @@ use crate::kernels::Kernels;
 use crate::layout::{Place, Weights, Workspace};
 use crate::params::{HiddenBound, Matrix, Repack, THREADS};
 
-/// Bytes on the way at once; two such pieces take turns.
-const PIECE_BYTES: usize = 8 << 20;
+/// Bytes on the way at once; two such pieces take turns, of every device that gets a copy of the model.
+const PIECE_BYTES: usize = 2 << 20;
 /// Blocks that look through a matrix's rows.
 const BOUND_BLOCKS: u32 = 64;
 /// Threads of a block that rearranges.
