@@ -30,3 +30,5 @@ mod split;
 mod states;
 #[path = "plugin/table.rs"]
 mod table;
+#[path = "plugin/vocabularies.rs"]
+mod vocabularies;

@@ -7,7 +7,7 @@ use rwkv_edge_plugin as abi;
 
 use crate::common::Random;
 use crate::setup::{deviation, standard_deviation, within};
-use crate::table::{batch, new_stage, options, refused, shape, table, tensor, Room, A, H, V};
+use crate::table::{batch, new_stage, options, refused, shape_of, table, tensor, Room, A, H, V};
 
 /// Some rows of a tensor.
 fn rows(whole: &abi::Tensor, first_row: u64, row_count: u64) -> abi::Tensor {
@@ -79,9 +79,9 @@ fn bad_pieces_are_refused() {
     }
 }
 
-/// Numbers of all tensors of the stage above, with scales that only int8 uses.
+/// Numbers of all tensors of a stage that is a whole model, with scales that only int8 uses.
 pub struct Numbers {
-    quant: u32,
+    pub options: abi::StageOptions,
     /// Of each tensor.
     pub values: Vec<Vec<u8>>,
     row_scales: Vec<u16>,
@@ -89,10 +89,12 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    pub fn new(quant: u32) -> Self {
+    pub fn new(options: abi::StageOptions) -> Self {
+        let quant = options.quant;
+        let rows_max = options.n_vocab.max(options.n_hidden).max(options.n_embd);
         let mut random = Random(7);
         let mut values = |number: u32| {
-            let (n_rows, n_cols, is_matrix) = shape(number);
+            let (n_rows, n_cols, is_matrix) = shape_of(&options, number);
             let mut bytes = Vec::new();
             for _ in 0..n_rows * n_cols {
                 let x = random.float();
@@ -106,46 +108,52 @@ impl Numbers {
             bytes
         };
         Numbers {
-            quant,
+            options,
             values: (0..abi::TENSORS).map(&mut values).collect(),
-            row_scales: (0..32)
-                .map(|row| f16::from_f32(0.01 + 0.001 * row as f32).to_bits())
+            row_scales: (0..rows_max)
+                .map(|row| f16::from_f32(0.01 + 0.001 * (row % 32) as f32).to_bits())
                 .collect(),
-            column_exponents: (0..32).map(|column| column % 7 - 3).collect(),
+            column_exponents: (0..rows_max).map(|column| (column % 7) as i8 - 3).collect(),
         }
     }
 
-    fn tensor(&self, number: u32) -> abi::Tensor {
-        let is_int8 = shape(number).2 && self.quant == abi::INT8;
+    pub fn tensor(&self, number: u32) -> abi::Tensor {
+        let (n_rows, n_cols, is_matrix) = shape_of(&self.options, number);
+        let is_int8 = is_matrix && self.options.quant == abi::INT8;
         let (row_scales, column_exponents) = match is_int8 {
             true => (self.row_scales.as_ptr(), self.column_exponents.as_ptr()),
             false => (null(), null()),
         };
-        let mut tensor = tensor(number, &Room::new());
-        if tensor.dtype != abi::F32 {
-            tensor.dtype = self.quant;
-        }
         abi::Tensor {
+            struct_size: size_of::<abi::Tensor>() as u32,
+            tensor: number,
+            layer: 0,
+            dtype: if is_matrix {
+                self.options.quant
+            } else {
+                abi::F32
+            },
+            n_rows,
+            n_cols,
+            first_row: 0,
+            row_count: n_rows,
             values: self.values[number as usize].as_ptr().cast(),
             row_scales,
             column_exponents,
-            ..tensor
         }
     }
 
-    /// Logits of three tokens, fed so many at once, with a stage whose matrices came in pieces of so many rows.
-    pub fn logits(&self, table: &abi::Table, rows_at_once: u64, at_once: usize) -> Vec<f32> {
-        let options = abi::StageOptions {
-            quant: self.quant,
-            ..options()
-        };
-        let (mut stage, mut state) = (null_mut(), null_mut());
-        let mut logits = vec![0.0_f32; 3 * V as usize];
-        // SAFETY: structs of the sizes that they say, tensors with as many numbers, room for the logits.
+    /// The stage, whose matrices come in pieces of so many rows.
+    pub fn stage(&self, table: &abi::Table, rows_at_once: u64) -> *mut abi::Stage {
+        let mut stage = null_mut();
+        let rows_max = (0..abi::TENSORS)
+            .map(|number| self.tensor(number).n_rows)
+            .max();
+        // SAFETY: structs of the sizes that they say, tensors with as many numbers.
         unsafe {
-            assert_eq!((table.stage_new)(&options, &mut stage), abi::OK);
+            assert_eq!((table.stage_new)(&self.options, &mut stage), abi::OK);
             // The first rows of all tensors, then the next ones: they need not come tensor by tensor.
-            for first_row in (0..u64::from(H)).step_by(rows_at_once as usize) {
+            for first_row in (0..rows_max.unwrap_or(0)).step_by(rows_at_once as usize) {
                 for number in 0..abi::TENSORS {
                     let whole = self.tensor(number);
                     if first_row < whole.n_rows {
@@ -156,6 +164,16 @@ impl Numbers {
                 }
             }
             assert_eq!((table.stage_finish)(stage), abi::OK);
+        }
+        stage
+    }
+
+    /// Logits of three tokens, fed so many at once, with a stage whose matrices came in pieces of so many rows.
+    pub fn logits(&self, table: &abi::Table, rows_at_once: u64, at_once: usize) -> Vec<f32> {
+        let (stage, mut state) = (self.stage(table, rows_at_once), null_mut());
+        let mut logits = vec![0.0_f32; 3 * V as usize];
+        // SAFETY: structs of the sizes that they say, and room for the logits.
+        unsafe {
             assert_eq!((table.state_new)(stage, &mut state), abi::OK);
             let states = [state];
             let rows = logits.chunks_mut(at_once * V as usize);
@@ -188,7 +206,7 @@ impl Numbers {
 fn tensors_in_pieces_are_what_they_are_whole() {
     let table = table();
     for quant in [abi::F16, abi::INT8] {
-        let numbers = Numbers::new(quant);
+        let numbers = Numbers::new(abi::StageOptions { quant, ..options() });
         let whole = numbers.logits(table, u64::from(H), 3);
         assert!(standard_deviation(&whole) > 1e-3);
         for rows_at_once in [1, 3, 5] {

@@ -85,7 +85,11 @@ pub fn options() -> abi::StageOptions {
 
 /// Shape of a tensor of the stage above: (rows, columns, is a matrix).
 pub fn shape(tensor: u32) -> (u64, u64, bool) {
-    let (v, d, a, h) = (V as u64, D as u64, A as u64, H as u64);
+    shape_of(&options(), tensor)
+}
+
+pub fn shape_of(o: &abi::StageOptions, tensor: u32) -> (u64, u64, bool) {
+    let [v, d, a, h] = [o.n_vocab, o.n_embd, o.n_attention, o.n_hidden].map(u64::from);
     match tensor {
         abi::EMBEDDING | abi::HEAD => (v, d, true),
         abi::ATT_KEY | abi::ATT_VALUE | abi::ATT_RECEPTANCE => (a, d, true),
@@ -540,7 +544,7 @@ fn what_is_not_finite_is_seen() {
     let table = table();
     for quant in [abi::F16, abi::INT8] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut numbers = Numbers::new(quant);
+            let mut numbers = Numbers::new(abi::StageOptions { quant, ..options() });
             numbers.values[abi::NORM_IN_BIAS as usize][4..8].copy_from_slice(&bad.to_le_bytes());
             for at_once in [1, 3] {
                 let logits = numbers.logits(table, u64::from(H), at_once);

@@ -426,10 +426,10 @@ struct Head {
     Ahead ahead;
 };
 
-// Ordered as (logit, then the smaller token): the largest key is the argmax.
+// Ordered as (logit, then the smaller token): the largest key is the argmax. What is not a number comes behind all others.
 __device__ inline u64 argmax_key(float logit, u32 token) {
     u32 bits = __float_as_uint(logit);
-    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    bits = logit != logit ? 0 : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return (u64)bits << 32 | (u32)~token;
 }
 

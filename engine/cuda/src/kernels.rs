@@ -46,8 +46,8 @@ pub(crate) struct TensorTiles {
     pub(crate) few: Tile,
     /// Some rows, in the order of how many; activations are one half, as for more rows.
     pub(crate) some: [Tile; 3],
-    /// For the head of up to 64 rows: the wide ones read the rows less often, where they come out even.
-    pub(crate) head: [Tile; 2],
+    /// For the head of up to 64 rows: the wide one, on devices that have the shared memory for it, reads the rows less often.
+    pub(crate) head: Vec<Tile>,
     /// More rows, with the last tile of `some`; the larger tiles do more with what they read, where there are enough of
     /// them.
     pub(crate) many: [Tile; 2],
@@ -102,36 +102,46 @@ struct Shape {
 }
 
 #[rustfmt::skip]
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 7] = [
     Shape { name: "products_few", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: true, stage_time: 1500, speed: 1 },
     Shape { name: "products_16", rows: 16, outputs: 32, inputs: 256, warp: (16, 32), parts: 8, stages: 3, split: false, stage_time: 1100, speed: 1 },
     Shape { name: "products_32", rows: 32, outputs: 32, inputs: 128, warp: (32, 32), parts: 8, stages: 4, split: false, stage_time: 600, speed: 1 },
     Shape { name: "products_64", rows: 64, outputs: 64, inputs: 64, warp: (32, 32), parts: 2, stages: 4, split: false, stage_time: 500, speed: 13 },
     Shape { name: "products_head", rows: 64, outputs: 128, inputs: 64, warp: (32, 32), parts: 1, stages: 4, split: false, stage_time: 1, speed: 10 },
-    Shape { name: "products_vocabulary", rows: 64, outputs: 384, inputs: 64, warp: (32, 48), parts: 1, stages: 4, split: false, stage_time: 1, speed: 10 },
     Shape { name: "products_square", rows: 128, outputs: 128, inputs: 32, warp: (64, 32), parts: 1, stages: 4, split: false, stage_time: 1, speed: 14 },
     Shape { name: "products_wide", rows: 128, outputs: 256, inputs: 32, warp: (64, 64), parts: 1, stages: 4, split: false, stage_time: 1, speed: 17 },
 ];
 
+/// 224 KiB of shared memory in f16, 128 in int8: what only devices for servers have.
+#[rustfmt::skip]
+const VOCABULARY: Shape = Shape { name: "products_vocabulary", rows: 64, outputs: 384, inputs: 64, warp: (32, 48), parts: 1, stages: 4, split: false, stage_time: 1, speed: 10 };
+/// Bytes of shared memory that kernels have beside what they are launched with, and more.
+pub(crate) const SHARED_BESIDE: u32 = 1024;
+
 impl Shape {
-    fn tile(&self, device: &Device, int8: bool) -> Result<Tile> {
+    /// Bytes of shared memory of a block.
+    fn shared(&self, int8: bool) -> u32 {
         let halves = if self.split { 2 } else { 1 };
         let weight_bytes = if int8 { 1 } else { 2 };
         let stage =
             self.rows * self.inputs * 2 * halves + self.outputs * self.inputs * weight_bytes;
-        let warps = (self.rows / self.warp.0) * (self.outputs / self.warp.1);
         // The parts' sums are added up in the same memory.
         let sums = match self.parts {
             1 => 0,
             parts => parts * self.rows * self.outputs * 4,
         };
+        (stage * self.stages).max(sums)
+    }
+
+    fn tile(&self, device: &Device, int8: bool) -> Result<Tile> {
+        let warps = (self.rows / self.warp.0) * (self.outputs / self.warp.1);
         let mut tile = Tile {
             kernel: device.kernel(self.name, int8)?,
             rows: self.rows,
             outputs: self.outputs,
             inputs: self.inputs,
             threads: warps * self.parts * 32,
-            shared: (stage * self.stages).max(sums),
+            shared: self.shared(int8),
             at_once: 1,
             finds_best: self.parts == 1,
             stage_time: self.stage_time,
@@ -161,12 +171,15 @@ impl Kernels {
             })
         };
         let tiles = if device.tensor_cores {
-            let [few, a, b, c, head, vocabulary, square, wide] =
-                SHAPES.map(|shape| shape.tile(device, int8));
+            let [few, a, b, c, head, square, wide] = SHAPES.map(|shape| shape.tile(device, int8));
+            let mut head = vec![head?];
+            if VOCABULARY.shared(int8) + SHARED_BESIDE <= device.shared_max {
+                head.push(VOCABULARY.tile(device, int8)?);
+            }
             Tiles::Tensor(Box::new(TensorTiles {
                 few: few?,
                 some: [a?, b?, c?],
-                head: [head?, vocabulary?],
+                head,
                 many: [square?, wide?],
                 clusters: device.overlaps,
             }))
@@ -358,5 +371,19 @@ impl Tiles {
             tile: &of_rows[of_rows.len() - 1],
             parts: 1,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 99 KiB is what a block has on the smallest devices with tensor cores, 8.6, 8.9 and 12.0.
+    #[test]
+    fn tiles_fit_small_devices() {
+        for shape in &SHAPES {
+            let bytes = shape.shared(false).max(shape.shared(true));
+            assert!(bytes + SHARED_BESIDE <= 99 << 10, "{}: {bytes}", shape.name);
+        }
     }
 }

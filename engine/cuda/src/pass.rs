@@ -10,6 +10,7 @@ mod many;
 use crate::device::Device;
 use crate::driver::{Kernel, Launch};
 use crate::error::Result;
+use crate::kernels::SHARED_BESIDE;
 use crate::layout::{SlotPlaces, CHUNK_ROWS};
 use crate::params::{Batch, Begin, THREADS};
 use crate::stage::Work;
@@ -46,7 +47,7 @@ impl<'a> Pass<'a> {
 
     /// What a block may ask for beside the little that kernels always have.
     fn shared_max(&self) -> u32 {
-        self.device.shared_max.saturating_sub(1024)
+        self.device.shared_max.saturating_sub(SHARED_BESIDE)
     }
 
     /// # Safety
