@@ -13,7 +13,7 @@ also assembles them, and prints registers and spills.
 import argparse, ctypes, glob, hashlib, os, re, subprocess, sys, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = ["rwkv4.cu", "common.cuh", "decode.cuh", "rows.cuh", "single.cuh", "products.cuh", "resident.cuh"]
+SOURCES = ["rwkv4.cu", "common.cuh", "decode.cuh", "rows.cuh", "single.cuh", "tensor.cuh", "products.cuh", "ring.cuh", "resident.cuh"]
 WHEEL = "nvidia-cuda-nvrtc-cu12==12.0.140"
 MODULES = [(arch, int8) for arch in ("61", "80", "90") for int8 in (0, 1)]
 

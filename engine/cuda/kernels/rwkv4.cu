@@ -8,7 +8,9 @@
 #include "decode.cuh"
 #include "rows.cuh"
 #include "single.cuh"
+#include "tensor.cuh"
 #include "products.cuh"
+#include "ring.cuh"
 #include "resident.cuh"
 
 // Of one row, a multiprocessor has room for the blocks of two launches: one begins while the other ends.

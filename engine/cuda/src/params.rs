@@ -347,7 +347,9 @@ mod tests {
             include_str!("../kernels/decode.cuh"),
             include_str!("../kernels/rows.cuh"),
             include_str!("../kernels/single.cuh"),
+            include_str!("../kernels/tensor.cuh"),
             include_str!("../kernels/products.cuh"),
+            include_str!("../kernels/ring.cuh"),
             include_str!("../kernels/resident.cuh"),
         ] {
             hash.update(source);

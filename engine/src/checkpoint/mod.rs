@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::file::{FileBytes, Folder, SourceFile};
 
 mod blocks;
+mod checksum;
 pub(crate) mod config;
 mod dtype;
 mod json;

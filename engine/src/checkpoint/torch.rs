@@ -10,9 +10,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
+use super::checksum::{crc32, Checksum};
 use super::name_file;
 use super::pickle::{self, PickledTensor, Storage};
-use super::tensor::{self, Checksum, RawTensor};
+use super::tensor::RawTensor;
 use super::zip::{self, Record};
 use crate::error::{Error, Result};
 use crate::file::{FileBytes, SourceFile};
@@ -137,7 +138,7 @@ impl<'a> Archive<'a> {
             return Err(Error::format(message));
         }
         if self.has_checksums {
-            let found = tensor::crc32(self.file, record.data.clone())?;
+            let found = crc32(self.file, record.data.clone())?;
             if found != record.crc32 {
                 return Err(Error::format(format!(
                     "record {name}: damaged: checksum {found:08x}, expected {:08x}",
