@@ -39,10 +39,8 @@ pub fn cases() -> Vec<Case> {
 impl Case {
     /// Of what is done token by token: the first `n`, or fewer where the run is to be short.
     pub fn first(&self, n: usize) -> &[u32] {
-        &self.tokens[..self
-            .tokens
-            .len()
-            .min(short().map_or(n, |short| short.min(n)))]
+        let n = short().map_or(n, |short| short.min(n));
+        &self.tokens[..self.tokens.len().min(n)]
     }
 }
 

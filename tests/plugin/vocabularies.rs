@@ -61,7 +61,8 @@ fn chosen_tokens_are_the_largest_of_any_vocabulary() {
             &[61, 320, 4096, 50_277, 65_536],
             &[1, 3, 16, 33, 64, 100, 300],
         ),
-        Some(_) => (&[61, 1100], &[1, 33]),
+        // Few, but every kernel that can find the largest: devices choose it by how many rows and logits there are.
+        Some(_) => (&[61, 50_277], &[1, 33, 200]),
     };
     for quant in [abi::F16, abi::INT8] {
         for &n_vocab in vocabularies {
@@ -76,7 +77,7 @@ fn chosen_tokens_are_the_largest_of_any_vocabulary() {
             });
             let stage = numbers.stage(table, u64::MAX);
             let n_vocab = n_vocab as usize;
-            let mut alone: Vec<f32> = Vec::new();
+            let mut of_more_rows: Option<Vec<f32>> = None;
             for &n in n_rows.iter().rev() {
                 let (logits, found) = chosen(table, stage, n, n_vocab);
                 for (row, &token) in logits.chunks(n_vocab).zip(&found) {
@@ -86,11 +87,12 @@ fn chosen_tokens_are_the_largest_of_any_vocabulary() {
                         "{n} rows of {n_vocab}"
                     );
                 }
-                // The most rows came first, the same tokens in all.
-                let first = alone.get(..logits.len()).unwrap_or(&logits);
-                let what = format!("quant {quant}, {n_vocab} logits, {n} rows");
-                within(&what, deviation(&logits, first), 5e-2);
-                alone = logits;
+                // The first rows are the same however many there are.
+                if let Some(more) = &of_more_rows {
+                    let what = format!("quant {quant}, {n_vocab} logits, {n} rows");
+                    within(&what, deviation(&logits, &more[..logits.len()]), 5e-2);
+                }
+                of_more_rows = Some(logits);
             }
             // SAFETY: its states are freed.
             unsafe { (table.stage_free)(stage) };

@@ -290,7 +290,7 @@ impl Tiles {
                     |tile: &&Tile| n_vocab.div_ceil(tile.outputs) * tile.outputs <= padded(n_vocab);
                 let tiles = tiles.head.iter().filter(has_room);
                 Cut::of_whole_waves(tiles, n_rows, &[n_vocab], multiprocessors)
-                    .unwrap_or(self.cut_of_many(n_rows, &[n_vocab], multiprocessors))
+                    .unwrap_or_else(|| self.cut_of_many(n_rows, &[n_vocab], multiprocessors))
             }
             Tiles::Tensor(_) => self.cut_of_many(n_rows, &[n_vocab], multiprocessors),
         }
@@ -302,7 +302,8 @@ impl Tiles {
             Tiles::Plain(tile) => return Cut { tile, parts: 1 },
             Tiles::Tensor(tiles) => tiles,
         };
-        let candidates = tiles.some[2..].iter().chain(&tiles.many);
+        let [_, _, small] = &tiles.some;
+        let candidates = std::iter::once(small).chain(&tiles.many);
         let cut = Cut::of_whole_waves(candidates, n_rows, outputs, multiprocessors);
         cut.unwrap_or(Cut {
             tile: &tiles.many[0],

@@ -121,6 +121,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
+    /// Whether the launch behind the last layer is behind products of tiles, as single.cuh wants it.
     fn layers_end_with_products(&self) -> bool {
         let is_of_many = self.resident().is_none() && self.few().is_none();
         is_of_many && !self.work.weights.layers.is_empty()
