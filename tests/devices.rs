@@ -161,15 +161,26 @@ fn other_commands_take_devices_too() {
     assert_eq!(info["stages"][0]["n_layer"], 8);
     assert_eq!(info["stages"][1]["has_head"], true);
     assert_eq!(info["tensors"][0]["device"], "cpuplug:0");
-    let against = run(&[
-        "perplexity",
-        &file,
-        "--against",
-        "f32",
-        "--device",
-        "cpuplug",
-    ]);
-    stdout(&against);
+    // What is compared with has the quant of --against, whatever the map says of the model's stages.
+    let against = |devices: &[&str]| {
+        let compared = ["perplexity", &file, "--json", "--against", "f32"];
+        let result = json(&[&compared, devices].concat());
+        assert_eq!(result["against"], "f32", "{devices:?}");
+        assert_eq!(result["quant"], "int8", "{devices:?}");
+        result["kl_mean"].as_f64().expect("a number")
+    };
+    let expected = against(&["--quant", "int8"]);
+    for devices in [
+        &["--device-map", "cpu int8"][..],
+        &["--device-map", "cpuplug int8 *4 -> cpu int8"],
+        &["--device", "cpuplug", "--quant", "int8"],
+    ] {
+        let found = against(devices);
+        assert!(
+            (found / expected - 1.0).abs() < 0.1,
+            "{devices:?}: {found}, {expected}"
+        );
+    }
 }
 
 #[test]
@@ -316,6 +327,28 @@ fn what_is_missing_is_told_in_one_line() {
         &one((path, &place), &["--device", "cuda"]),
         &["librwkv_edge_cuda.so", "cannot be loaded"],
     );
+    // A copy that was interrupted: to map more than a file has is SIGBUS.
+    let whole = std::fs::read(plugin()).expect("a file");
+    let short = folder.path().join("short.so");
+    for length in [10, 100, 5000, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&short, &whole[..length]).expect("written");
+        refused(
+            &one((path, &short.display().to_string()), &device),
+            &["short.so", "cannot be loaded"],
+        );
+    }
+    // Limits of devices that are not there would limit nothing.
+    for limit in ["cpuplug:7=1M", "nosuch=1M"] {
+        for device in ["cpuplug", "auto"] {
+            refused(
+                &one(
+                    ("X", ""),
+                    &["--device", device, "--max-device-memory", limit],
+                ),
+                &["limits of memory", limit.split_once('=').expect("=").0],
+            );
+        }
+    }
     // A library, but no plugin.
     let other = Path::new(env!("CARGO_BIN_EXE_rwkv-edge"));
     refused(
@@ -399,8 +432,17 @@ fn maps_that_are_wrong_are_wrong_usage() {
     for (args, part) in [
         (["--device", "cuda -> cpu"], "expected cpu"),
         (["--device-map", "cuda f17"], "f17"),
-        (["--device-map", "cuda f16 *3+"], "not supported"),
-        (["--max-device-memory", "cuda"], "DEVICE=BYTES"),
+        (
+            ["--device-map", "cuda f16 *3+"],
+            "`cuda f16 *3+`: *N+ would",
+        ),
+        (["--device", "auto:0"], "or auto"),
+        (["--max-device-memory", "cuda"], "DEVICE=SIZE"),
+        (["--max-device-memory", ""], "DEVICE=SIZE"),
+        (["--max-device-memory", "cuda=1X"], "unit X"),
+        (["--max-device-memory", "cuda=-1"], "expected 1 byte"),
+        (["--max-device-memory", "cpu=1G"], "--max-memory"),
+        (["--max-device-memory", "cuda=1G,cuda:0=2G"], "already"),
     ] {
         let output = run(&[&args[..], &["hi"]].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -439,7 +439,7 @@ fn errors_name_the_fix_and_say_things_once() {
         ),
         (
             &["-m", &int8, "-q", "f16", "A"],
-            &["int8", "f16", "leave out --quant"],
+            &["int8", "f16", "ask for no other quant"],
         ),
         (
             &["-m", "./no/such/model", "A"],

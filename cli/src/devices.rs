@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 
 use rwkv_edge::{
-    found_plugins, parse_device_memory, Device, DeviceInfo, DeviceMap, FoundPlugin, Info,
-    StageInfo, StageMap,
+    found_plugins, Device, DeviceInfo, DeviceMap, FoundPlugin, Info, StageInfo, StageMap,
 };
 use serde_json::{json, Value};
+
+use crate::byte_size::ByteSize;
 
 /// Where the layers of a model run.
 #[derive(clap::Args, Clone, Default)]
@@ -28,6 +29,8 @@ pub(crate) struct DeviceArgs {
     device_map: Option<DeviceMap>,
 
     /// Memory that may be taken of devices, such as cuda:0=2G,cuda:1=500M
+    ///
+    /// Units are as of --max-memory; 0 leaves a device out.
     #[arg(long, value_name = "LIMITS", value_parser = parse_limits)]
     max_device_memory: Option<Limits>,
 }
@@ -36,16 +39,38 @@ pub(crate) struct DeviceArgs {
 #[derive(Clone)]
 struct Limits(Vec<(Device, u64)>);
 
-fn parse_limits(text: &str) -> Result<Limits, rwkv_edge::Error> {
-    parse_device_memory(text).map(Limits)
+fn parse_limits(text: &str) -> Result<Limits, String> {
+    let mut limits: Vec<(Device, u64)> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let wrong = |what: &str| {
+            let example = "expected DEVICE=SIZE, such as cuda:0=2G,cuda:1=500M";
+            format!("`{part}`: {what}; {example}")
+        };
+        let (device, size) = part.split_once('=').ok_or_else(|| wrong("no `=`"))?;
+        let device = device.trim().parse::<Device>();
+        let device = device.map_err(|error| wrong(&error.to_string()))?;
+        let bytes = match size.trim() {
+            "0" => 0,
+            size => size.parse::<ByteSize>().map_err(|error| wrong(&error))?.0,
+        };
+        if device == Device::Cpu {
+            return Err(wrong("the CPU's memory is limited by --max-memory"));
+        }
+        if limits.iter().any(|(other, _)| *other == device) {
+            return Err(wrong("that device has a limit already"));
+        }
+        limits.push((device, bytes));
+    }
+    Ok(Limits(limits))
 }
 
 /// One device, or auto.
-fn parse_device(text: &str) -> Result<DeviceMap, rwkv_edge::Error> {
+fn parse_device(text: &str) -> Result<DeviceMap, String> {
     if text == "auto" {
         return Ok(DeviceMap::Auto);
     }
-    let device: Device = text.parse()?;
+    let device = text.parse::<Device>();
+    let device = device.map_err(|error| format!("{error}, or auto"))?;
     Ok(match device {
         Device::Cpu => DeviceMap::Cpu,
         device => DeviceMap::Stages(vec![StageMap {
@@ -65,6 +90,16 @@ impl DeviceArgs {
     pub(crate) fn limits(&self) -> Vec<(Device, u64)> {
         let limits = self.max_device_memory.as_ref();
         limits.map_or_else(Vec::new, |limits| limits.0.clone())
+    }
+
+    /// The same devices for a model whose quant `--quant` alone decides.
+    pub(crate) fn without_quants(mut self) -> Self {
+        for map in [&mut self.device, &mut self.device_map] {
+            if let Some(DeviceMap::Stages(stages)) = map {
+                stages.iter_mut().for_each(|stage| stage.quant = None);
+            }
+        }
+        self
     }
 
     /// The options that say the same.

@@ -148,6 +148,7 @@ impl Args {
             (None, Some(_)) if !self.by_tensor => None,
             (against, _) => Some(against.unwrap_or(Quant::F32)),
         };
+        args.devices = args.devices.without_quants();
         if let Some(path) = &self.against_model {
             args.model = Some(path.clone());
         }

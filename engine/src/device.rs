@@ -160,12 +160,14 @@ impl StageMap {
         for word in words {
             if let Some(count) = word.strip_prefix('*') {
                 if count.ends_with('+') {
-                    let text =
-                        "*N+ would stream weights to the device for every token, which is not \
-                                supported; give it the layers that fit, and the cpu the rest";
-                    return Err(Error::unsupported(format!("stage `{text}`")));
+                    return Err(Error::unsupported(format!(
+                        "stage `{text}`: *N+ would stream weights to the device for every token, which is not \
+                         supported; give it the layers that fit, and the cpu the rest"
+                    )));
                 }
-                let count: usize = count.parse().map_err(|_| wrong("no number behind *"))?;
+                let count: usize = count
+                    .parse()
+                    .map_err(|_| wrong(&format!("`{word}` is no number of layers")))?;
                 if count == 0 || stage.n_layers.is_some() {
                     return Err(wrong("*N once, and at least 1"));
                 }
@@ -195,55 +197,6 @@ fn quant(word: &str) -> Result<Quant> {
             Err(Error::argument(text))
         }
     }
-}
-
-/// Reads limits of memory such as `cuda:0=2G,cuda:1=500M`: bytes, or with K, M or G (of 1,000) or Ki, Mi
-/// or Gi (of 1,024).
-///
-/// # Errors
-///
-/// [`ErrorKind::Argument`](crate::ErrorKind::Argument), saying what was expected.
-pub fn parse_device_memory(text: &str) -> Result<Vec<(Device, u64)>> {
-    let wrong = |part: &str| {
-        Error::argument(format!(
-            "device memory `{part}`: expected DEVICE=BYTES, such as cuda:0=2G,cuda:1=500M"
-        ))
-    };
-    let parts = text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty());
-    let limits = parts.map(|part| {
-        let (device, size) = part.split_once('=').ok_or_else(|| wrong(part))?;
-        let device: Device = device.trim().parse()?;
-        if device == Device::Cpu {
-            return Err(wrong(part));
-        }
-        let bytes = size_bytes(size.trim()).ok_or_else(|| wrong(part))?;
-        Ok((device, bytes))
-    });
-    limits.collect()
-}
-
-fn size_bytes(text: &str) -> Option<u64> {
-    let text = text.strip_suffix('B').unwrap_or(text);
-    let units = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("K", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-    ];
-    let unit = units.iter().find(|(name, _)| text.ends_with(name));
-    let (number, factor) = match unit {
-        Some((name, factor)) => (text.strip_suffix(name)?, *factor),
-        None => (text, 1),
-    };
-    let number: f64 = number.trim().parse().ok()?;
-    let bytes = number * factor as f64;
-    // Not beyond what an f64 counts exactly: eight pebibytes.
-    (number >= 0.0 && bytes <= 9e15).then_some(bytes as u64)
 }
 
 /// A plugin that was found.
@@ -339,25 +292,15 @@ mod tests {
             ("cuda f17", "f17"),
             ("cuda bf16", "never bf16"),
             ("cuda f16 *0", "at least 1"),
-            ("cuda f16 *x", "no number"),
+            ("cuda f16 *x", "`*x` is no number of layers"),
             ("cuda *3 f16", "one too many"),
-            ("cuda f16 *3+", "*N+"),
+            ("cuda f16 *3+", "`cuda f16 *3+`: *N+ would stream"),
             ("cuda -> cpu", "stage 0 has no *N"),
             ("cuda *2 ->", "no device"),
             ("auto -> cpu", "auto"),
         ] {
             let error = text.parse::<DeviceMap>().expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn limits_of_memory() {
-        let limits = parse_device_memory("cuda:0=2G, cuda=1.5GiB,cuda:2=700").expect("valid");
-        let expected = [(0, 2_000_000_000), (0, 3 << 29), (2, 700)];
-        assert_eq!(limits, expected.map(|(i, n)| (cuda(i), n)));
-        for text in ["cuda", "cuda=x", "cuda=-1", "cpu=1G", "=1", "cuda=1e30"] {
-            parse_device_memory(text).expect_err(text);
         }
     }
 }

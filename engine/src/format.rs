@@ -522,8 +522,8 @@ impl WeightSource for FileWeights<'_> {
     fn set_quant(&mut self, quant: Quant) -> Result<()> {
         if self.stored == Quant::Int8 && quant != Quant::Int8 {
             return Err(Error::unsupported(format!(
-                "{}: holds int8 weights, which cannot become {quant}: leave out --quant, or open the \
-                 checkpoint it was made from",
+                "{}: holds int8 weights, which cannot become {quant}: ask for no other quant, or open \
+                 the checkpoint it was made from",
                 self.file.file.name()
             )));
         }

@@ -98,7 +98,7 @@ mod v4;
 pub use batch::{Output, Span};
 pub use budget::Reservation;
 pub use convert::{CheckpointSource, ConvertOptions, Converted, FloatType};
-pub use device::{found_plugins, parse_device_memory, Device, DeviceMap, FoundPlugin, StageMap};
+pub use device::{found_plugins, Device, DeviceMap, FoundPlugin, StageMap};
 pub use error::{Error, ErrorKind, Result};
 pub use info::{Info, StageInfo, TensorInfo};
 pub use limits::Yardstick;

@@ -83,8 +83,14 @@ impl Plan {
         match request.map {
             DeviceMap::Cpu => Ok(request.on_cpu(None)),
             DeviceMap::Auto => request.auto(),
-            DeviceMap::DataParallel => request.data_parallel(),
-            DeviceMap::Stages(stages) => request.explicit(stages),
+            DeviceMap::DataParallel => {
+                request.check_limits()?;
+                request.data_parallel()
+            }
+            DeviceMap::Stages(stages) => {
+                request.check_limits()?;
+                request.explicit(stages)
+            }
         }
     }
 
@@ -197,8 +203,18 @@ impl Request<'_> {
         StageOptions::new(&sizes, &stage.part, stage.quant, device, rows_max, epsilon)
     }
 
+    /// A limit of a device that is not there would limit nothing.
+    fn check_limits(&self) -> Result<()> {
+        for (device, _) in self.memory_max {
+            if let Device::Plugin { name, index } = device {
+                find(name, *index).map_err(|error| error.at("limits of memory"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn limit(&self, device: &str) -> Option<u64> {
-        let mut limits = self.memory_max.iter().rev();
+        let mut limits = self.memory_max.iter();
         let limit = limits.find(|(limited, _)| limited.to_string() == device);
         limit.map(|(_, bytes)| *bytes)
     }
@@ -287,6 +303,7 @@ impl Request<'_> {
             Ok(found) => found,
             Err(reasons) => return Ok(self.on_cpu(Some(reasons))),
         };
+        self.check_limits()?;
         devices.sort_by_key(|info| std::cmp::Reverse(self.free(info)));
         let total = self.n_layers_and_head();
         // Rather smaller batches than layers on the CPU.

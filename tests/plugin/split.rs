@@ -1,6 +1,6 @@
 //! Models whose layers are spread: over two stages of a device, over devices, and with the CPU in any place.
 
-use rwkv_edge::{parse_device_memory, Model, Options, Quant};
+use rwkv_edge::{Device, Model, Options, Quant};
 
 use crate::setup::{
     cases, deviation, device, device_info, devices, in_pieces, open_on, options, within,
@@ -129,18 +129,25 @@ fn stages_have_their_own_quantisation() {
     }
 }
 
+/// The same limit of memory for every device.
+fn of_each_device(bytes: u64) -> Vec<(Device, u64)> {
+    let device = |name: &str| name.parse().expect("a device");
+    let all = devices().into_iter();
+    all.map(|info| (device(&info.device), bytes)).collect()
+}
+
 /// A stored f32 model goes to f16 where the device has no f32, and auto fills devices within limits.
 #[test]
 fn auto_fills_devices_and_gives_the_cpu_the_rest() {
     for case in cases() {
-        let open = |limits: &str| {
+        let open = |limit: Option<u64>| {
             let options = Options {
-                device_memory_max: parse_device_memory(limits).expect("valid"),
+                device_memory_max: limit.map_or(Vec::new(), of_each_device),
                 ..options("auto", Quant::F16)
             };
             Model::open(&case.path, &options).expect("fits somewhere")
         };
-        let all = open("");
+        let all = open(None);
         let info = all.info();
         assert_eq!(info.stages.len(), 1, "{}: {:?}", case.name, info.stages);
         assert_ne!(info.stages[0].device, "cpu");
@@ -156,11 +163,7 @@ fn auto_fills_devices_and_gives_the_cpu_the_rest() {
         // Limits in which less and less of it fits.
         for part in [2, 4, 8, 16] {
             let limit = info.stages[0].estimated_bytes / part;
-            let limits: Vec<_> = devices()
-                .iter()
-                .map(|d| format!("{}={limit}", d.device))
-                .collect();
-            let model = open(&limits.join(","));
+            let model = open(Some(limit));
             for stage in model.info().stages {
                 let place = (&stage.device, &stage.layers, stage.has_head);
                 println!("{}: {limit} bytes a device: {place:?}", case.name);
@@ -168,11 +171,7 @@ fn auto_fills_devices_and_gives_the_cpu_the_rest() {
             }
             check(&model);
         }
-        let none: Vec<_> = devices()
-            .iter()
-            .map(|d| format!("{}=1K", d.device))
-            .collect();
-        let on_cpu = open(&none.join(","));
+        let on_cpu = open(Some(1000));
         assert_eq!(on_cpu.info().stages[0].device, "cpu");
         let note = on_cpu.info().device_note.expect("says why");
         assert!(note.contains("not one layer fits"), "{note}");
@@ -201,7 +200,7 @@ fn maps_that_cannot_be() {
         assert!(error.to_string().contains(part), "{map}: {error}");
     }
     let options = Options {
-        device_memory_max: parse_device_memory(&format!("{d}=1000")).expect("valid"),
+        device_memory_max: of_each_device(1000),
         ..options(&d, Quant::F16)
     };
     let error = Model::open(&case.path, &options).expect_err("too little memory");

@@ -9,8 +9,10 @@
  *
  * Functions return a status; after one that failed, last_error on the same thread says why in one line.  Nothing aborts,
  * prints, or lets an exception out.  Functions may be called from any thread; calls on one stage may come from several
- * threads at once, but never two calls on one state.  The host frees every state before its stage.  Structs start with struct_size, set by whoever fills
- * them; a reader takes missing fields as 0. */
+ * threads at once, but never two calls on one state.  The host frees every state before its stage.
+ *
+ * Structs start with struct_size, which the host sets, also in structs that the plugin fills; only the table's is the
+ * plugin's.  A reader takes missing fields as 0. */
 #ifndef RWKV_EDGE_PLUGIN_H
 #define RWKV_EDGE_PLUGIN_H
 #include <stddef.h>

@@ -99,6 +99,8 @@ unsafe fn text(pointer: *const std::ffi::c_char) -> String {
 
 #[cfg(all(feature = "plugins", not(target_feature = "crt-static")))]
 fn load(path: &Path) -> Result<&'static abi::Table, String> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    super::loadable::check(path)?;
     // SAFETY: loading runs the file's own initialisers. Whoever put a plugin where plugins are looked for,
     // or named it, trusts it as a part of this program, as with any library that a program is linked to.
     let library = unsafe { libloading::Library::new(path) }.map_err(|e| {
@@ -125,9 +127,13 @@ fn load(path: &Path) -> Result<&'static abi::Table, String> {
     Ok(table)
 }
 
+#[allow(dead_code)] // only some systems have such programs
+pub(super) const STATIC: &str =
+    "a static program cannot load plugins: use the dynamically linked build";
+
 #[cfg(all(feature = "plugins", target_feature = "crt-static"))]
 fn load(_path: &Path) -> Result<&'static abi::Table, String> {
-    Err("a static program cannot load plugins: use the dynamically linked build".into())
+    Err(STATIC.into())
 }
 
 #[cfg(not(feature = "plugins"))]

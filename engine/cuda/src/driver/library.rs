@@ -1,6 +1,7 @@
 //! The driver's library: opened when the first device is asked for, and results as errors with its own text.
 
 use std::ffi::CStr;
+use std::sync::OnceLock;
 
 use cudarc::driver::sys;
 
@@ -25,25 +26,64 @@ pub(super) fn check(what: &str, result: sys::CUresult) -> Result<()> {
     })
 }
 
-/// Loads the driver. Cheap when it is loaded.
-fn start() -> Result<()> {
-    // SAFETY: looks for a shared library by name, runs its constructors, which NVIDIA's driver has written
-    // for any process.
-    let is_there = std::panic::catch_unwind(|| unsafe { sys::is_culib_present() });
-    match is_there {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(Failure::device(
-                "no NVIDIA driver: libcuda.so.1 was not found",
-            ))
+/// What drivers install.
+#[cfg(not(windows))]
+const FILE: &str = "libcuda.so.1";
+#[cfg(windows)]
+const FILE: &str = "nvcuda.dll";
+/// Whose functions are called, as [`driver_version`] counts, and the first driver that has them.
+const OLDEST: i32 = 12_000;
+const OLDEST_DRIVER: &str = "525";
+
+/// Why the driver that is installed will not do, if it will not; else it is loaded, for ever.
+fn load() -> Result<()> {
+    let failed = |text: String| Err(Failure::device(text));
+    // SAFETY: loads a shared library by name and runs its constructors, which NVIDIA's driver has written for any process.
+    let library = match unsafe { libloading::Library::new(FILE) } {
+        Ok(library) => library,
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            let cause = cause.unwrap_or_else(|| error.to_string());
+            return failed(format!("no NVIDIA driver: {cause}"));
         }
-        // Functions of CUDA 12.0 are missing.
-        Err(_) => {
-            return Err(Failure::device(
-                "the NVIDIA driver is older than 525, the first of CUDA 12.0",
-            ))
+    };
+    type Version = unsafe extern "C" fn(*mut i32) -> sys::CUresult;
+    let mut version = 0;
+    // SAFETY: every driver has this function, which writes one integer, before anything is started, too.
+    let result = unsafe {
+        match library.get::<Version>(b"cuDriverGetVersion") {
+            Ok(driver_version) => driver_version(&mut version),
+            Err(_) => return failed(format!("{FILE} is no NVIDIA driver: no cuDriverGetVersion")),
         }
+    };
+    if result != sys::CUresult::CUDA_SUCCESS {
+        let code = result as u32;
+        return failed(format!(
+            "the NVIDIA driver does not say its version: error {code}"
+        ));
     }
+    if version < OLDEST {
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        return failed(format!(
+            "the NVIDIA driver is one of CUDA {major}.{minor}, expected {OLDEST_DRIVER} or later, of CUDA {}.0",
+            OLDEST / 1000
+        ));
+    }
+    std::mem::forget(library);
+    // cudarc looks for all functions of CUDA 12.0 at once. A missing one is a panic, which would be printed: so it only
+    // gets to see drivers that must have them.
+    // SAFETY: looks for the same shared library by its names.
+    match std::panic::catch_unwind(|| unsafe { sys::is_culib_present() }) {
+        Ok(true) => Ok(()),
+        Ok(false) => failed("no NVIDIA driver: it is not where it was".into()),
+        Err(_) => failed("the NVIDIA driver lacks functions of its own version".into()),
+    }
+}
+
+/// Starts the driver. Cheap when it has started.
+fn start() -> Result<()> {
+    static LOADED: OnceLock<Result<()>> = OnceLock::new();
+    LOADED.get_or_init(load).clone()?;
     // SAFETY: the library is there; cuInit may be called any number of times.
     check("the NVIDIA driver does not start", unsafe {
         sys::cuInit(0)
