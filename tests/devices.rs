@@ -330,7 +330,7 @@ fn what_is_missing_is_told_in_one_line() {
     // A copy that was interrupted: to map more than a file has is SIGBUS.
     let whole = std::fs::read(plugin()).expect("a file");
     let short = folder.path().join("short.so");
-    for length in [10, 100, 5000, whole.len() / 2, whole.len() - 1] {
+    for length in [10, 100, 5000, 100_000] {
         std::fs::write(&short, &whole[..length]).expect("written");
         refused(
             &one((path, &short.display().to_string()), &device),
@@ -349,6 +349,18 @@ fn what_is_missing_is_told_in_one_line() {
             );
         }
     }
+    refused(
+        &one(
+            ("X", ""),
+            &[
+                "--device-map",
+                "data-parallel",
+                "--max-device-memory",
+                "cpuplug=0,cpuplug:1=0",
+            ],
+        ),
+        &["data-parallel", "no device is left"],
+    );
     // A library, but no plugin.
     let other = Path::new(env!("CARGO_BIN_EXE_rwkv-edge"));
     refused(

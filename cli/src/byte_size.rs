@@ -33,7 +33,7 @@ impl FromStr for ByteSize {
         let bytes = number.map_err(|_| format!("{digits:?} is no number"))? * factor;
         // Beyond 2^53 not every integer has an f64, and no disk has so much.
         if !(1.0..=9e15).contains(&bytes) {
-            return Err("expected 1 byte or more".to_owned());
+            return Err("expected 1 byte to 9,000 TB".to_owned());
         }
         Ok(ByteSize(bytes as u64))
     }

@@ -41,7 +41,8 @@ struct Limits(Vec<(Device, u64)>);
 
 fn parse_limits(text: &str) -> Result<Limits, String> {
     let mut limits: Vec<(Device, u64)> = Vec::new();
-    for part in text.split(',').map(str::trim) {
+    let parts = text.split(',').map(str::trim);
+    for part in parts.filter(|part| !part.is_empty()) {
         let wrong = |what: &str| {
             let example = "expected DEVICE=SIZE, such as cuda:0=2G,cuda:1=500M";
             format!("`{part}`: {what}; {example}")
@@ -61,7 +62,10 @@ fn parse_limits(text: &str) -> Result<Limits, String> {
         }
         limits.push((device, bytes));
     }
-    Ok(Limits(limits))
+    match limits.is_empty() {
+        true => Err("expected DEVICE=SIZE, such as cuda:0=2G,cuda:1=500M".to_owned()),
+        false => Ok(Limits(limits)),
+    }
 }
 
 /// One device, or auto.
@@ -90,6 +94,14 @@ impl DeviceArgs {
     pub(crate) fn limits(&self) -> Vec<(Device, u64)> {
         let limits = self.max_device_memory.as_ref();
         limits.map_or_else(Vec::new, |limits| limits.0.clone())
+    }
+
+    pub(crate) fn are_only_the_cpu(&self) -> bool {
+        match self.map() {
+            DeviceMap::Cpu => true,
+            DeviceMap::Stages(stages) => stages.iter().all(|stage| stage.device == Device::Cpu),
+            DeviceMap::Auto | DeviceMap::DataParallel => false,
+        }
     }
 
     /// The same devices for a model whose quant `--quant` alone decides.

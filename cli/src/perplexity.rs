@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
 use clap::value_parser;
-use rwkv_edge::{DeviceMap, ErrorKind, Model};
+use rwkv_edge::{ErrorKind, Model};
 use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
@@ -152,21 +152,22 @@ impl Args {
         if let Some(path) = &self.against_model {
             args.model = Some(path.clone());
         }
-        let is_unsupported = |error: &anyhow::Error| {
+        let is_of = |error: &anyhow::Error, kinds: &[ErrorKind]| {
             let error = error.downcast_ref::<rwkv_edge::Error>();
-            error.is_some_and(|e| e.kind() == ErrorKind::Unsupported)
+            error.is_some_and(|e| kinds.contains(&e.kind()))
         };
         let reference = model::open(&args).or_else(|error| {
-            if !is_unsupported(&error) || args.devices.map() == DeviceMap::Cpu {
+            let kinds = [ErrorKind::Unsupported, ErrorKind::Memory];
+            if !is_of(&error, &kinds) || args.devices.are_only_the_cpu() {
                 return Err(error);
             }
-            // Devices need not have f32.
+            // Devices need not have f32, nor room for two models.
             note!("the model to compare with runs on the CPU: {error:#}");
             args.devices = DeviceArgs::on_cpu();
             model::open(&args)
         });
         let reference = reference.map_err(|error| {
-            match is_unsupported(&error) && self.against_model.is_none() {
+            match is_of(&error, &[ErrorKind::Unsupported]) && self.against_model.is_none() {
                 true => error.context("the model to compare with: name one by --against-model"),
                 false => error.context("the model to compare with"),
             }

@@ -279,19 +279,24 @@ impl Request<'_> {
     }
 
     fn data_parallel(&self) -> Result<Plan> {
-        let (plugin, devices) =
-            first_with_devices().map_err(|reasons| Error::backend(reasons).at("data-parallel"))?;
-        let quant = self.quant_on(&devices[0])?;
-        let targets = (0..devices.len()).map(|index| Target::Device(plugin, index as u32));
-        let mut targets: Vec<Target> = targets.collect();
+        let failed = |reasons: String| Error::backend(reasons).at("data-parallel");
+        let (plugin, devices) = first_with_devices().map_err(failed)?;
+        let mut wanted = (0..)
+            .zip(&devices)
+            .filter(|(_, info)| self.limit(&info.device) != Some(0));
+        let Some((first, info)) = wanted.next() else {
+            return Err(failed("no device is left".into()));
+        };
         let stage = PlannedStage {
-            target: targets.remove(0),
-            quant,
+            target: Target::Device(plugin, first),
+            quant: self.quant_on(info)?,
             part: self.part(0, self.n_layers_and_head()),
         };
         let plan = Plan {
             stages: vec![stage],
-            replicas: targets,
+            replicas: wanted
+                .map(|(index, _)| Target::Device(plugin, index))
+                .collect(),
             rows_max: Some(DEVICE_ROWS_MAX),
             note: None,
         };

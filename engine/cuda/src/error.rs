@@ -7,7 +7,7 @@ use rwkv_edge_plugin::{
 };
 
 /// A failure, for one call.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) status: Status,
     pub(crate) text: String,

@@ -1,16 +1,11 @@
 //! What the system's loader would not refuse, but die of: plugins in static programs, and files that were cut short.
 //!
-//! This module holds `unsafe` code: it reads the headers of this program and of the file as the system's own structs.
+//! This module holds `unsafe` code: it reads the headers of this program.
 
+use std::ffi::{c_int, c_void};
 use std::fs::File;
-use std::io::Read;
-use std::mem::MaybeUninit;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-
-#[cfg(target_pointer_width = "32")]
-use libc::{Elf32_Ehdr as FileHeader, Elf32_Phdr as ProgramHeader};
-#[cfg(target_pointer_width = "64")]
-use libc::{Elf64_Ehdr as FileHeader, Elf64_Phdr as ProgramHeader};
 
 /// Says why a file must not be given to the loader.
 pub(super) fn check(path: &Path) -> Result<(), String> {
@@ -19,62 +14,85 @@ pub(super) fn check(path: &Path) -> Result<(), String> {
     if is_static_program() {
         return Err(super::library::STATIC.into());
     }
-    // A page of a mapping that the file does not have is SIGBUS to whoever reads it.
-    match file_header(path) {
-        Some(header) if end_of_sections(&header) > length(path) => Err(format!(
-            "cannot be loaded: it was cut short: {} bytes, expected at least {}",
-            length(path),
-            end_of_sections(&header)
+    // A page of a mapping that the file does not have is SIGBUS to whoever reads it. What cannot be read here, the
+    // loader refuses by itself.
+    let (Some(expected), Ok(file)) = (mapped_end(path), std::fs::metadata(path)) else {
+        return Ok(());
+    };
+    match file.len() {
+        length if length < expected => Err(format!(
+            "cannot be loaded: it was cut short: {length} bytes, expected at least {expected}"
         )),
         _ => Ok(()),
     }
 }
 
-/// Whether no interpreter (the loader) started this program. A program that says nothing of itself is taken for one
-/// that has a loader, as nearly all have.
+/// Whether no interpreter (the loader) belongs to this program.
 fn is_static_program() -> bool {
-    const INTERPRETER: u32 = libc::PT_INTERP;
-    // SAFETY: asks for a number; 0 where there is none.
-    let [at, count, size] =
-        unsafe { [libc::AT_PHDR, libc::AT_PHNUM, libc::AT_PHENT].map(|of| libc::getauxval(of)) };
-    if at == 0 || count == 0 || size as usize != size_of::<ProgramHeader>() {
-        return false;
+    /// Looks at the first of what is loaded, which is the program, and stops.
+    unsafe extern "C" fn look(
+        info: *mut libc::dl_phdr_info,
+        _: usize,
+        is_static: *mut c_void,
+    ) -> c_int {
+        const INTERPRETER: u32 = libc::PT_INTERP;
+        // SAFETY: `info` is there during this call; it says where the program's headers are, and how many.
+        let headers = unsafe {
+            let info = &*info;
+            match info.dlpi_phdr.is_null() {
+                true => return 1,
+                false => std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)),
+            }
+        };
+        // SAFETY: the pointer to the answer, below.
+        unsafe { *is_static.cast::<bool>() = headers.iter().all(|h| h.p_type != INTERPRETER) };
+        1
     }
-    // SAFETY: the kernel says that so many headers of this size are there, in a part of this program that stays mapped
-    // and is not written to.
-    let headers = unsafe { std::slice::from_raw_parts(at as *const ProgramHeader, count as usize) };
-    headers.iter().all(|header| header.p_type != INTERPRETER)
+    let mut is_static = false;
+    // SAFETY: calls `look` with its last argument, as long as this call.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut is_static).cast()) };
+    is_static
 }
 
-/// The start of a file, if it is a library of the kind that this program is: the loader refuses others by itself.
-fn file_header(path: &Path) -> Option<FileHeader> {
-    const SIZE: usize = size_of::<FileHeader>();
-    let class = if cfg!(target_pointer_width = "64") {
-        2
-    } else {
-        1
-    };
+/// Bytes that a library maps of its file at least, if it is one for programs such as this one. The layout is that of the
+/// ELF format, in this program's numbers.
+fn mapped_end(path: &Path) -> Option<u64> {
+    const WORD: usize = size_of::<usize>();
+    const LOAD: u32 = 1;
+    let class = if WORD == 8 { 2 } else { 1 };
     let order = if cfg!(target_endian = "little") { 1 } else { 2 };
-    let mut bytes = [0; SIZE];
-    File::open(path).ok()?.read_exact(&mut bytes).ok()?;
-    if bytes[..6] != [0x7f, b'E', b'L', b'F', class, order] {
+    // Of the file: where program headers are, their size and number; of one: offset and length in the file.
+    let [headers_at, size_at, number_at] = if WORD == 8 {
+        [32, 54, 56]
+    } else {
+        [28, 42, 44]
+    };
+    let [offset_at, length_at] = if WORD == 8 { [8, 32] } else { [4, 16] };
+
+    let mut file = File::open(path).ok()?;
+    let mut start = [0; 64];
+    file.read_exact(&mut start).ok()?;
+    if start[..6] != [0x7f, b'E', b'L', b'F', class, order] {
         return None;
     }
-    let mut header = MaybeUninit::<FileHeader>::uninit();
-    // SAFETY: both have SIZE bytes, and a header is integers, which any bytes are.
-    unsafe {
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), header.as_mut_ptr().cast(), SIZE);
-        Some(header.assume_init())
+    let size = usize::from(u16::from_ne_bytes(bytes(&start, size_at)?));
+    let number = usize::from(u16::from_ne_bytes(bytes(&start, number_at)?));
+    let mut headers = vec![0; size * number];
+    file.seek(SeekFrom::Start(word(&start, headers_at)?)).ok()?;
+    file.read_exact(&mut headers).ok()?;
+    let mut end = 0;
+    for header in headers.chunks_exact(size.max(1)) {
+        if u32::from_ne_bytes(bytes(header, 0)?) == LOAD {
+            end = end.max(word(header, offset_at)?.saturating_add(word(header, length_at)?));
+        }
     }
+    Some(end)
 }
 
-/// Bytes up to the end of the table of sections, which linkers put last; 0 in a file that has none.
-#[allow(clippy::useless_conversion)] // 32 bits on some machines
-fn end_of_sections(header: &FileHeader) -> u64 {
-    let table = u64::from(header.e_shnum) * u64::from(header.e_shentsize);
-    u64::from(header.e_shoff).saturating_add(table)
+fn bytes<const N: usize>(of: &[u8], at: usize) -> Option<[u8; N]> {
+    of.get(at..at + N)?.try_into().ok()
 }
 
-fn length(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |file| file.len())
+fn word(of: &[u8], at: usize) -> Option<u64> {
+    Some(usize::from_ne_bytes(bytes(of, at)?) as u64)
 }

@@ -26,41 +26,57 @@ pub(super) fn check(what: &str, result: sys::CUresult) -> Result<()> {
     })
 }
 
-/// What drivers install.
+/// How the driver's library may be called; cudarc takes the first that loads, too.
 #[cfg(not(windows))]
-const FILE: &str = "libcuda.so.1";
+const FILES: [&str; 2] = ["libcuda.so", "libcuda.so.1"];
 #[cfg(windows)]
-const FILE: &str = "nvcuda.dll";
+const FILES: [&str; 1] = ["nvcuda.dll"];
 /// Whose functions are called, as [`driver_version`] counts, and the first driver that has them.
 const OLDEST: i32 = 12_000;
 const OLDEST_DRIVER: &str = "525";
 
-/// Why the driver that is installed will not do, if it will not; else it is loaded, for ever.
-fn load() -> Result<()> {
-    let failed = |text: String| Err(Failure::device(text));
-    // SAFETY: loads a shared library by name and runs its constructors, which NVIDIA's driver has written for any process.
-    let library = match unsafe { libloading::Library::new(FILE) } {
-        Ok(library) => library,
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            let cause = cause.unwrap_or_else(|| error.to_string());
-            return failed(format!("no NVIDIA driver: {cause}"));
+fn open() -> Result<libloading::Library> {
+    let mut cause = String::new();
+    for file in FILES {
+        // SAFETY: loads a shared library by name and runs its constructors, which NVIDIA's driver has written for any
+        // process.
+        match unsafe { libloading::Library::new(file) } {
+            Ok(library) => return Ok(library),
+            Err(error) => {
+                let text = std::error::Error::source(&error).map(ToString::to_string);
+                cause = text.unwrap_or_else(|| error.to_string());
+            }
         }
-    };
-    type Version = unsafe extern "C" fn(*mut i32) -> sys::CUresult;
+    }
+    Err(Failure::device(format!("no NVIDIA driver: {cause}")))
+}
+
+/// Loads the driver for ever, if it will do.
+fn load() -> Result<()> {
+    const SUCCESS: u32 = sys::CUresult::CUDA_SUCCESS as u32;
+    const STUB_LIBRARY: u32 = 34;
+    let failed = |text: String| Err(Failure::device(text));
+    let library = open()?;
+    // A number, and not an enum: drivers may be newer than what this was made with.
+    type Version = unsafe extern "C" fn(*mut i32) -> u32;
     let mut version = 0;
     // SAFETY: every driver has this function, which writes one integer, before anything is started, too.
     let result = unsafe {
         match library.get::<Version>(b"cuDriverGetVersion") {
             Ok(driver_version) => driver_version(&mut version),
-            Err(_) => return failed(format!("{FILE} is no NVIDIA driver: no cuDriverGetVersion")),
+            Err(_) => return failed("no NVIDIA driver: libcuda has no cuDriverGetVersion".into()),
         }
     };
-    if result != sys::CUresult::CUDA_SUCCESS {
-        let code = result as u32;
-        return failed(format!(
-            "the NVIDIA driver does not say its version: error {code}"
-        ));
+    match result {
+        SUCCESS => {}
+        STUB_LIBRARY => {
+            return failed(
+                "no NVIDIA driver: libcuda is the one that programs are linked with: take `stubs` out of \
+                 LD_LIBRARY_PATH"
+                    .into(),
+            )
+        }
+        code => return failed(format!("the NVIDIA driver does not say its version: error {code}")),
     }
     if version < OLDEST {
         let (major, minor) = (version / 1000, version % 1000 / 10);
@@ -82,8 +98,11 @@ fn load() -> Result<()> {
 
 /// Starts the driver. Cheap when it has started.
 fn start() -> Result<()> {
-    static LOADED: OnceLock<Result<()>> = OnceLock::new();
-    LOADED.get_or_init(load).clone()?;
+    static LOADED: OnceLock<()> = OnceLock::new();
+    if LOADED.get().is_none() {
+        load()?;
+        LOADED.get_or_init(|| ());
+    }
     // SAFETY: the library is there; cuInit may be called any number of times.
     check("the NVIDIA driver does not start", unsafe {
         sys::cuInit(0)
