@@ -1,9 +1,10 @@
 //! Plugins: other devices that run stages of a model, each behind one shared library.
 //!
 //! The table between the two sides is `engine/plugin` (a C header, and the same in Rust); docs/PLUGINS.md
-//! is the guide for who writes one. `search.rs` finds the files, `loadable.rs` sees what the loader
-//! would die of, `library.rs` opens one and checks its table, `table.rs` calls through it. Above this module nothing is unsafe: a stage or a state that can be
-//! named is valid, and is given back when nobody holds it any more.
+//! is the guide for who writes one. `search.rs` finds the files, `loadable.rs` sees what the loader would
+//! die of, `library.rs` opens one and checks its table, `table.rs` calls through it. Above this module
+//! nothing is unsafe: a stage or a state that can be named is valid, and is given back when nobody holds it
+//! any more.
 
 mod library;
 #[cfg(all(
