@@ -169,6 +169,8 @@ fn other_commands_take_devices_too() {
         assert_eq!(result["quant"], "int8", "{devices:?}");
         result["kl_mean"].as_f64().expect("a number")
     };
+    let on_device = ["--against", "f32", "--device", "cpuplug"];
+    stdout(&run(&[&["perplexity", &file][..], &on_device].concat()));
     let expected = against(&["--quant", "int8"]);
     for devices in [
         &["--device-map", "cpu int8"][..],

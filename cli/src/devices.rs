@@ -40,13 +40,11 @@ pub(crate) struct DeviceArgs {
 struct Limits(Vec<(Device, u64)>);
 
 fn parse_limits(text: &str) -> Result<Limits, String> {
+    const EXPECTED: &str = "expected DEVICE=SIZE, such as cuda:0=2G,cuda:1=500M";
     let mut limits: Vec<(Device, u64)> = Vec::new();
     let parts = text.split(',').map(str::trim);
     for part in parts.filter(|part| !part.is_empty()) {
-        let wrong = |what: &str| {
-            let example = "expected DEVICE=SIZE, such as cuda:0=2G,cuda:1=500M";
-            format!("`{part}`: {what}; {example}")
-        };
+        let wrong = |what: &str| format!("`{part}`: {what}; {EXPECTED}");
         let (device, size) = part.split_once('=').ok_or_else(|| wrong("no `=`"))?;
         let device = device.trim().parse::<Device>();
         let device = device.map_err(|error| wrong(&error.to_string()))?;
@@ -63,7 +61,7 @@ fn parse_limits(text: &str) -> Result<Limits, String> {
         limits.push((device, bytes));
     }
     match limits.is_empty() {
-        true => Err("expected DEVICE=SIZE, such as cuda:0=2G,cuda:1=500M".to_owned()),
+        true => Err(EXPECTED.to_owned()),
         false => Ok(Limits(limits)),
     }
 }
@@ -106,10 +104,8 @@ impl DeviceArgs {
 
     /// The same devices for a model whose quant `--quant` alone decides.
     pub(crate) fn without_quants(mut self) -> Self {
-        for map in [&mut self.device, &mut self.device_map] {
-            if let Some(DeviceMap::Stages(stages)) = map {
-                stages.iter_mut().for_each(|stage| stage.quant = None);
-            }
+        if let Some(DeviceMap::Stages(stages)) = &mut self.device_map {
+            stages.iter_mut().for_each(|stage| stage.quant = None);
         }
         self
     }
@@ -282,4 +278,39 @@ pub(crate) fn pipeline_length(info: &Info) -> usize {
     let mut firsts: Vec<_> = on_devices.map(|stage| stage.layers.start).collect();
     firsts.dedup();
     firsts.len().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_memory() {
+        let text = "cuda:0=2GB, cuda:1=1.5GiB,cuda:2=700,cuda:3=500M,npu=0,";
+        let found = parse_limits(text).expect("valid").0;
+        let expected = [
+            ("cuda:0", 2_000_000_000),
+            ("cuda:1", 3 << 29),
+            ("cuda:2", 700),
+            ("cuda:3", 500 << 20),
+            ("npu:0", 0),
+        ];
+        assert_eq!(found.len(), expected.len());
+        for ((device, bytes), expected) in found.iter().zip(expected) {
+            assert_eq!((&device.to_string()[..], *bytes), expected);
+        }
+        for text in [
+            "cuda",
+            "cuda=x",
+            "cuda=-1",
+            "cpu=1G",
+            "=1",
+            "cuda=1e30",
+            "",
+            ",",
+            "cuda=1,cuda:0=2",
+        ] {
+            assert!(parse_limits(text).is_err(), "{text}");
+        }
+    }
 }

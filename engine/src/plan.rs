@@ -83,14 +83,8 @@ impl Plan {
         match request.map {
             DeviceMap::Cpu => Ok(request.on_cpu(None)),
             DeviceMap::Auto => request.auto(),
-            DeviceMap::DataParallel => {
-                request.check_limits()?;
-                request.data_parallel()
-            }
-            DeviceMap::Stages(stages) => {
-                request.check_limits()?;
-                request.explicit(stages)
-            }
+            DeviceMap::DataParallel => request.data_parallel(),
+            DeviceMap::Stages(stages) => request.explicit(stages),
         }
     }
 
@@ -230,6 +224,7 @@ impl Request<'_> {
     }
 
     fn explicit(&self, maps: &[StageMap]) -> Result<Plan> {
+        self.check_limits()?;
         let total = self.n_layers_and_head();
         let mut stages = Vec::with_capacity(maps.len());
         let mut first = 0;
@@ -281,6 +276,7 @@ impl Request<'_> {
     fn data_parallel(&self) -> Result<Plan> {
         let failed = |reasons: String| Error::backend(reasons).at("data-parallel");
         let (plugin, devices) = first_with_devices().map_err(failed)?;
+        self.check_limits()?;
         let mut wanted = (0..)
             .zip(&devices)
             .filter(|(_, info)| self.limit(&info.device) != Some(0));

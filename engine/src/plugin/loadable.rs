@@ -16,11 +16,8 @@ pub(super) fn check(path: &Path) -> Result<(), String> {
     }
     // A page of a mapping that the file does not have is SIGBUS to whoever reads it. What cannot be read here, the
     // loader refuses by itself.
-    let (Some(expected), Ok(file)) = (mapped_end(path), std::fs::metadata(path)) else {
-        return Ok(());
-    };
-    match file.len() {
-        length if length < expected => Err(format!(
+    match extent(path) {
+        Some((length, expected)) if length < expected => Err(format!(
             "cannot be loaded: it was cut short: {length} bytes, expected at least {expected}"
         )),
         _ => Ok(()),
@@ -54,9 +51,9 @@ fn is_static_program() -> bool {
     is_static
 }
 
-/// Bytes that a library maps of its file at least, if it is one for programs such as this one. The layout is that of the
-/// ELF format, in this program's numbers.
-fn mapped_end(path: &Path) -> Option<u64> {
+/// Bytes of a file, and up to which of them it is mapped, if it is a library for programs such as this one. The layout is
+/// that of the ELF format, in this program's numbers.
+fn extent(path: &Path) -> Option<(u64, u64)> {
     const WORD: usize = size_of::<usize>();
     const LOAD: u32 = 1;
     let class = if WORD == 8 { 2 } else { 1 };
@@ -86,7 +83,7 @@ fn mapped_end(path: &Path) -> Option<u64> {
             end = end.max(word(header, offset_at)?.saturating_add(word(header, length_at)?));
         }
     }
-    Some(end)
+    Some((file.metadata().ok()?.len(), end))
 }
 
 fn bytes<const N: usize>(of: &[u8], at: usize) -> Option<[u8; N]> {
