@@ -57,68 +57,44 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("weights are used as they lie in files, which are little-endian");
 
-mod aligned;
-mod batch;
-mod budget;
 mod checkpoint;
 mod convert;
-mod decay;
-mod device;
+mod devices;
 mod error;
-mod file;
-mod fit;
-mod format;
-mod info;
-mod kernels;
-mod limits;
-mod load;
+mod files;
 mod math;
-mod matrix;
-mod mix;
+mod measure;
+mod memory;
 mod model;
-mod outline;
-mod output;
-mod paging;
-mod plan;
-mod plugin;
-mod product;
+mod networks;
+mod products;
 mod quant;
-mod residence;
-mod sampler;
-mod session;
-mod spread;
-mod stage;
-mod state;
-mod synthetic;
 mod text;
-mod threads;
-mod tokenizer;
-mod v4;
 
-pub use batch::{Output, Span};
-pub use budget::Reservation;
 pub use convert::{CheckpointSource, ConvertOptions, Converted, FloatType};
-pub use device::{found_plugins, Device, DeviceMap, FoundPlugin, StageMap};
+pub use devices::names::{found_plugins, Device, DeviceMap, FoundPlugin, StageMap};
+pub use devices::plugin::{DeviceInfo, DeviceLimits};
 pub use error::{Error, ErrorKind, Result};
-pub use info::{Info, StageInfo, TensorInfo};
-pub use limits::Yardstick;
-pub use matrix::Quant;
+pub use measure::synthetic::SyntheticSize;
+pub use measure::yardstick::Yardstick;
+pub use memory::budget::Reservation;
+pub use model::info::{Info, StageInfo, TensorInfo};
+pub use model::outline::Outline;
+pub use model::session::{Ending, GenerateOptions, Generated, Session};
 pub use model::{Model, Options, Workspace};
-pub use outline::Outline;
-pub use plugin::{DeviceInfo, DeviceLimits};
-pub use sampler::{Sampler, SamplerOptions};
-pub use session::{Ending, GenerateOptions, Generated, Session};
-pub use state::State;
-pub use synthetic::SyntheticSize;
-pub use text::{StopTexts, TextStream};
-pub use tokenizer::Tokenizer;
+pub use networks::batch::{Output, Span};
+pub use networks::state::State;
+pub use quant::matrix::Quant;
+pub use text::sampler::{Sampler, SamplerOptions};
+pub use text::stream::{StopTexts, TextStream};
+pub use text::tokenizer::Tokenizer;
 
 /// For the benchmarks and the command of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::aligned::Aligned;
+    pub use crate::files::output::OutputFile;
+    pub use crate::math::aligned::Aligned;
     #[cfg(feature = "gemm")]
-    pub use crate::kernels::gemm::multiply_f32 as gemm_f32;
-    pub use crate::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
-    pub use crate::output::OutputFile;
+    pub use crate::math::kernels::gemm::multiply_f32 as gemm_f32;
+    pub use crate::math::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
-use crate::file::SourceFile;
+use crate::files::SourceFile;
 
 /// Bytes of a record checked at a time, so that checking a large one needs no memory of its size.
 const CHECK_STEP: u64 = 1 << 20;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::json;
 use crate::error::{Error, Result};
-use crate::file::SourceFile;
+use crate::files::SourceFile;
 
 /// A `config.json` has some twenty lines.
 const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
-use crate::file::{FileBytes, SourceFile};
+use crate::files::{FileBytes, SourceFile};
 
 /// A JSON object in file order, refused if a key occurs twice.
 pub(super) struct UniqueMap<V>(pub(super) Vec<(String, V)>);

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::file::{FileBytes, Folder, SourceFile};
+use crate::files::{FileBytes, Folder, SourceFile};
 
 mod blocks;
 mod checksum;

@@ -17,7 +17,7 @@ use super::safetensors::SafetensorsFile;
 use super::tensor::RawTensor;
 use super::{rwkv_cpp, torch, Checkpoint, Config, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{Access, Folder, SourceFile};
+use crate::files::{Access, Folder, SourceFile};
 
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 64 << 20;

@@ -13,7 +13,7 @@ use super::dtype::Dtype;
 use super::names;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
-use crate::file::{FileBytes, SourceFile};
+use crate::files::{FileBytes, SourceFile};
 
 /// `ggmf`, as a little-endian number.
 const MAGIC: &[u8] = b"fmgg";

@@ -17,7 +17,7 @@ use super::json::UniqueMap;
 use super::name_file;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
-use crate::file::SourceFile;
+use crate::files::SourceFile;
 
 /// The bound of the format's own reader.
 const HEADER_MAX: u64 = 100_000_000;

@@ -17,7 +17,7 @@ use super::blocks::BLOCK;
 use super::checksum::Checksum;
 use super::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::file::{FileBytes, SourceFile};
+use crate::files::{FileBytes, SourceFile};
 
 /// Elements converted at a time: their copy stays in the innermost cache.
 const CHUNK: usize = 2048;

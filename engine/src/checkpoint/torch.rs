@@ -16,7 +16,7 @@ use super::pickle::{self, PickledTensor, Storage};
 use super::tensor::RawTensor;
 use super::zip::{self, Record};
 use crate::error::{Error, Result};
-use crate::file::{FileBytes, SourceFile};
+use crate::files::{FileBytes, SourceFile};
 
 /// The table has some hundred bytes a tensor, and the largest models some hundred tensors. What it
 /// builds in memory is at most some forty times as large.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::file::SourceFile;
+use crate::files::SourceFile;
 
 const END: &[u8] = b"PK\x05\x06";
 const END_BYTES: u64 = 22;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use super::hugging_face::SideFile;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::output::{is_unfinished, sync_folder, FinishedFile, OutputFile};
+use crate::files::output::{is_unfinished, sync_folder, FinishedFile, OutputFile};
 
 /// The list of a model's several files.
 pub(super) const INDEX: &str = "model.safetensors.index.json";

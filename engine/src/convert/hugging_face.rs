@@ -12,8 +12,8 @@ use serde_json::{json, Map, Value};
 
 use crate::checkpoint::{Checkpoint, Config};
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{Folder, SourceFile};
-use crate::tokenizer::{self, Tokenizer};
+use crate::files::{Folder, SourceFile};
+use crate::text::tokenizer::{self, Tokenizer};
 
 pub(super) const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";

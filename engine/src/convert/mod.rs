@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, names, Checkpoint, Opened};
 use crate::error::{Error, Result};
-use crate::file::Access;
-use crate::output::{sync_folder, OutputFile};
+use crate::files::output::{sync_folder, OutputFile};
+use crate::files::Access;
 
 mod folder;
 mod hugging_face;

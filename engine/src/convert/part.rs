@@ -13,8 +13,8 @@ use half::{bf16, f16};
 
 use super::Put;
 use crate::checkpoint::{names, Checkpoint, Dtype, RawTensor};
-use crate::decay::Decay;
 use crate::error::{Error, Result};
+use crate::networks::decay::Decay;
 
 /// Numbers read at once: 4 MiB in f32.
 const READ_NUMBERS: usize = 1 << 20;

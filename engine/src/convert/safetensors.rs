@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::part::Part;
 use crate::error::Result;
-use crate::output::OutputFile;
+use crate::files::output::OutputFile;
 
 /// The header is padded with spaces to a multiple of this, so that the numbers are aligned.
 const ALIGNMENT: usize = 8;

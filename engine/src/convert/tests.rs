@@ -11,7 +11,7 @@ use super::zip::{Sink, ZipWriter};
 use super::{CheckpointSource, ConvertOptions, FloatType};
 use crate::checkpoint::torch_records;
 use crate::error::{ErrorKind, Result};
-use crate::file::{Access, SourceFile};
+use crate::files::{Access, SourceFile};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -8,7 +8,7 @@
 
 use super::Put;
 use crate::error::{Error, Result};
-use crate::output::OutputFile;
+use crate::files::output::OutputFile;
 
 /// Of every record's bytes, so that tensors can be used in a mapped file.
 const ALIGNMENT: u64 = 64;

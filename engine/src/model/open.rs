@@ -8,17 +8,17 @@ use std::sync::Arc;
 use super::options::n_threads;
 use super::{no_tokenizer, Model, Options};
 use crate::checkpoint::{self, Opened, TokenizerFile};
+use crate::devices::plan::{Plan, Request};
 use crate::error::Result;
-use crate::file::{Folder, SourceFile};
-use crate::fit::Demand;
-use crate::format;
-use crate::kernels::KernelSet;
-use crate::load;
-use crate::matrix::Quant;
-use crate::plan::{Plan, Request};
-use crate::synthetic::{self, SyntheticSize};
-use crate::threads::Pool;
-use crate::tokenizer::Tokenizer;
+use crate::files::{Folder, SourceFile};
+use crate::math::kernels::KernelSet;
+use crate::math::threads::Pool;
+use crate::measure::synthetic::{self, SyntheticSize};
+use crate::memory::fit::Demand;
+use crate::model::load;
+use crate::model::model_file;
+use crate::quant::matrix::Quant;
+use crate::text::tokenizer::Tokenizer;
 
 impl Model {
     /// Opens a Hugging Face directory, a `.pth` or `.safetensors` checkpoint, a `.bin` file of rwkv.cpp, or
@@ -86,7 +86,7 @@ impl Model {
         let (n_vocab, file, searched) =
             match checkpoint::open_path(path.as_ref(), options.access())? {
                 Opened::Checkpoint(c) => (c.config.n_vocab, c.tokenizer, c.tokenizer_search),
-                Opened::ModelFile(file) => format::tokenizer(&file)?,
+                Opened::ModelFile(file) => model_file::tokenizer(&file)?,
             };
         let tokenizer = match (&options.tokenizer, file) {
             (Some(path), _) => Tokenizer::open(path)?,
@@ -144,7 +144,7 @@ impl Model {
             Opened::Checkpoint(checkpoint) => {
                 load::load(checkpoint, &plan, pool, kernels, is_short, progress)?
             }
-            Opened::ModelFile(file) => format::read(file, &plan, pool, kernels, is_short)?,
+            Opened::ModelFile(file) => model_file::read(file, &plan, pool, kernels, is_short)?,
         };
         inner.no_sparsity = options.no_sparsity;
         inner.budget = demand.budget(&inner.stages, options.memory_max)?;
@@ -165,7 +165,7 @@ fn plan(opened: &Opened, options: &Options) -> Result<Plan> {
     let (config, stored) = match opened {
         Opened::Checkpoint(checkpoint) => (&checkpoint.config, load::stored_quant(checkpoint)),
         Opened::ModelFile(file) => {
-            of_file = format::config_and_quant(file)?;
+            of_file = model_file::config_and_quant(file)?;
             (&of_file.0, of_file.1)
         }
     };

@@ -4,10 +4,10 @@
 
 use std::path::PathBuf;
 
-use crate::device::{Device, DeviceMap};
+use crate::devices::names::{Device, DeviceMap};
 use crate::error::{Error, Result};
-use crate::file::Access;
-use crate::matrix::Quant;
+use crate::files::Access;
+use crate::quant::matrix::Quant;
 
 /// More threads than any machine this is made for has cores.
 const THREADS_MAX: usize = 1024;

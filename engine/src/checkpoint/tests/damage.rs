@@ -4,7 +4,7 @@
 use super::super::open::open_file;
 use super::super::Opened;
 use super::{fixture, open, read_all};
-use crate::file::{Folder, SourceFile};
+use crate::files::{Folder, SourceFile};
 
 const FILES: [&str; 4] = [
     "raw-strided-bf16.pth",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::{Config, Dtype};
 use super::{fixture, open, read_all};
-use crate::file::Access;
+use crate::files::Access;
 
 #[derive(serde::Deserialize)]
 struct Expected {
@@ -125,7 +125,7 @@ fn golden_models_open() {
 
 #[test]
 fn the_built_in_kind_of_folder_opens() {
-    use crate::file::Folder;
+    use crate::files::Folder;
     static FILES: [(&str, &[u8]); 2] = [
         (
             "model.safetensors",

@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom, Write};
 
 use super::super::torch;
 use super::build::{directory, local_header, Pickle, Place, ZipRecord};
-use crate::file::{Access, SourceFile};
+use crate::files::{Access, SourceFile};
 
 const GIB: u64 = 1 << 30;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{open_path, Checkpoint, Opened};
 use crate::error::{ErrorKind, Result};
-use crate::file::Access;
+use crate::files::Access;
 
 mod bad_folders;
 mod bad_input;

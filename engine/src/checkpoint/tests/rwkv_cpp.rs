@@ -5,7 +5,7 @@ use super::super::open::open_file;
 use super::super::{Dtype, Opened, RawTensor};
 use super::{file, fixture, open, read_all, run};
 use crate::error::ErrorKind::{Format, Unsupported};
-use crate::file::{Folder, SourceFile};
+use crate::files::{Folder, SourceFile};
 
 const TYPES: [&str; 7] = ["FP32", "FP16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
 
@@ -41,7 +41,8 @@ fn every_type_holds_what_its_blocks_stand_for() {
                 if found.tensors[tensor].is_decay_log {
                     assert!(tensor.ends_with(".att.time_decay"));
                     let n = values.len();
-                    let decay = crate::decay::Decay::read(&found.tensors[tensor], n).unwrap();
+                    let decay =
+                        crate::networks::decay::Decay::read(&found.tensors[tensor], n).unwrap();
                     assert_eq!(&decay.decay_log, values, "{name}: {tensor}: as stored");
                     // Two libraries' logarithms, each rounded from f64 to f32.
                     let pairs = decay.time_decay.iter().zip(&expected);
@@ -99,7 +100,7 @@ fn decays_come_back() {
         let name = format!("blocks.{layer}.att.time_decay");
         let n = original.config.n_attention;
         let expected = original.tensors[&name].read_vector(n).unwrap();
-        let decay = crate::decay::Decay::read(&found.tensors[&name], n).unwrap();
+        let decay = crate::networks::decay::Decay::read(&found.tensors[&name], n).unwrap();
         for (found, expected) in decay.time_decay.iter().zip(&expected) {
             // Half a unit in the last place of the exponential is this much in its logarithm.
             let bound = 2f32.powi(-23) * (1.0 + expected.abs());
@@ -356,7 +357,7 @@ fn decays_are_at_most_0() {
         .iter()
         .find(|found| found.name == tensor.name)
         .unwrap();
-    let error = crate::decay::Decay::read(tensor, 32)
+    let error = crate::networks::decay::Decay::read(tensor, 32)
         .err()
         .unwrap()
         .to_string();

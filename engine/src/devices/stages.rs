@@ -1,0 +1,460 @@
+//! A model as a list of stages, on the CPU and on devices of plugins, and the rows that pass between them.
+//!
+//! Input: a plan and a source of weights. Output: a [`Pipeline`], which feeds batches of spans through its
+//! stages. Neighbouring stages of one plugin are a chain, which the plugin runs in one call and within which
+//! it moves the rows itself; everywhere else the residual stream passes through the host's memory.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rwkv_edge_plugin as abi;
+
+use super::upload::Upload;
+use crate::devices::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
+use crate::devices::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
+use crate::error::{Error, Result};
+use crate::math::exp::argmax;
+use crate::model::info::TensorInfo;
+use crate::networks::batch::{Cutter, Segment, Span};
+use crate::networks::v4::{Buffers, Machine, Network, Part, Sizes, NORM_OUT_EPSILON};
+use crate::quant::matrix::{Quant, RowsSource};
+
+/// The whole network, stage after stage.
+pub(crate) struct Pipeline {
+    sizes: Sizes,
+    links: Vec<Link>,
+    /// All stages on devices, in order: what a state needs parts for.
+    placed: Vec<Arc<plugin::Stage>>,
+    /// Largest batch that its stages take.
+    rows_max: usize,
+}
+
+enum Link {
+    Cpu(Box<Network>),
+    /// Stages of one plugin: these of `placed`.
+    Chain(Range<usize>),
+}
+
+/// A model's weights, wherever they are.
+pub(crate) struct Stages {
+    /// One, or several that each have the whole model.
+    pub(crate) pipelines: Vec<Pipeline>,
+    /// Facts about each stage of a pipeline.
+    pub(crate) facts: Vec<StageFacts>,
+}
+
+/// What is known of a stage after its weights are where they belong.
+pub(crate) struct StageFacts {
+    pub(crate) planned: PlannedStage,
+    /// Of a stage on a device, whose weights are not here.
+    pub(crate) tensors: Vec<TensorInfo>,
+    /// Of a stage on a device: what its plugin said that it would take.
+    pub(crate) estimate: plugin::Memory,
+}
+
+/// Memory of one caller's passes through one pipeline.
+pub(crate) struct Lane {
+    pub(crate) rows_max: usize,
+    /// Where the CPU has a stage.
+    pub(crate) buffers: Option<Buffers>,
+    segments: Vec<Segment>,
+    rows: Vec<usize>,
+    /// Tokens of a batch side by side, as plugins want them.
+    tokens: Vec<u32>,
+    batch: BatchScratch,
+    /// Logits whose largest is all that is asked for; grows with the first such call.
+    logits: Vec<f32>,
+}
+
+/// What is asked of a pass, and where it goes: a row for each that the spans ask for.
+pub(crate) enum Wanted<'a> {
+    /// (rows, n_vocab)
+    Logits(&'a mut [f32]),
+    /// (rows, n_embd)
+    Hidden(&'a mut [f32]),
+    /// (rows) the tokens with the largest logits
+    Tokens(&'a mut [u32]),
+}
+
+impl Wanted<'_> {
+    /// Numbers of one row, and what they are called.
+    pub(crate) fn width(&self, sizes: &Sizes) -> (usize, &'static str) {
+        match self {
+            Wanted::Logits(_) => (sizes.n_vocab, "logits"),
+            Wanted::Hidden(_) => (sizes.n_embd, "hidden values"),
+            Wanted::Tokens(_) => (1, "tokens"),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Wanted::Logits(out) | Wanted::Hidden(out) => out.len(),
+            Wanted::Tokens(out) => out.len(),
+        }
+    }
+}
+
+impl<'a> Wanted<'a> {
+    /// The first `n_rows` rows, and the others.
+    pub(crate) fn split(self, n_rows: usize, sizes: &Sizes) -> (Self, Self) {
+        let at = n_rows * self.width(sizes).0;
+        match self {
+            Wanted::Logits(out) => {
+                let (first, rest) = out.split_at_mut(at);
+                (Wanted::Logits(first), Wanted::Logits(rest))
+            }
+            Wanted::Hidden(out) => {
+                let (first, rest) = out.split_at_mut(at);
+                (Wanted::Hidden(first), Wanted::Hidden(rest))
+            }
+            Wanted::Tokens(out) => {
+                let (first, rest) = out.split_at_mut(at);
+                (Wanted::Tokens(first), Wanted::Tokens(rest))
+            }
+        }
+    }
+}
+
+impl StageOptions {
+    pub(crate) fn new(
+        sizes: &Sizes,
+        part: &Part,
+        quant: Quant,
+        device: u32,
+        rows_max: usize,
+        epsilon: f32,
+    ) -> Self {
+        // Readers of checkpoints keep all sizes below 2^32.
+        let count = |n: usize| n as u32;
+        StageOptions(abi::StageOptions {
+            struct_size: size_of::<abi::StageOptions>() as u32,
+            device,
+            n_vocab: count(sizes.n_vocab),
+            n_embd: count(sizes.n_embd),
+            n_layer: count(sizes.n_layer),
+            n_attention: count(sizes.n_attention),
+            n_hidden: count(sizes.n_hidden),
+            first_layer: count(part.layers.start),
+            layer_count: count(part.layers.len()),
+            has_embedding: u32::from(part.has_embedding),
+            has_head: u32::from(part.has_head),
+            quant: match quant {
+                Quant::F32 => abi::F32,
+                Quant::F16 => abi::F16,
+                Quant::Int8 => abi::INT8,
+            },
+            rows_max: count(rows_max),
+            norm_epsilon: epsilon,
+            norm_out_epsilon: NORM_OUT_EPSILON,
+            reserved: 0,
+        })
+    }
+}
+
+impl Stages {
+    /// Takes all weights from `source`, in the order in which a token needs them, and brings them where
+    /// the plan wants them: tensor by tensor, and to devices in pieces of tensors.
+    pub(crate) fn build(
+        source: &mut impl RowsSource,
+        sizes: Sizes,
+        epsilon: f32,
+        plan: &Plan,
+    ) -> Result<Self> {
+        let mut facts = Vec::with_capacity(plan.stages.len());
+        let n_pipelines = 1 + plan.replicas.len();
+        let rows_max = plan.rows_max.unwrap_or(usize::MAX);
+        let mut pipelines: Vec<Pipeline> = (0..n_pipelines)
+            .map(|_| Pipeline::new(sizes, rows_max))
+            .collect();
+        for planned in &plan.stages {
+            source.set_quant(planned.quant)?;
+            let Target::Device(..) = planned.target else {
+                let network = Network::build(source, sizes, epsilon, &planned.part)?;
+                pipelines[0].links.push(Link::Cpu(Box::new(network)));
+                facts.push(StageFacts {
+                    planned: planned.clone(),
+                    tensors: Vec::new(),
+                    estimate: plugin::Memory::default(),
+                });
+                continue;
+            };
+            let rows_max = plan.rows_max.unwrap_or(MIXED_ROWS_MAX);
+            let targets = std::iter::once(&planned.target).chain(&plan.replicas);
+            let mut upload = Upload::new(source, targets, planned, (&sizes, epsilon, rows_max))?;
+            // The network that this gives is all placeholders.
+            Network::build(&mut upload, sizes, epsilon, &planned.part)?;
+            let (stages, fact) = upload.finish(planned)?;
+            for (pipeline, stage) in pipelines.iter_mut().zip(stages) {
+                pipeline.push_device(stage);
+            }
+            facts.push(fact);
+        }
+        Ok(Stages { pipelines, facts })
+    }
+
+    /// The one network of a model that the CPU runs as a whole.
+    pub(crate) fn of_network(network: Network, quant: Quant) -> Self {
+        let planned = PlannedStage {
+            target: Target::Cpu,
+            quant,
+            part: network.part(),
+        };
+        let mut pipeline = Pipeline::new(network.sizes, usize::MAX);
+        pipeline.links.push(Link::Cpu(Box::new(network)));
+        Stages {
+            pipelines: vec![pipeline],
+            facts: vec![StageFacts {
+                planned,
+                tensors: Vec::new(),
+                estimate: plugin::Memory::default(),
+            }],
+        }
+    }
+
+    /// The networks that the CPU runs.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &Network> {
+        let links = self.pipelines.iter().flat_map(|pipeline| &pipeline.links);
+        links.filter_map(|link| match link {
+            Link::Cpu(network) => Some(&**network),
+            Link::Chain(_) => None,
+        })
+    }
+
+    /// All networks, of a model of which no part is on a device; `what` is what they are needed for.
+    pub(crate) fn only_networks(&self, what: &str) -> Result<Vec<&Network>> {
+        match self.pipelines[0].placed.first() {
+            None => Ok(self.networks().collect()),
+            Some(stage) => Err(Error::unsupported(format!(
+                "weights on {} cannot be {what}: open the model with the device cpu",
+                stage.place()
+            ))),
+        }
+    }
+
+    /// The network of a model that the CPU runs in one stage.
+    pub(crate) fn one_network(&self) -> Result<&Network> {
+        match self.only_networks("exchanged")?[..] {
+            [network] => Ok(network),
+            _ => Err(Error::unsupported(
+                "matrices of a model of several stages cannot be exchanged",
+            )),
+        }
+    }
+}
+
+impl Pipeline {
+    fn new(sizes: Sizes, rows_max: usize) -> Self {
+        Pipeline {
+            sizes,
+            links: Vec::new(),
+            placed: Vec::new(),
+            rows_max,
+        }
+    }
+
+    fn push_device(&mut self, stage: plugin::Stage) {
+        let at = self.placed.len();
+        match self.links.last_mut() {
+            Some(Link::Chain(chain)) if same_plugin(&self.placed[at - 1], &stage) => {
+                chain.end = at + 1;
+            }
+            _ => self.links.push(Link::Chain(at..at + 1)),
+        }
+        self.placed.push(Arc::new(stage));
+    }
+
+    /// Stages on devices, in order.
+    pub(crate) fn placed(&self) -> &[Arc<plugin::Stage>] {
+        &self.placed
+    }
+
+    /// Rows of its largest batch.
+    pub(crate) fn rows_max(&self) -> usize {
+        self.rows_max
+    }
+
+    /// Whether the head is on a device.
+    pub(crate) fn ends_on_device(&self) -> bool {
+        matches!(self.links.last(), Some(Link::Chain(_)))
+    }
+
+    fn has_network(&self) -> bool {
+        self.links.iter().any(|link| matches!(link, Link::Cpu(_)))
+    }
+
+    /// Memory for batches of at most `rows_max` rows.
+    pub(crate) fn lane(&self, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Lane {
+        let rows_max = rows_max.clamp(1, self.rows_max);
+        let has_cpu = self.has_network();
+        let room = if self.placed.is_empty() { 0 } else { rows_max };
+        Lane {
+            rows_max,
+            buffers: has_cpu.then(|| Buffers::new(&self.sizes, rows_max, n_threads, no_sparsity)),
+            segments: Vec::with_capacity(rows_max),
+            rows: Vec::with_capacity(rows_max),
+            tokens: Vec::with_capacity(room),
+            batch: BatchScratch::default(),
+            logits: Vec::new(),
+        }
+    }
+
+    /// Feeds spans, cut into batches, and writes what is wanted of their rows in order.
+    pub(crate) fn forward(
+        &self,
+        machine: Machine<'_>,
+        lane: &mut Lane,
+        spans: &mut [Span<'_>],
+        wanted: Wanted<'_>,
+    ) -> Result<()> {
+        // Whoever mixes up the workspaces of two models must hear of it.
+        if lane.buffers.is_some() != self.has_network() || lane.rows_max > self.rows_max {
+            return Err(Error::argument("the workspace belongs to another model"));
+        }
+        let mut left = wanted;
+        let mut cutter = Cutter::new();
+        while cutter.next(spans, lane.rows_max, &mut lane.segments, &mut lane.rows) {
+            let (now, rest) = left.split(lane.rows.len(), &self.sizes);
+            left = rest;
+            self.batch(machine, lane, spans, now)?;
+            for segment in &lane.segments {
+                spans[segment.span].state.advance(segment.n_rows);
+            }
+        }
+        Ok(())
+    }
+
+    fn batch(
+        &self,
+        machine: Machine<'_>,
+        lane: &mut Lane,
+        spans: &mut [Span<'_>],
+        wanted: Wanted<'_>,
+    ) -> Result<()> {
+        let (last, before) = match self.links.split_last() {
+            Some(split) => split,
+            None => return Ok(()),
+        };
+        for link in before {
+            match (link, &mut lane.buffers) {
+                (Link::Cpu(network), Some(buffers)) => {
+                    network.forward(machine, buffers, &lane.segments, spans);
+                }
+                (Link::Cpu(_), None) => {}
+                (Link::Chain(chain), _) => self.chain(chain, lane, spans, None)?,
+            }
+        }
+        match (last, &mut lane.buffers) {
+            (Link::Cpu(network), Some(buffers)) => {
+                network.forward(machine, buffers, &lane.segments, spans);
+                output(
+                    network,
+                    machine,
+                    buffers,
+                    &lane.rows,
+                    &mut lane.logits,
+                    wanted,
+                );
+                Ok(())
+            }
+            (Link::Cpu(_), None) => Ok(()),
+            (Link::Chain(chain), _) => self.chain(chain, lane, spans, Some(wanted)),
+        }
+    }
+
+    /// Feeds a batch to neighbouring stages of one plugin. Without something wanted, which is that of the
+    /// last link, they give the residual stream for the next one.
+    fn chain(
+        &self,
+        chain: &Range<usize>,
+        lane: &mut Lane,
+        spans: &mut [Span<'_>],
+        wanted: Option<Wanted<'_>>,
+    ) -> Result<()> {
+        let Lane {
+            buffers,
+            segments,
+            rows,
+            tokens,
+            batch,
+            ..
+        } = lane;
+        let has_embedding = chain.start == 0 && matches!(self.links.first(), Some(Link::Chain(_)));
+        let n_rows = segments.iter().map(|segment| segment.n_rows).sum();
+        tokens.clear();
+        if has_embedding {
+            for segment in &*segments {
+                let fed = &spans[segment.span].tokens[segment.first_token..][..segment.n_rows];
+                tokens.extend_from_slice(fed);
+            }
+        }
+        let (residual, next): (&[f32], &mut [f32]) = match buffers {
+            Some(buffers) => buffers.residual_mut(n_rows, self.sizes.n_embd),
+            None => (&[], &mut []),
+        };
+        let input = match has_embedding {
+            true => Input::Tokens(tokens),
+            false => Input::Residual(residual),
+        };
+        let passes_on = wanted.is_none();
+        let output = match wanted {
+            None => plugin::Output::Residual(next),
+            Some(_) if rows.is_empty() => plugin::Output::Nothing,
+            Some(Wanted::Logits(out)) => plugin::Output::Logits(out),
+            Some(Wanted::Hidden(out)) => plugin::Output::Hidden(out),
+            Some(Wanted::Tokens(out)) => plugin::Output::Tokens(out),
+        };
+        let first_span = segments.first().map_or(0, |segment| segment.span);
+        let mut of_spans = segments.iter().peekable();
+        let inputs = spans.iter_mut().enumerate().skip(first_span);
+        let inputs = inputs.map_while(|(index, span)| {
+            of_spans.peek()?;
+            let segment = of_spans.next_if(|segment| segment.span == index);
+            Some(segment.map(|segment| SpanInput {
+                states: &mut span.state.device_parts_mut()[chain.clone()],
+                n_rows: segment.n_rows,
+                rows: segment.output,
+            }))
+        });
+        let stages = &self.placed[chain.clone()];
+        plugin::forward(stages, batch, inputs.flatten(), input, output)?;
+        if let (true, Some(buffers)) = (passes_on, buffers) {
+            buffers.swap_residual();
+        }
+        Ok(())
+    }
+}
+
+/// What is wanted of rows of the CPU's last pass.
+fn output(
+    network: &Network,
+    machine: Machine<'_>,
+    buffers: &mut Buffers,
+    rows: &[usize],
+    logits: &mut Vec<f32>,
+    wanted: Wanted<'_>,
+) {
+    let Some(head) = &network.head else {
+        return;
+    };
+    if rows.is_empty() {
+        return;
+    }
+    match wanted {
+        Wanted::Logits(out) => head.logits(machine, buffers, rows, out),
+        Wanted::Hidden(out) => head.hidden(machine, buffers, rows, out),
+        Wanted::Tokens(out) => {
+            let n_vocab = network.sizes.n_vocab;
+            logits.resize(rows.len() * n_vocab, 0.0);
+            head.logits(machine, buffers, rows, logits);
+            for (token, row) in out.iter_mut().zip(logits.chunks_exact(n_vocab)) {
+                *token = argmax(row);
+            }
+        }
+    }
+}
+
+fn same_plugin(a: &plugin::Stage, b: &plugin::Stage) -> bool {
+    std::ptr::eq(a.plugin(), b.plugin())
+}

@@ -1,0 +1,493 @@
+//! An open model: the network with all that it needs to run, shared by any number of sessions.
+//!
+//! This is the front door of the crate. It joins the modules below it and does no arithmetic. `model/open.rs` makes models,
+//! `model/options.rs` says how; here is what they are and do.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use crate::checkpoint::{Config, TokenizerFile};
+use crate::devices::data_parallel;
+use crate::devices::plugin::DeviceLimits;
+use crate::devices::stages::{Lane, Pipeline, Stages, Wanted};
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::SourceFile;
+use crate::math::kernels::KernelSet;
+use crate::math::threads::Pool;
+use crate::memory::budget::{Budget, Reservation};
+use crate::model::session::Session;
+use crate::networks::batch::Span;
+use crate::networks::state::{State, StateShape};
+use crate::networks::v4::{Buffers, Machine, Sizes, Tensor};
+use crate::quant::matrix::{Matrix, Quant};
+use crate::text::tokenizer::Tokenizer;
+use info::{Info, TensorInfo};
+
+pub(crate) mod info;
+pub(crate) mod load;
+pub(crate) mod mixed_quant;
+pub(crate) mod model_file;
+mod open;
+mod options;
+pub(crate) mod outline;
+pub(crate) mod session;
+
+pub use options::Options;
+
+/// A model ready to run: immutable, cheap to clone, and shared between threads without locks.
+///
+/// Forward passes of several threads at once are fine; while one has the worker threads, the others
+/// run on their caller's thread alone.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+/// All that makes up a model.
+pub(crate) struct Inner {
+    pub(crate) place: String,
+    pub(crate) sizes: Sizes,
+    pub(crate) stages: Stages,
+    pub(crate) config: Config,
+    pub(crate) quant: Quant,
+    pub(crate) fingerprint: u64,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) kernels: KernelSet,
+    pub(crate) no_sparsity: bool,
+    pub(crate) budget: Budget,
+    pub(crate) tokenizer: TokenizerSlot,
+    /// The model file this was opened from, if it was one.
+    pub(crate) model_file: Option<SourceFile>,
+    /// Why a device map `auto` chose the CPU.
+    pub(crate) note: Option<String>,
+}
+
+/// The tokenizer is parsed when text is first needed: the 20B one takes longer than mapping a model.
+pub(crate) struct TokenizerSlot {
+    pub(crate) file: Option<TokenizerFile>,
+    /// Where one was looked for, for the error text.
+    pub(crate) searched: String,
+    pub(crate) parsed: OnceLock<Tokenizer>,
+}
+
+/// Memory of one caller's forward passes; made by [`Model::workspace`]. It fits that model, and all
+/// that [`Model::with_matrices_of`] made of it.
+pub struct Workspace {
+    /// One a pipeline of the model.
+    lanes: Vec<Lane>,
+    _reservation: Option<Reservation>,
+}
+
+impl Model {
+    /// This model, but for the matrices called `names` (as [`tensors`](Self::tensors) calls them), which
+    /// are those of `other`, the same checkpoint opened with another quantisation. Weights and threads
+    /// are shared with this model, not copied. Shows what quantising a part of a model costs.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] when `other` is of another checkpoint, or a name is not that of a matrix.
+    pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
+        let (base, other) = (&*self.0, &*other.0);
+        let facts = |inner: &Inner| (inner.fingerprint, inner.sizes);
+        if facts(base) != facts(other) {
+            let text = format!("is of another checkpoint than {}", base.place);
+            return Err(Error::argument(text).at(&other.place));
+        }
+        let network = mixed_quant::mix(
+            base.stages.one_network()?,
+            other.stages.one_network()?,
+            names,
+        )?;
+        let quant = match mixed_quant::check_quant(&[&network], other.quant) {
+            Ok(()) => other.quant,
+            Err(_) => base.quant,
+        };
+        Ok(Model(Arc::new(Inner {
+            place: base.place.clone(),
+            sizes: base.sizes,
+            stages: Stages::of_network(network, quant),
+            note: None,
+            config: base.config.clone(),
+            quant,
+            fingerprint: base.fingerprint,
+            pool: base.pool.clone(),
+            kernels: base.kernels,
+            no_sparsity: base.no_sparsity,
+            budget: Budget::default(),
+            tokenizer: TokenizerSlot {
+                file: base.tokenizer.file.clone(),
+                searched: base.tokenizer.searched.clone(),
+                parsed: OnceLock::new(),
+            },
+            // Its checksum is not that of these weights.
+            model_file: None,
+        })))
+    }
+
+    /// Writes the model as one file, whole or not at all. Opened again it gives the same bits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`], [`ErrorKind::Tokenizer`] when the tokenizer that would go into the file does
+    /// not fit the model, [`ErrorKind::Unsupported`] for a model of several quantisations, or with layers
+    /// on a device.
+    pub fn save(&self, path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        // A model file says once what all its matrices are.
+        let networks = self.0.stages.only_networks("saved");
+        let networks = networks.map_err(|e| e.at(&self.0.place))?;
+        mixed_quant::check_quant(&networks, self.0.quant).map_err(|e| e.at(&self.0.place))?;
+        if self.0.tokenizer.file.is_some() {
+            self.tokenizer()?;
+        }
+        model_file::write(&self.0, path.as_ref(), progress)
+    }
+
+    /// Reads every weight, which opening does not: of a model file the checksum must be right, and no
+    /// number may be NaN or infinite. Calls `progress(done, total)`, in bytes, while it works.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Format`], naming the tensor; [`ErrorKind::Unsupported`] for a model with layers on a
+    /// device.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        if let Some(file) = &self.0.model_file {
+            model_file::verify_checksum(file, progress)?;
+        }
+        let networks = self.0.stages.only_networks("verified");
+        for network in networks.map_err(|e| e.at(&self.0.place))? {
+            for tensor in network.tensors() {
+                if let Tensor::Matrix(matrix) = tensor {
+                    matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
+                    self.matrix_was_read(matrix);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the pages of a matrix for which memory is too short.
+    fn matrix_was_read(&self, matrix: &Matrix) {
+        if self.0.budget.paging().is_some() {
+            matrix.release();
+        }
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Tokenizer`] when there is none, it is damaged, or it has more tokens than the model;
+    /// [`ErrorKind::Memory`] when [`Options::memory_max`] leaves no room for it.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        let slot = &self.0.tokenizer;
+        if let Some(tokenizer) = slot.parsed.get() {
+            return Ok(tokenizer);
+        }
+        let missing = || no_tokenizer(&self.0.place, &slot.searched, self.n_vocab());
+        let file = slot.file.as_ref().ok_or_else(missing)?;
+        let (budget, bytes) = (&self.0.budget, Tokenizer::memory_bytes(&file.bytes));
+        let taken = budget.take(bytes, "the tokenizer");
+        taken.map_err(|e| e.at(&self.0.place))?;
+        let parsed = Tokenizer::from_bytes(&file.name, &file.bytes);
+        // It is never read again.
+        file.bytes.release(0..file.bytes.len());
+        let parsed = parsed.and_then(|t| t.check_fits(self.n_vocab()).map(|()| t));
+        let parsed = parsed.inspect_err(|_| budget.give_back(bytes))?;
+        let mut is_first = false;
+        let tokenizer = slot.parsed.get_or_init(|| {
+            is_first = true;
+            parsed
+        });
+        if !is_first {
+            budget.give_back(bytes);
+        }
+        Ok(tokenizer)
+    }
+
+    /// Whether a tokenizer came with the model or the options; it may still turn out to be damaged.
+    pub fn has_tokenizer(&self) -> bool {
+        self.0.tokenizer.file.is_some()
+    }
+
+    /// Tokens of the vocabulary: length of a row of logits.
+    pub fn n_vocab(&self) -> usize {
+        self.0.config.n_vocab
+    }
+
+    /// The token that ends a text.
+    pub fn end_of_text(&self) -> u32 {
+        self.0.config.end_of_text
+    }
+
+    /// Facts about the model.
+    pub fn info(&self) -> Info {
+        Info::of(&self.0, self.state_shape().len() * size_of::<f32>())
+    }
+
+    /// Every tensor, in the order in which a token needs them.
+    pub fn tensors(&self) -> Vec<TensorInfo> {
+        info::tensors(&self.0.stages)
+    }
+
+    fn state_shape(&self) -> StateShape {
+        let config = &self.0.config;
+        StateShape {
+            n_layer: config.n_layer,
+            n_embd: config.n_embd,
+            n_attention: config.n_attention,
+            n_vocab: config.n_vocab,
+            fingerprint: self.0.fingerprint,
+        }
+    }
+
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.0.budget
+    }
+
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.0.sizes
+    }
+
+    pub(crate) fn machine(&self) -> (&Pool, KernelSet) {
+        (&self.0.pool, self.0.kernels)
+    }
+
+    /// The empty state: of a sequence before its first token.
+    pub fn new_state(&self) -> State {
+        State::new(self.state_shape())
+    }
+
+    /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut. A
+    /// model with layers on a device takes at most [`prefill_rows`](Self::prefill_rows) at once, and so does
+    /// one whose memory is limited.
+    pub fn workspace(&self, rows_max: usize) -> Workspace {
+        let workspace = self.uncounted_workspace(rows_max);
+        let bytes = workspace.size_bytes();
+        Workspace {
+            _reservation: Reservation::anyway(self, bytes),
+            ..workspace
+        }
+    }
+
+    /// A workspace whose memory someone else has counted.
+    pub(crate) fn uncounted_workspace(&self, rows_max: usize) -> Workspace {
+        let rows_max = self.rows_within_limit(rows_max);
+        let (n_threads, no_sparsity) = (self.0.pool.n_threads(), self.0.no_sparsity);
+        let lane = |pipeline: &Pipeline| pipeline.lane(rows_max, n_threads, no_sparsity);
+        Workspace {
+            lanes: self.0.stages.pipelines.iter().map(lane).collect(),
+            _reservation: None,
+        }
+    }
+
+    fn rows_within_limit(&self, rows: usize) -> usize {
+        self.0.budget.rows_max().map_or(rows, |max| rows.min(max))
+    }
+
+    /// Counts memory of the caller's own, such as that for many rows of logits, against
+    /// [`Options::memory_max`] until what is returned is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`] when it does not fit; without a limit everything does.
+    pub fn reserve_memory(&self, bytes: u64) -> Result<Reservation> {
+        Reservation::new(self, bytes, "a buffer")
+    }
+
+    /// Bytes of [`Options::memory_max`] that could still be taken; `None` without a limit.
+    pub fn memory_left(&self) -> Option<u64> {
+        let budget = &self.0.budget;
+        budget.has_limit().then(|| budget.left())
+    }
+
+    /// Tokens of a prompt to feed at once: more cost memory and bring nothing. f32 weights take more of
+    /// them, because their products pack the activations of every piece anew (70 % of the peak with 128 rows,
+    /// 77 % with 256), and devices most. Where [`Options::memory_max`] leaves no room for them, fewer.
+    pub fn prefill_rows(&self) -> usize {
+        let pipeline = &self.0.stages.pipelines[0];
+        self.rows_within_limit(match pipeline.placed().is_empty() {
+            false => pipeline.rows_max(),
+            true => Session::best_prefill_rows(self.0.quant),
+        })
+    }
+
+    /// Measures what the first device of the model can do at most; takes about a second. `None` for a model
+    /// on the CPU, whose limits a [`Yardstick`](crate::Yardstick) measures.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Backend`].
+    pub fn device_limits(&self) -> Result<Option<DeviceLimits>> {
+        let stage = self.0.stages.pipelines[0].placed().first();
+        let limits = |stage: &Arc<crate::devices::plugin::Stage>| {
+            stage.plugin().device_limits(stage.device())
+        };
+        stage.map(limits).transpose()
+    }
+
+    /// Gives a state its place on the model's devices, which its first pass does otherwise.
+    pub(crate) fn place(&self, state: &mut State) -> Result<()> {
+        match &self.0.stages.pipelines[..] {
+            [pipeline] => state.place(pipeline.placed()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the logits are made on a device, from which they would have to come.
+    pub(crate) fn ends_on_device(&self) -> bool {
+        self.0.stages.pipelines[0].ends_on_device()
+    }
+
+    /// A sequence with its own state and memory, at the empty state.
+    pub fn session(&self) -> Session {
+        Session::new(self)
+    }
+
+    /// Feeds every span's tokens to its state, and writes the logits that the spans ask for to `logits`,
+    /// (rows, n_vocab), in the order of spans and tokens.
+    ///
+    /// Cutting tokens into more spans or calls gives the same states and logits: exactly for int8, to
+    /// rounding for f16 and f32, whose sums run in another order for many tokens at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for a token beyond the vocabulary, logits of no token, or a wrong length of
+    /// `logits`, [`ErrorKind::State`] for a state of another model. Nothing has changed then.
+    /// [`ErrorKind::Backend`] or [`ErrorKind::Memory`] when a device fails; the states are undefined then.
+    pub fn forward(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        logits: &mut [f32],
+    ) -> Result<()> {
+        self.forward_to(workspace, spans, Wanted::Logits(logits))
+    }
+
+    /// As [`forward`](Self::forward), but writes the rows asked for as the head would read them:
+    /// (rows, n_embd), the residual stream behind the output norm. The head is not computed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_hidden(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        hidden: &mut [f32],
+    ) -> Result<()> {
+        self.forward_to(workspace, spans, Wanted::Hidden(hidden))
+    }
+
+    /// As [`forward`](Self::forward), but writes the token with the largest logit for each row asked for,
+    /// the first of equal ones: (rows). Where the head is on a device, the logits need not leave it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_tokens(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        tokens: &mut [u32],
+    ) -> Result<()> {
+        self.forward_to(workspace, spans, Wanted::Tokens(tokens))
+    }
+
+    fn forward_to(
+        &self,
+        workspace: &mut Workspace,
+        spans: &mut [Span<'_>],
+        wanted: Wanted<'_>,
+    ) -> Result<()> {
+        let shape = self.state_shape();
+        for (index, span) in spans.iter().enumerate() {
+            span.check(&shape).map_err(|e| match spans.len() {
+                1 => e,
+                _ => e.at(format_args!("span {index}")),
+            })?;
+        }
+        let Inner { sizes, stages, .. } = &*self.0;
+        let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
+        let (width, name) = wanted.width(sizes);
+        if wanted.len() != n_rows * width {
+            return Err(Error::argument(format!(
+                "room for {} {name}, expected {n_rows} rows of {width}",
+                wanted.len()
+            )));
+        }
+        let turn = self.0.budget.turn();
+        let machine = Machine {
+            pool: &self.0.pool,
+            kernels: self.0.kernels,
+            paging: turn.as_ref().map(|turn| turn.paging),
+        };
+        match (&stages.pipelines[..], &mut workspace.lanes[..]) {
+            ([pipeline], [lane]) => {
+                for span in &mut *spans {
+                    if !span.tokens.is_empty() {
+                        span.state.place(pipeline.placed())?;
+                    }
+                }
+                pipeline.forward(machine, lane, spans, wanted)
+            }
+            (pipelines, lanes) if lanes.len() == pipelines.len() => {
+                data_parallel::forward(pipelines, machine, lanes, spans, wanted, sizes)
+            }
+            _ => Err(Error::argument("the workspace belongs to another model")),
+        }
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Model").field(&self.info()).finish()
+    }
+}
+
+impl Workspace {
+    /// What it takes in memory, in bytes: about in proportion to the rows that it was made for.
+    pub fn size_bytes(&self) -> usize {
+        self.buffers().map(Buffers::size_bytes).sum()
+    }
+
+    /// Rows of `ffn.value` that sparsity saved, of those that there were, over all batches of few tokens
+    /// so far: with more tokens at once all rows are used.
+    pub fn sparsity(&self) -> (u64, u64) {
+        let counts = self.buffers().map(Buffers::sparsity);
+        counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
+    }
+
+    /// Those of the CPU's part.
+    fn buffers(&self) -> impl Iterator<Item = &Buffers> {
+        self.lanes.iter().filter_map(|lane| lane.buffers.as_ref())
+    }
+}
+
+impl std::fmt::Debug for Workspace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rows_max = self.lanes.first().map_or(0, |lane| lane.rows_max);
+        f.debug_struct("Workspace")
+            .field("rows_max", &rows_max)
+            .finish_non_exhaustive()
+    }
+}
+
+fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
+    let hint = match n_vocab {
+        50_277 => {
+            "; a vocabulary of 50277 is that of the 20B tokenizer, which is the file tokenizer.json \
+             of EleutherAI/gpt-neox-20b on the Hugging Face hub"
+        }
+        65_536 => {
+            "; a vocabulary of 65536 is that of RWKV World, rwkv_vocab_v20230424.txt of \
+             github.com/BlinkDL/ChatRWKV"
+        }
+        _ => "",
+    };
+    Error::new(
+        ErrorKind::Tokenizer,
+        format!(
+            "{place}: no tokenizer: {searched}; name one with --tokenizer, or give token ids{hint}"
+        ),
+    )
+}

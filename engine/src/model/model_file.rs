@@ -1,0 +1,584 @@
+//! The model file: a whole model, tokenizer included, as one `.safetensors` file that is used in place.
+//!
+//! docs/FORMAT.md is the specification. Reading checks structure, names, shapes, scales and vectors;
+//! the weights themselves are not touched, so that a file opens in milliseconds whatever its size.
+//! [`verify`] reads everything. Writing goes through a temporary file.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use half::f16;
+use serde_json::{json, Map, Value};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::checkpoint::safetensors::{SafetensorsFile, TensorEntry};
+use crate::checkpoint::{Config, Dtype, RawTensor, TokenizerFile};
+use crate::devices::plan::Plan;
+use crate::devices::stages::Stages;
+use crate::error::{Error, Result};
+use crate::files::output::OutputFile;
+use crate::files::{FileBytes, SourceFile};
+use crate::math::kernels::KernelSet;
+use crate::math::threads::Pool;
+use crate::memory::budget::Budget;
+use crate::model::load::{convert, convert_in_pieces, pieces};
+use crate::model::{Inner, TokenizerSlot};
+use crate::networks::v4::{Sizes, Tensor, ARCHITECTURE};
+use crate::quant::matrix::{
+    Buffer, Int8, Layout, Matrix, Quant, RowWeights, Rows, RowsSource, Vector, WeightSource,
+    Weights,
+};
+
+/// Value of the metadata key `format`.
+pub(crate) const FORMAT: &str = "rwkv-edge";
+const FORMAT_VERSION: u32 = 1;
+/// The data section and every tensor in it start at a multiple of this.
+const ALIGNMENT: usize = 64;
+/// The checksum's place in the header, with what is hashed in its stead.
+const CHECKSUM_KEY: &str = "\"checksum\":\"";
+const CHECKSUM_BLANK: &str = "0000000000000000";
+const TOKENIZER: &str = "tokenizer";
+const PADDING: &str = "padding.";
+const ROW_SCALES: &str = ".scale.row";
+const COLUMN_EXPONENTS: &str = ".scale.column";
+/// Bytes written or hashed at once.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// One tensor to be written.
+struct Part<'a> {
+    name: String,
+    dtype: &'static str,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+    /// Whose weights these are.
+    matrix: Option<&'a Matrix>,
+}
+
+impl<'a> Part<'a> {
+    fn new(name: &str, dtype: &'static str, shape: Vec<usize>, bytes: &'a [u8]) -> Self {
+        let name = name.to_owned();
+        Part {
+            name,
+            dtype,
+            shape,
+            bytes,
+            matrix: None,
+        }
+    }
+}
+
+/// Writes a model; calls `progress(done, total)` in bytes.
+pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let networks = model.stages.only_networks("saved")?;
+    let tensors: Vec<_> = networks
+        .iter()
+        .flat_map(|network| network.tensors())
+        .collect();
+    let mut parts: Vec<_> = tensors.iter().flat_map(tensor_parts).collect();
+    if let Some(file) = &model.tokenizer.file {
+        parts.push(Part::new(
+            TOKENIZER,
+            "U8",
+            vec![file.bytes.len()],
+            &file.bytes,
+        ));
+    }
+    let parts = with_padding(parts);
+    let header = header(model, &parts);
+    let total = header.len() + parts.iter().map(|part| part.bytes.len()).sum::<usize>();
+
+    let mut file = OutputFile::create(path)?;
+    let mut hash = Xxh3::new();
+    let mut done = 0;
+    let mut write = |piece: &[u8]| -> Result<()> {
+        file.write(piece)?;
+        hash.update(piece);
+        done += piece.len();
+        progress(done as u64, total as u64);
+        Ok(())
+    };
+    write(&header)?;
+    for part in &parts {
+        part.bytes.chunks(PIECE_BYTES).try_for_each(&mut write)?;
+        if let (Some(matrix), Some(_)) = (part.matrix, model.budget.paging()) {
+            matrix.release();
+        }
+    }
+    if let Some(at) = find_checksum(&header) {
+        file.overwrite(at as u64, format!("{:016x}", hash.digest()).as_bytes())?;
+    }
+    file.commit()
+}
+
+fn tensor_parts<'a>(tensor: &Tensor<'a>) -> Vec<Part<'a>> {
+    let matrix = match *tensor {
+        Tensor::Vector(vector) => {
+            let bytes = bytemuck::cast_slice(&vector.values);
+            return vec![Part::new(&vector.name, "F32", vec![vector.len()], bytes)];
+        }
+        Tensor::Matrix(matrix) => matrix,
+    };
+    let (name, shape) = (&matrix.name, vec![matrix.n_rows, matrix.n_cols]);
+    let mut parts = match &matrix.weights {
+        Weights::F32(w) => vec![Part::new(
+            name,
+            "F32",
+            shape,
+            bytemuck::cast_slice(w.as_slice()),
+        )],
+        Weights::F16(w) => vec![Part::new(
+            name,
+            "F16",
+            shape,
+            bytemuck::cast_slice(w.as_slice()),
+        )],
+        Weights::Int8(int8) => {
+            let values = bytemuck::cast_slice(int8.values.as_slice());
+            let rows = bytemuck::cast_slice(&int8.row_scales);
+            let mut parts = vec![
+                Part::new(name, "I8", shape, values),
+                Part::new(
+                    &format!("{name}{ROW_SCALES}"),
+                    "F16",
+                    vec![matrix.n_rows],
+                    rows,
+                ),
+            ];
+            if int8.has_exponents() {
+                let columns = bytemuck::cast_slice(&int8.column_exponents);
+                let name = format!("{name}{COLUMN_EXPONENTS}");
+                parts.push(Part::new(&name, "I8", vec![matrix.n_cols], columns));
+            }
+            parts
+        }
+    };
+    parts[0].matrix = Some(matrix);
+    parts
+}
+
+/// The format allows no gaps between tensors, so whatever moves the next one to its boundary is a
+/// tensor itself.
+fn with_padding(parts: Vec<Part<'_>>) -> Vec<Part<'_>> {
+    static ZEROS: [u8; ALIGNMENT] = [0; ALIGNMENT];
+    let mut padded = Vec::with_capacity(2 * parts.len());
+    for part in parts {
+        let n = part.bytes.len().next_multiple_of(ALIGNMENT) - part.bytes.len();
+        padded.push(part);
+        if n > 0 {
+            let name = format!("{PADDING}{}", padded.len());
+            padded.push(Part::new(&name, "U8", vec![n], &ZEROS[..n]));
+        }
+    }
+    padded
+}
+
+/// The file up to its data section, with a blank checksum.
+fn header(model: &Inner, parts: &[Part<'_>]) -> Vec<u8> {
+    let mut metadata = json!({
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION.to_string(),
+        "architecture": ARCHITECTURE,
+        "config": json!(model.config).to_string(),
+        "quant": model.quant.name(),
+        "fingerprint": format!("{:016x}", model.fingerprint),
+        "checksum": CHECKSUM_BLANK,
+    });
+    if let Some(file) = &model.tokenizer.file {
+        let name = Path::new(&file.name).file_name().unwrap_or_default();
+        metadata[TOKENIZER] = json!(name.to_string_lossy());
+    }
+    let mut entries = Map::new();
+    entries.insert("__metadata__".into(), metadata);
+    let mut begin = 0;
+    for part in parts {
+        let end = begin + part.bytes.len();
+        let entry = json!({
+            "dtype": part.dtype, "shape": part.shape, "data_offsets": [begin, end],
+        });
+        entries.insert(part.name.clone(), entry);
+        begin = end;
+    }
+    let mut json = Value::Object(entries).to_string();
+    let size = (8 + json.len()).next_multiple_of(ALIGNMENT) - 8;
+    json.extend(std::iter::repeat_n(' ', size - json.len()));
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json.into_bytes());
+    header
+}
+
+/// Where the digits of the checksum begin.
+fn find_checksum(header: &[u8]) -> Option<usize> {
+    let key = CHECKSUM_KEY.as_bytes();
+    let at = header.windows(key.len()).position(|window| window == key)? + key.len();
+    (at + CHECKSUM_BLANK.len() <= header.len()).then_some(at)
+}
+
+/// Reads a whole model file and compares its checksum; calls `progress(done, total)` in bytes.
+pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let failed = |text: String| Error::format(text).at(file.name());
+    let mut hash = Xxh3::new();
+    let mut written = None;
+    let mut begin = 0;
+    while begin < file.len() {
+        let end = (begin + PIECE_BYTES as u64).min(file.len());
+        let bytes = file.bytes(begin..end)?;
+        if begin == 0 {
+            // Of a header larger than a piece only the beginning is searched: metadata comes first.
+            let mut first = bytes.to_vec();
+            let at = find_checksum(&first).ok_or_else(|| failed("no checksum".into()))?;
+            let digits = &mut first[at..at + CHECKSUM_BLANK.len()];
+            written = Some(String::from_utf8_lossy(digits).into_owned());
+            digits.copy_from_slice(CHECKSUM_BLANK.as_bytes());
+            hash.update(&first);
+        } else {
+            hash.update(&bytes);
+        }
+        drop(bytes);
+        file.release(begin..end);
+        begin = end;
+        progress(begin, file.len());
+    }
+    let computed = format!("{:016x}", hash.digest());
+    match written {
+        Some(written) if written == computed => Ok(()),
+        written => {
+            let written = written.unwrap_or_default();
+            Err(failed(format!(
+                "damaged: checksum {computed}, expected {written}"
+            )))
+        }
+    }
+}
+
+/// Opens a model file. `wanted` may ask for less than is stored, but not for more. Where memory is short, no
+/// page is kept that was read only to be copied.
+pub(crate) fn read(
+    file: SafetensorsFile,
+    plan: &Plan,
+    pool: Pool,
+    kernels: KernelSet,
+    is_short: bool,
+) -> Result<Inner> {
+    let place = file.file.name().to_owned();
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(&place))?;
+    let (stored, quant) = (meta.quant, plan.quant());
+    let tokenizer = tokenizer_file(&file, &meta)?;
+    let mut weights = FileWeights {
+        entries: file
+            .tensors
+            .iter()
+            .map(|entry| (entry.name.clone(), entry))
+            .collect(),
+        file: &file,
+        stored,
+        quant,
+        pool: &pool,
+        is_short,
+    };
+    let config = &meta.config;
+    let sizes = Sizes::of(config);
+    let stages = Stages::build(&mut weights, sizes, config.layer_norm_epsilon, plan)?;
+    weights.nothing_left()?;
+    Ok(Inner {
+        sizes,
+        stages,
+        note: plan.note.clone(),
+        quant,
+        fingerprint: meta.fingerprint,
+        pool: Arc::new(pool),
+        kernels,
+        no_sparsity: false,
+        budget: Budget::default(),
+        tokenizer: TokenizerSlot {
+            file: tokenizer,
+            searched: SEARCHED.into(),
+            parsed: OnceLock::new(),
+        },
+        model_file: Some(file.file),
+        config: meta.config,
+        place,
+    })
+}
+
+/// Configuration and quantisation, before any tensor is looked at.
+pub(crate) fn config_and_quant(file: &SafetensorsFile) -> Result<(Config, Quant)> {
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
+    Ok((meta.config, meta.quant))
+}
+
+/// The tokenizer in the file, before any tensor is looked at.
+pub(crate) fn tokenizer_of(file: &SafetensorsFile) -> Result<Option<TokenizerFile>> {
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
+    tokenizer_file(file, &meta)
+}
+
+const SEARCHED: &str = "looked for one inside the model file";
+
+/// Only n_vocab, the tokenizer, and where it was looked for.
+pub(crate) fn tokenizer(file: &SafetensorsFile) -> Result<(usize, Option<TokenizerFile>, String)> {
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
+    Ok((
+        meta.config.n_vocab,
+        tokenizer_file(file, &meta)?,
+        SEARCHED.into(),
+    ))
+}
+
+/// Size of the vocabulary, how matrices are stored, and whether there is a tokenizer.
+pub(crate) fn outline(file: &SafetensorsFile) -> Result<(usize, Quant, bool)> {
+    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
+    Ok((meta.config.n_vocab, meta.quant, meta.tokenizer.is_some()))
+}
+
+struct Metadata {
+    config: Config,
+    quant: Quant,
+    fingerprint: u64,
+    tokenizer: Option<String>,
+}
+
+impl Metadata {
+    fn parse(metadata: &BTreeMap<String, String>) -> Result<Self> {
+        let get = |key: &str| {
+            let missing = || Error::format(format!("metadata: no `{key}`"));
+            metadata.get(key).map(String::as_str).ok_or_else(missing)
+        };
+        let version = get("format_version")?;
+        if version != FORMAT_VERSION.to_string() {
+            return Err(Error::unsupported(format!(
+                "model file of format version {version}, this program reads {FORMAT_VERSION}"
+            )));
+        }
+        let architecture = get("architecture")?;
+        if architecture != ARCHITECTURE {
+            return Err(Error::unsupported(format!(
+                "architecture {architecture}, expected {ARCHITECTURE}"
+            )));
+        }
+        let quant = get("quant")?;
+        let unknown = || Error::unsupported(format!("quant {quant}, expected f32, f16 or int8"));
+        let damaged = |key: &str, e: &dyn std::fmt::Display| {
+            Error::format(format!("metadata: damaged `{key}`: {e}"))
+        };
+        let config: Config =
+            serde_json::from_str(get("config")?).map_err(|e| damaged("config", &e))?;
+        config.check().map_err(|e| e.at("metadata: `config`"))?;
+        Ok(Metadata {
+            config,
+            quant: Quant::from_name(quant).ok_or_else(unknown)?,
+            fingerprint: u64::from_str_radix(get("fingerprint")?, 16)
+                .map_err(|e| damaged("fingerprint", &e))?,
+            tokenizer: metadata.get(TOKENIZER).cloned(),
+        })
+    }
+}
+
+fn tokenizer_file(file: &SafetensorsFile, meta: &Metadata) -> Result<Option<TokenizerFile>> {
+    let Some(entry) = file.tensors.iter().find(|entry| entry.name == TOKENIZER) else {
+        return Ok(None);
+    };
+    let inner_name = meta.tokenizer.as_deref().unwrap_or(TOKENIZER);
+    Ok(Some(TokenizerFile {
+        name: format!("{inner_name} in {}", file.file.name()),
+        bytes: file.file.bytes(entry.begin..entry.end)?,
+    }))
+}
+
+/// The tensors of a model file that no one has asked for yet.
+struct FileWeights<'a> {
+    entries: BTreeMap<String, &'a TensorEntry>,
+    file: &'a SafetensorsFile,
+    stored: Quant,
+    quant: Quant,
+    pool: &'a Pool,
+    /// Whether pages of what was copied are dropped at once, because memory is short.
+    is_short: bool,
+}
+
+impl FileWeights<'_> {
+    /// A tensor's place, once its dtype and shape are as expected.
+    fn take_entry(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&TensorEntry> {
+        let entry = self.entries.remove(name);
+        let entry = entry.ok_or_else(|| self.error(name, "missing"))?;
+        if entry.dtype != dtype || entry.shape != shape {
+            let (found, found_shape) = (entry.dtype, &entry.shape);
+            return Err(self.error(
+                name,
+                &format!("{found} {found_shape:?}, expected {dtype} {shape:?}"),
+            ));
+        }
+        Ok(entry)
+    }
+
+    /// A tensor's bytes, once its dtype and shape are as expected.
+    fn take(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<FileBytes> {
+        let file = &self.file.file;
+        let entry = self.take_entry(name, dtype, shape)?;
+        file.bytes(entry.begin..entry.end)
+    }
+
+    fn was_copied(&self, bytes: &FileBytes) {
+        if self.is_short {
+            bytes.release(0..bytes.len());
+        }
+    }
+
+    fn error(&self, tensor: &str, text: &str) -> Error {
+        Error::format(format!(
+            "{}: tensor {tensor}: {text}",
+            self.file.file.name()
+        ))
+    }
+
+    fn nothing_left(&self) -> Result<()> {
+        let known = |name: &&String| *name == TOKENIZER || name.starts_with(PADDING);
+        match self.entries.keys().find(|name| !known(name)) {
+            Some(name) => Err(self.error(name, "not a tensor of this model")),
+            None => Ok(()),
+        }
+    }
+
+    /// Scales of rows and exponents of columns.
+    fn scales(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<(Vec<f16>, Vec<i8>)> {
+        let rows_name = format!("{name}{ROW_SCALES}");
+        let rows = self.take(&rows_name, Dtype::F16, &[n_rows])?;
+        let row_scales: Vec<f16> = bytemuck::pod_collect_to_vec(&rows);
+        self.was_copied(&rows);
+        let bad = |scale: &f16| !(scale.is_finite() && scale.is_sign_positive());
+        if let Some(row) = row_scales.iter().position(bad) {
+            let text = format!(
+                "scale {} of row {row}, expected 0 or above",
+                row_scales[row]
+            );
+            return Err(self.error(&rows_name, &text));
+        }
+        let columns_name = format!("{name}{COLUMN_EXPONENTS}");
+        let mut exponents = vec![0; n_cols];
+        if self.entries.contains_key(&columns_name) {
+            let columns = self.take(&columns_name, Dtype::I8, &[n_cols])?;
+            exponents.copy_from_slice(bytemuck::cast_slice(&columns));
+            self.was_copied(&columns);
+            let limit = Int8::EXPONENT_MAX;
+            if let Some(column) = exponents.iter().position(|e| !(-limit..=limit).contains(e)) {
+                let found = exponents[column];
+                let text = format!("exponent {found} of column {column}, expected up to +-{limit}");
+                return Err(self.error(&columns_name, &text));
+            }
+        }
+        Ok((row_scales, exponents))
+    }
+
+    fn int8(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Int8> {
+        let values = self.take(name, Dtype::I8, &[n_rows, n_cols])?;
+        let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
+        // Every address is aligned for bytes.
+        let values = Buffer::in_file(values).ok_or_else(|| self.error(name, "not readable"))?;
+        Ok(Int8::new(values, row_scales, exponents))
+    }
+
+    /// Gives the rows of an int8 matrix to `take`, piece by piece.
+    fn int8_rows(
+        &mut self,
+        name: &str,
+        (n_rows, n_cols): (usize, usize),
+        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let begin = self.take_entry(name, Dtype::I8, &[n_rows, n_cols])?.begin;
+        let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
+        let column_exponents = Int8::used(&exponents);
+        for rows in pieces(n_rows, n_cols) {
+            let at = |row: usize| begin + row as u64 * n_cols as u64;
+            let values = self.file.file.bytes(at(rows.start)..at(rows.end))?;
+            take(Rows {
+                n_rows,
+                n_cols,
+                first: rows.start,
+                weights: RowWeights::Int8 {
+                    values: bytemuck::cast_slice(&values),
+                    row_scales: &row_scales[rows],
+                    column_exponents,
+                },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A matrix of floats as it is stored.
+    fn raw(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<RawTensor> {
+        let dtype = match self.stored {
+            Quant::F32 => Dtype::F32,
+            _ => Dtype::F16,
+        };
+        self.take_entry(name, dtype, &[n_rows, n_cols])?;
+        let raw = self.file.tensor(name).transpose()?;
+        raw.ok_or_else(|| self.error(name, "missing"))
+    }
+}
+
+impl WeightSource for FileWeights<'_> {
+    fn set_quant(&mut self, quant: Quant) -> Result<()> {
+        if self.stored == Quant::Int8 && quant != Quant::Int8 {
+            return Err(Error::unsupported(format!(
+                "{}: holds int8 weights, which cannot become {quant}: ask for no other quant, or open \
+                 the checkpoint it was made from",
+                self.file.file.name()
+            )));
+        }
+        self.quant = quant;
+        Ok(())
+    }
+
+    fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
+        let bytes = self.take(&name, Dtype::F32, &[n])?;
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        self.was_copied(&bytes);
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            let text = format!("{} at [{index}], expected a number", values[index]);
+            return Err(self.error(&name, &text));
+        }
+        Ok(Vector { name, values })
+    }
+
+    fn matrix(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+    ) -> Result<Matrix> {
+        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
+        if self.stored == Quant::Int8 {
+            let weights = Weights::Int8(self.int8(&name, n_rows, n_cols)?);
+            return Ok(Matrix {
+                name,
+                n_rows,
+                n_cols,
+                layout,
+                weights,
+            });
+        }
+        let raw = self.raw(&name, n_rows, n_cols)?;
+        convert(&raw, name, layout, self.quant, self.pool)
+    }
+}
+
+impl RowsSource for FileWeights<'_> {
+    fn matrix_rows(
+        &mut self,
+        name: String,
+        n_outputs: usize,
+        n_inputs: usize,
+        layout: Layout,
+        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
+        if self.stored == Quant::Int8 {
+            return self.int8_rows(&name, (n_rows, n_cols), take);
+        }
+        let raw = self.raw(&name, n_rows, n_cols)?;
+        convert_in_pieces(&raw, self.quant, self.pool, take)
+    }
+}

@@ -1,0 +1,458 @@
+//! One sequence: a state, the logits behind its last token, and memory for forward passes.
+
+#![forbid(unsafe_code)]
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+use crate::memory::budget::{self, Reservation};
+use crate::model::load::reserve;
+use crate::model::{Model, Workspace};
+use crate::networks::batch::{Output, Span};
+use crate::networks::state::State;
+use crate::quant::matrix::Quant;
+use crate::text::sampler::{Sampler, SamplerOptions};
+use crate::text::stream::{StopTexts, TextStream};
+
+/// A sequence of tokens in the making. It keeps its model alive and belongs to one thread at a time.
+///
+/// See the [crate documentation](crate) for an example.
+#[derive(Debug)]
+pub struct Session {
+    model: Model,
+    state: State,
+    /// (n_vocab) behind the last token; empty while there are none
+    logits: Vec<f32>,
+    /// Room of a row of logits, to swap with `logits`.
+    next_logits: Vec<f32>,
+    /// `logits` are behind an earlier token; a device has those behind the last one.
+    logits_are_old: bool,
+    decode: Workspace,
+    /// Made when more than one token is fed at once.
+    prefill: Option<Workspace>,
+    prefill_rows: usize,
+    /// What it has taken of the model's limit, workspaces that count for themselves aside.
+    _reservation: Option<Reservation>,
+}
+
+/// When a generated text ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GenerateOptions {
+    /// At most so many tokens are generated.
+    pub max_new_tokens: usize,
+    /// Goes on behind the token that ends a text.
+    pub ignore_end_of_text: bool,
+    /// The text ends before the first of these.
+    pub stop: Vec<String>,
+}
+
+/// Why a generated text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// There were as many tokens as asked for.
+    Length,
+    /// The model ended the text.
+    EndOfText,
+    /// One of the stop texts appeared.
+    Stop,
+    /// The caller said so.
+    Caller,
+}
+
+/// What [`Session::generate`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// New tokens, without the end of text. All of them have been fed.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub ending: Ending,
+}
+
+impl Session {
+    /// Tokens of a prompt that are fed at once; longer prompts go in pieces. Twice as many are within 1 % of
+    /// the speed for twice the memory, half as many 4 % slower. f32 weights take
+    /// [twice as many](Model::prefill_rows).
+    pub const PREFILL_ROWS: usize = 128;
+
+    /// A session at the empty state.
+    pub fn new(model: &Model) -> Self {
+        let state = model.new_state();
+        let bytes = state.size_bytes() + 2 * model.n_vocab() * size_of::<f32>();
+        let decode = model.workspace(1);
+        Session {
+            _reservation: Reservation::anyway(model, bytes),
+            ..Self::uncounted(model, state, decode)
+        }
+    }
+
+    /// A session whose memory someone else has counted.
+    fn uncounted(model: &Model, state: State, decode: Workspace) -> Self {
+        Session {
+            state,
+            logits: Vec::with_capacity(model.n_vocab()),
+            next_logits: vec![0.0; model.n_vocab()],
+            logits_are_old: false,
+            decode,
+            prefill: None,
+            prefill_rows: model.prefill_rows(),
+            model: model.clone(),
+            _reservation: None,
+        }
+    }
+
+    /// A session at the empty state that has all memory it will ever need, and a greedy sampler that has
+    /// too: [`eval`](Self::eval), [`reset`](Self::reset), [`save_state_to`](Self::save_state_to) and
+    /// [`load_state_from`](Self::load_state_from) allocate nothing but the text of an error.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when the model's memory limit or the system has no
+    /// room for it.
+    pub fn with_all_memory(model: &Model) -> Result<(Self, Sampler)> {
+        let info = model.info();
+        let on_cpu = Self::lasting_prefill_rows(info.quant).min(model.prefill_rows());
+        let (prefill_rows, buffered) = match info.stages.iter().all(|s| s.device != "cpu") {
+            true => (model.prefill_rows(), None),
+            false => (on_cpu, Some(on_cpu)),
+        };
+        let bytes = budget::session_bytes(model.sizes(), buffered, info.threads);
+        let reservation = Reservation::new(model, bytes, "another session")?;
+        // The allocations below end the process when they fail. Asked for in one piece, the same memory
+        // gives an error instead.
+        drop(reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX))?);
+        let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
+        sampler.reserve();
+        let_threads_start(model);
+        let decode = model.uncounted_workspace(1);
+        let mut session = Session {
+            prefill: Some(model.uncounted_workspace(prefill_rows)),
+            prefill_rows,
+            _reservation: Some(reservation),
+            ..Self::uncounted(model, model.new_state(), decode)
+        };
+        model.place(&mut session.state)?;
+        Ok((session, sampler))
+    }
+
+    /// Rows of prompts of a session that must not allocate. The gemm crate, to which larger products of
+    /// f32 weights go, allocates its packing buffers in every call.
+    pub(crate) fn lasting_prefill_rows(quant: Quant) -> usize {
+        match quant {
+            Quant::F32 => 32,
+            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
+        }
+    }
+
+    /// Rows of prompts at once where memory is no matter; see [`Model::prefill_rows`].
+    pub(crate) fn best_prefill_rows(quant: Quant) -> usize {
+        match quant {
+            Quant::F32 => 2 * Self::PREFILL_ROWS,
+            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
+        }
+    }
+
+    /// The model that the session runs.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The state behind the last token.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The logits (n_vocab) for what follows the last token, or `None` before the first one.
+    pub fn logits(&self) -> Option<&[f32]> {
+        (!self.logits.is_empty()).then_some(&self.logits[..])
+    }
+
+    /// Rows of `ffn.value` that decode did not read because their hidden unit was 0, of all so far.
+    pub fn sparsity(&self) -> (u64, u64) {
+        self.decode.sparsity()
+    }
+
+    /// Back to the empty state.
+    pub fn reset(&mut self) {
+        self.state.reset();
+        self.logits.clear();
+    }
+
+    /// Goes on from another state, such as a clone taken earlier; `logits` are those that belonged to it,
+    /// or empty.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::State`](crate::ErrorKind::State) when the state belongs to another model,
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab logits.
+    pub fn restore(&mut self, state: &State, logits: &[f32]) -> Result<()> {
+        if state.shape() != self.state.shape() {
+            return Err(Error::state("the state belongs to another model"));
+        }
+        if !logits.is_empty() && logits.len() != self.model.n_vocab() {
+            let (found, expected) = (logits.len(), self.model.n_vocab());
+            return Err(Error::argument(format!(
+                "{found} logits, expected {expected}"
+            )));
+        }
+        self.state.clone_from(state);
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        Ok(())
+    }
+
+    /// Saves the state with the logits behind it to a file.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written; an older file of that name is then as it was.
+    pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.state.save(path.as_ref(), &self.logits)
+    }
+
+    /// Goes on from a file that [`save_state`](Self::save_state) wrote, with any quantisation of this
+    /// model.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::State`](crate::ErrorKind::State) when the file is damaged or of another model.
+    /// Nothing has changed then.
+    pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let logits = self.state.load(path.as_ref())?;
+        self.logits.clear();
+        self.logits.extend_from_slice(&logits);
+        Ok(())
+    }
+
+    /// Bytes that [`save_state_to`](Self::save_state_to) writes: the same at any time.
+    pub fn saved_state_size(&self) -> usize {
+        self.state.saved_size(self.model.n_vocab())
+    }
+
+    /// Saves the state with the logits behind it to memory: the bytes of a file that
+    /// [`save_state`](Self::save_state) writes. Before the first token zeros take the place of logits.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when `out` has not exactly
+    /// [`saved_state_size`](Self::saved_state_size) bytes.
+    pub fn save_state_to(&self, out: &mut [u8]) -> Result<()> {
+        let expected = self.saved_state_size();
+        if out.len() != expected {
+            let found = out.len();
+            return Err(Error::argument(format!(
+                "room for {found} bytes of state, expected {expected}"
+            )));
+        }
+        self.state.numbers()?;
+        self.state.write_bytes(&self.logits, out);
+        Ok(())
+    }
+
+    /// Goes on from bytes that [`save_state_to`](Self::save_state_to) or
+    /// [`save_state`](Self::save_state) wrote, with any quantisation of this model.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::State`](crate::ErrorKind::State) when they are damaged or of another model. Nothing
+    /// has changed then.
+    pub fn load_state_from(&mut self, bytes: &[u8]) -> Result<()> {
+        self.state.load_bytes_into(bytes, &mut self.logits)
+    }
+
+    /// Feeds tokens and returns the logits (n_vocab) for what follows the last one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens or one beyond the vocabulary.
+    /// Nothing has changed then.
+    pub fn eval(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        let workspace = match tokens.len() {
+            0 | 1 => &mut self.decode,
+            _ => self
+                .prefill
+                .get_or_insert_with(|| self.model.workspace(self.prefill_rows)),
+        };
+        let output = Output::Last;
+        let span = Span {
+            state: &mut self.state,
+            tokens,
+            output,
+        };
+        self.model
+            .forward(workspace, &mut [span], &mut self.next_logits)?;
+        std::mem::swap(&mut self.logits, &mut self.next_logits);
+        // Empty before the first token; there is room for a row already.
+        self.next_logits.resize(self.model.n_vocab(), 0.0);
+        Ok(&self.logits)
+    }
+
+    /// Feeds tokens and returns a row of logits for each, (tokens, n_vocab).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`eval`](Self::eval).
+    pub fn eval_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let n_vocab = self.model.n_vocab();
+        let workspace = self
+            .prefill
+            .get_or_insert_with(|| self.model.workspace(self.prefill_rows));
+        let mut logits = vec![0.0; tokens.len() * n_vocab];
+        let span = Span {
+            state: &mut self.state,
+            tokens,
+            output: Output::All,
+        };
+        self.model.forward(workspace, &mut [span], &mut logits)?;
+        if let Some(last) = logits.chunks_exact(n_vocab).next_back() {
+            self.logits.clear();
+            self.logits.extend_from_slice(last);
+        }
+        Ok(logits)
+    }
+
+    /// Draws and feeds tokens until the text ends. With a tokenizer, `on_text` gets the new text as it
+    /// appears, whole characters only, and may end it; the state then is that after all that was given.
+    /// Without one, `on_text` gets an empty string for every token, and stop texts are refused.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) before any token was fed, and for a stop text
+    /// that is empty; [`ErrorKind::Tokenizer`](crate::ErrorKind::Tokenizer) for stop texts without a
+    /// tokenizer.
+    pub fn generate(
+        &mut self,
+        sampler: &mut Sampler,
+        options: &GenerateOptions,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        if self.logits.is_empty() {
+            return Err(Error::argument(
+                "the prompt is empty, expected at least one token",
+            ));
+        }
+        let generated = self.generate_tokens(sampler, options, &mut on_text);
+        let fetched = self.fetch_logits();
+        let generated = generated?;
+        fetched?;
+        Ok(generated)
+    }
+
+    /// Feeds a token, and gives the one with the largest logit behind it, which stays where it is.
+    fn eval_token(&mut self, token: u32) -> Result<u32> {
+        let mut next = [0];
+        let span = Span {
+            state: &mut self.state,
+            tokens: &[token],
+            output: Output::Last,
+        };
+        self.logits_are_old = true;
+        self.model
+            .forward_tokens(&mut self.decode, &mut [span], &mut next)?;
+        Ok(next[0])
+    }
+
+    /// Brings the logits of the last token from where they were left.
+    fn fetch_logits(&mut self) -> Result<()> {
+        if self.logits_are_old {
+            if let Some(last) = self.state.device_parts().last() {
+                last.logits(&mut self.logits)?;
+            }
+            self.logits_are_old = false;
+        }
+        Ok(())
+    }
+
+    fn generate_tokens(
+        &mut self,
+        sampler: &mut Sampler,
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let model = self.model.clone();
+        let mut text = match model.tokenizer() {
+            Ok(tokenizer) => Some(TextStream::new(tokenizer)),
+            Err(error) if model.has_tokenizer() || !options.stop.is_empty() => return Err(error),
+            Err(_) => None,
+        };
+        let mut stops = StopTexts::new(options.stop.clone())?;
+        let mut tokens = Vec::new();
+        // The largest logit is found where the logits are.
+        let on_device = model.ends_on_device() && sampler.options().is_plain_greedy();
+        let mut chosen = None;
+        let mut ending = loop {
+            if tokens.len() == options.max_new_tokens {
+                break Ending::Length;
+            }
+            let token = match chosen.take() {
+                Some(token) => token,
+                None => sampler.sample(&self.logits),
+            };
+            if token == model.end_of_text() && !options.ignore_end_of_text {
+                break Ending::EndOfText;
+            }
+            sampler.accept(token);
+            tokens.push(token);
+            let piece = match &mut text {
+                Some(text) => stops.push(text.push(token)?),
+                None => "",
+            };
+            let flow = on_text(piece);
+            match on_device {
+                true => chosen = Some(self.eval_token(token)?),
+                false => drop(self.eval(&[token])?),
+            }
+            if stops.hit().is_some() {
+                break Ending::Stop;
+            }
+            if flow.is_break() {
+                break Ending::Caller;
+            }
+        };
+        if let Some(text) = &mut text {
+            if ending != Ending::Stop {
+                let _ = on_text(stops.push(text.finish()?));
+                let _ = on_text(stops.flush());
+            }
+            if stops.hit().is_some() {
+                ending = Ending::Stop;
+            }
+        }
+        Ok(Generated { tokens, ending })
+    }
+}
+
+/// Returns when every thread of the model has worked, or after a while. A thread that has only just been
+/// started still allocates for itself, which would happen within the first calls on a session.
+fn let_threads_start(model: &Model) {
+    const ATTEMPTS_MAX: usize = 2000;
+    let (pool, _) = model.machine();
+    let has_worked: Vec<_> = (0..pool.n_threads())
+        .map(|_| AtomicBool::new(false))
+        .collect();
+    for _ in 0..ATTEMPTS_MAX {
+        if has_worked
+            .iter()
+            .all(|worked| worked.load(Ordering::Relaxed))
+        {
+            return;
+        }
+        // Some microseconds of tasks, so that there is one left for a thread that wakes up meanwhile.
+        pool.run(16 * has_worked.len(), &|_, thread| {
+            has_worked[thread].store(true, Ordering::Relaxed);
+            (0..20).for_each(|_| std::hint::spin_loop());
+        });
+        std::thread::yield_now();
+    }
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            max_new_tokens: 128,
+            ignore_end_of_text: false,
+            stop: Vec::new(),
+        }
+    }
+}

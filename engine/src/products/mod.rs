@@ -1,0 +1,312 @@
+//! Products of many rows of activations with one matrix, on all threads.
+//!
+//! Sits between `kernels` (one block on one thread) and the networks (`v4.rs`). Three ways:
+//!
+//! ```text
+//! row per output             blocks of outputs; each row of weights meets all rows of activations
+//!                            (f32 weights and very many rows: the gemm crate)
+//! row per input, few rows    only the weight rows whose activation is not 0 are read, by chunks of inputs
+//! row per input, many rows   16 outputs at a time, a chunk of inputs is widened to a panel for all rows
+//! ```
+//!
+//! The first is here, with what all share; the others are `product/transposed.rs` and `product/panels.rs`.
+//!
+//! Integer products are exact in any order. Float products are summed in the same order in every way but
+//! the gemm crate's: a matrix stored row per input adds its inputs one after the other within chunks of
+//! [`CHUNK_INPUTS`], and the chunks in order. So a prompt gives the same bits in one piece and token by token,
+//! f32 weights aside, and no result depends on the threads.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::math::aligned::Aligned;
+use crate::math::kernels::fetch::{fetch, Fetch};
+#[cfg(feature = "gemm")]
+use crate::math::kernels::gemm;
+use crate::math::kernels::{KernelSet, Rows, PANEL_WIDTH};
+use crate::math::threads::{ColumnBlock, Columns, Pool};
+use crate::products::paging::{PagedMatrix, Paging};
+use crate::quant::matrix::{Layout, Matrix, Weights};
+
+pub(crate) mod paging;
+mod panels;
+mod transposed;
+
+pub(crate) use transposed::Transposed;
+
+/// Outputs of a matrix that one task computes. 64 rows of 768 int8 weights are 48 KiB, about 3 us of
+/// memory traffic: small enough to spread, large enough that taking a task costs nothing.
+const BLOCK_OUTPUTS: usize = 64;
+/// From this many rows on, f32 weights go to the gemm crate, which is slower below,
+const GEMM_ROWS: usize = 64;
+/// in blocks of so many outputs, because it packs the activations anew for each.
+const GEMM_OUTPUTS: usize = 128;
+/// Inputs of a matrix stored row per input that one task sums up, and that one panel holds: a panel of f32 is then 16 KiB.
+pub(crate) const CHUNK_INPUTS: usize = 256;
+/// The same for weights stored row per input and many rows: longer pieces of what lies side by side.
+const BLOCK_PANELS: usize = 8;
+/// A thread fetches so much of the next product's weights: they stay in a second-level cache of 512 KiB.
+const FETCH_BYTES: usize = 256 << 10;
+/// From this many rows on, weights stored row per input are widened once for all rows.
+pub(crate) const MANY_ROWS: usize = 8;
+
+/// What a forward pass runs on.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine<'a> {
+    pub(crate) pool: &'a Pool,
+    pub(crate) kernels: KernelSet,
+    /// Where memory is too short for all weights.
+    pub(crate) paging: Option<&'a Paging>,
+}
+
+impl<'a> Machine<'a> {
+    /// The matrix, if it does not stay in memory.
+    fn paged(self, matrix: &Matrix) -> Option<PagedMatrix<'a>> {
+        self.paging.and_then(|paging| paging.find(matrix))
+    }
+}
+
+/// Memory of one thread for intermediate results of its block.
+pub(crate) struct Scratch {
+    /// (rows, BLOCK_OUTPUTS) or (BLOCK_PANELS, rows, PANEL_WIDTH)
+    sums: Aligned<i32>,
+    product: Aligned<f32>,
+    /// (CHUNK_INPUTS, PANEL_WIDTH)
+    panel: Aligned<f32>,
+    panel_integers: Aligned<i16>,
+    /// (few rows, n_outputs) integer sums of the chunks of inputs that this thread took, and which rows
+    /// have any
+    gathered: Aligned<i32>,
+    has_gathered: [bool; MANY_ROWS],
+    /// (n_outputs) of one chunk
+    chunk_sums: Aligned<i32>,
+    /// (CHUNK_INPUTS) inputs that are not 0
+    indices: Vec<u32>,
+    values: Aligned<f32>,
+    integers: Aligned<i16>,
+}
+
+impl Scratch {
+    /// Room for batches of up to `n_rows` rows, and `n_outputs` of matrices stored row per input.
+    pub(crate) fn new(n_rows: usize, n_outputs: usize) -> Self {
+        let room = BLOCK_OUTPUTS.max(BLOCK_PANELS * PANEL_WIDTH);
+        let room_gemm = if n_rows < GEMM_ROWS { 0 } else { GEMM_OUTPUTS };
+        Scratch {
+            sums: Aligned::new(0, n_rows * room),
+            product: Aligned::new(0.0, n_rows * room.max(room_gemm)),
+            panel: Aligned::new(0.0, CHUNK_INPUTS * PANEL_WIDTH),
+            panel_integers: Aligned::new(0, CHUNK_INPUTS * PANEL_WIDTH),
+            gathered: Aligned::new(0, n_rows.min(MANY_ROWS - 1) * n_outputs),
+            has_gathered: [false; MANY_ROWS],
+            chunk_sums: Aligned::new(0, n_outputs),
+            indices: vec![0; CHUNK_INPUTS],
+            values: Aligned::new(0.0, CHUNK_INPUTS),
+            integers: Aligned::new(0, CHUNK_INPUTS),
+        }
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let floats = [&self.product, &self.panel, &self.values].map(|b| b.size_bytes());
+        let integers = [&self.panel_integers, &self.integers].map(|b| b.size_bytes());
+        let sums = [&self.sums, &self.gathered, &self.chunk_sums].map(|b| b.size_bytes());
+        let rest = sums.iter().sum::<usize>() + size_of_val(self.indices.as_slice());
+        floats.iter().chain(&integers).sum::<usize>() + rest
+    }
+}
+
+/// Fetches what [`Activations::prepare`] reads of a matrix.
+pub(crate) fn fetch_input_factors(matrix: &Matrix) {
+    if let Weights::Int8(int8) = &matrix.weights {
+        fetch(int8.input_factors(matrix.layout));
+    }
+}
+
+/// Rows of inputs of one matrix, in the form that the matrix wants.
+pub(crate) struct Activations {
+    n_rows: usize,
+    /// (n_rows, n_inputs); overwritten by the quantisation
+    values: Aligned<f32>,
+    /// (n_rows, n_inputs rounded up to even), the last column of odd rows 0
+    integers: Aligned<i16>,
+    /// (n_rows) of `integers`
+    scales: Vec<f32>,
+}
+
+impl Activations {
+    /// Room for `n_rows` rows of `n_inputs` inputs.
+    pub(crate) fn new(n_inputs: usize, n_rows: usize) -> Self {
+        Activations {
+            n_rows: 0,
+            values: Aligned::new(0.0, n_inputs * n_rows),
+            integers: Aligned::new(0, n_inputs.next_multiple_of(2) * n_rows),
+            scales: vec![0.0; n_rows],
+        }
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let scales = size_of_val(self.scales.as_slice());
+        self.values.size_bytes() + self.integers.size_bytes() + scales
+    }
+
+    /// Fills `n_rows` rows by `fill(row, out)` and brings them into the form that `matrix` wants.
+    pub(crate) fn prepare(
+        &mut self,
+        pool: &Pool,
+        kernels: KernelSet,
+        matrix: &Matrix,
+        n_rows: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let n_inputs = matrix.n_inputs();
+        let width = n_inputs.next_multiple_of(2);
+        self.n_rows = n_rows;
+        let values = &mut self.values[..n_rows * n_inputs];
+        let Weights::Int8(int8) = &matrix.weights else {
+            return pool.run_chunks(values, n_inputs, fill);
+        };
+        let factors = int8.input_factors(matrix.layout);
+        let integers = &mut self.integers[..n_rows * width];
+        let scales = &mut self.scales[..n_rows];
+        let rows = (
+            Columns::new(values, n_inputs),
+            Columns::new(integers, width),
+        );
+        pool.run_rows(rows, scales, |row, values, integers, scale| {
+            fill(row, values);
+            kernels.scale(values, factors);
+            *scale = kernels.quantise_activations(values, &mut integers[..n_inputs]);
+            integers[n_inputs..].fill(0);
+        });
+    }
+
+    /// All rows, from input `first` on, of a matrix of `n_inputs`.
+    fn floats(&self, n_inputs: usize, first: usize) -> Rows<'_, f32> {
+        Rows {
+            values: &self.values[first..self.n_rows * n_inputs],
+            stride: n_inputs,
+            n: self.n_rows,
+        }
+    }
+
+    /// The same, as integers.
+    fn integers(&self, n_inputs: usize, first: usize) -> Rows<'_, i16> {
+        let stride = n_inputs.next_multiple_of(2);
+        Rows {
+            values: &self.integers[first..self.n_rows * stride],
+            stride,
+            n: self.n_rows,
+        }
+    }
+}
+
+/// One product: `out[t, o] = sum over i of input[t, i] * matrix[o, i]`.
+pub(crate) struct Product<'a> {
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) input: &'a Activations,
+    /// (input rows, matrix outputs)
+    pub(crate) out: &'a mut [f32],
+}
+
+/// What one of `n_threads` threads fetches ahead of a product with these matrices: the beginning of its part.
+fn beginning_of_part(matrices: &[&Matrix], thread: usize, n_threads: usize) -> Fetch {
+    let n_bytes: usize = matrices.iter().map(|matrix| matrix.bytes().len()).sum();
+    let mut start = n_bytes * thread / n_threads;
+    for matrix in matrices {
+        let bytes = matrix.bytes();
+        if start < bytes.len() {
+            let end = (start + FETCH_BYTES).min(bytes.len());
+            return Fetch::new(&bytes[start..end]);
+        }
+        start -= bytes.len();
+    }
+    Fetch::nothing()
+}
+
+/// Computes several independent products with matrices stored row per output in one go of the pool; all
+/// have the same number of rows. Threads that have nothing left to do fetch the beginning of what is `next`:
+/// the matrices of the next product.
+pub(crate) fn multiply<const N: usize>(
+    machine: Machine<'_>,
+    scratch: &mut [Scratch],
+    products: [Product<'_>; N],
+    next: &[&Matrix],
+) {
+    let Machine { pool, kernels, .. } = machine;
+    let parts = products.map(|product| {
+        let (matrix, input) = (product.matrix, product.input);
+        debug_assert!(matrix.layout == Layout::RowPerOutput);
+        (matrix, input, Columns::new(product.out, matrix.n_outputs()))
+    });
+    let by_gemm = parts
+        .iter()
+        .all(|part| goes_to_gemm(kernels, part.0, part.1));
+    let width = if by_gemm { GEMM_OUTPUTS } else { BLOCK_OUTPUTS };
+    let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
+    let mut outputs = parts.map(|(_, _, columns)| columns);
+    let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+    let work = |index: usize, block: ColumnBlock<'_, f32>, scratch: &mut Scratch| {
+        let (matrix, input) = operands[index];
+        multiply_block(kernels, matrix, input, block, scratch);
+    };
+    let paged = operands.map(|(matrix, _)| machine.paged(matrix));
+    if paged.iter().all(Option::is_none) {
+        return pool.run_blocks(&mut outputs, width, scratch, &ahead, work);
+    }
+    for (index, (matrix, _)) in operands.into_iter().enumerate() {
+        let mut run = |rows: Range<usize>| {
+            outputs[index].only(rows);
+            let output = std::slice::from_mut(&mut outputs[index]);
+            pool.run_blocks(output, width, scratch, &ahead, |_, block, scratch| {
+                work(index, block, scratch);
+            });
+        };
+        match paged[index] {
+            Some(paged) => paged.for_each_piece(matrix.n_rows, width, run),
+            None => run(0..matrix.n_rows),
+        }
+    }
+}
+
+fn goes_to_gemm(kernels: KernelSet, matrix: &Matrix, input: &Activations) -> bool {
+    let is_f32 = matches!(matrix.weights, Weights::F32(_));
+    is_f32 && input.n_rows >= GEMM_ROWS && kernels.has_gemm()
+}
+
+fn multiply_block(
+    kernels: KernelSet,
+    matrix: &Matrix,
+    input: &Activations,
+    mut block: ColumnBlock<'_, f32>,
+    scratch: &mut Scratch,
+) {
+    let columns = block.columns();
+    let (n_inputs, n) = (matrix.n_inputs(), columns.len());
+    let range = columns.start * n_inputs..columns.end * n_inputs;
+    let x = || input.floats(n_inputs, 0);
+    let product = &mut scratch.product[..input.n_rows * n];
+    match &matrix.weights {
+        Weights::Int8(int8) => {
+            let sums = &mut scratch.sums[..input.n_rows * n];
+            let weights = &int8.values.as_slice()[range];
+            let factors = &int8.output_factors(matrix.layout)[columns];
+            fetch(factors);
+            kernels.dots_i8(weights, input.integers(n_inputs, 0), n_inputs, sums);
+            for (row, sums) in sums.chunks_exact(n).enumerate() {
+                kernels.rescale_sums(sums, input.scales[row], factors, block.row_mut(row));
+            }
+            return;
+        }
+        #[cfg(feature = "gemm")]
+        Weights::F32(w) if goes_to_gemm(kernels, matrix, input) => {
+            gemm::multiply_f32(&w.as_slice()[range], x(), n_inputs, product);
+        }
+        Weights::F32(w) => kernels.dots_f32(&w.as_slice()[range], x(), n_inputs, product),
+        Weights::F16(w) => kernels.dots_f16(&w.as_slice()[range], x(), n_inputs, product),
+    }
+    for (row, product) in product.chunks_exact(n).enumerate() {
+        block.row_mut(row).copy_from_slice(product);
+    }
+}

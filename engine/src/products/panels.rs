@@ -1,0 +1,128 @@
+//! Products of many rows of activations with a matrix stored row per input: a chunk of inputs by a few outputs is
+//! widened to a panel, which then meets all rows.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use super::transposed::{chunk, rows};
+use super::{
+    beginning_of_part, Activations, Machine, Product, Scratch, BLOCK_PANELS, CHUNK_INPUTS,
+};
+use crate::math::kernels::{KernelSet, PANEL_WIDTH};
+use crate::math::threads::{ColumnBlock, Columns};
+use crate::quant::matrix::{Int8, Matrix, Weights};
+
+/// A product with a matrix stored row per input of so many rows that all weights are needed.
+pub(super) fn multiply_many(
+    machine: Machine<'_>,
+    scratch: &mut [Scratch],
+    product: Product<'_>,
+    next: &[&Matrix],
+) {
+    let Machine { pool, kernels, .. } = machine;
+    let Product { matrix, input, out } = product;
+    let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
+    let mut outputs = [Columns::new(out, matrix.n_outputs())];
+    pool.run_blocks(
+        &mut outputs,
+        BLOCK_PANELS * PANEL_WIDTH,
+        scratch,
+        &ahead,
+        |_, block, scratch| match &matrix.weights {
+            Weights::Int8(int8) => {
+                multiply_panels_i8(kernels, matrix, int8, input, block, scratch);
+            }
+            Weights::F32(w) => {
+                let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
+                    let weights = rows(matrix, w.as_slice(), &inputs);
+                    kernels.pack_f32(weights, matrix.n_cols, first, n, panel);
+                };
+                multiply_panels(kernels, matrix, input, block, scratch, pack);
+            }
+            Weights::F16(w) => {
+                let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
+                    let weights = rows(matrix, w.as_slice(), &inputs);
+                    kernels.pack_f16(weights, matrix.n_cols, first, n, panel);
+                };
+                multiply_panels(kernels, matrix, input, block, scratch, pack);
+            }
+        },
+    );
+}
+
+/// Inputs of a matrix in chunks, in order.
+fn chunks(n_inputs: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n_inputs.div_ceil(CHUNK_INPUTS)).map(move |index| chunk(n_inputs, index))
+}
+
+fn multiply_panels_i8(
+    kernels: KernelSet,
+    matrix: &Matrix,
+    int8: &Int8,
+    input: &Activations,
+    mut block: ColumnBlock<'_, f32>,
+    scratch: &mut Scratch,
+) {
+    let (columns, n_inputs) = (block.columns(), matrix.n_inputs());
+    let size = input.n_rows * PANEL_WIDTH;
+    let sums = &mut scratch.sums[..columns.len().div_ceil(PANEL_WIDTH) * size];
+    sums.fill(0);
+    for inputs in chunks(n_inputs) {
+        let width = inputs.len().next_multiple_of(2);
+        let panel = &mut scratch.panel_integers[..width * PANEL_WIDTH];
+        let weights = rows(matrix, int8.values.as_slice(), &inputs);
+        let x = input.integers(n_inputs, inputs.start);
+        for (outputs, sums) in panels(&columns).zip(sums.chunks_exact_mut(size)) {
+            kernels.pack_i8(weights, matrix.n_cols, outputs.start, outputs.len(), panel);
+            kernels.multiply_panel_i8(panel, x, sums);
+        }
+    }
+    let factors = int8.output_factors(matrix.layout);
+    for (outputs, sums) in panels(&columns).zip(sums.chunks_exact(size)) {
+        let (n, at) = (outputs.len(), outputs.start - columns.start);
+        for (row, sums) in sums.chunks_exact(PANEL_WIDTH).enumerate() {
+            let out = &mut block.row_mut(row)[at..at + n];
+            let (scale, factors) = (input.scales[row], &factors[outputs.clone()]);
+            kernels.rescale_sums(&sums[..n], scale, factors, out);
+        }
+    }
+}
+
+/// Cuts outputs into panels.
+fn panels(columns: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = columns.end;
+    columns
+        .clone()
+        .step_by(PANEL_WIDTH)
+        .map(move |first| first..(first + PANEL_WIDTH).min(end))
+}
+
+/// `pack(panel, inputs, first output, outputs)` widens weights into a panel.
+fn multiply_panels(
+    kernels: KernelSet,
+    matrix: &Matrix,
+    input: &Activations,
+    mut block: ColumnBlock<'_, f32>,
+    scratch: &mut Scratch,
+    pack: impl Fn(&mut [f32], Range<usize>, usize, usize),
+) {
+    let (columns, n_inputs) = (block.columns(), matrix.n_inputs());
+    let size = input.n_rows * PANEL_WIDTH;
+    let product = &mut scratch.product[..columns.len().div_ceil(PANEL_WIDTH) * size];
+    product.fill(0.0);
+    for inputs in chunks(n_inputs) {
+        let panel = &mut scratch.panel[..inputs.len() * PANEL_WIDTH];
+        let x = input.floats(n_inputs, inputs.start);
+        for (outputs, product) in panels(&columns).zip(product.chunks_exact_mut(size)) {
+            pack(panel, inputs.clone(), outputs.start, outputs.len());
+            kernels.multiply_panel_f32(panel, x, product);
+        }
+    }
+    for (outputs, product) in panels(&columns).zip(product.chunks_exact(size)) {
+        let (n, at) = (outputs.len(), outputs.start - columns.start);
+        for (row, product) in product.chunks_exact(PANEL_WIDTH).enumerate() {
+            block.row_mut(row)[at..at + n].copy_from_slice(&product[..n]);
+        }
+    }
+}

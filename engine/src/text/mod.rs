@@ -1,0 +1,5 @@
+//! Text to tokens, tokens to text, and the choice of the next token. Knows nothing of models.
+
+pub(crate) mod sampler;
+pub(crate) mod stream;
+pub(crate) mod tokenizer;
