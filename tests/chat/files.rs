@@ -305,3 +305,21 @@ fn system_texts_are_kept_beside_the_model_where_that_can_be_written() {
         fs::remove_dir_all(chat.path("cache")).unwrap();
     }
 }
+
+/// Made by version 0.1 of the program; tests/fixtures/v0.1 says how.
+#[test]
+fn conversations_of_version_0_1_go_on() {
+    let fixture = |name: &str| repository("tests/fixtures/v0.1").join(name);
+    let expected = common::json(fixture("expected.json"));
+    let text = |key: &str| expected[key].as_str().unwrap();
+    let chat = Chat::new();
+    let mut command = command();
+    command
+        .args(["chat", "--quant", "int8", "--template", "plain", "-n", "40"])
+        .arg("--load-state")
+        .arg(fixture("talk.state"));
+    let output = chat.feed(command, &format!("/show\n{}\n", text("message")));
+    // The conversation so far is shown on stderr, answers are on stdout.
+    assert!(stderr(&output).contains("What is a slice?"));
+    assert_eq!(stdout(&output).trim_end(), text("answer"));
+}

@@ -1,0 +1,78 @@
+//! Files that earlier versions of the program wrote still open, and give what those versions gave:
+//! `tests/fixtures/v0.1` says how they were made. Conversations are tested in `tests/chat/files.rs`.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{golden, ids, json, open, repository};
+use rwkv_edge::{Model, Options, Quant, Session};
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    repository("tests/fixtures/v0.1").join(name)
+}
+
+fn model() -> Model {
+    Model::open(fixture("model.safetensors"), &Options::default()).expect("as version 0.1 wrote it")
+}
+
+/// The largest logit, the first of equals.
+fn best(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+fn goes_on(session: &mut Session, expected: &Value) {
+    let mut fed = expected["next_token"].as_u64().expect("an id") as u32;
+    for next in ids(&expected["behind_state"]) {
+        fed = best(session.eval(&[fed]).expect("a valid token"));
+        assert_eq!(fed, next);
+    }
+}
+
+#[test]
+fn model_files_of_version_0_1_give_the_same_bits() {
+    let (model, expected) = (model(), json(fixture("expected.json")));
+    model.verify(&mut |_, _| {}).expect("not damaged");
+    let info = model.info();
+    assert_eq!((info.architecture, info.quant), ("rwkv-4", Quant::Int8));
+    let fingerprint = format!("{:016x}", info.fingerprint);
+    assert_eq!(Some(fingerprint.as_str()), expected["fingerprint"].as_str());
+    let mut session = model.session();
+    let logits = session
+        .eval(&ids(&expected["prompt"]))
+        .expect("valid tokens");
+    // int8 gives the same bits on every instruction set.
+    let all = expected["logits"].as_array().expect("an array");
+    let all: Vec<f32> = all
+        .iter()
+        .map(|x| x.as_f64().expect("a number") as f32)
+        .collect();
+    assert_eq!(logits, all);
+}
+
+#[test]
+fn states_of_version_0_1_go_on() {
+    let expected = json(fixture("expected.json"));
+    // With the model file of that version, and with the checkpoint that it was made from.
+    let checkpoint = open(golden("small-safetensors"), Quant::Int8, 1);
+    for model in [model(), checkpoint] {
+        let mut session = model.session();
+        session
+            .load_state(fixture("small.state"))
+            .expect("of this model");
+        let n_tokens = expected["state_tokens"].as_u64();
+        assert_eq!(Some(session.state().n_tokens()), n_tokens);
+        assert!(session.logits().is_some(), "they were saved with it");
+        goes_on(&mut session, &expected);
+        let bytes = std::fs::read(fixture("small.state")).expect("a fixture");
+        session.load_state_from(&bytes).expect("of this model");
+        goes_on(&mut session, &expected);
+    }
+}
