@@ -133,7 +133,7 @@ pub unsafe extern "C" fn rwkv_edge_model_get_info(
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let facts = ModelInfo {
             struct_size: asked.struct_size,
-            version: 4,
+            version: facts.version,
             n_vocab: count(facts.n_vocab),
             n_embd: count(facts.n_embd),
             n_layer: count(facts.n_layer),

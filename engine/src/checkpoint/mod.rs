@@ -1,9 +1,9 @@
 //! Checkpoints: from files of several formats to one table of named tensors and one configuration.
 //!
 //! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which
-//! RWKV-4 is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
+//! RWKV is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
 //! Hugging Face's names, or rwkv.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
-//! exactly those of RWKV-4, with the shapes its [`Config`] says, or an error that names file,
+//! exactly those of its architecture, with the shapes its [`Config`] says, or an error that names file,
 //! tensor, expected and found. Nothing here does arithmetic on weights, and nothing in a file is
 //! ever executed.
 
@@ -13,13 +13,15 @@ use std::collections::BTreeMap;
 
 use crate::error::Error;
 use crate::files::{FileBytes, Folder, SourceFile};
+use crate::networks::config::Config;
 
 mod blocks;
 mod checksum;
-pub(crate) mod config;
+mod config;
 mod dtype;
+mod forms;
 mod json;
-pub(crate) mod names;
+mod names;
 mod open;
 mod pickle;
 mod rwkv_cpp;
@@ -30,8 +32,8 @@ mod tests;
 mod torch;
 mod zip;
 
-pub(crate) use config::Config;
 pub(crate) use dtype::Dtype;
+pub(crate) use forms::Forms;
 pub(crate) use open::{open_folder, open_image, open_path};
 pub(crate) use safetensors::SafetensorsFile;
 pub(crate) use tensor::RawTensor;

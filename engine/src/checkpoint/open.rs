@@ -15,9 +15,10 @@ use super::json::{self, UniqueMap};
 use super::names::Named;
 use super::safetensors::SafetensorsFile;
 use super::tensor::RawTensor;
-use super::{rwkv_cpp, torch, Checkpoint, Config, Opened, TokenizerFile};
+use super::{config, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Access, Folder, SourceFile};
+use crate::networks::config::Config;
 
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
@@ -81,7 +82,7 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         }
     };
     let config = match folder.open("config.json", mapped)? {
-        Some(file) => Some(Config::from_file(&file)?),
+        Some(file) => Some(config::from_file(&file)?),
         None => None,
     };
     let checkpoint = finish(folder.place(), tensors, config, &folder, mapped)?;

@@ -49,7 +49,7 @@ fn read_file(file: &SourceFile) -> Result<Vec<RawTensor>> {
         let (name, dtype, shape) =
             read_tensor_header(&mut reader, header.version).map_err(|e| e.at(place))?;
         let mut tensor = RawTensor::in_order(name, file.clone(), dtype, shape, reader.at)?;
-        tensor.is_decay_log = names::is_time_decay(&tensor.name);
+        tensor.is_in_network_form = names::has_other_form(&tensor.name);
         reader.at = tensor.end();
         tensors.push(tensor);
     }

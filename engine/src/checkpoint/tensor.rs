@@ -40,8 +40,9 @@ pub(crate) struct RawTensor {
     pub(crate) offset: u64,
     /// Of the record that holds it, where the format has one.
     pub(crate) checksum: Option<Arc<Checksum>>,
-    /// Whether this is `time_decay` with -exp() applied already, as rwkv.cpp stores it.
-    pub(crate) is_decay_log: bool,
+    /// Whether its numbers are in the form that networks use, where other checkpoints hold another: rwkv.cpp stores
+    /// `time_decay` with -exp() applied already.
+    pub(crate) is_in_network_form: bool,
 }
 
 /// A tensor as rows and columns, with the distances between them in elements.
@@ -109,7 +110,7 @@ impl RawTensor {
             shape,
             strides,
             checksum: None,
-            is_decay_log: false,
+            is_in_network_form: false,
         })
     }
 
@@ -148,7 +149,7 @@ impl RawTensor {
             strides,
             offset,
             checksum: None,
-            is_decay_log: false,
+            is_in_network_form: false,
         };
         let end = tensor.end();
         if end > file.len() {

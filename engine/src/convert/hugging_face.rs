@@ -10,9 +10,10 @@ use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
-use crate::checkpoint::{Checkpoint, Config};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Folder, SourceFile};
+use crate::networks::config::Config;
 use crate::text::tokenizer::{self, Tokenizer};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -66,33 +67,28 @@ pub(super) fn config(checkpoint: &Checkpoint, dtype: &str) -> Result<SideFile> {
     Ok(SideFile::json(CONFIG, &json!(fields)))
 }
 
-fn known_fields(config: &Config, dtype: &str) -> Map<String, Value> {
+fn known_fields(config: &Config, dtype: &str) -> BTreeMap<String, Value> {
+    let (architecture, settings) = (config.sizes.architecture, &config.settings);
     // By way of its shortest decimal: 1e-5 and not the f64 nearest to the f32.
-    let epsilon: f64 = config
-        .layer_norm_epsilon
-        .to_string()
-        .parse()
-        .unwrap_or(1e-5);
-    let fields = json!({
-        "architectures": ["RwkvForCausalLM"],
-        "attention_hidden_size": config.n_attention,
-        "bos_token_id": config.bos,
-        "context_length": config.context_length,
-        "dtype": dtype,
-        "eos_token_id": config.end_of_text,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.n_hidden,
-        "layer_norm_epsilon": epsilon,
-        "model_type": "rwkv",
-        "num_hidden_layers": config.n_layer,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "transformers_version": TRANSFORMERS_VERSION,
-        "vocab_size": config.n_vocab,
-    });
-    match fields {
-        Value::Object(fields) => fields,
-        _ => Map::new(),
-    }
+    let epsilon = settings.layer_norm_epsilon.to_string();
+    let epsilon: f64 = epsilon.parse().unwrap_or(1e-5);
+    let sizes = architecture.sizes.iter();
+    let sizes = sizes.map(|size| (size.field, json!((size.get)(&config.sizes))));
+    let others = [
+        ("architectures", json!([architecture.hugging_face.class])),
+        ("bos_token_id", json!(settings.bos)),
+        ("context_length", json!(settings.context_length)),
+        ("dtype", json!(dtype)),
+        ("eos_token_id", json!(settings.end_of_text)),
+        ("layer_norm_epsilon", json!(epsilon)),
+        ("model_type", json!(architecture.hugging_face.model_type)),
+        ("tie_word_embeddings", json!(settings.tie_word_embeddings)),
+        ("transformers_version", json!(TRANSFORMERS_VERSION)),
+    ];
+    let fields = sizes.chain(others);
+    fields
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// `generation_config.json`: the source directory's own, or one that says what `config.json` does.
@@ -101,11 +97,11 @@ pub(super) fn generation(checkpoint: &Checkpoint) -> Result<SideFile> {
         let name = GENERATION.to_owned();
         return Ok(SideFile { name, bytes });
     }
-    let config = &checkpoint.config;
+    let settings = &checkpoint.config.settings;
     let fields = json!({
         "_from_model_config": true,
-        "bos_token_id": config.bos,
-        "eos_token_id": config.end_of_text,
+        "bos_token_id": settings.bos,
+        "eos_token_id": settings.end_of_text,
         "transformers_version": TRANSFORMERS_VERSION,
     });
     Ok(SideFile::json(GENERATION, &fields))
@@ -141,7 +137,7 @@ fn tokenizer_of_file(config: &Config, path: &Path) -> Result<Vec<SideFile>> {
     let file = SourceFile::open_without_mapping(path)?;
     let bytes = whole(&file)?;
     match Tokenizer::from_bytes(file.name(), &bytes) {
-        Ok(tokenizer) => tokenizer.check_fits(config.n_vocab)?,
+        Ok(tokenizer) => tokenizer.check_fits(config.sizes.n_vocab)?,
         // A sound file of a kind that this build cannot read is passed on all the same.
         Err(e) if e.kind() == ErrorKind::Unsupported => {}
         Err(e) => return Err(e),
@@ -161,7 +157,10 @@ fn tokenizer_of_file(config: &Config, path: &Path) -> Result<Vec<SideFile>> {
         let Some(id) = token["id"].as_u64() else {
             continue;
         };
-        for (role, of_role) in [("bos_token", config.bos), ("eos_token", config.end_of_text)] {
+        for (role, of_role) in [
+            ("bos_token", config.settings.bos),
+            ("eos_token", config.settings.end_of_text),
+        ] {
             if id == u64::from(of_role) && token["special"] == true {
                 special.insert(role.into(), token["content"].clone());
             }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, names, Checkpoint, Opened};
+use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
 use crate::files::output::{sync_folder, OutputFile};
 use crate::files::Access;
@@ -117,17 +117,17 @@ impl CheckpointSource {
 
     /// Layers.
     pub fn n_layer(&self) -> usize {
-        self.0.config.n_layer
+        self.0.config.sizes.n_layer
     }
 
     /// Width of the residual stream.
     pub fn n_embd(&self) -> usize {
-        self.0.config.n_embd
+        self.0.config.sizes.n_embd
     }
 
     /// Tokens of the vocabulary.
     pub fn n_vocab(&self) -> usize {
-        self.0.config.n_vocab
+        self.0.config.sizes.n_vocab
     }
 
     /// Writes a Hugging Face directory: `config.json`, the weights as safetensors under Hugging Face's
@@ -155,7 +155,7 @@ impl CheckpointSource {
             parts.retain(|part| part.name != "head.weight");
         }
         for part in &mut parts {
-            part.name = names::hugging_face(&part.name);
+            std::mem::swap(&mut part.name, &mut part.hugging_face);
         }
         let mut converted = Converted::of(&parts);
         let tokenizer = hugging_face::tokenizer(checkpoint, options.tokenizer.as_deref())?;
@@ -240,7 +240,7 @@ impl CheckpointSource {
     /// Whether the head is not stored by itself.
     fn head_is_embedding(&self) -> bool {
         let tensor = |name: &str| self.0.tensors.get(name).map(checkpoint::RawTensor::place);
-        self.0.config.tie_word_embeddings && tensor("head.weight") == tensor("emb.weight")
+        self.0.config.settings.tie_word_embeddings && tensor("head.weight") == tensor("emb.weight")
     }
 }
 

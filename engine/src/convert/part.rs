@@ -12,9 +12,10 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::Put;
-use crate::checkpoint::{names, Checkpoint, Dtype, RawTensor};
+use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
 use crate::error::{Error, Result};
-use crate::networks::decay::Decay;
+use crate::networks::form::Form;
+use crate::networks::table::TensorAt;
 
 /// Numbers read at once: 4 MiB in f32.
 const READ_NUMBERS: usize = 1 << 20;
@@ -91,30 +92,41 @@ pub(super) struct Part<'a> {
     pub(super) name: String,
     pub(super) dtype: FloatType,
     pub(super) shape: Vec<usize>,
+    /// Its name in a Hugging Face directory.
+    pub(super) hugging_face: String,
+    form: Form,
     source: &'a RawTensor,
 }
 
-/// All tensors of a checkpoint under BlinkDL's names, in the order in which transformers keeps them.
+/// All tensors of a checkpoint under BlinkDL's names, in the order of the architecture's table.
 ///
 /// # Errors
 /// None in practice: the names were checked when the checkpoint was opened.
 pub(super) fn parts(checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result<Vec<Part<'_>>> {
-    let part = |(name, shape): (String, Vec<usize>)| {
+    let sizes = &checkpoint.config.sizes;
+    let part = |tensor: TensorAt<'_>| {
+        let name = tensor.raw_name();
         let Some(source) = checkpoint.tensors.get(&name) else {
             let place = &checkpoint.place;
             return Err(Error::format(format!("{place}: tensor {name}: missing")));
         };
+        let (n_outputs, n_inputs) = tensor.outputs_and_inputs();
         Ok(Part {
             dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
+            hugging_face: tensor.hugging_face_name(),
+            form: tensor.spec.form,
+            shape: match (tensor.is_matrix(), tensor.spec.is_broadcast) {
+                (true, _) => vec![n_outputs, n_inputs],
+                (false, true) => vec![1, 1, n_outputs],
+                (false, false) => vec![n_outputs],
+            },
             name,
-            shape,
             source,
         })
     };
-    names::written(&checkpoint.config)
-        .into_iter()
-        .map(part)
-        .collect()
+    let architecture = sizes.architecture;
+    let tensors = architecture.tensors(sizes, &architecture.whole(sizes));
+    tensors.map(part).collect()
 }
 
 /// The narrowest type that holds every part exactly.
@@ -144,10 +156,9 @@ impl Part<'_> {
     pub(super) fn write(&self, put: &mut Put<'_>) -> Result<()> {
         let &[n_rows, n_cols] = self.shape.as_slice() else {
             let n = self.source.len();
-            let values = if self.source.is_decay_log {
-                Decay::read(self.source, n)?.time_decay
-            } else {
-                self.source.read_vector(n)?
+            let values = match self.source.is_in_network_form {
+                true => Forms::read(self.source, self.form, n)?.checkpoint,
+                false => self.source.read_vector(n)?,
             };
             return self.narrow(&values, 0, put);
         };

@@ -9,16 +9,18 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 
+use crate::devices::device_state;
 use crate::devices::stages::{Lane, Pipeline, Wanted};
 use crate::error::{Error, Result};
 use crate::networks::batch::Span;
+use crate::networks::config::Sizes;
 use crate::networks::state::State;
-use crate::networks::v4::{Machine, Sizes};
+use crate::networks::Machine;
 
 /// Chooses a pipeline for every span: (index of the pipeline) for each.
 pub(crate) fn assign(pipelines: &[Pipeline], spans: &[Span<'_>]) -> Vec<usize> {
     let home = |state: &State| {
-        let stage = state.home()?;
+        let stage = device_state::home(state)?;
         let is_on = |p: &Pipeline| p.placed().first().is_some_and(|s| Arc::ptr_eq(s, stage));
         pipelines.iter().position(is_on)
     };
@@ -131,7 +133,7 @@ impl Work<'_, '_> {
     ) -> Result<()> {
         for span in &mut self.spans {
             if !span.tokens.is_empty() {
-                span.state.place(pipeline.placed())?;
+                device_state::place(span.state, pipeline.placed())?;
             }
         }
         if self.pieces.len() == 1 {

@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::checkpoint::Config;
 use crate::devices::names::{devices_of, Device, DeviceMap, StageMap};
 use crate::devices::plugin::{self, DeviceInfo, Memory, Plugin, StageOptions};
 use crate::error::{Error, Result};
-use crate::networks::v4::{Part, Sizes};
+use crate::networks::config::Config;
+use crate::networks::table::Part;
 use crate::quant::matrix::Quant;
 
 /// Rows of a batch where all stages are on devices of plugins: large enough to be bound by arithmetic.
@@ -155,7 +155,7 @@ pub(crate) fn size(bytes: u64) -> String {
 
 impl Request<'_> {
     fn n_layers_and_head(&self) -> usize {
-        self.config.n_layer + 1
+        self.config.sizes.n_layer + 1
     }
 
     fn quant(&self) -> Quant {
@@ -164,7 +164,7 @@ impl Request<'_> {
 
     /// The stage that has `count` of the layers from `first` on, the head being the last.
     fn part(&self, first: usize, count: usize) -> Part {
-        let n_layer = self.config.n_layer;
+        let n_layer = self.config.sizes.n_layer;
         Part {
             layers: first.min(n_layer)..(first + count).min(n_layer),
             has_embedding: first == 0,
@@ -191,10 +191,8 @@ impl Request<'_> {
         device: u32,
         rows_max: Option<usize>,
     ) -> StageOptions {
-        let sizes = Sizes::of(self.config);
-        let epsilon = self.config.layer_norm_epsilon;
         let rows_max = rows_max.unwrap_or(MIXED_ROWS_MAX);
-        StageOptions::new(&sizes, &stage.part, stage.quant, device, rows_max, epsilon)
+        StageOptions::new(self.config, &stage.part, stage.quant, device, rows_max)
     }
 
     /// A limit of a device that is not there would limit nothing.

@@ -12,14 +12,19 @@ use std::sync::Arc;
 use rwkv_edge_plugin as abi;
 
 use super::upload::Upload;
+use crate::devices::device_state;
 use crate::devices::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::devices::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
 use crate::error::{Error, Result};
 use crate::math::exp::argmax;
-use crate::model::info::TensorInfo;
 use crate::networks::batch::{Cutter, Segment, Span};
-use crate::networks::v4::{Buffers, Machine, Network, Part, Sizes, NORM_OUT_EPSILON};
-use crate::quant::matrix::{Quant, RowsSource};
+use crate::networks::common::NORM_OUT_EPSILON;
+use crate::networks::config::{Config, Sizes};
+use crate::networks::source::RowsSource;
+use crate::networks::table::Part;
+use crate::networks::tensor_info::TensorInfo;
+use crate::networks::{Buffers, Machine, Network};
+use crate::quant::matrix::Quant;
 
 /// The whole network, stage after stage.
 pub(crate) struct Pipeline {
@@ -119,13 +124,13 @@ impl<'a> Wanted<'a> {
 
 impl StageOptions {
     pub(crate) fn new(
-        sizes: &Sizes,
+        config: &Config,
         part: &Part,
         quant: Quant,
         device: u32,
         rows_max: usize,
-        epsilon: f32,
     ) -> Self {
+        let sizes = &config.sizes;
         // Readers of checkpoints keep all sizes below 2^32.
         let count = |n: usize| n as u32;
         StageOptions(abi::StageOptions {
@@ -146,7 +151,7 @@ impl StageOptions {
                 Quant::Int8 => abi::INT8,
             },
             rows_max: count(rows_max),
-            norm_epsilon: epsilon,
+            norm_epsilon: config.settings.layer_norm_epsilon,
             norm_out_epsilon: NORM_OUT_EPSILON,
             reserved: 0,
         })
@@ -158,20 +163,19 @@ impl Stages {
     /// the plan wants them: tensor by tensor, and to devices in pieces of tensors.
     pub(crate) fn build(
         source: &mut impl RowsSource,
-        sizes: Sizes,
-        epsilon: f32,
+        config: &Config,
         plan: &Plan,
     ) -> Result<Self> {
         let mut facts = Vec::with_capacity(plan.stages.len());
         let n_pipelines = 1 + plan.replicas.len();
         let rows_max = plan.rows_max.unwrap_or(usize::MAX);
         let mut pipelines: Vec<Pipeline> = (0..n_pipelines)
-            .map(|_| Pipeline::new(sizes, rows_max))
+            .map(|_| Pipeline::new(config.sizes, rows_max))
             .collect();
         for planned in &plan.stages {
             source.set_quant(planned.quant)?;
             let Target::Device(..) = planned.target else {
-                let network = Network::build(source, sizes, epsilon, &planned.part)?;
+                let network = Network::build(source, config, &planned.part)?;
                 pipelines[0].links.push(Link::Cpu(Box::new(network)));
                 facts.push(StageFacts {
                     planned: planned.clone(),
@@ -182,9 +186,9 @@ impl Stages {
             };
             let rows_max = plan.rows_max.unwrap_or(MIXED_ROWS_MAX);
             let targets = std::iter::once(&planned.target).chain(&plan.replicas);
-            let mut upload = Upload::new(source, targets, planned, (&sizes, epsilon, rows_max))?;
+            let mut upload = Upload::new(source, targets, planned, (config, rows_max))?;
             // The network that this gives is all placeholders.
-            Network::build(&mut upload, sizes, epsilon, &planned.part)?;
+            Network::build(&mut upload, config, &planned.part)?;
             let (stages, fact) = upload.finish(planned)?;
             for (pipeline, stage) in pipelines.iter_mut().zip(stages) {
                 pipeline.push_device(stage);
@@ -201,7 +205,7 @@ impl Stages {
             quant,
             part: network.part(),
         };
-        let mut pipeline = Pipeline::new(network.sizes, usize::MAX);
+        let mut pipeline = Pipeline::new(network.config.sizes, usize::MAX);
         pipeline.links.push(Link::Cpu(Box::new(network)));
         Stages {
             pipelines: vec![pipeline],
@@ -390,7 +394,7 @@ impl Pipeline {
             }
         }
         let (residual, next): (&[f32], &mut [f32]) = match buffers {
-            Some(buffers) => buffers.residual_mut(n_rows, self.sizes.n_embd),
+            Some(buffers) => buffers.rows_mut(n_rows),
             None => (&[], &mut []),
         };
         let input = match has_embedding {
@@ -412,7 +416,7 @@ impl Pipeline {
             of_spans.peek()?;
             let segment = of_spans.next_if(|segment| segment.span == index);
             Some(segment.map(|segment| SpanInput {
-                states: &mut span.state.device_parts_mut()[chain.clone()],
+                states: &mut device_state::parts_mut(span.state)[chain.clone()],
                 n_rows: segment.n_rows,
                 rows: segment.output,
             }))
@@ -420,7 +424,7 @@ impl Pipeline {
         let stages = &self.placed[chain.clone()];
         plugin::forward(stages, batch, inputs.flatten(), input, output)?;
         if let (true, Some(buffers)) = (passes_on, buffers) {
-            buffers.swap_residual();
+            buffers.swap_rows();
         }
         Ok(())
     }
@@ -435,19 +439,16 @@ fn output(
     logits: &mut Vec<f32>,
     wanted: Wanted<'_>,
 ) {
-    let Some(head) = &network.head else {
-        return;
-    };
-    if rows.is_empty() {
+    if network.head.is_none() || rows.is_empty() {
         return;
     }
     match wanted {
-        Wanted::Logits(out) => head.logits(machine, buffers, rows, out),
-        Wanted::Hidden(out) => head.hidden(machine, buffers, rows, out),
+        Wanted::Logits(out) => network.logits(machine, buffers, rows, out),
+        Wanted::Hidden(out) => network.hidden(machine, buffers, rows, out),
         Wanted::Tokens(out) => {
-            let n_vocab = network.sizes.n_vocab;
+            let n_vocab = network.config.sizes.n_vocab;
             logits.resize(rows.len() * n_vocab, 0.0);
-            head.logits(machine, buffers, rows, logits);
+            network.logits(machine, buffers, rows, logits);
             for (token, row) in out.iter_mut().zip(logits.chunks_exact(n_vocab)) {
                 *token = argmax(row);
             }

@@ -6,11 +6,11 @@ use super::stages::StageFacts;
 use crate::devices::plan::{PlannedStage, Target};
 use crate::devices::plugin::{self, StageBuilder, StageOptions};
 use crate::error::{Error, Result};
-use crate::model::info::TensorInfo;
-use crate::networks::v4::{Sizes, DECAY_LOG};
-use crate::quant::matrix::{
-    Buffer, Layout, Matrix, Quant, Rows, RowsSource, Vector, WeightSource, Weights,
-};
+use crate::networks::config::Config;
+use crate::networks::source::{RowsSource, WeightSource};
+use crate::networks::table::TensorAt;
+use crate::networks::tensor_info::TensorInfo;
+use crate::quant::matrix::{Buffer, Matrix, Quant, Rows, Vector, Weights};
 
 /// Brings what a network asks for to devices, and gives placeholders.
 pub(crate) struct Upload<'a> {
@@ -26,14 +26,14 @@ impl<'a> Upload<'a> {
         source: &'a mut dyn RowsSource,
         targets: impl Iterator<Item = &'t Target>,
         planned: &PlannedStage,
-        (sizes, epsilon, rows_max): (&Sizes, f32, usize),
+        (config, rows_max): (&Config, usize),
     ) -> Result<Self> {
         let mut builders = Vec::new();
         let mut estimate = plugin::Memory::default();
         for target in targets {
             if let Target::Device(plugin, device) = *target {
                 let (part, quant) = (&planned.part, planned.quant);
-                let options = StageOptions::new(sizes, part, quant, device, rows_max, epsilon);
+                let options = StageOptions::new(config, part, quant, device, rows_max);
                 estimate = plugin.stage_estimate(&options)?;
                 builders.push(StageBuilder::new(plugin, &options)?);
             }
@@ -63,8 +63,8 @@ impl WeightSource for Upload<'_> {
         self.source.set_quant(quant)
     }
 
-    fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
-        let vector = self.source.vector(name, n)?;
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
+        let vector = self.source.vector(tensor)?;
         let (tensor, layer) = tensor_of(&vector.name)?;
         for builder in &mut self.builders {
             builder
@@ -79,13 +79,8 @@ impl WeightSource for Upload<'_> {
         })
     }
 
-    fn matrix(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-    ) -> Result<Matrix> {
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
+        let (at, name, layout) = (tensor, tensor.name(), tensor.layout());
         let (tensor, layer) = tensor_of(&name)?;
         let builders = &mut self.builders;
         let mut size = None;
@@ -96,8 +91,7 @@ impl WeightSource for Upload<'_> {
                 taken.map_err(|e| e.at(format_args!("tensor {name}")))
             })
         };
-        self.source
-            .matrix_rows(name.clone(), n_outputs, n_inputs, layout, &mut take)?;
+        self.source.matrix_rows(at, &mut take)?;
         let size = size.ok_or_else(|| Error::format(format!("tensor {name}: no rows")))?;
         self.tensors
             .push(TensorInfo::of_matrix(&name, &size, &self.device));
@@ -127,7 +121,7 @@ fn tensor_of(name: &str) -> Result<(u32, u32)> {
         ("att.time_mix_k", abi::ATT_MIX_KEY),
         ("att.time_mix_v", abi::ATT_MIX_VALUE),
         ("att.time_mix_r", abi::ATT_MIX_RECEPTANCE),
-        (DECAY_LOG, abi::ATT_DECAY_LOG),
+        ("att.decay_log", abi::ATT_DECAY_LOG),
         ("att.time_first", abi::ATT_BONUS),
         ("att.key.weight", abi::ATT_KEY),
         ("att.value.weight", abi::ATT_VALUE),

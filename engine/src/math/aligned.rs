@@ -18,9 +18,21 @@ pub struct Aligned<T> {
 }
 
 impl<T: Copy> Aligned<T> {
+    /// To move the beginning by.
+    const ROOM: usize = match size_of::<T>() {
+        0 => 0,
+        size => CACHE_LINE / size,
+    };
+
+    /// Bytes that `len` numbers take.
+    pub(crate) fn bytes_for(len: usize) -> usize {
+        len.saturating_add(Self::ROOM)
+            .saturating_mul(size_of::<T>())
+    }
+
     /// `len` times `value`.
     pub fn new(value: T, len: usize) -> Self {
-        let data = vec![value; len + CACHE_LINE / size_of::<T>().max(1)];
+        let data = vec![value; len + Self::ROOM];
         let start = data.as_ptr().align_offset(CACHE_LINE);
         Aligned {
             start: start.min(data.len() - len),

@@ -7,21 +7,23 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::checkpoint::Config;
-use crate::devices::plan::Plan;
+use crate::devices::plan::{Plan, Request};
 use crate::devices::stages::Stages;
 use crate::error::Result;
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::budget::Budget;
 use crate::model::load::{convert_rows, convert_rows_in_pieces, Blocks, RowSource};
-use crate::model::{Inner, TokenizerSlot};
-use crate::networks::v4::Sizes;
-use crate::quant::matrix::{Layout, Matrix, Quant, Rows, RowsSource, Vector, WeightSource};
+use crate::model::{n_threads, Loaded, Model, Options, Setup};
+use crate::networks::config::{Config, Sizes};
+use crate::networks::known;
+use crate::networks::source::{RowsSource, TakeRows, WeightSource};
+use crate::networks::table::TensorAt;
+use crate::quant::matrix::{Matrix, Quant, Vector};
 
 /// A size in which RWKV-4 was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,73 +49,88 @@ impl SyntheticSize {
         }
     }
 
-    pub(crate) fn config(self) -> Config {
+    fn sizes(self) -> Sizes {
         let (n_layer, n_embd) = match self {
             SyntheticSize::M169 => (12, 768),
             SyntheticSize::M430 => (24, 1024),
             SyntheticSize::B1_5 => (24, 2048),
             SyntheticSize::B3 => (32, 2560),
         };
-        Config {
+        Sizes {
+            architecture: known::version_4(),
             n_vocab: 50_277,
             n_embd,
             n_layer,
             n_attention: n_embd,
             n_hidden: 4 * n_embd,
-            layer_norm_epsilon: 1e-5,
-            end_of_text: 0,
-            bos: 0,
-            context_length: 1024,
-            tie_word_embeddings: false,
         }
     }
 }
 
-/// Makes a model; calls `progress(done, total)` in weights.
-pub(crate) fn build(
+impl Model {
+    /// A model of a published size with made-up weights: for measuring speed and memory, which do not
+    /// depend on what the weights are. The same seedless weights every time. About half of the hidden
+    /// units of the channel mixing are 0, where trained models have more.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for too many threads, [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub fn synthetic(
+        size: SyntheticSize,
+        options: &Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let kernels = KernelSet::select()?;
+        let pool = Pool::new(n_threads(options.threads)?);
+        let config = Config::of_sizes(size.sizes());
+        let plan = Plan::new(&Request {
+            map: &options.device_map,
+            memory_max: &options.device_memory_max,
+            config: &config,
+            quant: options.quant,
+            stored: Quant::F16,
+        })?;
+        let loaded = load(size, config, &plan, &pool, progress)?;
+        let setup = Setup {
+            quant: plan.quant(),
+            pool: Arc::new(pool),
+            kernels,
+            no_sparsity: options.no_sparsity,
+            budget: Budget::default(),
+            note: plan.note,
+        };
+        Ok(Model::assemble(loaded, setup))
+    }
+}
+
+/// Makes the weights; calls `progress(done, total)` in weights of matrices.
+fn load(
     size: SyntheticSize,
+    config: Config,
     plan: &Plan,
-    pool: Pool,
-    kernels: KernelSet,
+    pool: &Pool,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Inner> {
-    let config = size.config();
-    let sizes = Sizes::of(&config);
-    let (d, h, n) = (
-        config.n_embd as u64,
-        config.n_hidden as u64,
-        config.n_layer as u64,
-    );
-    let total = 2 * config.n_vocab as u64 * d + n * (5 * d * d + 2 * d * h);
-    let quant = plan.quant();
+) -> Result<Loaded> {
+    let (sizes, architecture) = (&config.sizes, config.sizes.architecture);
+    let tensors = architecture.tensors(sizes, &architecture.whole(sizes));
+    let matrices = tensors.filter(TensorAt::is_matrix);
     let mut weights = SyntheticWeights {
-        quant,
-        pool: &pool,
+        quant: plan.quant(),
+        pool,
         done: 0,
-        total,
+        total: matrices.map(|tensor| tensor.len() as u64).sum(),
         progress,
     };
-    let stages = Stages::build(&mut weights, sizes, config.layer_norm_epsilon, plan)?;
+    let stages = Stages::build(&mut weights, &config, plan)?;
     let place = format!("synthetic {}", size.name());
-    let searched = "a synthetic model has none".into();
-    Ok(Inner {
+    Ok(Loaded {
         fingerprint: xxh3_64(place.as_bytes()),
         place,
-        sizes,
-        stages,
         config,
-        quant,
-        pool: Arc::new(pool),
-        kernels,
-        no_sparsity: false,
-        budget: Budget::default(),
-        tokenizer: TokenizerSlot {
-            file: None,
-            searched,
-            parsed: OnceLock::new(),
-        },
+        stages,
+        tokenizer: None,
+        tokenizer_search: "a synthetic model has none".into(),
         model_file: None,
-        note: plan.note.clone(),
     })
 }
 
@@ -131,52 +148,35 @@ impl WeightSource for SyntheticWeights<'_> {
         Ok(())
     }
 
-    fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
-        let (low, high) = match name.rsplit('.').next() {
-            Some("weight") => (0.5, 1.5),
-            Some("bias") => (-0.1, 0.1),
-            Some("decay_log") => (-3.0, -0.001),
-            Some("time_first") => (-1.0, 0.5),
-            _ => (0.0, 1.0), // token shift
-        };
-        let mut values = vec![0.0; n];
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
+        let (name, (low, high)) = (tensor.name(), tensor.spec.noise);
+        let mut values = vec![0.0; tensor.len()];
         Noise::new(&name, 0).fill(low, high, &mut values);
         Ok(Vector { name, values })
     }
 
-    fn matrix(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-    ) -> Result<Matrix> {
-        let rows = SyntheticRows::new(&name, n_outputs, n_inputs, layout);
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
+        let name = tensor.name();
+        let rows = SyntheticRows::new(&name, tensor);
         let weights = convert_rows(&mut rows.blocks(self.pool), self.quant)?;
         let (n_rows, n_cols) = (rows.n_rows, rows.n_cols);
-        self.was_made(n_rows * n_cols);
+        self.was_made(tensor.len());
         Ok(Matrix {
+            layout: tensor.layout(),
             name,
             n_rows,
             n_cols,
-            layout,
             weights,
         })
     }
 }
 
 impl RowsSource for SyntheticWeights<'_> {
-    fn matrix_rows(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let rows = SyntheticRows::new(&name, n_outputs, n_inputs, layout);
+    fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
+        let name = tensor.name();
+        let rows = SyntheticRows::new(&name, tensor);
         convert_rows_in_pieces(&mut rows.blocks(self.pool), self.quant, take)?;
-        self.was_made(n_outputs * n_inputs);
+        self.was_made(tensor.len());
         Ok(())
     }
 }
@@ -196,8 +196,9 @@ struct SyntheticRows<'a> {
 }
 
 impl<'a> SyntheticRows<'a> {
-    fn new(name: &'a str, n_outputs: usize, n_inputs: usize, layout: Layout) -> Self {
-        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
+    fn new(name: &'a str, tensor: &TensorAt<'_>) -> Self {
+        let (n_rows, n_cols) = tensor.stored_shape();
+        let (_, n_inputs) = tensor.outputs_and_inputs();
         SyntheticRows {
             name,
             // Uniform numbers up to a have a variance of a^2 / 3; outputs shall have that of the inputs.

@@ -6,20 +6,17 @@
 
 #![forbid(unsafe_code)]
 
-use crate::checkpoint::{Opened, TokenizerFile};
+use super::budget::Budget;
+use super::estimate::{session_bytes, weight_bytes, window_bytes};
 use crate::devices::plan::{Plan, PlannedStage, Target};
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::PAGES_CAN_BE_DROPPED;
-use crate::memory::budget::{session_bytes, weight_bytes, window_bytes, Budget};
-use crate::model::load;
-use crate::model::model_file;
 use crate::model::session::Session;
-use crate::model::Options;
-use crate::networks::v4::{Network, Sizes, Tensor};
+use crate::networks::config::Sizes;
+use crate::networks::Network;
 use crate::products::paging::Paging;
 use crate::quant::matrix::Quant;
-use crate::text::tokenizer::Tokenizer;
 
 /// Rows of a prompt at once, from best to smallest. At the end those below which a matrix stored row per
 /// input goes by pieces, and one token.
@@ -63,89 +60,83 @@ pub(crate) struct Fit {
     pub(crate) window: Option<u64>,
 }
 
-/// Sizes, how matrices are stored, and what the tokenizer that comes with the model takes.
-fn facts(opened: &Opened) -> Result<(Sizes, Quant, u64)> {
-    let bytes = |file: &TokenizerFile| Tokenizer::memory_bytes(&file.bytes);
-    Ok(match opened {
-        Opened::Checkpoint(checkpoint) => (
-            Sizes::of(&checkpoint.config),
-            load::stored_quant(checkpoint),
-            checkpoint.tokenizer.as_ref().map_or(0, bytes),
-        ),
-        Opened::ModelFile(file) => {
-            let (config, quant) = model_file::config_and_quant(file)?;
-            let tokenizer = model_file::tokenizer_of(file)?;
-            let tokenizer = tokenizer.as_ref().map_or(0, bytes);
-            (Sizes::of(&config), quant, tokenizer)
-        }
-    })
+/// What decides how much memory a model takes, before its weights are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) sizes: Sizes,
+    /// How its matrices are stored.
+    pub(crate) stored: Quant,
+    /// What reading its tokenizer will take; 0 without one.
+    pub(crate) tokenizer: u64,
+    pub(crate) lie: Lie,
+}
+
+/// Where weights lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lie {
+    /// In a checkpoint, of which so many bytes will be used in place from mapped files.
+    Checkpoint { mapped: u64 },
+    /// In a model file whose pages can be dropped,
+    Mapped,
+    /// that is part of the program or in flash,
+    InMemory,
+    /// or that is read into memory.
+    Read,
+}
+
+/// The caller's limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    /// 0: none.
+    pub(crate) memory_max: u64,
+    /// What the process has taken otherwise.
+    pub(crate) taken: u64,
+    /// Whether the tokenizer has to fit.
+    pub(crate) for_text: bool,
 }
 
 impl Demand {
     /// What a model will want that was opened, but not loaded.
-    ///
-    /// # Errors
-    /// Damaged metadata.
-    pub(crate) fn of(
-        opened: &Opened,
-        plan: &Plan,
-        options: &Options,
-        n_threads: usize,
-    ) -> Result<Self> {
-        let (sizes, stored, tokenizer) = facts(opened)?;
+    pub(crate) fn of(origin: &Origin, plan: &Plan, limit: &Limit, n_threads: usize) -> Self {
         let mut demand = Demand {
-            sizes,
+            sizes: origin.sizes,
             quant: plan.quant(),
             n_threads,
             on_cpu: false,
-            program: options.memory_taken,
+            program: limit.taken,
             fixed: 0,
             vectors: 0,
             mapped: 0,
-            tokenizer: match &options.tokenizer {
-                Some(path) => Tokenizer::memory_bytes_of_file(path),
-                None => tokenizer,
-            },
-            needs_text: options.memory_for_text,
+            tokenizer: origin.tokenizer,
+            needs_text: limit.for_text,
             converts: false,
         };
         let on_cpu = |stage: &&PlannedStage| matches!(stage.target, Target::Cpu);
         for stage in plan.stages.iter().filter(on_cpu) {
-            demand.add(opened, stage, stored, plan.stages.len() == 1);
+            demand.add(origin, stage, plan.stages.len() == 1);
         }
-        Ok(demand)
+        demand
     }
 
     /// Adds the weights of a stage on the CPU.
-    ///
-    /// Inlined into a loop, fields of one kind of model are read before it is known which kind it is; nothing
-    /// comes of it, but Valgrind complains.
-    #[inline(never)]
-    fn add(&mut self, opened: &Opened, stage: &PlannedStage, stored: Quant, is_whole: bool) {
+    fn add(&mut self, origin: &Origin, stage: &PlannedStage, is_whole: bool) {
         let quant = stage.quant;
         let all = weight_bytes(&self.sizes, &stage.part, quant, false);
         let vectors = weight_bytes(&self.sizes, &stage.part, quant, true);
-        let (fixed, mapped) = match opened {
-            Opened::Checkpoint(checkpoint) => {
-                // Of a part it is not worth to be exact.
-                let mapped = match is_whole {
-                    true => load::mapped_bytes(checkpoint, quant),
-                    false => 0,
-                };
-                (all.saturating_sub(mapped), mapped)
-            }
-            Opened::ModelFile(file) if quant == stored && file.file.pages_can_be_dropped() => {
-                (vectors, all - vectors)
-            }
-            Opened::ModelFile(file) if quant == stored && file.file.is_in_memory() => (vectors, 0),
-            Opened::ModelFile(_) => (all, 0),
+        let is_stored = quant == origin.stored;
+        let (fixed, mapped) = match origin.lie {
+            // Of a part it is not worth to be exact.
+            Lie::Checkpoint { mapped } if is_whole => (all.saturating_sub(mapped), mapped),
+            Lie::Mapped if is_stored => (vectors, all - vectors),
+            Lie::InMemory if is_stored => (vectors, 0),
+            _ => (all, 0),
         };
-        let is_checkpoint = matches!(opened, Opened::Checkpoint(_));
+        let is_checkpoint = matches!(origin.lie, Lie::Checkpoint { .. });
         self.on_cpu = true;
         self.fixed = self.fixed.saturating_add(fixed);
         self.vectors = self.vectors.saturating_add(vectors);
         self.mapped = self.mapped.saturating_add(mapped);
-        self.converts |= quant != stored || is_checkpoint && fixed > vectors;
+        self.converts |= !is_stored || is_checkpoint && fixed > vectors;
     }
 
     /// The budget of the network that was loaded. Where less of it lies in files than was thought, because the
@@ -158,13 +149,9 @@ impl Demand {
         let embedding = stages.networks().find(|network| embedding(network));
         let embedding = embedding.and_then(|network| network.embedding.as_ref());
         let table = embedding.map(|embedding| &embedding.table);
-        let tensors = stages.networks().flat_map(Network::tensors);
-        let others = tensors.filter_map(|tensor| match tensor {
-            Tensor::Matrix(matrix) if table.is_none_or(|table| !std::ptr::eq(matrix, table)) => {
-                Some(matrix)
-            }
-            _ => None,
-        });
+        let matrices = stages.networks().flat_map(Network::matrices);
+        let others =
+            matrices.filter(|matrix| table.is_none_or(|table| !std::ptr::eq(*matrix, table)));
         let paging = Paging::new(table, others);
         let mapped = paging.size_bytes().min(self.mapped);
         let fixed = self.fixed + (self.mapped - mapped);
@@ -306,23 +293,12 @@ impl Demand {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::networks::v4::Part;
 
     const MIB: u64 = 1 << 20;
 
     fn demand() -> Demand {
-        let sizes = Sizes {
-            n_vocab: 50_277,
-            n_embd: 768,
-            n_layer: 12,
-            n_attention: 768,
-            n_hidden: 3072,
-        };
-        let part = Part {
-            layers: 0..sizes.n_layer,
-            has_embedding: true,
-            has_head: true,
-        };
+        let sizes = crate::networks::tests::sizes([50_277, 768, 12, 768, 3072]);
+        let part = sizes.architecture.whole(&sizes);
         let fixed = weight_bytes(&sizes, &part, Quant::Int8, true);
         Demand {
             sizes,

@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use crate::devices::stages::{StageFacts, Stages};
 use crate::model::Inner;
-use crate::networks::v4::{Tensor, ARCHITECTURE};
-use crate::quant::matrix::{MatrixSize, Quant, Vector};
+use crate::networks::state::StateLayout;
+use crate::networks::tensor_info::{TensorInfo, CPU};
+use crate::quant::matrix::Quant;
 
 /// Facts about an open model.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Info {
     pub place: String,
     /// Name of the architecture: `rwkv-4`.
     pub architecture: &'static str,
+    /// Version of RWKV: 4.
+    pub version: u32,
     /// Layers.
     pub n_layer: usize,
     /// Width of the residual stream.
@@ -94,48 +97,29 @@ pub struct StageInfo {
     pub allocated_bytes: u64,
 }
 
-/// Facts about one tensor of an open model.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TensorInfo {
-    /// As in a model file.
-    pub name: String,
-    /// As stored, slowest dimension first.
-    pub shape: Vec<usize>,
-    /// How its numbers are stored.
-    pub quant: Quant,
-    /// Of the numbers and scales.
-    pub size_bytes: u64,
-    /// Where it is: `cpu`, or a plugin's device such as `cuda:0`.
-    pub device: String,
-    /// Whether it is used in place from a file.
-    pub(crate) is_in_file: bool,
-    /// Of a row with its scale; 0 for vectors.
-    pub(crate) row_size_bytes: u64,
-}
-
 impl Info {
-    pub(crate) fn of(inner: &Inner, state_bytes: usize) -> Self {
-        let config = &inner.config;
+    pub(crate) fn of(inner: &Inner) -> Self {
+        let (sizes, settings) = (&inner.config.sizes, &inner.config.settings);
         let mut totals = Totals::default();
         let tensors = tensors(&inner.stages);
         tensors.iter().for_each(|tensor| totals.add(tensor));
         // Readers demand exactly one table of each name.
-        let table = (config.n_vocab * config.n_embd) as u64;
+        let table = (sizes.n_vocab * sizes.n_embd) as u64;
         let embedding = tensors.first();
         let [embedding_bytes, embedding_row_bytes] = embedding.map_or([0, 0], |embedding| {
             [embedding.size_bytes, embedding.row_size_bytes]
         });
         Info {
             place: inner.place.clone(),
-            architecture: ARCHITECTURE,
-            n_layer: config.n_layer,
-            n_embd: config.n_embd,
-            n_attention: config.n_attention,
-            n_hidden: config.n_hidden,
-            n_vocab: config.n_vocab,
-            context_length: config.context_length,
-            end_of_text: config.end_of_text,
+            architecture: sizes.architecture.name,
+            version: sizes.architecture.version,
+            n_layer: sizes.n_layer,
+            n_embd: sizes.n_embd,
+            n_attention: sizes.n_attention,
+            n_hidden: sizes.n_hidden,
+            n_vocab: sizes.n_vocab,
+            context_length: settings.context_length,
+            end_of_text: settings.end_of_text,
             n_params: totals.n_params,
             quant: inner.quant,
             weight_bytes: totals.weight_bytes,
@@ -145,7 +129,7 @@ impl Info {
             decode_bytes: totals.matrix_bytes - embedding_bytes + embedding_row_bytes,
             layer_macs: totals.matrix_params - 2 * table,
             head_macs: table,
-            state_bytes,
+            state_bytes: StateLayout::new(sizes, inner.fingerprint).size_bytes(),
             kernels: inner.kernels.name(),
             threads: inner.pool.n_threads(),
             fingerprint: inner.fingerprint,
@@ -155,44 +139,6 @@ impl Info {
         }
     }
 }
-
-impl TensorInfo {
-    pub(crate) fn of_vector(vector: &Vector, device: &str) -> Self {
-        TensorInfo {
-            name: vector.name.clone(),
-            shape: vec![vector.len()],
-            quant: Quant::F32,
-            size_bytes: 4 * vector.len() as u64,
-            device: device.to_owned(),
-            is_in_file: false,
-            row_size_bytes: 0,
-        }
-    }
-
-    pub(crate) fn of_matrix(name: &str, size: &MatrixSize, device: &str) -> Self {
-        TensorInfo {
-            name: name.to_owned(),
-            shape: vec![size.n_rows, size.n_cols],
-            quant: size.quant,
-            size_bytes: size.size_bytes(),
-            device: device.to_owned(),
-            is_in_file: false,
-            row_size_bytes: size.row_size_bytes(),
-        }
-    }
-
-    fn of(tensor: &Tensor<'_>) -> Self {
-        match tensor {
-            Tensor::Vector(vector) => Self::of_vector(vector, CPU),
-            Tensor::Matrix(matrix) => TensorInfo {
-                is_in_file: matrix.is_in_file(),
-                ..Self::of_matrix(&matrix.name, &matrix.size(), CPU)
-            },
-        }
-    }
-}
-
-const CPU: &str = "cpu";
 
 /// Every tensor of a model, in the order in which a token needs them.
 pub(crate) fn tensors(stages: &Stages) -> Vec<TensorInfo> {

@@ -7,26 +7,22 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
 
 use half::f16;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::checkpoint::{Checkpoint, Dtype, RawTensor};
+use super::Loaded;
+use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
 use crate::devices::plan::Plan;
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
-use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
-use crate::memory::budget::Budget;
-use crate::model::{Inner, TokenizerSlot};
-use crate::networks::decay::Decay;
-use crate::networks::v4::{Sizes, ARCHITECTURE, DECAY_LOG};
+use crate::networks::source::{RowsSource, TakeRows, WeightSource};
+use crate::networks::table::TensorAt;
 use crate::quant::int8;
 use crate::quant::matrix::{
-    Buffer, Int8, Layout, Matrix, Quant, RowWeights, Rows, RowsSource, Vector, WeightSource,
-    Weights,
+    Buffer, Int8, Layout, Matrix, Quant, RowWeights, Rows, Vector, Weights,
 };
 
 pub(crate) use crate::quant::blocks::{Block, Blocks, RowSource};
@@ -44,23 +40,14 @@ const FINGERPRINT_NUMBERS: usize = 64;
 pub(crate) fn load(
     checkpoint: Checkpoint,
     plan: &Plan,
-    pool: Pool,
-    kernels: KernelSet,
+    pool: &Pool,
     is_short: bool,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Inner> {
-    let config = &checkpoint.config;
-    let sizes = Sizes::of(config);
-    let quant = plan.quant();
+) -> Result<Loaded> {
+    let sizes = &checkpoint.config.sizes;
     let mut hash = Xxh3::new();
-    hash.update(ARCHITECTURE.as_bytes());
-    for size in [
-        sizes.n_vocab,
-        sizes.n_embd,
-        sizes.n_layer,
-        sizes.n_attention,
-        sizes.n_hidden,
-    ] {
+    hash.update(sizes.architecture.name.as_bytes());
+    for (_, size) in sizes.named() {
         hash.update(&(size as u64).to_le_bytes());
     }
     let total = checkpoint
@@ -70,44 +57,30 @@ pub(crate) fn load(
         .sum();
     let mut weights = CheckpointWeights {
         checkpoint: &checkpoint,
-        quant,
-        pool: &pool,
+        quant: plan.quant(),
+        pool,
         is_short,
         hash,
         done: 0,
         total,
         progress,
     };
-    let stages = Stages::build(&mut weights, sizes, config.layer_norm_epsilon, plan)?;
-    let fingerprint = weights.hash.digest();
-    let searched = checkpoint.tokenizer_search;
-    Ok(Inner {
-        place: checkpoint.place,
-        sizes,
+    let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
+    Ok(Loaded {
         stages,
+        fingerprint: weights.hash.digest(),
+        place: checkpoint.place,
         config: checkpoint.config,
-        quant,
-        fingerprint,
-        pool: Arc::new(pool),
-        kernels,
-        no_sparsity: false,
-        budget: Budget::default(),
-        tokenizer: TokenizerSlot {
-            file: checkpoint.tokenizer,
-            searched,
-            parsed: OnceLock::new(),
-        },
+        tokenizer: checkpoint.tokenizer,
+        tokenizer_search: checkpoint.tokenizer_search,
         model_file: None,
-        note: plan.note.clone(),
     })
 }
 
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit, or if most
 /// are quantised, as in a file of rwkv.cpp; rounding to f16 is far finer than that.
 pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
-    let tensors = checkpoint.tensors.iter();
-    let matrices = tensors.filter(|(name, _)| is_matrix(name));
-    let dtypes: Vec<Dtype> = matrices.map(|(_, tensor)| tensor.dtype).collect();
+    let dtypes: Vec<Dtype> = matrices(checkpoint).map(|(_, raw)| raw.dtype).collect();
     let quantised = dtypes.iter().any(|dtype| matches!(dtype, Dtype::Blocks(_)));
     if dtypes.contains(&Dtype::F32) && !quantised {
         Quant::F32
@@ -123,25 +96,27 @@ pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
         Quant::F16 => Dtype::F16,
         Quant::Int8 => return 0,
     };
-    let in_place = |(name, tensor): &(&String, &RawTensor)| {
-        // The one that is stored the other way round.
-        let is_turned = name.ends_with("ffn.value.weight");
-        is_matrix(name)
-            && !is_turned
-            && tensor.dtype == dtype
-            && tensor.is_contiguous()
-            && tensor.offset % dtype.size().unwrap_or(1) as u64 == 0
-            && tensor.file.pages_can_be_dropped()
+    let element = dtype.size().unwrap_or(1) as u64;
+    let in_place = |(tensor, raw): &(TensorAt<'_>, &RawTensor)| {
+        tensor.layout() == Layout::RowPerOutput
+            && raw.dtype == dtype
+            && raw.is_contiguous()
+            && raw.offset % element == 0
+            && raw.file.pages_can_be_dropped()
     };
-    let tensors = checkpoint.tensors.iter().filter(in_place);
-    let size = |(_, tensor): (_, &RawTensor)| (tensor.len() * dtype.size().unwrap_or(0)) as u64;
-    tensors.map(size).sum()
+    let tensors = matrices(checkpoint).filter(in_place);
+    tensors.map(|(_, raw)| raw.len() as u64 * element).sum()
 }
 
-/// Vectors called `.weight` are those of norms.
-fn is_matrix(name: &str) -> bool {
-    let of_norm = ["ln0.weight", "ln1.weight", "ln2.weight", "ln_out.weight"];
-    name.ends_with(".weight") && !of_norm.iter().any(|norm| name.ends_with(norm))
+/// The matrices of a checkpoint, and where they are.
+fn matrices(checkpoint: &Checkpoint) -> impl Iterator<Item = (TensorAt<'_>, &RawTensor)> {
+    let sizes = &checkpoint.config.sizes;
+    let whole = sizes.architecture.whole(sizes);
+    let tensors = sizes.architecture.tensors(sizes, &whole);
+    tensors.filter(TensorAt::is_matrix).filter_map(|tensor| {
+        let raw = checkpoint.tensors.get(&tensor.raw_name())?;
+        Some((tensor, raw))
+    })
 }
 
 struct CheckpointWeights<'a> {
@@ -158,9 +133,10 @@ struct CheckpointWeights<'a> {
 
 impl CheckpointWeights<'_> {
     /// The names were checked when the checkpoint was opened.
-    fn tensor(&self, name: &str) -> Result<RawTensor> {
-        let tensor = self.checkpoint.tensors.get(name).cloned();
-        tensor.ok_or_else(|| {
+    fn tensor(&self, tensor: &TensorAt<'_>) -> Result<RawTensor> {
+        let name = tensor.raw_name();
+        let raw = self.checkpoint.tensors.get(&name).cloned();
+        raw.ok_or_else(|| {
             Error::format(format!("{}: tensor {name}: missing", self.checkpoint.place))
         })
     }
@@ -171,20 +147,24 @@ impl CheckpointWeights<'_> {
     }
 
     /// A matrix as it is to be stored, after its part in the fingerprint.
-    fn stored(&mut self, name: &str, n_inputs: usize, layout: Layout) -> Result<RawTensor> {
-        let tensor = self.tensor(name)?;
+    fn stored(&mut self, tensor: &TensorAt<'_>) -> Result<RawTensor> {
+        let (_, n_inputs) = tensor.outputs_and_inputs();
+        let raw = self.tensor(tensor)?;
         let mut first_row = vec![0.0; n_inputs];
-        tensor.read_rows(0..1, &mut first_row)?;
-        self.hash(name, &first_row[..n_inputs.min(FINGERPRINT_NUMBERS)]);
-        Ok(match layout {
-            Layout::RowPerOutput => tensor,
-            Layout::RowPerInput => transposed(tensor),
+        raw.read_rows(0..1, &mut first_row)?;
+        self.hash(
+            &tensor.name(),
+            &first_row[..n_inputs.min(FINGERPRINT_NUMBERS)],
+        );
+        Ok(match tensor.layout() {
+            Layout::RowPerOutput => raw,
+            Layout::RowPerInput => transposed(raw),
         })
     }
 
-    fn was_read(&mut self, tensor: &RawTensor, n: usize) {
+    fn was_read(&mut self, raw: &RawTensor, n: usize) {
         if self.is_short {
-            tensor.file.release(tensor.offset..tensor.end());
+            raw.file.release(raw.offset..raw.end());
         }
         self.done += n as u64;
         (self.progress)(self.done, self.total);
@@ -197,52 +177,29 @@ impl WeightSource for CheckpointWeights<'_> {
         Ok(())
     }
 
-    fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
-        let values = match name.strip_suffix(DECAY_LOG) {
-            Some(layer) => {
-                let tensor = self.tensor(&format!("{layer}att.time_decay"))?;
-                let decay = Decay::read(&tensor, n)?;
-                self.hash(&name, &decay.time_decay);
-                self.was_read(&tensor, n);
-                decay.decay_log
-            }
-            None => {
-                let tensor = self.tensor(&name)?;
-                let values = tensor.read_vector(n)?;
-                self.hash(&name, &values);
-                self.was_read(&tensor, n);
-                values
-            }
-        };
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
+        let (raw, name) = (self.tensor(tensor)?, tensor.name());
+        let forms = Forms::read(&raw, tensor.spec.form, tensor.len())?;
+        self.hash(&name, &forms.checkpoint);
+        self.was_read(&raw, tensor.len());
+        let values = forms.network;
         Ok(Vector { name, values })
     }
 
-    fn matrix(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-    ) -> Result<Matrix> {
-        let stored = self.stored(&name, n_inputs, layout)?;
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
+        let stored = self.stored(tensor)?;
+        let (name, layout) = (tensor.name(), tensor.layout());
         let matrix = convert(&stored, name, layout, self.quant, self.pool)?;
-        self.was_read(&stored, n_outputs * n_inputs);
+        self.was_read(&stored, tensor.len());
         Ok(matrix)
     }
 }
 
 impl RowsSource for CheckpointWeights<'_> {
-    fn matrix_rows(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let stored = self.stored(&name, n_inputs, layout)?;
+    fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
+        let stored = self.stored(tensor)?;
         convert_in_pieces(&stored, self.quant, self.pool, take)?;
-        self.was_read(&stored, n_outputs * n_inputs);
+        self.was_read(&stored, tensor.len());
         Ok(())
     }
 }
@@ -294,7 +251,7 @@ pub(crate) fn convert_in_pieces(
     tensor: &RawTensor,
     quant: Quant,
     pool: &Pool,
-    take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    take: &mut TakeRows<'_>,
 ) -> Result<()> {
     let (n_rows, n_cols) = matrix_shape(tensor)?;
     let is_stored = tensor.is_contiguous()
@@ -353,7 +310,7 @@ pub(crate) fn convert_rows(blocks: &mut Blocks<'_>, quant: Quant) -> Result<Weig
 pub(crate) fn convert_rows_in_pieces(
     blocks: &mut Blocks<'_>,
     quant: Quant,
-    take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    take: &mut TakeRows<'_>,
 ) -> Result<()> {
     let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
     let mut take = |first: usize, weights: RowWeights<'_>| {

@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::networks::v4::{Network, Tensor};
-use crate::quant::matrix::{Layout, Matrix, Quant, Vector, WeightSource};
+use crate::networks::source::WeightSource;
+use crate::networks::table::TensorAt;
+use crate::networks::{Network, Tensor};
+use crate::quant::matrix::{Matrix, Quant, Vector};
 
 /// The network `base`, but for the matrices called `names`, which are those of `other`. Both have the
 /// same sizes.
@@ -25,7 +27,7 @@ pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Net
             Tensor::Matrix(matrix) => drop(parts.matrices.insert(&matrix.name, matrix)),
         }
     }
-    let others: BTreeMap<_, _> = matrices(other).map(|m| (m.name.as_str(), m)).collect();
+    let others: BTreeMap<_, _> = other.matrices().map(|m| (m.name.as_str(), m)).collect();
     for &name in names {
         let matrix = others.get(name).ok_or_else(|| {
             Error::argument(format!(
@@ -34,22 +36,12 @@ pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Net
         })?;
         parts.matrices.insert(name, matrix);
     }
-    Network::build(&mut parts, base.sizes, base.epsilon, &base.part())
-}
-
-fn matrices(network: &Network) -> impl Iterator<Item = &Matrix> {
-    network
-        .tensors()
-        .into_iter()
-        .filter_map(|tensor| match tensor {
-            Tensor::Matrix(matrix) => Some(matrix),
-            Tensor::Vector(_) => None,
-        })
+    Network::build(&mut parts, &base.config, &base.part())
 }
 
 /// Refuses networks with a matrix that is not of this quantisation.
 pub(crate) fn check_quant(networks: &[&Network], quant: Quant) -> Result<()> {
-    let mut all = networks.iter().copied().flat_map(matrices);
+    let mut all = networks.iter().copied().flat_map(Network::matrices);
     match all.find(|matrix| matrix.quant() != quant) {
         None => Ok(()),
         Some(matrix) => {
@@ -74,18 +66,14 @@ impl WeightSource for Parts<'_> {
         Ok(())
     }
 
-    fn vector(&mut self, name: String, _n: usize) -> Result<Vector> {
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
+        let name = tensor.name();
         let vector = self.vectors.get(name.as_str()).copied().cloned();
         vector.ok_or_else(|| missing(&name))
     }
 
-    fn matrix(
-        &mut self,
-        name: String,
-        _n_outputs: usize,
-        _n_inputs: usize,
-        _layout: Layout,
-    ) -> Result<Matrix> {
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
+        let name = tensor.name();
         let matrix = self.matrices.get(name.as_str()).copied().cloned();
         matrix.ok_or_else(|| missing(&name))
     }

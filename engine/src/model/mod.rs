@@ -8,10 +8,10 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use crate::checkpoint::{Config, TokenizerFile};
-use crate::devices::data_parallel;
+use crate::checkpoint::TokenizerFile;
 use crate::devices::plugin::DeviceLimits;
 use crate::devices::stages::{Lane, Pipeline, Stages, Wanted};
+use crate::devices::{data_parallel, device_state};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::SourceFile;
 use crate::math::kernels::KernelSet;
@@ -19,11 +19,13 @@ use crate::math::threads::Pool;
 use crate::memory::budget::{Budget, Reservation};
 use crate::model::session::Session;
 use crate::networks::batch::Span;
-use crate::networks::state::{State, StateShape};
-use crate::networks::v4::{Buffers, Machine, Sizes, Tensor};
+use crate::networks::config::{Config, Sizes};
+use crate::networks::state::{State, StateLayout};
+use crate::networks::tensor_info::TensorInfo;
+use crate::networks::{Buffers, Machine};
 use crate::quant::matrix::{Matrix, Quant};
 use crate::text::tokenizer::Tokenizer;
-use info::{Info, TensorInfo};
+use info::Info;
 
 pub(crate) mod info;
 pub(crate) mod load;
@@ -31,9 +33,11 @@ pub(crate) mod mixed_quant;
 pub(crate) mod model_file;
 mod open;
 mod options;
+mod origin;
 pub(crate) mod outline;
 pub(crate) mod session;
 
+pub(crate) use options::n_threads;
 pub use options::Options;
 
 /// A model ready to run: immutable, cheap to clone, and shared between threads without locks.
@@ -46,18 +50,44 @@ pub struct Model(Arc<Inner>);
 /// All that makes up a model.
 pub(crate) struct Inner {
     pub(crate) place: String,
-    pub(crate) sizes: Sizes,
     pub(crate) stages: Stages,
     pub(crate) config: Config,
+    /// Of the matrices, or most of them.
     pub(crate) quant: Quant,
     pub(crate) fingerprint: u64,
     pub(crate) pool: Arc<Pool>,
     pub(crate) kernels: KernelSet,
     pub(crate) no_sparsity: bool,
-    pub(crate) budget: Budget,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) tokenizer: TokenizerSlot,
     /// The model file this was opened from, if it was one.
     pub(crate) model_file: Option<SourceFile>,
+    /// Why a device map `auto` chose the CPU.
+    pub(crate) note: Option<String>,
+}
+
+/// What a loader gives: weights where they belong, and what it found with them.
+pub(crate) struct Loaded {
+    /// The file or folder, for texts.
+    pub(crate) place: String,
+    pub(crate) config: Config,
+    pub(crate) stages: Stages,
+    /// Of the checkpoint, the same for every quantisation.
+    pub(crate) fingerprint: u64,
+    pub(crate) tokenizer: Option<TokenizerFile>,
+    /// Where a tokenizer was looked for, for the error text.
+    pub(crate) tokenizer_search: String,
+    /// The model file, if it was one.
+    pub(crate) model_file: Option<SourceFile>,
+}
+
+/// What a model is put together from besides.
+pub(crate) struct Setup {
+    pub(crate) quant: Quant,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) kernels: KernelSet,
+    pub(crate) no_sparsity: bool,
+    pub(crate) budget: Budget,
     /// Why a device map `auto` chose the CPU.
     pub(crate) note: Option<String>,
 }
@@ -88,7 +118,7 @@ impl Model {
     /// [`ErrorKind::Argument`] when `other` is of another checkpoint, or a name is not that of a matrix.
     pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
         let (base, other) = (&*self.0, &*other.0);
-        let facts = |inner: &Inner| (inner.fingerprint, inner.sizes);
+        let facts = |inner: &Inner| (inner.fingerprint, inner.config.sizes);
         if facts(base) != facts(other) {
             let text = format!("is of another checkpoint than {}", base.place);
             return Err(Error::argument(text).at(&other.place));
@@ -102,26 +132,47 @@ impl Model {
             Ok(()) => other.quant,
             Err(_) => base.quant,
         };
-        Ok(Model(Arc::new(Inner {
+        let loaded = Loaded {
             place: base.place.clone(),
-            sizes: base.sizes,
+            config: base.config,
             stages: Stages::of_network(network, quant),
-            note: None,
-            config: base.config.clone(),
-            quant,
             fingerprint: base.fingerprint,
+            tokenizer: base.tokenizer.file.clone(),
+            tokenizer_search: base.tokenizer.searched.clone(),
+            // Its checksum is not that of these weights.
+            model_file: None,
+        };
+        let setup = Setup {
+            quant,
             pool: base.pool.clone(),
             kernels: base.kernels,
             no_sparsity: base.no_sparsity,
             budget: Budget::default(),
+            note: None,
+        };
+        Ok(Model::assemble(loaded, setup))
+    }
+
+    /// The only place where a model is made.
+    pub(crate) fn assemble(loaded: Loaded, setup: Setup) -> Self {
+        Model(Arc::new(Inner {
+            place: loaded.place,
+            stages: loaded.stages,
+            config: loaded.config,
+            quant: setup.quant,
+            fingerprint: loaded.fingerprint,
+            pool: setup.pool,
+            kernels: setup.kernels,
+            no_sparsity: setup.no_sparsity,
+            budget: Arc::new(setup.budget),
             tokenizer: TokenizerSlot {
-                file: base.tokenizer.file.clone(),
-                searched: base.tokenizer.searched.clone(),
+                file: loaded.tokenizer,
+                searched: loaded.tokenizer_search,
                 parsed: OnceLock::new(),
             },
-            // Its checksum is not that of these weights.
-            model_file: None,
-        })))
+            model_file: loaded.model_file,
+            note: setup.note,
+        }))
     }
 
     /// Writes the model as one file, whole or not at all. Opened again it gives the same bits.
@@ -155,11 +206,9 @@ impl Model {
         }
         let networks = self.0.stages.only_networks("verified");
         for network in networks.map_err(|e| e.at(&self.0.place))? {
-            for tensor in network.tensors() {
-                if let Tensor::Matrix(matrix) = tensor {
-                    matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
-                    self.matrix_was_read(matrix);
-                }
+            for matrix in network.matrices() {
+                matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
+                self.matrix_was_read(matrix);
             }
         }
         Ok(())
@@ -211,17 +260,17 @@ impl Model {
 
     /// Tokens of the vocabulary: length of a row of logits.
     pub fn n_vocab(&self) -> usize {
-        self.0.config.n_vocab
+        self.0.config.sizes.n_vocab
     }
 
     /// The token that ends a text.
     pub fn end_of_text(&self) -> u32 {
-        self.0.config.end_of_text
+        self.0.config.settings.end_of_text
     }
 
     /// Facts about the model.
     pub fn info(&self) -> Info {
-        Info::of(&self.0, self.state_shape().len() * size_of::<f32>())
+        Info::of(&self.0)
     }
 
     /// Every tensor, in the order in which a token needs them.
@@ -229,23 +278,16 @@ impl Model {
         info::tensors(&self.0.stages)
     }
 
-    fn state_shape(&self) -> StateShape {
-        let config = &self.0.config;
-        StateShape {
-            n_layer: config.n_layer,
-            n_embd: config.n_embd,
-            n_attention: config.n_attention,
-            n_vocab: config.n_vocab,
-            fingerprint: self.0.fingerprint,
-        }
+    fn state_layout(&self) -> StateLayout {
+        StateLayout::new(self.sizes(), self.0.fingerprint)
     }
 
-    pub(crate) fn budget(&self) -> &Budget {
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.0.budget
     }
 
     pub(crate) fn sizes(&self) -> &Sizes {
-        &self.0.sizes
+        &self.0.config.sizes
     }
 
     pub(crate) fn machine(&self) -> (&Pool, KernelSet) {
@@ -254,7 +296,7 @@ impl Model {
 
     /// The empty state: of a sequence before its first token.
     pub fn new_state(&self) -> State {
-        State::new(self.state_shape())
+        State::new(self.state_layout())
     }
 
     /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut. A
@@ -264,7 +306,7 @@ impl Model {
         let workspace = self.uncounted_workspace(rows_max);
         let bytes = workspace.size_bytes();
         Workspace {
-            _reservation: Reservation::anyway(self, bytes),
+            _reservation: Reservation::anyway(self.budget(), bytes),
             ..workspace
         }
     }
@@ -291,7 +333,7 @@ impl Model {
     ///
     /// [`ErrorKind::Memory`] when it does not fit; without a limit everything does.
     pub fn reserve_memory(&self, bytes: u64) -> Result<Reservation> {
-        Reservation::new(self, bytes, "a buffer")
+        Reservation::new(self.budget(), bytes, "a buffer")
     }
 
     /// Bytes of [`Options::memory_max`] that could still be taken; `None` without a limit.
@@ -328,7 +370,7 @@ impl Model {
     /// Gives a state its place on the model's devices, which its first pass does otherwise.
     pub(crate) fn place(&self, state: &mut State) -> Result<()> {
         match &self.0.stages.pipelines[..] {
-            [pipeline] => state.place(pipeline.placed()),
+            [pipeline] => device_state::place(state, pipeline.placed()),
             _ => Ok(()),
         }
     }
@@ -399,14 +441,14 @@ impl Model {
         spans: &mut [Span<'_>],
         wanted: Wanted<'_>,
     ) -> Result<()> {
-        let shape = self.state_shape();
+        let layout = self.state_layout();
         for (index, span) in spans.iter().enumerate() {
-            span.check(&shape).map_err(|e| match spans.len() {
+            span.check(&layout).map_err(|e| match spans.len() {
                 1 => e,
                 _ => e.at(format_args!("span {index}")),
             })?;
         }
-        let Inner { sizes, stages, .. } = &*self.0;
+        let (sizes, stages) = (self.sizes(), &self.0.stages);
         let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
         let (width, name) = wanted.width(sizes);
         if wanted.len() != n_rows * width {
@@ -425,7 +467,7 @@ impl Model {
             ([pipeline], [lane]) => {
                 for span in &mut *spans {
                     if !span.tokens.is_empty() {
-                        span.state.place(pipeline.placed())?;
+                        device_state::place(span.state, pipeline.placed())?;
                     }
                 }
                 pipeline.forward(machine, lane, spans, wanted)

@@ -8,29 +8,26 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 
 use half::f16;
 use serde_json::{json, Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkpoint::safetensors::{SafetensorsFile, TensorEntry};
-use crate::checkpoint::{Config, Dtype, RawTensor, TokenizerFile};
+use crate::checkpoint::{Dtype, RawTensor, TokenizerFile};
 use crate::devices::plan::Plan;
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::output::OutputFile;
 use crate::files::{FileBytes, SourceFile};
-use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
-use crate::memory::budget::Budget;
 use crate::model::load::{convert, convert_in_pieces, pieces};
-use crate::model::{Inner, TokenizerSlot};
-use crate::networks::v4::{Sizes, Tensor, ARCHITECTURE};
-use crate::quant::matrix::{
-    Buffer, Int8, Layout, Matrix, Quant, RowWeights, Rows, RowsSource, Vector, WeightSource,
-    Weights,
-};
+use crate::model::{Inner, Loaded};
+use crate::networks::config::Config;
+use crate::networks::source::{RowsSource, TakeRows, WeightSource};
+use crate::networks::table::TensorAt;
+use crate::networks::{known, Tensor};
+use crate::quant::matrix::{Buffer, Int8, Matrix, Quant, RowWeights, Rows, Vector, Weights};
 
 /// Value of the metadata key `format`.
 pub(crate) const FORMAT: &str = "rwkv-edge";
@@ -73,11 +70,8 @@ impl<'a> Part<'a> {
 /// Writes a model; calls `progress(done, total)` in bytes.
 pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
     let networks = model.stages.only_networks("saved")?;
-    let tensors: Vec<_> = networks
-        .iter()
-        .flat_map(|network| network.tensors())
-        .collect();
-    let mut parts: Vec<_> = tensors.iter().flat_map(tensor_parts).collect();
+    let tensors = networks.iter().flat_map(|network| network.tensors());
+    let mut parts: Vec<_> = tensors.flat_map(tensor_parts).collect();
     if let Some(file) = &model.tokenizer.file {
         parts.push(Part::new(
             TOKENIZER,
@@ -113,8 +107,8 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u6
     file.commit()
 }
 
-fn tensor_parts<'a>(tensor: &Tensor<'a>) -> Vec<Part<'a>> {
-    let matrix = match *tensor {
+fn tensor_parts(tensor: Tensor<'_>) -> Vec<Part<'_>> {
+    let matrix = match tensor {
         Tensor::Vector(vector) => {
             let bytes = bytemuck::cast_slice(&vector.values);
             return vec![Part::new(&vector.name, "F32", vec![vector.len()], bytes)];
@@ -180,8 +174,8 @@ fn header(model: &Inner, parts: &[Part<'_>]) -> Vec<u8> {
     let mut metadata = json!({
         "format": FORMAT,
         "format_version": FORMAT_VERSION.to_string(),
-        "architecture": ARCHITECTURE,
-        "config": json!(model.config).to_string(),
+        "architecture": model.config.sizes.architecture.name,
+        "config": model.config.to_json().to_string(),
         "quant": model.quant.name(),
         "fingerprint": format!("{:016x}", model.fingerprint),
         "checksum": CHECKSUM_BLANK,
@@ -253,98 +247,37 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(u64, u
     }
 }
 
-/// Opens a model file. `wanted` may ask for less than is stored, but not for more. Where memory is short, no
-/// page is kept that was read only to be copied.
-pub(crate) fn read(
-    file: SafetensorsFile,
-    plan: &Plan,
-    pool: Pool,
-    kernels: KernelSet,
-    is_short: bool,
-) -> Result<Inner> {
-    let place = file.file.name().to_owned();
-    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(&place))?;
-    let (stored, quant) = (meta.quant, plan.quant());
-    let tokenizer = tokenizer_file(&file, &meta)?;
-    let mut weights = FileWeights {
-        entries: file
-            .tensors
-            .iter()
-            .map(|entry| (entry.name.clone(), entry))
-            .collect(),
-        file: &file,
-        stored,
-        quant,
-        pool: &pool,
-        is_short,
-    };
-    let config = &meta.config;
-    let sizes = Sizes::of(config);
-    let stages = Stages::build(&mut weights, sizes, config.layer_norm_epsilon, plan)?;
-    weights.nothing_left()?;
-    Ok(Inner {
-        sizes,
-        stages,
-        note: plan.note.clone(),
-        quant,
-        fingerprint: meta.fingerprint,
-        pool: Arc::new(pool),
-        kernels,
-        no_sparsity: false,
-        budget: Budget::default(),
-        tokenizer: TokenizerSlot {
-            file: tokenizer,
-            searched: SEARCHED.into(),
-            parsed: OnceLock::new(),
-        },
-        model_file: Some(file.file),
-        config: meta.config,
-        place,
-    })
-}
-
-/// Configuration and quantisation, before any tensor is looked at.
-pub(crate) fn config_and_quant(file: &SafetensorsFile) -> Result<(Config, Quant)> {
-    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
-    Ok((meta.config, meta.quant))
-}
-
-/// The tokenizer in the file, before any tensor is looked at.
-pub(crate) fn tokenizer_of(file: &SafetensorsFile) -> Result<Option<TokenizerFile>> {
-    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
-    tokenizer_file(file, &meta)
-}
-
-const SEARCHED: &str = "looked for one inside the model file";
-
-/// Only n_vocab, the tokenizer, and where it was looked for.
-pub(crate) fn tokenizer(file: &SafetensorsFile) -> Result<(usize, Option<TokenizerFile>, String)> {
-    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
-    Ok((
-        meta.config.n_vocab,
-        tokenizer_file(file, &meta)?,
-        SEARCHED.into(),
-    ))
-}
-
-/// Size of the vocabulary, how matrices are stored, and whether there is a tokenizer.
-pub(crate) fn outline(file: &SafetensorsFile) -> Result<(usize, Quant, bool)> {
-    let meta = Metadata::parse(&file.metadata).map_err(|e| e.at(file.file.name()))?;
-    Ok((meta.config.n_vocab, meta.quant, meta.tokenizer.is_some()))
-}
-
-struct Metadata {
-    config: Config,
-    quant: Quant,
+/// An open model file whose weights have not been looked at.
+pub(crate) struct ModelFile {
+    pub(crate) config: Config,
+    /// How its matrices are stored.
+    pub(crate) quant: Quant,
     fingerprint: u64,
-    tokenizer: Option<String>,
+    pub(crate) tokenizer: Option<TokenizerFile>,
+    tensors: SafetensorsFile,
 }
 
-impl Metadata {
-    fn parse(metadata: &BTreeMap<String, String>) -> Result<Self> {
+/// Where its tokenizer was looked for.
+pub(crate) const TOKENIZER_SEARCH: &str = "looked for one inside the model file";
+
+impl ModelFile {
+    /// Reads the metadata.
+    ///
+    /// # Errors
+    /// What is missing, damaged, or of a kind or version that this program does not know.
+    pub(crate) fn new(tensors: SafetensorsFile) -> Result<Self> {
+        let file = tensors.file.clone();
+        Self::parse(tensors).map_err(|e| e.at(file.name()))
+    }
+
+    fn parse(tensors: SafetensorsFile) -> Result<Self> {
         let get = |key: &str| {
             let missing = || Error::format(format!("metadata: no `{key}`"));
-            metadata.get(key).map(String::as_str).ok_or_else(missing)
+            tensors
+                .metadata
+                .get(key)
+                .map(String::as_str)
+                .ok_or_else(missing)
         };
         let version = get("format_version")?;
         if version != FORMAT_VERSION.to_string() {
@@ -352,38 +285,64 @@ impl Metadata {
                 "model file of format version {version}, this program reads {FORMAT_VERSION}"
             )));
         }
-        let architecture = get("architecture")?;
-        if architecture != ARCHITECTURE {
-            return Err(Error::unsupported(format!(
-                "architecture {architecture}, expected {ARCHITECTURE}"
-            )));
-        }
+        let architecture = known::by_name(get("architecture")?)?;
         let quant = get("quant")?;
         let unknown = || Error::unsupported(format!("quant {quant}, expected f32, f16 or int8"));
         let damaged = |key: &str, e: &dyn std::fmt::Display| {
             Error::format(format!("metadata: damaged `{key}`: {e}"))
         };
-        let config: Config =
-            serde_json::from_str(get("config")?).map_err(|e| damaged("config", &e))?;
-        config.check().map_err(|e| e.at("metadata: `config`"))?;
-        Ok(Metadata {
-            config,
+        let fingerprint = get("fingerprint")?;
+        Ok(ModelFile {
+            config: Config::from_json(architecture, get("config")?)?,
             quant: Quant::from_name(quant).ok_or_else(unknown)?,
-            fingerprint: u64::from_str_radix(get("fingerprint")?, 16)
+            fingerprint: u64::from_str_radix(fingerprint, 16)
                 .map_err(|e| damaged("fingerprint", &e))?,
-            tokenizer: metadata.get(TOKENIZER).cloned(),
+            tokenizer: tokenizer_file(&tensors)?,
+            tensors,
+        })
+    }
+
+    pub(crate) fn file(&self) -> &SourceFile {
+        &self.tensors.file
+    }
+
+    /// Loads the weights. The plan may ask for less than is stored, but not for more. Where memory is short, no
+    /// page is kept that was read only to be copied.
+    pub(crate) fn load(self, plan: &Plan, pool: &Pool, is_short: bool) -> Result<Loaded> {
+        let entries = self.tensors.tensors.iter();
+        let mut weights = FileWeights {
+            entries: entries.map(|entry| (entry.name.clone(), entry)).collect(),
+            file: &self.tensors,
+            stored: self.quant,
+            quant: plan.quant(),
+            pool,
+            is_short,
+        };
+        let stages = Stages::build(&mut weights, &self.config, plan)?;
+        weights.nothing_left()?;
+        Ok(Loaded {
+            stages,
+            fingerprint: self.fingerprint,
+            place: self.file().name().to_owned(),
+            config: self.config,
+            tokenizer: self.tokenizer,
+            tokenizer_search: TOKENIZER_SEARCH.into(),
+            model_file: Some(self.tensors.file),
         })
     }
 }
 
-fn tokenizer_file(file: &SafetensorsFile, meta: &Metadata) -> Result<Option<TokenizerFile>> {
-    let Some(entry) = file.tensors.iter().find(|entry| entry.name == TOKENIZER) else {
+fn tokenizer_file(tensors: &SafetensorsFile) -> Result<Option<TokenizerFile>> {
+    let Some(entry) = tensors.tensors.iter().find(|entry| entry.name == TOKENIZER) else {
         return Ok(None);
     };
-    let inner_name = meta.tokenizer.as_deref().unwrap_or(TOKENIZER);
+    let inner_name = tensors
+        .metadata
+        .get(TOKENIZER)
+        .map_or(TOKENIZER, String::as_str);
     Ok(Some(TokenizerFile {
-        name: format!("{inner_name} in {}", file.file.name()),
-        bytes: file.file.bytes(entry.begin..entry.end)?,
+        name: format!("{inner_name} in {}", tensors.file.name()),
+        bytes: tensors.file.bytes(entry.begin..entry.end)?,
     }))
 }
 
@@ -484,7 +443,7 @@ impl FileWeights<'_> {
         &mut self,
         name: &str,
         (n_rows, n_cols): (usize, usize),
-        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+        take: &mut TakeRows<'_>,
     ) -> Result<()> {
         let begin = self.take_entry(name, Dtype::I8, &[n_rows, n_cols])?.begin;
         let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
@@ -531,8 +490,9 @@ impl WeightSource for FileWeights<'_> {
         Ok(())
     }
 
-    fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
-        let bytes = self.take(&name, Dtype::F32, &[n])?;
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
+        let name = tensor.name();
+        let bytes = self.take(&name, Dtype::F32, &[tensor.len()])?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
         self.was_copied(&bytes);
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
@@ -542,14 +502,9 @@ impl WeightSource for FileWeights<'_> {
         Ok(Vector { name, values })
     }
 
-    fn matrix(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-    ) -> Result<Matrix> {
-        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
+        let (name, layout) = (tensor.name(), tensor.layout());
+        let (n_rows, n_cols) = tensor.stored_shape();
         if self.stored == Quant::Int8 {
             let weights = Weights::Int8(self.int8(&name, n_rows, n_cols)?);
             return Ok(Matrix {
@@ -566,15 +521,8 @@ impl WeightSource for FileWeights<'_> {
 }
 
 impl RowsSource for FileWeights<'_> {
-    fn matrix_rows(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let (n_rows, n_cols) = layout.stored_shape(n_outputs, n_inputs);
+    fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
+        let (name, (n_rows, n_cols)) = (tensor.name(), tensor.stored_shape());
         if self.stored == Quant::Int8 {
             return self.int8_rows(&name, (n_rows, n_cols), take);
         }

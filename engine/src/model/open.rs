@@ -1,4 +1,4 @@
-//! From files, images and names of sizes to a model.
+//! From files and images to a model.
 
 #![forbid(unsafe_code)]
 
@@ -6,18 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::options::n_threads;
-use super::{no_tokenizer, Model, Options};
+use super::origin::Origin;
+use super::outline::Outline;
+use super::{no_tokenizer, Model, Options, Setup};
 use crate::checkpoint::{self, Opened, TokenizerFile};
 use crate::devices::plan::{Plan, Request};
 use crate::error::Result;
 use crate::files::{Folder, SourceFile};
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
-use crate::measure::synthetic::{self, SyntheticSize};
-use crate::memory::fit::Demand;
-use crate::model::load;
-use crate::model::model_file;
-use crate::quant::matrix::Quant;
+use crate::memory::fit::{Demand, Limit};
 use crate::text::tokenizer::Tokenizer;
 
 impl Model {
@@ -83,50 +81,33 @@ impl Model {
     ///
     /// Those of [`open`](Self::open) and [`tokenizer`](Self::tokenizer).
     pub fn open_tokenizer(path: impl AsRef<Path>, options: &Options) -> Result<Tokenizer> {
-        let (n_vocab, file, searched) =
-            match checkpoint::open_path(path.as_ref(), options.access())? {
-                Opened::Checkpoint(c) => (c.config.n_vocab, c.tokenizer, c.tokenizer_search),
-                Opened::ModelFile(file) => model_file::tokenizer(&file)?,
-            };
-        let tokenizer = match (&options.tokenizer, file) {
+        let origin = Origin::new(checkpoint::open_path(path.as_ref(), options.access())?)?;
+        let n_vocab = origin.config().sizes.n_vocab;
+        let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
             (Some(path), _) => Tokenizer::open(path)?,
             (None, Some(file)) => Tokenizer::from_bytes(&file.name, &file.bytes)?,
             (None, None) => {
-                return Err(no_tokenizer(
-                    &path.as_ref().display().to_string(),
-                    &searched,
-                    n_vocab,
-                ))
+                let place = path.as_ref().display().to_string();
+                return Err(no_tokenizer(&place, origin.tokenizer_search(), n_vocab));
             }
         };
         tokenizer.check_fits(n_vocab)?;
         Ok(tokenizer)
     }
 
-    /// A model of a published size with made-up weights: for measuring speed and memory, which do not
-    /// depend on what the weights are. The same seedless weights every time. About half of the hidden
-    /// units of the channel mixing are 0, where trained models have more.
+    /// Reads the headers of a model's files: a matter of milliseconds for any size.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for too many threads, [`ErrorKind::Memory`](crate::ErrorKind::Memory).
-    pub fn synthetic(
-        size: SyntheticSize,
-        options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self> {
-        let kernels = KernelSet::select()?;
-        let pool = Pool::new(n_threads(options.threads)?);
-        let plan = Plan::new(&Request {
-            map: &options.device_map,
-            memory_max: &options.device_memory_max,
-            config: &size.config(),
-            quant: options.quant,
-            stored: Quant::F16,
-        })?;
-        let mut inner = synthetic::build(size, &plan, pool, kernels, progress)?;
-        inner.no_sparsity = options.no_sparsity;
-        Ok(Model(Arc::new(inner)))
+    /// Those of [`open`](Self::open) that concern names, shapes and sizes.
+    pub fn outline(path: impl AsRef<Path>, options: &Options) -> Result<Outline> {
+        let origin = Origin::new(checkpoint::open_path(path.as_ref(), options.access())?)?;
+        Ok(Outline {
+            n_vocab: origin.config().sizes.n_vocab,
+            has_tokenizer: origin.tokenizer().is_some(),
+            stored: origin.stored_quant(),
+            is_model_file: origin.is_model_file(),
+        })
     }
 
     fn from_opened(
@@ -136,44 +117,43 @@ impl Model {
     ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let n_threads = n_threads(options.threads)?;
-        let plan = plan(&opened, options)?;
-        let demand = Demand::of(&opened, &plan, options, n_threads)?;
-        let is_short = demand.fit(options.memory_max)?.window.is_some();
-        let pool = Pool::new(n_threads);
-        let mut inner = match opened {
-            Opened::Checkpoint(checkpoint) => {
-                load::load(checkpoint, &plan, pool, kernels, is_short, progress)?
-            }
-            Opened::ModelFile(file) => model_file::read(file, &plan, pool, kernels, is_short)?,
+        let origin = Origin::new(opened)?;
+        let plan = Plan::new(&Request {
+            map: &options.device_map,
+            memory_max: &options.device_memory_max,
+            config: origin.config(),
+            quant: options.quant,
+            stored: origin.stored_quant(),
+        })?;
+        let mut facts = origin.facts(plan.quant());
+        if let Some(path) = &options.tokenizer {
+            facts.tokenizer = Tokenizer::memory_bytes_of_file(path);
+        }
+        let limit = Limit {
+            memory_max: options.memory_max,
+            taken: options.memory_taken,
+            for_text: options.memory_for_text,
         };
-        inner.no_sparsity = options.no_sparsity;
-        inner.budget = demand.budget(&inner.stages, options.memory_max)?;
+        let demand = Demand::of(&facts, &plan, &limit, n_threads);
+        let is_short = demand.fit(limit.memory_max)?.window.is_some();
+        let pool = Pool::new(n_threads);
+        let mut loaded = origin.load(&plan, &pool, is_short, progress)?;
+        let budget = demand.budget(&loaded.stages, limit.memory_max)?;
         if let Some(path) = &options.tokenizer {
             let file = SourceFile::open_without_mapping(path)?;
-            inner.tokenizer.file = Some(TokenizerFile {
+            loaded.tokenizer = Some(TokenizerFile {
                 name: path.display().to_string(),
                 bytes: file.bytes(0..file.len())?,
             });
         }
-        Ok(Model(Arc::new(inner)))
+        let setup = Setup {
+            quant: plan.quant(),
+            pool: Arc::new(pool),
+            kernels,
+            no_sparsity: options.no_sparsity,
+            budget,
+            note: plan.note,
+        };
+        Ok(Model::assemble(loaded, setup))
     }
-}
-
-/// Where the layers of an opened model go.
-fn plan(opened: &Opened, options: &Options) -> Result<Plan> {
-    let of_file;
-    let (config, stored) = match opened {
-        Opened::Checkpoint(checkpoint) => (&checkpoint.config, load::stored_quant(checkpoint)),
-        Opened::ModelFile(file) => {
-            of_file = model_file::config_and_quant(file)?;
-            (&of_file.0, of_file.1)
-        }
-    };
-    Plan::new(&Request {
-        map: &options.device_map,
-        memory_max: &options.device_memory_max,
-        config,
-        quant: options.quant,
-        stored,
-    })
 }

@@ -73,7 +73,7 @@ impl Options {
 }
 
 /// The number of threads that an option means.
-pub(super) fn n_threads(wanted: usize) -> Result<usize> {
+pub(crate) fn n_threads(wanted: usize) -> Result<usize> {
     if wanted > THREADS_MAX {
         return Err(Error::argument(format!(
             "{wanted} threads, expected at most {THREADS_MAX}"

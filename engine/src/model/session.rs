@@ -6,8 +6,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::devices::device_state;
 use crate::error::{Error, Result};
-use crate::memory::budget::{self, Reservation};
+use crate::memory::budget::Reservation;
+use crate::memory::estimate;
 use crate::model::load::reserve;
 use crate::model::{Model, Workspace};
 use crate::networks::batch::{Output, Span};
@@ -82,7 +84,7 @@ impl Session {
         let bytes = state.size_bytes() + 2 * model.n_vocab() * size_of::<f32>();
         let decode = model.workspace(1);
         Session {
-            _reservation: Reservation::anyway(model, bytes),
+            _reservation: Reservation::anyway(model.budget(), bytes),
             ..Self::uncounted(model, state, decode)
         }
     }
@@ -117,8 +119,8 @@ impl Session {
             true => (model.prefill_rows(), None),
             false => (on_cpu, Some(on_cpu)),
         };
-        let bytes = budget::session_bytes(model.sizes(), buffered, info.threads);
-        let reservation = Reservation::new(model, bytes, "another session")?;
+        let bytes = estimate::session_bytes(model.sizes(), buffered, info.threads);
+        let reservation = Reservation::new(model.budget(), bytes, "another session")?;
         // The allocations below end the process when they fail. Asked for in one piece, the same memory
         // gives an error instead.
         drop(reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX))?);
@@ -187,7 +189,7 @@ impl Session {
     /// [`ErrorKind::State`](crate::ErrorKind::State) when the state belongs to another model,
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab logits.
     pub fn restore(&mut self, state: &State, logits: &[f32]) -> Result<()> {
-        if state.shape() != self.state.shape() {
+        if state.layout() != self.state.layout() {
             return Err(Error::state("the state belongs to another model"));
         }
         if !logits.is_empty() && logits.len() != self.model.n_vocab() {
@@ -356,7 +358,7 @@ impl Session {
     /// Brings the logits of the last token from where they were left.
     fn fetch_logits(&mut self) -> Result<()> {
         if self.logits_are_old {
-            if let Some(last) = self.state.device_parts().last() {
+            if let Some(last) = device_state::parts(&self.state).last() {
                 last.logits(&mut self.logits)?;
             }
             self.logits_are_old = false;

@@ -5,8 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use super::state::{State, StateLayout};
 use crate::error::{Error, Result};
-use crate::networks::state::{State, StateShape};
 
 /// Which tokens of a span logits are wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,15 +41,15 @@ impl Span<'_> {
     }
 
     /// Refuses what a forward pass could not finish, before anything has changed.
-    pub(crate) fn check(&self, shape: &StateShape) -> Result<()> {
-        let n_vocab = shape.n_vocab;
+    pub(crate) fn check(&self, layout: &StateLayout) -> Result<()> {
+        let n_vocab = layout.sizes.n_vocab;
         let unknown = |&(_, &token): &(usize, &u32)| token as usize >= n_vocab;
         if let Some((index, token)) = self.tokens.iter().enumerate().find(unknown) {
             return Err(Error::argument(format!(
                 "token {index}: id {token}, expected less than {n_vocab} (the vocabulary)"
             )));
         }
-        if self.state.shape() != shape {
+        if self.state.layout() != layout {
             return Err(Error::state("the state belongs to another model"));
         }
         if self.output == Output::Last && self.tokens.is_empty() {
@@ -139,14 +139,8 @@ mod tests {
 
     #[test]
     fn batches_hold_every_token_once_and_in_order() {
-        let shape = StateShape {
-            n_layer: 1,
-            n_embd: 1,
-            n_attention: 1,
-            n_vocab: 10,
-            fingerprint: 0,
-        };
-        let mut states = vec![State::new(shape); 4];
+        let sizes = crate::networks::tests::sizes([10, 1, 1, 1, 4]);
+        let mut states = vec![State::new(StateLayout::new(&sizes, 0)); 4];
         let tokens = [1u32; 7];
         let lengths = [7, 0, 1, 3];
         let outputs = [Output::All, Output::None, Output::Last, Output::Last];

@@ -1,6 +1,264 @@
-//! What the networks are: their tensors, their states, and their arithmetic for a batch of rows.
+//! What the networks are: their tensors and states as data, and their arithmetic for a batch of rows.
+//!
+//! `table.rs` says what an architecture is; `common.rs` has what all versions share: embedding, head, norms, products of
+//! shifted inputs. A version is one file: its table, its weights, its forward pass. This file has the enums over the
+//! versions, with the few functions that differ.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::quant::matrix::{Matrix, Vector};
 
 pub(crate) mod batch;
-pub(crate) mod decay;
+pub(crate) mod common;
+pub(crate) mod config;
+pub(crate) mod form;
+pub(crate) mod known;
+pub(crate) mod source;
 pub(crate) mod state;
-pub(crate) mod v4;
+pub(crate) mod table;
+pub(crate) mod tensor_info;
+#[cfg(test)]
+pub(crate) mod tests;
+mod v4;
+
+pub(crate) use crate::products::Machine;
+use batch::{Segment, Span};
+use common::{Embedding, Head, Pass};
+use config::{Config, Sizes};
+use source::WeightSource;
+use table::{Kind, Part};
+
+/// The weights of a model, or of some of its layers.
+pub(crate) struct Network {
+    pub(crate) config: Config,
+    /// In the part with the first layer.
+    pub(crate) embedding: Option<Embedding>,
+    /// Number in the model of the first of `layers`.
+    first_layer: usize,
+    layers: Layers,
+    /// In the last part.
+    pub(crate) head: Option<Head>,
+}
+
+/// Layers of one version.
+enum Layers {
+    V4(Vec<v4::Layer>),
+}
+
+/// Every parameter of a network.
+#[derive(Clone, Copy)]
+pub(crate) enum Tensor<'a> {
+    Vector(&'a Vector),
+    Matrix(&'a Matrix),
+}
+
+/// Memory for forward passes of at most so many rows.
+pub(crate) struct Buffers {
+    /// What they were made for.
+    sizes: Sizes,
+    common: common::Buffers,
+    layers: LayerBuffers,
+}
+
+/// What layers of one version need besides.
+enum LayerBuffers {
+    V4(v4::Buffers),
+}
+
+impl Network {
+    /// Takes the weights of a part from `source`, in the order of the architecture's table.
+    pub(crate) fn build(
+        source: &mut dyn WeightSource,
+        config: &Config,
+        part: &Part,
+    ) -> Result<Self> {
+        let sizes = &config.sizes;
+        let embedding = match part.has_embedding {
+            true => Some(Embedding::take(source, None, sizes)?),
+            false => None,
+        };
+        let layers = Layers::take(source, part.layers.clone(), sizes)?;
+        let head = match part.has_head {
+            true => Some(Head::take(source, None, sizes)?),
+            false => None,
+        };
+        Ok(Network {
+            config: *config,
+            embedding,
+            first_layer: part.layers.start,
+            layers,
+            head,
+        })
+    }
+
+    /// Which part of the model it is.
+    pub(crate) fn part(&self) -> Part {
+        Part {
+            layers: self.first_layer..self.first_layer + self.layers.len(),
+            has_embedding: self.embedding.is_some(),
+            has_head: self.head.is_some(),
+        }
+    }
+
+    /// Every parameter, in the order in which a token needs them.
+    pub(crate) fn tensors(&self) -> Vec<Tensor<'_>> {
+        let embedding = self.embedding.iter().flat_map(Embedding::tensors);
+        let head = self.head.iter().flat_map(Head::tensors);
+        embedding.chain(self.layers.tensors()).chain(head).collect()
+    }
+
+    /// Its matrices, in that order.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.tensors()
+            .into_iter()
+            .filter_map(|tensor| match tensor {
+                Tensor::Matrix(matrix) => Some(matrix),
+                Tensor::Vector(_) => None,
+            })
+    }
+
+    /// Feeds the rows that `segments` describe and moves the states of their spans. Rows are numbered
+    /// through the segments in order; their number is at most the buffers'. A part without the
+    /// embedding finds its input in the rows of the buffers, where the output is, too.
+    pub(crate) fn forward(
+        &self,
+        machine: Machine<'_>,
+        buffers: &mut Buffers,
+        segments: &[Segment],
+        spans: &mut [Span<'_>],
+    ) {
+        let pass = Pass {
+            machine,
+            segments,
+            n_rows: segments.iter().map(|segment| segment.n_rows).sum(),
+            epsilon: self.config.settings.layer_norm_epsilon,
+        };
+        buffers.common.begin(&pass);
+        if let Some(embedding) = &self.embedding {
+            embedding.apply(&pass, &mut buffers.common, spans);
+        }
+        let (first, head) = (self.first_layer, self.head.as_ref());
+        match (&self.layers, &mut buffers.layers) {
+            (Layers::V4(layers), LayerBuffers::V4(own)) => {
+                v4::forward(
+                    layers,
+                    first,
+                    head,
+                    &pass,
+                    (&mut buffers.common, own),
+                    spans,
+                );
+            }
+        }
+    }
+}
+
+/// Behind the layers.
+impl Network {
+    /// Logits of some rows of the last pass: `rows[i]` gives `out[i]`, (rows.len(), n_vocab). Nothing in a part
+    /// without the head.
+    pub(crate) fn logits(
+        &self,
+        machine: Machine<'_>,
+        buffers: &mut Buffers,
+        rows: &[usize],
+        out: &mut [f32],
+    ) {
+        let input = match &mut buffers.layers {
+            LayerBuffers::V4(own) => own.input_mut(),
+        };
+        if let Some(head) = &self.head {
+            head.logits(machine, (&mut buffers.common, input), rows, out);
+        }
+    }
+
+    /// What the head reads of some rows, (rows.len(), n_embd): the residual stream behind the output norm.
+    pub(crate) fn hidden(
+        &self,
+        machine: Machine<'_>,
+        buffers: &Buffers,
+        rows: &[usize],
+        out: &mut [f32],
+    ) {
+        if let Some(head) = &self.head {
+            head.hidden(machine, &buffers.common, rows, out);
+        }
+    }
+}
+
+impl Layers {
+    fn take(source: &mut dyn WeightSource, layers: Range<usize>, sizes: &Sizes) -> Result<Self> {
+        Ok(match sizes.architecture.kind {
+            Kind::V4 => Layers::V4(
+                layers
+                    .map(|layer| v4::Layer::take(source, Some(layer), sizes))
+                    .collect::<Result<_>>()?,
+            ),
+        })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Layers::V4(layers) => layers.len(),
+        }
+    }
+
+    fn tensors(&self) -> Vec<Tensor<'_>> {
+        match self {
+            Layers::V4(layers) => layers.iter().flat_map(v4::Layer::tensors).collect(),
+        }
+    }
+}
+
+impl Buffers {
+    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Self {
+        Buffers {
+            sizes: *sizes,
+            common: common::Buffers::new(sizes, rows_max, n_threads),
+            layers: match sizes.architecture.kind {
+                Kind::V4 => LayerBuffers::V4(v4::Buffers::new(sizes, rows_max, no_sparsity)),
+            },
+        }
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> usize {
+        let layers = match sizes.architecture.kind {
+            Kind::V4 => v4::Buffers::bytes_for(sizes, rows_max),
+        };
+        common::Buffers::bytes_for(sizes, rows_max, n_threads) + layers
+    }
+
+    /// What they take in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let layers = match &self.layers {
+            LayerBuffers::V4(own) => own.size_bytes(),
+        };
+        self.common.size_bytes() + layers
+    }
+
+    /// Sizes of the models that they are for.
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// (n_rows, row width) what passes from stage to stage, and other memory of its size.
+    pub(crate) fn rows_mut(&mut self, n_rows: usize) -> (&[f32], &mut [f32]) {
+        self.common.rows_mut(n_rows)
+    }
+
+    /// What was written into the other memory becomes the rows.
+    pub(crate) fn swap_rows(&mut self) {
+        self.common.swap_rows();
+    }
+
+    /// Rows of matrices stored row per input that were not read, of those that there were.
+    pub(crate) fn sparsity(&self) -> (u64, u64) {
+        match &self.layers {
+            LayerBuffers::V4(own) => own.sparsity(),
+        }
+    }
+}

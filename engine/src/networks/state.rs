@@ -6,45 +6,103 @@
 
 #![forbid(unsafe_code)]
 
+use std::any::Any;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
-use crate::devices::device_state::Residence;
-use crate::devices::plugin;
+use super::config::Sizes;
 use crate::error::{Error, Result};
 use crate::files::output;
 
-/// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
-/// 0 / 0 would follow.
-const EMPTY_EXPONENT: f32 = -1e30;
-
 /// First bytes of a state file; the last is its version.
-const MAGIC: [u8; 8] = *b"RWKVST\x00\x01";
+const MAGIC: [u8; 8] = *b"RWKVST\x00\x02";
+/// The version of 0.1 of the program, which knew one architecture.
+const VERSION_1: u8 = 1;
 /// magic 8, model fingerprint 8, checksum 8, n_layer 4, n_embd 4, n_attention 4, n_vocab 4
 /// (0: without logits), n_tokens 8
-const HEADER_BYTES: usize = 48;
+const HEADER_BYTES_1: usize = 48;
+/// magic 8, model fingerprint 8, checksum 8, name of the architecture 16 (zeros behind it), n_layer 4, n_vocab 4
+/// (0: without logits), n_tokens 8, how many numbers 8
+const HEADER_BYTES: usize = 64;
+const NAME: Range<usize> = 24..40;
 
-/// What a state must agree with: sizes, and which checkpoint they are of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StateShape {
-    pub(crate) n_layer: usize,
-    pub(crate) n_embd: usize,
-    pub(crate) n_attention: usize,
-    pub(crate) n_vocab: usize,
+/// Parts of a state that an architecture may have.
+const PARTS_MAX: usize = 8;
+
+/// Where a state's numbers are: part after part of each layer, layer after layer, as the architecture's table says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct StateLayout {
+    pub(crate) sizes: Sizes,
     /// Of the checkpoint, the same for every quantisation.
     pub(crate) fingerprint: u64,
+    /// Where in a layer each part ends.
+    ends: [usize; PARTS_MAX],
 }
 
-impl StateShape {
-    fn layer_len(&self) -> usize {
-        2 * self.n_embd + 3 * self.n_attention
+impl StateLayout {
+    pub(crate) fn new(sizes: &Sizes, fingerprint: u64) -> Self {
+        let mut ends = [0; PARTS_MAX];
+        let mut end = 0;
+        let mut parts = sizes.architecture.state.iter();
+        for slot in &mut ends {
+            end += parts.next().map_or(0, |part| (part.len)(sizes));
+            *slot = end;
+        }
+        StateLayout {
+            sizes: *sizes,
+            fingerprint,
+            ends,
+        }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.n_layer * self.layer_len()
+    /// Numbers of one layer.
+    pub(crate) fn layer_len(&self) -> usize {
+        self.ends[PARTS_MAX - 1]
     }
+
+    /// Numbers of all layers.
+    pub(crate) fn len(&self) -> usize {
+        self.sizes.n_layer * self.layer_len()
+    }
+
+    /// What the numbers take in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.len().saturating_mul(size_of::<f32>())
+    }
+
+    /// Where neighbouring parts are in the numbers of their layer.
+    pub(crate) fn parts(&self, parts: Range<usize>) -> Range<usize> {
+        let start = parts
+            .start
+            .checked_sub(1)
+            .map_or(0, |before| self.ends[before]);
+        start..self.ends[parts.end - 1]
+    }
+}
+
+/// Numbers of a state that are held by something else than [`State`], such as devices. What it holds is the truth
+/// until the host has written newer numbers.
+pub(crate) trait Elsewhere: Any + Send + Sync {
+    /// The numbers of all layers; `host` has those that are nowhere else.
+    fn numbers<'a>(&'a self, host: &'a [f32]) -> Result<&'a [f32]>;
+
+    /// What stands for so many numbers that cannot be had.
+    fn unreadable(&self, n: usize) -> &[f32];
+
+    /// What it holds is out of date.
+    fn host_is_newer(&mut self);
+
+    /// `None` where there is nothing worth copying, or no room.
+    fn try_clone(&self) -> Option<Box<dyn Elsewhere>>;
+
+    /// Copies from the same place; whether it did.
+    fn copy_from(&mut self, other: &dyn Elsewhere) -> bool;
+
+    fn as_any(&self) -> &dyn Any;
+
+    fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
 /// The recurrent state of one sequence.
@@ -52,31 +110,21 @@ impl StateShape {
 /// Where its model has layers on a device, so has the state from its first token on, and its numbers are
 /// fetched when they are asked for.
 pub struct State {
-    shape: StateShape,
+    layout: StateLayout,
     /// Tokens read since the empty state.
     n_tokens: u64,
-    /// (n_layer, 2 n_embd + 3 n_attention): see [`LayerState`]. Old where a device has newer ones.
+    /// (n_layer, numbers of a layer). Old where something else has newer ones.
     data: Vec<f32>,
-    device: Option<Box<Residence>>,
-}
-
-/// One layer's part of a state.
-pub(crate) struct LayerState<'a> {
-    /// (n_embd) last normalised input of the channel mixing
-    pub(crate) ffn_previous: &'a mut [f32],
-    /// (n_embd) last normalised input of the time mixing
-    pub(crate) att_previous: &'a mut [f32],
-    /// (3, n_attention): numerator, denominator, exponent_max
-    pub(crate) wkv: &'a mut [f32],
+    elsewhere: Option<Box<dyn Elsewhere>>,
 }
 
 impl State {
-    pub(crate) fn new(shape: StateShape) -> Self {
+    pub(crate) fn new(layout: StateLayout) -> Self {
         let mut state = State {
-            shape,
+            layout,
             n_tokens: 0,
-            data: vec![0.0; shape.len()],
-            device: None,
+            data: vec![0.0; layout.len()],
+            elsewhere: None,
         };
         state.reset();
         state
@@ -85,12 +133,13 @@ impl State {
     /// Back to the empty state.
     pub fn reset(&mut self) {
         self.n_tokens = 0;
-        self.data.fill(0.0);
         self.host_is_newer();
-        let n_attention = self.shape.n_attention;
-        for layer in self.data.chunks_exact_mut(self.shape.layer_len()) {
-            let top = layer.len() - n_attention;
-            layer[top..].fill(EMPTY_EXPONENT);
+        let layout = &self.layout;
+        let parts = layout.sizes.architecture.state;
+        for layer in self.data.chunks_exact_mut(layout.layer_len()) {
+            for (index, part) in parts.iter().enumerate() {
+                layer[layout.parts(index..index + 1)].fill(part.empty);
+            }
         }
     }
 
@@ -101,127 +150,100 @@ impl State {
 
     /// Size of the numbers in bytes: 184,320 for RWKV-4 169M, for one token or a million.
     pub fn size_bytes(&self) -> usize {
-        self.data.len() * size_of::<f32>()
+        self.layout.size_bytes()
     }
 
-    /// The numbers, layer after layer: the last inputs of channel mixing and time mixing (n_embd each),
+    /// The numbers, layer after layer. Of RWKV-4: the last inputs of channel mixing and time mixing (n_embd each),
     /// then numerator, denominator and running maximum of WKV (n_attention each).
     ///
     /// Of layers on a device they are fetched, once for each pass in between; they are all NaN if the device
     /// fails.
     pub fn as_slice(&self) -> &[f32] {
-        match (self.numbers(), &self.device) {
+        match (self.numbers(), &self.elsewhere) {
             (Ok(numbers), _) => numbers,
-            (Err(_), Some(device)) => device.unreadable(self.data.len()),
+            (Err(_), Some(elsewhere)) => elsewhere.unreadable(self.data.len()),
             (Err(_), None) => &self.data,
         }
     }
 
     /// The numbers of all layers, wherever they are.
     pub(crate) fn numbers(&self) -> Result<&[f32]> {
-        match &self.device {
+        match &self.elsewhere {
             None => Ok(&self.data),
-            Some(device) => device.numbers(&self.data, self.shape.layer_len()),
+            Some(elsewhere) => elsewhere.numbers(&self.data),
         }
     }
 
-    /// What the time mixing of a layer remembers, one number a channel (n_attention): the mean of all
+    /// What the time mixing of a layer remembers, one number a channel. Of RWKV-4 (n_attention): the mean of all
     /// values so far, weighted as WKV weighs them; 0 before the first token. Unlike the numbers of
     /// which it is the quotient it does not depend on how they are scaled.
     ///
     /// # Panics
     /// When the model has no such layer.
     pub fn memory(&self, layer: usize) -> impl Iterator<Item = f32> + '_ {
-        let (n_embd, n_attention) = (self.shape.n_embd, self.shape.n_attention);
-        assert!(layer < self.shape.n_layer, "layers are numbered from 0");
-        let start = layer * self.shape.layer_len() + 2 * n_embd;
-        let (numerator, rest) = self.as_slice()[start..].split_at(n_attention);
-        let pairs = numerator.iter().zip(&rest[..n_attention]);
-        pairs.map(|(&sum, &weight)| if weight > 0.0 { sum / weight } else { 0.0 })
+        let (layout, n) = (&self.layout, self.layout.layer_len());
+        assert!(layer < layout.sizes.n_layer, "layers are numbered from 0");
+        let layer = &self.as_slice()[layer * n..(layer + 1) * n];
+        (layout.sizes.architecture.memory)(layout, layer).into_iter()
     }
 
-    /// Makes the numbers be where a pass through these stages needs them: each of them gets its part, the
-    /// other layers' are on the host. Nothing but a few comparisons if they are there already.
-    pub(crate) fn place(&mut self, stages: &[Arc<plugin::Stage>]) -> Result<()> {
-        let layer_len = self.shape.layer_len();
-        match &mut self.device {
-            None if stages.is_empty() => Ok(()),
-            Some(device) if device.is_on(stages) => device.begin_pass(&self.data, layer_len),
-            _ => {
-                self.come_home()?;
-                if !stages.is_empty() {
-                    let mut device = Residence::new(stages)?;
-                    device.begin_pass(&self.data, layer_len)?;
-                    self.device = Some(Box::new(device));
-                }
-                Ok(())
-            }
-        }
+    /// What else holds numbers of this state.
+    pub(crate) fn elsewhere(&self) -> Option<&dyn Elsewhere> {
+        self.elsewhere.as_deref()
     }
 
-    /// Brings all numbers to the host, and leaves the devices.
-    fn come_home(&mut self) -> Result<()> {
-        if let Some(device) = &self.device {
-            device.fetch(&mut self.data, self.shape.layer_len())?;
+    /// What else holds numbers of this state, beside those that are on the host.
+    pub(crate) fn elsewhere_mut(&mut self) -> (Option<&mut (dyn Elsewhere + 'static)>, &[f32]) {
+        (self.elsewhere.as_deref_mut(), &self.data)
+    }
+
+    /// Brings all numbers to the host, and from there on to `elsewhere`.
+    ///
+    /// # Errors
+    /// Those of fetching them; nothing has changed then.
+    pub(crate) fn move_to(&mut self, elsewhere: Option<Box<dyn Elsewhere>>) -> Result<()> {
+        if let Some(old) = &self.elsewhere {
+            let numbers = old.numbers(&self.data)?.to_vec();
+            self.data.copy_from_slice(&numbers);
         }
-        self.device = None;
+        self.elsewhere = elsewhere;
         Ok(())
     }
 
-    /// What the devices have is out of date.
     fn host_is_newer(&mut self) {
-        if let Some(device) = &mut self.device {
-            device.host_is_newer();
+        if let Some(elsewhere) = &mut self.elsewhere {
+            elsewhere.host_is_newer();
         }
     }
 
-    /// The parts on the stages that it was [placed](Self::place) on.
-    pub(crate) fn device_parts_mut(&mut self) -> &mut [plugin::State] {
-        self.device
-            .as_mut()
-            .map_or(&mut [], |device| device.parts_mut())
-    }
-
-    /// The parts on devices, if what they hold is this state.
-    pub(crate) fn device_parts(&self) -> &[plugin::State] {
-        self.device.as_ref().map_or(&[], |device| device.parts())
-    }
-
-    /// The first stage on a device that it was [placed](Self::place) on.
-    pub(crate) fn home(&self) -> Option<&Arc<plugin::Stage>> {
-        self.device.as_ref()?.home()
-    }
-
-    pub(crate) fn shape(&self) -> &StateShape {
-        &self.shape
+    pub(crate) fn layout(&self) -> &StateLayout {
+        &self.layout
     }
 
     pub(crate) fn advance(&mut self, n_tokens: usize) {
         self.n_tokens += n_tokens as u64;
     }
 
-    pub(crate) fn layer_mut(&mut self, layer: usize) -> LayerState<'_> {
-        let (length, n_embd) = (self.shape.layer_len(), self.shape.n_embd);
-        let layer = &mut self.data[layer * length..(layer + 1) * length];
-        let (ffn_previous, rest) = layer.split_at_mut(n_embd);
-        let (att_previous, wkv) = rest.split_at_mut(n_embd);
-        LayerState {
-            ffn_previous,
-            att_previous,
-            wkv,
-        }
+    /// Neighbouring parts of a layer, as they are in the table of the architecture; on the host.
+    pub(crate) fn parts(&self, layer: usize, parts: Range<usize>) -> &[f32] {
+        let n = self.layout.layer_len();
+        &self.data[layer * n..(layer + 1) * n][self.layout.parts(parts)]
     }
 
-    /// Last normalised input of the time mixing of a layer (n_embd).
-    pub(crate) fn att_previous(&self, layer: usize) -> &[f32] {
-        let start = layer * self.shape.layer_len() + self.shape.n_embd;
-        &self.data[start..start + self.shape.n_embd]
+    /// The same, to be written.
+    pub(crate) fn parts_mut(&mut self, layer: usize, parts: Range<usize>) -> &mut [f32] {
+        let (n, parts) = (self.layout.layer_len(), self.layout.parts(parts));
+        &mut self.data[layer * n..(layer + 1) * n][parts]
     }
 
-    /// Last normalised input of the channel mixing of a layer (n_embd).
-    pub(crate) fn ffn_previous(&self, layer: usize) -> &[f32] {
-        let start = layer * self.shape.layer_len();
-        &self.data[start..start + self.shape.n_embd]
+    /// One part of a layer.
+    pub(crate) fn part(&self, layer: usize, part: usize) -> &[f32] {
+        self.parts(layer, part..part + 1)
+    }
+
+    /// The same, to be written.
+    pub(crate) fn part_mut(&mut self, layer: usize, part: usize) -> &mut [f32] {
+        self.parts_mut(layer, part..part + 1)
     }
 
     /// The state as bytes with a checked header; `logits` (n_vocab, or empty) are the output row of the
@@ -246,19 +268,21 @@ impl State {
     /// # Panics
     /// When `out` has neither the size without logits nor that with n_vocab, or `logits` do not fit it.
     pub(crate) fn write_bytes(&self, logits: &[f32], out: &mut [u8]) {
-        let shape = &self.shape;
-        let has_row = out.len() == self.saved_size(shape.n_vocab);
-        let n_logits = if has_row { shape.n_vocab } else { 0 };
+        let sizes = &self.layout.sizes;
+        let has_row = out.len() == self.saved_size(sizes.n_vocab);
+        let n_logits = if has_row { sizes.n_vocab } else { 0 };
         assert!(out.len() == self.saved_size(n_logits));
         assert!(logits.is_empty() || logits.len() == n_logits);
         let (header, numbers) = out.split_at_mut(HEADER_BYTES);
+        header.fill(0);
         header[..8].copy_from_slice(&MAGIC);
-        header[8..16].copy_from_slice(&shape.fingerprint.to_le_bytes());
-        let sizes = [shape.n_layer, shape.n_embd, shape.n_attention, n_logits];
-        for (slot, size) in header[24..40].chunks_exact_mut(4).zip(sizes) {
-            slot.copy_from_slice(&(size as u32).to_le_bytes());
-        }
-        header[40..].copy_from_slice(&self.n_tokens.to_le_bytes());
+        header[8..16].copy_from_slice(&self.layout.fingerprint.to_le_bytes());
+        let name = sizes.architecture.name.as_bytes();
+        header[NAME][..name.len()].copy_from_slice(name);
+        header[40..44].copy_from_slice(&(sizes.n_layer as u32).to_le_bytes());
+        header[44..48].copy_from_slice(&(n_logits as u32).to_le_bytes());
+        header[48..56].copy_from_slice(&self.n_tokens.to_le_bytes());
+        header[56..].copy_from_slice(&(self.data.len() as u64).to_le_bytes());
         let zeros = std::iter::repeat(&0.0_f32);
         let values = self.as_slice().iter().chain(logits).chain(zeros);
         for (slot, value) in numbers.chunks_exact_mut(4).zip(values) {
@@ -282,8 +306,8 @@ impl State {
 
     /// [`load_bytes`](Self::load_bytes) with the logits in memory of the caller: none, or n_vocab.
     pub(crate) fn load_bytes_into(&mut self, bytes: &[u8], logits: &mut Vec<f32>) -> Result<()> {
-        let n_logits = self.check_header(bytes)?;
-        let mut values = bytes[HEADER_BYTES..].chunks_exact(4).map(|four| {
+        let header = self.read_header(bytes)?;
+        let mut values = bytes[header.size..].chunks_exact(4).map(|four| {
             let mut value = [0; 4];
             value.copy_from_slice(four);
             f32::from_le_bytes(value)
@@ -292,46 +316,31 @@ impl State {
             .iter_mut()
             .zip(&mut values)
             .for_each(|(slot, value)| *slot = value);
-        self.n_tokens = u64_at(bytes, 40);
+        self.n_tokens = header.n_tokens;
         self.host_is_newer();
         logits.clear();
         // Behind no token there are no logits: what stands in their place only keeps the size the same.
         if self.n_tokens > 0 {
-            logits.extend(values.take(n_logits));
+            logits.extend(values.take(header.n_logits));
         }
         Ok(())
     }
 
-    /// Checks everything about saved bytes; gives the number of logits behind the state.
-    fn check_header(&self, bytes: &[u8]) -> Result<usize> {
-        if bytes.len() < HEADER_BYTES || bytes[..7] != MAGIC[..7] {
+    /// Checks everything about saved bytes.
+    fn read_header(&self, bytes: &[u8]) -> Result<Header> {
+        if bytes.len() < HEADER_BYTES_1 || bytes[..7] != MAGIC[..7] {
             return Err(Error::state("not a saved state"));
         }
-        if bytes[7] != MAGIC[7] {
-            let text = format!(
-                "state of format version {}, expected {}",
-                bytes[7], MAGIC[7]
-            );
+        let version = bytes[7];
+        if version != MAGIC[7] && version != VERSION_1 {
+            let text = format!("state of format version {version}, expected {}", MAGIC[7]);
             return Err(Error::state(text));
         }
-        let shape = &self.shape;
-        let found = u64_at(bytes, 8);
-        if found != shape.fingerprint {
-            return Err(Error::state(format!(
-                "state of another model: fingerprint {found:016x}, expected {:016x}",
-                shape.fingerprint
-            )));
-        }
-        let sizes: [usize; 4] = std::array::from_fn(|i| u32_at(bytes, 24 + 4 * i) as usize);
-        let expected = [shape.n_layer, shape.n_embd, shape.n_attention];
-        if sizes[..3] != expected || ![0, shape.n_vocab].contains(&sizes[3]) {
-            return Err(Error::state(format!(
-                "state of layers, width, attention width, logits {sizes:?}, expected {expected:?} \
-                 and 0 or {}",
-                shape.n_vocab
-            )));
-        }
-        let size = HEADER_BYTES + 4 * (shape.len() + sizes[3]);
+        let header = match version {
+            VERSION_1 => self.header_1(bytes)?,
+            _ => self.header_2(bytes)?,
+        };
+        let size = header.size + 4 * (self.layout.len() + header.n_logits);
         if bytes.len() != size {
             return Err(Error::state(match bytes.len() < size {
                 true => format!("saved state is cut: {} bytes, expected {size}", bytes.len()),
@@ -343,7 +352,70 @@ impl State {
                 "saved state is damaged: its checksum does not match",
             ));
         }
-        Ok(sizes[3])
+        Ok(header)
+    }
+
+    fn check_fingerprint(&self, bytes: &[u8]) -> Result<()> {
+        let (found, expected) = (u64_at(bytes, 8), self.layout.fingerprint);
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::state(format!(
+            "state of another model: fingerprint {found:016x}, expected {expected:016x}"
+        )))
+    }
+
+    fn header_1(&self, bytes: &[u8]) -> Result<Header> {
+        let sizes = &self.layout.sizes;
+        if sizes.architecture.name != "rwkv-4" {
+            return Err(Error::state(format!(
+                "state of rwkv-4, expected one of {}",
+                sizes.architecture.name
+            )));
+        }
+        self.check_fingerprint(bytes)?;
+        let found: [usize; 4] = std::array::from_fn(|i| u32_at(bytes, 24 + 4 * i) as usize);
+        let expected = [sizes.n_layer, sizes.n_embd, sizes.n_attention];
+        if found[..3] != expected || ![0, sizes.n_vocab].contains(&found[3]) {
+            return Err(Error::state(format!(
+                "state of layers, width, attention width, logits {found:?}, expected {expected:?} \
+                 and 0 or {}",
+                sizes.n_vocab
+            )));
+        }
+        Ok(Header {
+            size: HEADER_BYTES_1,
+            n_logits: found[3],
+            n_tokens: u64_at(bytes, 40),
+        })
+    }
+
+    fn header_2(&self, bytes: &[u8]) -> Result<Header> {
+        if bytes.len() < HEADER_BYTES {
+            return Err(Error::state("saved state is cut within its header"));
+        }
+        let sizes = &self.layout.sizes;
+        let name = String::from_utf8_lossy(&bytes[NAME]);
+        let (name, expected) = (name.trim_end_matches('\0'), sizes.architecture.name);
+        if name != expected {
+            let text = format!("state of {name:?}, expected one of {expected}");
+            return Err(Error::state(text));
+        }
+        self.check_fingerprint(bytes)?;
+        let found = (u32_at(bytes, 40) as usize, u64_at(bytes, 56));
+        let expected = (sizes.n_layer, self.layout.len() as u64);
+        let n_logits = u32_at(bytes, 44) as usize;
+        if found != expected || ![0, sizes.n_vocab].contains(&n_logits) {
+            return Err(Error::state(format!(
+                "state of {} layers, {} numbers and {n_logits} logits, expected {}, {} and 0 or {}",
+                found.0, found.1, expected.0, expected.1, sizes.n_vocab
+            )));
+        }
+        Ok(Header {
+            size: HEADER_BYTES,
+            n_logits,
+            n_tokens: u64_at(bytes, 48),
+        })
     }
 
     /// Writes [`to_bytes`](Self::to_bytes) to a file, whole or not at all.
@@ -363,7 +435,7 @@ impl State {
     pub fn load(&mut self, path: &Path) -> Result<Vec<f32>> {
         let failed = |e| Error::io("read", path, e);
         // One byte more than a state of this model has: whatever else the file is, it is not read whole.
-        let size_max = HEADER_BYTES + 4 * (self.shape.len() + self.shape.n_vocab) + 1;
+        let size_max = self.saved_size(self.layout.sizes.n_vocab) + 1;
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(failed)?;
         file.take(size_max as u64)
@@ -373,25 +445,33 @@ impl State {
     }
 }
 
+/// What the beginning of a saved state says.
+struct Header {
+    /// Its own bytes.
+    size: usize,
+    n_logits: usize,
+    n_tokens: u64,
+}
+
 impl Clone for State {
     fn clone(&self) -> Self {
-        // Where the device has no room for another state, the clone is on the host.
-        let device = self.device.as_ref().and_then(|device| device.try_clone());
-        let data = match device {
+        // Where a device has no room for another state, the clone is on the host.
+        let elsewhere = self.elsewhere.as_ref().and_then(|there| there.try_clone());
+        let data = match elsewhere {
             Some(_) => self.data.clone(),
             None => self.as_slice().to_vec(),
         };
         State {
-            shape: self.shape,
+            layout: self.layout,
             n_tokens: self.n_tokens,
             data,
-            device: device.map(Box::new),
+            elsewhere,
         }
     }
 
     fn clone_from(&mut self, other: &Self) {
-        let copied = match (&mut self.device, &other.device) {
-            (Some(to), Some(from)) => to.copy_from(from),
+        let copied = match (&mut self.elsewhere, &other.elsewhere) {
+            (Some(to), Some(from)) => to.copy_from(&**from),
             _ => false,
         };
         let data = if copied {
@@ -400,7 +480,7 @@ impl Clone for State {
             other.as_slice()
         };
         data.clone_into(&mut self.data);
-        (self.shape, self.n_tokens) = (other.shape, other.n_tokens);
+        (self.layout, self.n_tokens) = (other.layout, other.n_tokens);
         if !copied {
             self.host_is_newer();
         }
@@ -409,7 +489,7 @@ impl Clone for State {
 
 impl PartialEq for State {
     fn eq(&self, other: &Self) -> bool {
-        let same = self.shape == other.shape && self.n_tokens == other.n_tokens;
+        let same = self.layout == other.layout && self.n_tokens == other.n_tokens;
         same && self.as_slice() == other.as_slice()
     }
 }
@@ -417,7 +497,7 @@ impl PartialEq for State {
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
-            .field("shape", &self.shape)
+            .field("layout", &self.layout)
             .field("n_tokens", &self.n_tokens)
             .field("numbers", &self.as_slice())
             .finish_non_exhaustive()

@@ -1,40 +1,172 @@
-//! RWKV-4: the network's arithmetic for a batch of rows.
+//! RWKV-4: its table, and its arithmetic for a batch of rows.
 //!
-//! Input: token ids of several spans, each with its state. Output: logits of the rows asked for. The
-//! formulas are those of the RWKV paper (arXiv 2305.13048, section 3) in the numerically safe form of
-//! its appendix; the names are in the table of docs/ARCHITECTURE.md. Residual stream, norms, token
-//! shift and WKV are f32 always; only matrices are quantised. No file names, no instruction sets.
-//!
-//! A batch is cut into rows by `model.rs`: one row a token. Everything works on all rows at once, but
-//! for the token shift, which looks one row back, and WKV, which walks a span in order.
+//! The formulas are those of the RWKV paper (arXiv 2305.13048, section 3) in the numerically safe form of
+//! its appendix; the names are in the table of docs/ARCHITECTURE.md. The state and WKV are f32 always. WKV is what walks a
+//! span in order; everything else works on all rows at once.
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
+use super::batch::{Segment, Span};
+use super::common::{
+    mix, norm_bias, norm_weight, Buffers as CommonBuffers, Embedding, Head, Norm, Pass, Shifted,
+    NORM_OUT_EPSILON,
+};
+use super::config::Sizes;
+use super::form::Form;
+use super::state::{State, StateLayout};
+use super::table::{
+    size, tensors, Architecture, HuggingFace, Kind, RowPart, SizeSpec, StatePart, TensorSpec,
+};
 use crate::math::aligned::Aligned;
+use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::WkvChannels;
 use crate::math::threads::{ColumnBlock, Columns};
-use crate::networks::batch::{Segment, Span};
-use crate::products::{fetch_input_factors, multiply, Activations, Product, Scratch, Transposed};
+use crate::products::{fetch_input_factors, multiply, Activations, Machine, Product, Transposed};
+use crate::quant::matrix::{Matrix, Vector};
 
-mod ahead;
-mod weights;
+/// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
+/// 0 / 0 would follow.
+const EMPTY_EXPONENT: f32 = -1e30;
 
-pub(crate) use crate::products::Machine;
-pub(crate) use weights::{
-    ChannelMixing, Embedding, Head, Network, Norm, Part, Sizes, Tensor, TimeMixing, ARCHITECTURE,
-    DECAY_LOG, NORM_OUT_EPSILON,
+pub(crate) static ARCHITECTURE: Architecture = Architecture {
+    kind: Kind::V4,
+    name: "rwkv-4",
+    title: "RWKV-4",
+    version: 4,
+    sizes: &[
+        size!(
+            n_vocab <= 1 << 24,
+            "vocab_size",
+            |_| 50_277,
+            Some(("emb.weight", 0))
+        ),
+        size!(
+            n_embd <= 1 << 16,
+            "hidden_size",
+            |_| 4096,
+            Some(("emb.weight", 1))
+        ),
+        size!(n_layer <= 1 << 10, "num_hidden_layers", |_| 32, None),
+        size!(
+            n_attention <= 1 << 16,
+            "attention_hidden_size",
+            |s| s.n_embd,
+            Some(("blocks.0.att.key.weight", 0))
+        ),
+        size!(
+            n_hidden <= 1 << 20,
+            "intermediate_size",
+            |s| 4 * s.n_embd,
+            Some(("blocks.0.ffn.key.weight", 0))
+        ),
+    ],
+    numbers: &[
+        ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
+        ("norm_out_epsilon", |_| NORM_OUT_EPSILON),
+    ],
+    embedding: Embedding::TENSORS,
+    layer: Layer::TENSORS,
+    head: Head::TENSORS,
+    state: &[
+        StatePart {
+            name: "last normalised input of the channel mixing",
+            len: |s| s.n_embd,
+            empty: 0.0,
+        },
+        StatePart {
+            name: "last normalised input of the time mixing",
+            len: |s| s.n_embd,
+            empty: 0.0,
+        },
+        StatePart {
+            name: "numerator of WKV",
+            len: |s| s.n_attention,
+            empty: 0.0,
+        },
+        StatePart {
+            name: "denominator of WKV",
+            len: |s| s.n_attention,
+            empty: 0.0,
+        },
+        StatePart {
+            name: "running maximum of WKV's exponents",
+            len: |s| s.n_attention,
+            empty: EMPTY_EXPONENT,
+        },
+    ],
+    row: &[RowPart {
+        name: "residual stream",
+        len: |s| s.n_embd,
+    }],
+    hugging_face: HuggingFace {
+        model_type: "rwkv",
+        class: "RwkvForCausalLM",
+        prefix: "rwkv.",
+    },
+    memory,
 };
+
+/// Parts of the state, as the table lists them.
+const FFN_PREVIOUS: usize = 0;
+const ATT_PREVIOUS: usize = 1;
+const WKV: Range<usize> = 2..5;
+
+tensors! {
+    /// The weights of a layer.
+    pub(crate) struct Layer {
+        /// (n_embd) the norm in front of the time mixing
+        att_norm_weight: Vector = norm_weight("ln1.weight"),
+        att_norm_bias: Vector = norm_bias("ln1.bias"),
+        /// (n_embd) share of the present token in the input of each matrix
+        att_mix_key: Vector = mix("att.time_mix_k").hugging_face("attention.time_mix_key"),
+        att_mix_value: Vector = mix("att.time_mix_v").hugging_face("attention.time_mix_value"),
+        att_mix_receptance: Vector = mix("att.time_mix_r").hugging_face("attention.time_mix_receptance"),
+        /// (n_attention) log of the decay a step
+        decay_log: Vector = TensorSpec::vector("att.decay_log", |s| s.n_attention)
+            .stored_as("att.time_decay", Form::MinusExp)
+            .hugging_face("attention.time_decay")
+            .noise(-3.0, -0.001),
+        /// (n_attention) extra log-weight of the present token
+        bonus: Vector = TensorSpec::vector("att.time_first", |s| s.n_attention)
+            .hugging_face("attention.time_first")
+            .noise(-1.0, 0.5),
+        /// (n_attention, n_embd)
+        att_key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
+            .hugging_face("attention.key.weight"),
+        att_value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
+            .hugging_face("attention.value.weight"),
+        att_receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd)
+            .hugging_face("attention.receptance.weight"),
+        /// (n_embd, n_attention)
+        att_output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention)
+            .hugging_face("attention.output.weight"),
+        /// (n_embd) the norm in front of the channel mixing
+        ffn_norm_weight: Vector = norm_weight("ln2.weight"),
+        ffn_norm_bias: Vector = norm_bias("ln2.bias"),
+        /// (n_embd)
+        ffn_mix_key: Vector = mix("ffn.time_mix_k").hugging_face("feed_forward.time_mix_key"),
+        ffn_mix_receptance: Vector = mix("ffn.time_mix_r").hugging_face("feed_forward.time_mix_receptance"),
+        /// (n_hidden, n_embd)
+        ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
+            .hugging_face("feed_forward.key.weight"),
+        /// (n_embd, n_embd)
+        ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd)
+            .hugging_face("feed_forward.receptance.weight"),
+        /// (n_hidden, n_embd): stored row per input, because most inputs are 0
+        ffn_value: Matrix = TensorSpec::matrix("ffn.value.weight", |s| s.n_embd, |s| s.n_hidden)
+            .hugging_face("feed_forward.value.weight")
+            .row_per_input(),
+    }
+}
 
 /// Channels of one WKV task: four cache lines of each array.
 const WKV_CHANNELS: usize = 64;
 
-/// Buffers of a forward pass over at most `rows_max` rows; all are (rows, ..), row-major.
+/// What the layers need besides the common buffers; all are (rows, ..), row-major.
 pub(crate) struct Buffers {
-    /// (rows, n_embd) residual stream
-    residual: Aligned<f32>,
-    /// (rows, n_embd) normalised input of a block
-    normed: Aligned<f32>,
-    /// inputs of the matrices
+    /// Inputs of the matrices.
     input_a: Activations,
     input_b: Activations,
     input_c: Activations,
@@ -49,54 +181,47 @@ pub(crate) struct Buffers {
     gated: Aligned<f32>,
     /// (rows, n_hidden)
     hidden: Aligned<f32>,
-    /// One a thread.
-    scratch: Vec<Scratch>,
-    /// For each row: the segment whose first row it is.
-    starts: Vec<Option<usize>>,
+}
+
+/// Widths of the buffers of floats.
+fn widths(sizes: &Sizes) -> [usize; 5] {
+    let widest = sizes.n_embd.max(sizes.n_attention);
+    [widest, widest, widest, sizes.n_attention, sizes.n_hidden]
 }
 
 impl Buffers {
-    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Self {
+    pub(crate) fn new(sizes: &Sizes, rows_max: usize, no_sparsity: bool) -> Self {
         let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
-        let widest = n_embd.max(sizes.n_attention);
-        let floats = |width: usize| Aligned::new(0.0, rows_max * width);
-        let scratch = || Scratch::new(rows_max, n_embd);
+        let [key, value, receptance, gated, hidden] =
+            widths(sizes).map(|width| Aligned::new(0.0, rows_max * width));
         Buffers {
-            residual: floats(n_embd),
-            normed: floats(n_embd),
-            input_a: Activations::new(widest, rows_max),
+            input_a: Activations::new(n_embd.max(sizes.n_attention), rows_max),
             input_b: Activations::new(n_embd, rows_max),
             input_c: Activations::new(n_embd, rows_max),
             input_hidden: Activations::new(n_hidden, rows_max),
             transposed: Transposed::new(n_hidden, n_embd, rows_max, no_sparsity),
-            key: floats(widest),
-            value: floats(widest),
-            receptance: floats(widest),
-            gated: floats(sizes.n_attention),
-            hidden: floats(n_hidden),
-            scratch: (0..n_threads).map(|_| scratch()).collect(),
-            starts: Vec::with_capacity(rows_max),
+            key,
+            value,
+            receptance,
+            gated,
+            hidden,
         }
     }
-}
 
-impl Buffers {
-    /// (n_rows, n_embd) residual stream, which passes from stage to stage, and other memory of its size.
-    pub(crate) fn residual_mut(&mut self, n_rows: usize, n_embd: usize) -> (&[f32], &mut [f32]) {
-        let n = n_rows * n_embd;
-        (&self.residual[..n], &mut self.normed[..n])
-    }
-
-    /// What was written into the other memory becomes the residual stream.
-    pub(crate) fn swap_residual(&mut self) {
-        std::mem::swap(&mut self.residual, &mut self.normed);
+    /// Bytes that [`new`](Self::new) takes.
+    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize) -> usize {
+        let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
+        let floats = widths(sizes).map(|width| Aligned::<f32>::bytes_for(rows_max * width));
+        Activations::bytes_for(n_embd.max(sizes.n_attention), rows_max)
+            + 2 * Activations::bytes_for(n_embd, rows_max)
+            + Activations::bytes_for(n_hidden, rows_max)
+            + Transposed::bytes_for(n_hidden, n_embd, rows_max)
+            + floats.iter().sum::<usize>()
     }
 
     /// What they take in memory.
     pub(crate) fn size_bytes(&self) -> usize {
-        let rows = [
-            &self.residual,
-            &self.normed,
+        let floats = [
             &self.key,
             &self.value,
             &self.receptance,
@@ -109,10 +234,14 @@ impl Buffers {
             &self.input_c,
             &self.input_hidden,
         ];
-        rows.iter().map(|rows| rows.size_bytes()).sum::<usize>()
+        floats.map(Aligned::size_bytes).iter().sum::<usize>()
             + inputs.map(Activations::size_bytes).iter().sum::<usize>()
-            + self.scratch.iter().map(Scratch::size_bytes).sum::<usize>()
             + self.transposed.size_bytes()
+    }
+
+    /// An input that is wide enough for the head, between passes.
+    pub(crate) fn input_mut(&mut self) -> &mut Activations {
+        &mut self.input_a
     }
 
     /// Rows of `ffn.value` that were not read, of those that there were.
@@ -121,234 +250,105 @@ impl Buffers {
     }
 }
 
-impl Norm {
-    /// Normalises every row of `x` into `out`.
-    fn apply(&self, machine: Machine<'_>, x: &[f32], out: &mut [f32]) {
-        let n = self.weight.len();
-        machine.pool.run_chunks(out, n, |row, out| {
-            let x = &x[row * n..(row + 1) * n];
-            machine
-                .kernels
-                .layer_norm(x, &self.weight, &self.bias, self.epsilon, out);
-        });
+/// The mean of all values so far, weighted as WKV weighs them (n_attention); 0 before the first token.
+fn memory(layout: &StateLayout, layer: &[f32]) -> Vec<f32> {
+    let part = |part: usize| &layer[layout.parts(part..part + 1)];
+    let pairs = part(WKV.start).iter().zip(part(WKV.start + 1));
+    pairs
+        .map(|(&sum, &weight)| if weight > 0.0 { sum / weight } else { 0.0 })
+        .collect()
+}
+
+/// What comes behind a layer.
+#[derive(Clone, Copy)]
+enum Behind<'a> {
+    Layer(&'a Layer),
+    Head(&'a Head),
+    Nothing,
+}
+
+/// Feeds a batch to layers, of which the first is number `first` of the model.
+pub(super) fn forward(
+    layers: &[Layer],
+    first: usize,
+    head: Option<&Head>,
+    pass: &Pass<'_>,
+    (common, own): (&mut CommonBuffers, &mut Buffers),
+    spans: &mut [Span<'_>],
+) {
+    for (at, layer) in layers.iter().enumerate() {
+        let behind = match (layers.get(at + 1), head) {
+            (Some(next), _) => Behind::Layer(next),
+            (None, Some(head)) => Behind::Head(head),
+            (None, None) => Behind::Nothing,
+        };
+        layer.time_mixing(first + at, pass, common, own, spans);
+        layer.channel_mixing((first + at, behind), pass, common, own, spans);
     }
 }
 
-impl Network {
-    /// Feeds the rows that `segments` describe and moves the states of their spans. Rows are numbered
-    /// through the segments in order; their number is at most the buffers'. A part without the
-    /// embedding finds its input in the residual stream of the buffers, where the output is, too.
-    pub(crate) fn forward(
+impl Layer {
+    /// Time mixing: what attention is to a transformer. `x += output * (sigmoid(r) * wkv(k, v))`
+    fn time_mixing(
         &self,
-        machine: Machine<'_>,
-        buffers: &mut Buffers,
-        segments: &[Segment],
+        index: usize,
+        pass: &Pass<'_>,
+        common: &mut CommonBuffers,
+        own: &mut Buffers,
         spans: &mut [Span<'_>],
     ) {
-        let n_rows = segments.iter().map(|segment| segment.n_rows).sum();
-        buffers.starts.clear();
-        buffers.starts.resize(n_rows, None);
-        for (index, segment) in segments.iter().enumerate() {
-            buffers.starts[segment.first_row] = Some(index);
-        }
-        if let Some(embedding) = &self.embedding {
-            embedding.apply(machine, buffers, segments, spans);
-        }
-        for (index, layer) in self.layers.iter().enumerate() {
-            let part = LayerPass {
-                network: self,
-                machine,
-                index: self.first_layer + index,
-                n_rows,
-                segments,
-            };
-            part.time_mixing(&layer.time_mixing, buffers, spans);
-            part.channel_mixing(&layer.channel_mixing, buffers, spans);
-        }
-    }
-}
-
-impl Embedding {
-    /// The table's rows of the tokens, normalised by ln0, become the residual stream.
-    fn apply(
-        &self,
-        machine: Machine<'_>,
-        buffers: &mut Buffers,
-        segments: &[Segment],
-        spans: &[Span<'_>],
-    ) {
-        let n_embd = self.table.n_cols;
-        for segment in segments {
-            let tokens = &spans[segment.span].tokens[segment.first_token..][..segment.n_rows];
-            let rows = buffers.normed[segment.first_row * n_embd..].chunks_exact_mut(n_embd);
-            for (&token, row) in tokens.iter().zip(rows) {
-                self.table.read_row(token as usize, row);
-                if let Some(paging) = machine.paging {
-                    paging.embedding_row_was_read(token as usize);
-                }
-            }
-        }
-        let n = buffers.starts.len() * n_embd;
-        self.norm
-            .apply(machine, &buffers.normed[..n], &mut buffers.residual[..n]);
-    }
-}
-
-impl Head {
-    /// Logits of some rows of the last forward pass: `rows[i]` gives `out[i]`, (rows.len(), n_vocab).
-    pub(crate) fn logits(
-        &self,
-        machine: Machine<'_>,
-        buffers: &mut Buffers,
-        rows: &[usize],
-        out: &mut [f32],
-    ) {
-        let (n_embd, norm) = (self.matrix.n_cols, &self.norm);
-        let Buffers {
-            residual,
-            input_a,
-            scratch,
-            ..
-        } = buffers;
-        input_a.prepare(
-            machine.pool,
-            machine.kernels,
-            &self.matrix,
-            rows.len(),
-            |i, input| {
-                let x = &residual[rows[i] * n_embd..][..n_embd];
-                machine
-                    .kernels
-                    .layer_norm(x, &norm.weight, &norm.bias, norm.epsilon, input);
+        let Machine { pool, kernels, .. } = pass.machine;
+        let n_rows = pass.n_rows;
+        let (n_embd, n_attention) = (self.att_mix_key.len(), self.decay_log.len());
+        let b = own;
+        let shifted = [
+            Shifted {
+                mix: &self.att_mix_key,
+                matrix: &self.att_key,
+                input: &mut b.input_a,
+                out: &mut b.key[..n_rows * n_attention],
             },
-        );
-        let product = Product {
-            matrix: &self.matrix,
-            input: input_a,
-            out,
-        };
-        multiply(machine, scratch, [product], &[]);
-    }
-
-    /// The residual stream of some rows of the last forward pass behind the output norm, which is what
-    /// the head reads: `rows[i]` gives `out[i]`, (rows.len(), n_embd).
-    pub(crate) fn hidden(
-        &self,
-        machine: Machine<'_>,
-        buffers: &mut Buffers,
-        rows: &[usize],
-        out: &mut [f32],
-    ) {
-        let (n_embd, norm) = (self.matrix.n_cols, &self.norm);
-        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(n_embd)) {
-            let x = &buffers.residual[row * n_embd..][..n_embd];
-            machine
-                .kernels
-                .layer_norm(x, &norm.weight, &norm.bias, norm.epsilon, out);
-        }
-    }
-}
-
-/// One layer's work on one batch.
-struct LayerPass<'a> {
-    network: &'a Network,
-    machine: Machine<'a>,
-    index: usize,
-    n_rows: usize,
-    segments: &'a [Segment],
-}
-
-impl LayerPass<'_> {
-    /// Where this layer is among those of its network.
-    fn place(&self) -> usize {
-        self.index - self.network.first_layer
-    }
-
-    /// `x += output * (sigmoid(r) * wkv(k, v))`
-    fn time_mixing(&self, part: &TimeMixing, buffers: &mut Buffers, spans: &mut [Span<'_>]) {
-        let Machine { pool, kernels, .. } = self.machine;
-        let n_rows = self.n_rows;
-        let (n_embd, n_attention) = (part.mix_key.len(), part.decay_log.len());
-        let b = buffers;
-        let normed = &mut b.normed[..n_rows * n_embd];
-        part.norm
-            .apply(self.machine, &b.residual[..n_rows * n_embd], normed);
-        let normed = &*normed;
-
-        let key_out = &mut b.key[..n_rows * n_attention];
-        let value_out = &mut b.value[..n_rows * n_attention];
-        let receptance_out = &mut b.receptance[..n_rows * n_attention];
-        {
-            let spans = &*spans;
-            let shift = |row: usize, mix: &[f32], out: &mut [f32]| {
-                let previous = match b.starts[row] {
-                    Some(s) => spans[self.segments[s].span].state.att_previous(self.index),
-                    None => &normed[(row - 1) * n_embd..row * n_embd],
-                };
-                kernels.token_shift(&normed[row * n_embd..][..n_embd], previous, mix, out);
-            };
-            let (mix_k, mix_v, mix_r) = (&part.mix_key, &part.mix_value, &part.mix_receptance);
-            b.input_a
-                .prepare(pool, kernels, &part.key, n_rows, |row, out| {
-                    shift(row, mix_k, out)
-                });
-            b.input_b
-                .prepare(pool, kernels, &part.value, n_rows, |row, out| {
-                    shift(row, mix_v, out)
-                });
-            let receptance = &part.receptance;
-            b.input_c
-                .prepare(pool, kernels, receptance, n_rows, |row, out| {
-                    shift(row, mix_r, out)
-                });
-        }
-        let products = [
-            Product {
-                matrix: &part.key,
-                input: &b.input_a,
-                out: key_out,
+            Shifted {
+                mix: &self.att_mix_value,
+                matrix: &self.att_value,
+                input: &mut b.input_b,
+                out: &mut b.value[..n_rows * n_attention],
             },
-            Product {
-                matrix: &part.value,
-                input: &b.input_b,
-                out: value_out,
-            },
-            Product {
-                matrix: &part.receptance,
-                input: &b.input_c,
-                out: receptance_out,
+            Shifted {
+                mix: &self.att_mix_receptance,
+                matrix: &self.att_receptance,
+                input: &mut b.input_c,
+                out: &mut b.receptance[..n_rows * n_attention],
             },
         ];
-        part.fetch_vectors_of_wkv(spans[self.segments[0].span].state, self.index);
-        multiply(self.machine, &mut b.scratch, products, &[&part.output]);
+        self.fetch_wkv_vectors(spans[pass.segments[0].span].state, index);
+        let (place, norm) = ((index, ATT_PREVIOUS), self.att_norm(pass));
+        pass.shifted_products(place, norm, common, spans, shifted, &[&self.att_output]);
 
         let inputs = (&b.key[..], &b.value[..], &b.receptance[..]);
-        for segment in self.segments {
-            let layer = spans[segment.span].state.layer_mut(self.index);
-            let last = segment.first_row + segment.n_rows - 1;
-            layer
-                .att_previous
-                .copy_from_slice(&normed[last * n_embd..][..n_embd]);
-            self.wkv(part, segment, inputs, layer.wkv, &mut b.gated);
+        for segment in pass.segments {
+            let state = spans[segment.span].state.parts_mut(index, WKV);
+            self.wkv(pass.machine, segment, inputs, state, &mut b.gated);
         }
 
-        let gated = &b.gated;
-        b.input_a
-            .prepare(pool, kernels, &part.output, n_rows, |row, out| {
-                out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
-            });
-        let out = &mut b.key[..n_rows * n_embd];
+        let (gated, input) = (&b.gated, &mut b.input_a);
+        input.prepare(pool, kernels, &self.att_output, n_rows, |row, out| {
+            out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
+        });
         let product = Product {
-            matrix: &part.output,
-            input: &b.input_a,
-            out,
+            matrix: &self.att_output,
+            input,
+            out: &mut b.key[..n_rows * n_embd],
         };
-        let mixing = &self.network.layers[self.place()].channel_mixing;
-        mixing.fetch_vectors(spans[self.segments[0].span].state, self.index);
-        let next = mixing.inputs();
-        multiply(self.machine, &mut b.scratch, [product], &next);
+        self.fetch_ffn_vectors(pass, spans[pass.segments[0].span].state, index);
+        multiply(
+            pass.machine,
+            &mut common.scratch,
+            [product],
+            &self.ffn_inputs(),
+        );
         let delta = &b.key;
-        pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
+        pass.add_to_residual(common, n_embd, |x, row| {
             kernels.add(x, &delta[row * n_embd..][..n_embd]);
         });
     }
@@ -356,37 +356,36 @@ impl LayerPass<'_> {
     /// WKV over the rows of a segment in order, channels spread over the threads.
     fn wkv(
         &self,
-        part: &TimeMixing,
+        machine: Machine<'_>,
         segment: &Segment,
         (key, value, receptance): (&[f32], &[f32], &[f32]),
         state: &mut [f32],
         gated: &mut [f32],
     ) {
-        let kernels = self.machine.kernels;
-        let n = part.decay_log.len();
+        let kernels = machine.kernels;
+        let n = self.decay_log.len();
         let rows = segment.first_row * n..(segment.first_row + segment.n_rows) * n;
         let (key, value) = (&key[rows.clone()], &value[rows.clone()]);
         let receptance = &receptance[rows.clone()];
-        let step =
-            |row: usize, columns: std::ops::Range<usize>, s: [&mut [f32]; 3], out: &mut _| {
-                let at = row * n + columns.start..row * n + columns.end;
-                let channels = WkvChannels {
-                    decay_log: &part.decay_log[columns.clone()],
-                    bonus: &part.bonus[columns],
-                };
-                let (key, value) = (&key[at.clone()], &value[at.clone()]);
-                let [numerator, denominator, exponent_max] = s;
-                kernels.wkv_step(
-                    channels,
-                    key,
-                    value,
-                    &receptance[at],
-                    numerator,
-                    denominator,
-                    exponent_max,
-                    out,
-                );
+        let step = |row: usize, columns: Range<usize>, s: [&mut [f32]; 3], out: &mut _| {
+            let at = row * n + columns.start..row * n + columns.end;
+            let channels = WkvChannels {
+                decay_log: &self.decay_log[columns.clone()],
+                bonus: &self.bonus[columns],
             };
+            let (key, value) = (&key[at.clone()], &value[at.clone()]);
+            let [numerator, denominator, exponent_max] = s;
+            kernels.wkv_step(
+                channels,
+                key,
+                value,
+                &receptance[at],
+                numerator,
+                denominator,
+                exponent_max,
+                out,
+            );
+        };
         if segment.n_rows == 1 {
             // One token is a few microseconds: less than spreading it costs.
             let (numerator, rest) = state.split_at_mut(n);
@@ -411,96 +410,131 @@ impl LayerPass<'_> {
                 );
             }
         };
-        self.machine
+        machine
             .pool
             .run_paired_blocks(&mut out, &mut state, WKV_CHANNELS, work);
     }
 
-    /// `x += sigmoid(receptance * xr) * (value * relu(key * xk)^2)`
-    fn channel_mixing(&self, part: &ChannelMixing, buffers: &mut Buffers, spans: &mut [Span<'_>]) {
-        let Machine { pool, kernels, .. } = self.machine;
-        let n_rows = self.n_rows;
-        let (n_embd, n_hidden) = (part.mix_key.len(), part.key.n_outputs());
-        let b = buffers;
-        let normed = &mut b.normed[..n_rows * n_embd];
-        part.norm
-            .apply(self.machine, &b.residual[..n_rows * n_embd], normed);
-        let normed = &*normed;
-
-        let hidden_out = &mut b.hidden[..n_rows * n_hidden];
-        let receptance_out = &mut b.receptance[..n_rows * n_embd];
-        {
-            let spans = &*spans;
-            let shift = |row: usize, mix: &[f32], out: &mut [f32]| {
-                let previous = match b.starts[row] {
-                    Some(s) => spans[self.segments[s].span].state.ffn_previous(self.index),
-                    None => &normed[(row - 1) * n_embd..row * n_embd],
-                };
-                kernels.token_shift(&normed[row * n_embd..][..n_embd], previous, mix, out);
-            };
-            let (mix_k, mix_r) = (&part.mix_key, &part.mix_receptance);
-            b.input_a
-                .prepare(pool, kernels, &part.key, n_rows, |row, out| {
-                    shift(row, mix_k, out)
-                });
-            let receptance = &part.receptance;
-            b.input_b
-                .prepare(pool, kernels, receptance, n_rows, |row, out| {
-                    shift(row, mix_r, out)
-                });
-        }
-        let products = [
-            Product {
-                matrix: &part.key,
-                input: &b.input_a,
-                out: hidden_out,
+    /// Channel mixing: the feed-forward part. `x += sigmoid(receptance * xr) * (value * relu(key * xk)^2)`
+    fn channel_mixing(
+        &self,
+        (index, behind): (usize, Behind<'_>),
+        pass: &Pass<'_>,
+        common: &mut CommonBuffers,
+        own: &mut Buffers,
+        spans: &mut [Span<'_>],
+    ) {
+        let Machine { pool, kernels, .. } = pass.machine;
+        let n_rows = pass.n_rows;
+        let (n_embd, n_hidden) = (self.ffn_mix_key.len(), self.ffn_key.n_outputs());
+        let b = own;
+        let shifted = [
+            Shifted {
+                mix: &self.ffn_mix_key,
+                matrix: &self.ffn_key,
+                input: &mut b.input_a,
+                out: &mut b.hidden[..n_rows * n_hidden],
             },
-            Product {
-                matrix: &part.receptance,
-                input: &b.input_b,
-                out: receptance_out,
+            Shifted {
+                mix: &self.ffn_mix_receptance,
+                matrix: &self.ffn_receptance,
+                input: &mut b.input_b,
+                out: &mut b.receptance[..n_rows * n_embd],
             },
         ];
-        fetch_input_factors(&part.value);
-        multiply(self.machine, &mut b.scratch, products, &[&part.value]);
-        for segment in self.segments {
-            let layer = spans[segment.span].state.layer_mut(self.index);
-            let last = segment.first_row + segment.n_rows - 1;
-            layer
-                .ffn_previous
-                .copy_from_slice(&normed[last * n_embd..][..n_embd]);
-        }
+        fetch_input_factors(&self.ffn_value);
+        let (place, norm) = ((index, FFN_PREVIOUS), self.ffn_norm(pass));
+        pass.shifted_products(place, norm, common, spans, shifted, &[&self.ffn_value]);
 
-        let hidden = &b.hidden;
-        b.input_hidden
-            .prepare(pool, kernels, &part.value, n_rows, |row, out| {
-                out.copy_from_slice(&hidden[row * n_hidden..][..n_hidden]);
-                kernels.squared_relu(out);
-            });
-        let out = &mut b.value[..n_rows * n_embd];
+        let (hidden, input) = (&b.hidden, &mut b.input_hidden);
+        input.prepare(pool, kernels, &self.ffn_value, n_rows, |row, out| {
+            out.copy_from_slice(&hidden[row * n_hidden..][..n_hidden]);
+            kernels.squared_relu(out);
+        });
         let product = Product {
-            matrix: &part.value,
-            input: &b.input_hidden,
-            out,
+            matrix: &self.ffn_value,
+            input,
+            out: &mut b.value[..n_rows * n_embd],
         };
-        let head = self.network.head.as_ref().map(|head| &head.matrix);
-        let next = match self.network.layers.get(self.place() + 1) {
-            Some(layer) => {
-                let mixing = &layer.time_mixing;
-                mixing.fetch_vectors(spans[self.segments[0].span].state, self.index + 1);
-                &mixing.inputs()[..]
+        let (inputs_behind, head);
+        let next: &[&Matrix] = match behind {
+            Behind::Layer(layer) => {
+                let state = &*spans[pass.segments[0].span].state;
+                layer.fetch_att_vectors(pass, state, index + 1);
+                inputs_behind = layer.att_inputs();
+                &inputs_behind
             }
-            None => {
-                self.network.fetch_vectors_of_head();
-                head.as_slice()
+            Behind::Head(behind) => {
+                behind.fetch_vectors();
+                head = [&behind.matrix];
+                &head
             }
+            Behind::Nothing => &[],
         };
-        b.transposed
-            .multiply(self.machine, &mut b.scratch, product, next);
+        let scratch = &mut common.scratch;
+        b.transposed.multiply(pass.machine, scratch, product, next);
         let (gate, delta) = (&b.receptance, &b.value);
-        pool.run_chunks(&mut b.residual[..n_rows * n_embd], n_embd, |row, x| {
+        pass.add_to_residual(common, n_embd, |x, row| {
             let at = row * n_embd..(row + 1) * n_embd;
             kernels.add_gated(x, &gate[at.clone()], &delta[at]);
         });
+    }
+
+    fn att_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
+        Norm {
+            weight: &self.att_norm_weight,
+            bias: &self.att_norm_bias,
+            epsilon: pass.epsilon,
+        }
+    }
+
+    fn ffn_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
+        Norm {
+            weight: &self.ffn_norm_weight,
+            bias: &self.ffn_norm_bias,
+            epsilon: pass.epsilon,
+        }
+    }
+}
+
+/// What a layer reads behind each product. Its vectors are short pieces all over memory. The one thread that
+/// reads them would wait for them one by one, and all others with it; so it fetches them before the product that
+/// comes first.
+impl Layer {
+    /// The matrices of the time mixing's first product.
+    fn att_inputs(&self) -> [&Matrix; 3] {
+        [&self.att_key, &self.att_value, &self.att_receptance]
+    }
+
+    /// The vectors before it; `index` is that of the layer.
+    fn fetch_att_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
+        self.att_norm(pass).fetch();
+        fetch(&self.att_mix_key);
+        fetch(&self.att_mix_value);
+        fetch(&self.att_mix_receptance);
+        fetch(state.part(index, ATT_PREVIOUS));
+        self.att_inputs().into_iter().for_each(fetch_input_factors);
+    }
+
+    /// Those between it and the output matrix.
+    fn fetch_wkv_vectors(&self, state: &State, index: usize) {
+        fetch(&self.decay_log);
+        fetch(&self.bonus);
+        fetch(state.parts(index, WKV));
+        fetch_input_factors(&self.att_output);
+    }
+
+    /// The matrices of the channel mixing's first product.
+    fn ffn_inputs(&self) -> [&Matrix; 2] {
+        [&self.ffn_key, &self.ffn_receptance]
+    }
+
+    /// The vectors before it.
+    fn fetch_ffn_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
+        self.ffn_norm(pass).fetch();
+        fetch(&self.ffn_mix_key);
+        fetch(&self.ffn_mix_receptance);
+        fetch(state.part(index, FFN_PREVIOUS));
+        self.ffn_inputs().into_iter().for_each(fetch_input_factors);
     }
 }

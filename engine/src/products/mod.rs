@@ -90,11 +90,10 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Room for batches of up to `n_rows` rows, and `n_outputs` of matrices stored row per input.
     pub(crate) fn new(n_rows: usize, n_outputs: usize) -> Self {
-        let room = BLOCK_OUTPUTS.max(BLOCK_PANELS * PANEL_WIDTH);
-        let room_gemm = if n_rows < GEMM_ROWS { 0 } else { GEMM_OUTPUTS };
+        let [sums, product] = Self::rooms(n_rows);
         Scratch {
-            sums: Aligned::new(0, n_rows * room),
-            product: Aligned::new(0.0, n_rows * room.max(room_gemm)),
+            sums: Aligned::new(0, sums),
+            product: Aligned::new(0.0, product),
             panel: Aligned::new(0.0, CHUNK_INPUTS * PANEL_WIDTH),
             panel_integers: Aligned::new(0, CHUNK_INPUTS * PANEL_WIDTH),
             gathered: Aligned::new(0, n_rows.min(MANY_ROWS - 1) * n_outputs),
@@ -104,6 +103,25 @@ impl Scratch {
             values: Aligned::new(0.0, CHUNK_INPUTS),
             integers: Aligned::new(0, CHUNK_INPUTS),
         }
+    }
+
+    /// Numbers of `sums` and `product`.
+    fn rooms(n_rows: usize) -> [usize; 2] {
+        let room = BLOCK_OUTPUTS.max(BLOCK_PANELS * PANEL_WIDTH);
+        let room_gemm = if n_rows < GEMM_ROWS { 0 } else { GEMM_OUTPUTS };
+        [n_rows * room, n_rows * room.max(room_gemm)]
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub(crate) fn bytes_for(n_rows: usize, n_outputs: usize) -> usize {
+        let [sums, product] = Self::rooms(n_rows);
+        let panel = CHUNK_INPUTS * PANEL_WIDTH;
+        let floats = [product, panel, CHUNK_INPUTS].map(Aligned::<f32>::bytes_for);
+        let integers = [panel, CHUNK_INPUTS].map(Aligned::<i16>::bytes_for);
+        let gathered = n_rows.min(MANY_ROWS - 1) * n_outputs;
+        let all_sums = [sums, gathered, n_outputs].map(Aligned::<i32>::bytes_for);
+        let rest = all_sums.iter().sum::<usize>() + CHUNK_INPUTS * size_of::<u32>();
+        floats.iter().chain(&integers).sum::<usize>() + rest
     }
 
     /// What it takes in memory.
@@ -143,6 +161,13 @@ impl Activations {
             integers: Aligned::new(0, n_inputs.next_multiple_of(2) * n_rows),
             scales: vec![0.0; n_rows],
         }
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub(crate) fn bytes_for(n_inputs: usize, n_rows: usize) -> usize {
+        Aligned::<f32>::bytes_for(n_inputs * n_rows)
+            + Aligned::<i16>::bytes_for(n_inputs.next_multiple_of(2) * n_rows)
+            + n_rows * size_of::<f32>()
     }
 
     /// What it takes in memory.

@@ -29,13 +29,22 @@ pub(crate) struct Transposed {
 impl Transposed {
     /// Room for batches of up to `n_rows` rows of matrices of these sizes.
     pub(crate) fn new(n_inputs: usize, n_outputs: usize, n_rows: usize, no_sparsity: bool) -> Self {
-        let few = n_rows.min(MANY_ROWS - 1);
         Transposed {
-            partial: Aligned::new(0.0, few * n_inputs.div_ceil(CHUNK_INPUTS) * n_outputs),
+            partial: Aligned::new(0.0, Self::room(n_inputs, n_outputs, n_rows)),
             no_sparsity,
             n_seen: AtomicU64::new(0),
             n_used: AtomicU64::new(0),
         }
+    }
+
+    /// Numbers of `partial`.
+    fn room(n_inputs: usize, n_outputs: usize, n_rows: usize) -> usize {
+        n_rows.min(MANY_ROWS - 1) * n_inputs.div_ceil(CHUNK_INPUTS) * n_outputs
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub(crate) fn bytes_for(n_inputs: usize, n_outputs: usize, n_rows: usize) -> usize {
+        Aligned::<f32>::bytes_for(Self::room(n_inputs, n_outputs, n_rows))
     }
 
     /// What it takes in memory.

@@ -352,38 +352,6 @@ impl Matrix {
     }
 }
 
-/// Where a network takes its weights from. Names are those of the model file (docs/FORMAT.md).
-pub(crate) trait WeightSource {
-    /// What the matrices are to be that are asked for from here on.
-    fn set_quant(&mut self, quant: Quant) -> Result<()>;
-
-    /// A vector of `n` numbers, all finite.
-    fn vector(&mut self, name: String, n: usize) -> Result<Vector>;
-
-    /// The matrix of that many outputs and inputs, stored as `layout` says.
-    fn matrix(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-    ) -> Result<Matrix>;
-}
-
-/// A source whose matrices need not be held whole.
-pub(crate) trait RowsSource: WeightSource {
-    /// Gives the matrix that [`WeightSource::matrix`] gives to `take`, from its first row to its last, in pieces
-    /// that are small enough to be held beside each other.
-    fn matrix_rows(
-        &mut self,
-        name: String,
-        n_outputs: usize,
-        n_inputs: usize,
-        layout: Layout,
-        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
-    ) -> Result<()>;
-}
-
 impl Int8 {
     pub(crate) fn has_exponents(&self) -> bool {
         !Self::used(&self.column_exponents).is_empty()

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::super::{Config, Dtype};
+use super::super::Dtype;
 use super::{fixture, open, read_all};
 use crate::files::Access;
+use crate::networks::config::Config;
+use crate::networks::tests::sizes;
 
 #[derive(serde::Deserialize)]
 struct Expected {
@@ -18,18 +20,7 @@ fn expected() -> BTreeMap<String, Expected> {
 }
 
 fn tiny_config() -> Config {
-    Config {
-        n_vocab: 7,
-        n_embd: 4,
-        n_layer: 2,
-        n_attention: 6,
-        n_hidden: 5,
-        layer_norm_epsilon: 1e-5,
-        end_of_text: 0,
-        bos: 0,
-        context_length: 1024,
-        tie_word_embeddings: false,
-    }
+    Config::of_sizes(sizes([7, 4, 2, 6, 5]))
 }
 
 #[test]
@@ -87,8 +78,8 @@ fn bytes_in_place() {
 #[test]
 fn a_tied_head_is_the_embedding() {
     let checkpoint = open(&fixture("checkpoints/hf-tied"), true).unwrap();
-    assert!(checkpoint.config.tie_word_embeddings);
-    assert_eq!(checkpoint.config.end_of_text, 2);
+    assert!(checkpoint.config.settings.tie_word_embeddings);
+    assert_eq!(checkpoint.config.settings.end_of_text, 2);
     let head = checkpoint.tensors["head.weight"].read_vector(28).unwrap();
     assert_eq!(head, expected()["emb.weight"].values);
 }
@@ -96,21 +87,15 @@ fn a_tied_head_is_the_embedding() {
 #[test]
 fn golden_models_open() {
     let models = [
-        ("deep-sharded", (160, 48, 8, 48, 192)),
-        ("odd-bin", (99, 40, 2, 40, 37)),
-        ("small-safetensors", (320, 64, 3, 64, 256)),
+        ("deep-sharded", [160, 48, 8, 48, 192]),
+        ("odd-bin", [99, 40, 2, 40, 37]),
+        ("small-safetensors", [320, 64, 3, 64, 256]),
     ];
-    for (name, (n_vocab, n_embd, n_layer, n_attention, n_hidden)) in models {
+    for (name, golden) in models {
         let checkpoint = open(&fixture("golden").join(name), true).unwrap();
-        let sizes = Config {
-            n_vocab,
-            n_embd,
-            n_layer,
-            n_attention,
-            n_hidden,
-            ..tiny_config()
-        };
-        assert_eq!(checkpoint.config, sizes, "{name}");
+        let config = Config::of_sizes(sizes(golden));
+        assert_eq!(checkpoint.config, config, "{name}");
+        let n_layer = config.sizes.n_layer;
         assert_eq!(checkpoint.tensors.len(), 18 * n_layer + 6, "{name}");
         let read = read_all(&checkpoint).unwrap();
         assert!(

@@ -2,10 +2,11 @@
 //! tests/reference/make_rwkv_cpp.py), and files made bad on purpose.
 
 use super::super::open::open_file;
-use super::super::{Dtype, Opened, RawTensor};
+use super::super::{Dtype, Forms, Opened, RawTensor};
 use super::{file, fixture, open, read_all, run};
 use crate::error::ErrorKind::{Format, Unsupported};
 use crate::files::{Folder, SourceFile};
+use crate::networks::form::Form;
 
 const TYPES: [&str; 7] = ["FP32", "FP16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"];
 
@@ -38,14 +39,13 @@ fn every_type_holds_what_its_blocks_stand_for() {
             let values = read_all(&found).unwrap();
             for ((tensor, values), (_, expected)) in values.iter().zip(read_all(&expected).unwrap())
             {
-                if found.tensors[tensor].is_decay_log {
+                if found.tensors[tensor].is_in_network_form {
                     assert!(tensor.ends_with(".att.time_decay"));
                     let n = values.len();
-                    let decay =
-                        crate::networks::decay::Decay::read(&found.tensors[tensor], n).unwrap();
-                    assert_eq!(&decay.decay_log, values, "{name}: {tensor}: as stored");
+                    let decay = Forms::read(&found.tensors[tensor], Form::MinusExp, n).unwrap();
+                    assert_eq!(&decay.network, values, "{name}: {tensor}: as stored");
                     // Two libraries' logarithms, each rounded from f64 to f32.
-                    let pairs = decay.time_decay.iter().zip(&expected);
+                    let pairs = decay.checkpoint.iter().zip(&expected);
                     assert!(
                         pairs.clone().all(|(&a, &b)| ulps(a, b) <= 1),
                         "{name}: {tensor}"
@@ -54,8 +54,11 @@ fn every_type_holds_what_its_blocks_stand_for() {
                     assert_eq!(values, &expected, "{name}: {tensor}");
                 }
             }
-            let decays = found.tensors.values().filter(|tensor| tensor.is_decay_log);
-            assert_eq!(decays.count(), found.config.n_layer);
+            let decays = found
+                .tensors
+                .values()
+                .filter(|tensor| tensor.is_in_network_form);
+            assert_eq!(decays.count(), found.config.sizes.n_layer);
         }
     }
 }
@@ -96,12 +99,12 @@ fn blocks_are_read_across() {
 fn decays_come_back() {
     let original = open(&fixture("rwkv-cpp/original.safetensors"), true).unwrap();
     let found = open(&fixture("rwkv-cpp/FP32.bin"), true).unwrap();
-    for layer in 0..original.config.n_layer {
+    for layer in 0..original.config.sizes.n_layer {
         let name = format!("blocks.{layer}.att.time_decay");
-        let n = original.config.n_attention;
+        let n = original.config.sizes.n_attention;
         let expected = original.tensors[&name].read_vector(n).unwrap();
-        let decay = crate::networks::decay::Decay::read(&found.tensors[&name], n).unwrap();
-        for (found, expected) in decay.time_decay.iter().zip(&expected) {
+        let decay = Forms::read(&found.tensors[&name], Form::MinusExp, n).unwrap();
+        for (found, expected) in decay.checkpoint.iter().zip(&expected) {
             // Half a unit in the last place of the exponential is this much in its logarithm.
             let bound = 2f32.powi(-23) * (1.0 + expected.abs());
             assert!(
@@ -348,7 +351,7 @@ fn bad_tensors() {
 fn decays_are_at_most_0() {
     let whole = bin("FP32");
     let tensors = tensors(&whole);
-    let tensor = tensors.iter().find(|(_, tensor)| tensor.is_decay_log);
+    let tensor = tensors.iter().find(|(_, tensor)| tensor.is_in_network_form);
     let (_, tensor) = tensor.unwrap();
     let bytes = with_u32(&whole, tensor.offset as usize + 4, 0.5f32.to_bits());
     let file = SourceFile::from_bytes("f", bytes.into());
@@ -357,7 +360,7 @@ fn decays_are_at_most_0() {
         .iter()
         .find(|found| found.name == tensor.name)
         .unwrap();
-    let error = crate::networks::decay::Decay::read(tensor, 32)
+    let error = Forms::read(tensor, Form::MinusExp, 32)
         .err()
         .unwrap()
         .to_string();

@@ -1,0 +1,151 @@
+//! How much memory a model and its sessions take, told before any of it is taken: sums of what buffers, states and
+//! weights say of themselves.
+
+#![forbid(unsafe_code)]
+
+use crate::networks::config::Sizes;
+use crate::networks::state::StateLayout;
+use crate::networks::table::{Part, TensorAt};
+use crate::networks::Buffers;
+use crate::products::paging::PIECE_BYTES;
+use crate::products::{CHUNK_INPUTS, MANY_ROWS};
+use crate::quant::matrix::Quant;
+use crate::text::sampler::Sampler;
+
+/// Bytes of matrices that are in memory at once while batches of so many rows go through a network none of
+/// whose matrices stays.
+pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 {
+    let width = sizes.n_embd.max(sizes.n_attention) as u64;
+    let row = width.saturating_mul(value_bytes(quant));
+    // Batches of many rows walk a matrix stored row per input more than once.
+    let rows = match rows_max < MANY_ROWS {
+        true => CHUNK_INPUTS.min(sizes.n_hidden),
+        false => sizes.n_hidden,
+    };
+    // Before and behind what was touched, the system may map as much as is dropped with it.
+    PIECE_BYTES.max(row.saturating_mul(rows as u64)) + 2 * crate::files::RELEASE_MARGIN
+}
+
+/// Bytes of one weight, scales aside.
+fn value_bytes(quant: Quant) -> u64 {
+    match quant {
+        Quant::F32 => 4,
+        Quant::F16 => 2,
+        Quant::Int8 => 1,
+    }
+}
+
+/// Bytes of the weights of a part of a network of these sizes. Matrices that are used where they lie, in a
+/// file or in flash, take none, but vectors and scales are kept in memory always.
+pub(crate) fn weight_bytes(sizes: &Sizes, part: &Part, quant: Quant, in_place: bool) -> u64 {
+    let values = match in_place {
+        true => 0,
+        false => value_bytes(quant),
+    };
+    // A row has an f16 scale, a column an 8-bit exponent, and both are kept as f32 too.
+    let (row, column) = match quant {
+        Quant::Int8 => (2 + 4, 1 + 4),
+        Quant::F32 | Quant::F16 => (0, 0),
+    };
+    let bytes = |tensor: TensorAt<'_>| {
+        if !tensor.is_matrix() {
+            return 4 * tensor.len() as u64;
+        }
+        let (rows, cols) = tensor.stored_shape();
+        let numbers = (tensor.len() as u64).saturating_mul(values);
+        numbers.saturating_add(rows as u64 * row + cols as u64 * column)
+    };
+    let tensors = sizes.architecture.tensors(sizes, part);
+    tensors.map(bytes).fold(0, u64::saturating_add)
+}
+
+/// Bytes of the buffers of a forward pass of so many rows.
+fn workspace_bytes(sizes: &Sizes, n_rows: usize, n_threads: usize) -> u64 {
+    Buffers::bytes_for(sizes, n_rows, n_threads) as u64
+}
+
+/// Bytes of a session that allocates nothing later: state, two rows of logits, sampler, and buffers for
+/// one token and for a piece of a prompt; `None` where the CPU has no layers and so needs no buffers.
+pub(crate) fn session_bytes(sizes: &Sizes, prefill_rows: Option<usize>, n_threads: usize) -> u64 {
+    let state = StateLayout::new(sizes, 0).size_bytes();
+    let text = 2 * size_of::<f32>() * sizes.n_vocab + Sampler::reserved_bytes(sizes.n_vocab);
+    let workspaces = prefill_rows.map_or(0, |rows| {
+        workspace_bytes(sizes, 1, n_threads) + workspace_bytes(sizes, rows, n_threads)
+    });
+    (state + text) as u64 + workspaces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::session::Session;
+    use crate::model::{Model, Options};
+    use crate::networks::tests::sizes;
+
+    /// What is told beforehand is what is taken, and hardly more.
+    #[test]
+    fn estimates_are_those_of_the_real_thing() {
+        for name in ["small-safetensors", "odd-bin", "deep-sharded"] {
+            for quant in [Quant::F32, Quant::F16, Quant::Int8] {
+                let options = Options {
+                    quant: Some(quant),
+                    threads: 2,
+                    ..Options::default()
+                };
+                let path = format!("../tests/fixtures/golden/{name}");
+                let model = Model::open(path, &options).expect("a valid checkpoint");
+                let sizes = model.sizes();
+                // Factors as f32 are not part of a file's bytes.
+                let weights = weight_bytes(sizes, &sizes.architecture.whole(sizes), quant, false);
+                let stored = model.info().weight_bytes;
+                assert!(weights >= stored, "{name} {quant}: {weights}, {stored}");
+                if quant != Quant::Int8 {
+                    assert_eq!(weights, stored, "{name} {quant}");
+                }
+                for rows in [1, 2, 32, 128] {
+                    let told = workspace_bytes(sizes, rows, 2);
+                    let taken = model.workspace(rows).size_bytes() as u64;
+                    assert_eq!(told, taken, "{name} {rows}");
+                }
+            }
+        }
+    }
+
+    /// The table of docs/EMBEDDING.md, from the sizes of the published models.
+    #[test]
+    fn the_documentation_says_what_is_computed() {
+        let text = include_str!("../../../docs/EMBEDDING.md");
+        let models = [
+            ("169M", 12, 768),
+            ("430M", 24, 1024),
+            ("1.5B", 24, 2048),
+            ("3B", 32, 2560),
+            ("7B", 32, 4096),
+            ("14B", 40, 5120),
+        ];
+        for (name, n_layer, n_embd) in models {
+            let sizes = sizes([50_277, n_embd, n_layer, n_embd, 4 * n_embd]);
+            let mega = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
+            let weights = |quant| {
+                mega(weight_bytes(
+                    &sizes,
+                    &sizes.architecture.whole(&sizes),
+                    quant,
+                    false,
+                ))
+            };
+            let line = format!(
+                "| {name} | {n_layer} | {n_embd} | {} | {} | {} | {} |",
+                weights(Quant::Int8),
+                weights(Quant::F16),
+                mega(session_bytes(&sizes, Some(Session::PREFILL_ROWS), 1)),
+                mega((n_layer * 5 * n_embd * 4) as u64),
+            );
+            assert!(text.contains(&line), "expected {line}");
+        }
+        let small = sizes([50_277, 768, 12, 768, 3072]);
+        let in_flash = weight_bytes(&small, &small.architecture.whole(&small), Quant::Int8, true);
+        assert_eq!(format!("{:.1}", in_flash as f64 / 1e6), "2.1");
+        assert!(text.contains("2.1 MB for the 169M model in int8"));
+    }
+}

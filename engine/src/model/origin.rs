@@ -1,0 +1,108 @@
+//! What a model is opened from, after its headers were read and before its weights are.
+
+#![forbid(unsafe_code)]
+
+use super::load;
+use super::model_file::{self, ModelFile};
+use super::Loaded;
+use crate::checkpoint::{Checkpoint, Opened, TokenizerFile};
+use crate::devices::plan::Plan;
+use crate::error::Result;
+use crate::math::threads::Pool;
+use crate::memory::fit::{Lie, Origin as Facts};
+use crate::networks::config::Config;
+use crate::quant::matrix::Quant;
+use crate::text::tokenizer::Tokenizer;
+
+/// A checkpoint, or a model file.
+pub(super) enum Origin {
+    Checkpoint(Box<Checkpoint>),
+    ModelFile(Box<ModelFile>),
+}
+
+impl Origin {
+    /// Reads what no reader has read yet: a model file's metadata.
+    ///
+    /// # Errors
+    /// Damaged metadata.
+    pub(super) fn new(opened: Opened) -> Result<Self> {
+        Ok(match opened {
+            Opened::Checkpoint(checkpoint) => Origin::Checkpoint(Box::new(checkpoint)),
+            Opened::ModelFile(file) => Origin::ModelFile(Box::new(ModelFile::new(file)?)),
+        })
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        match self {
+            Origin::Checkpoint(checkpoint) => &checkpoint.config,
+            Origin::ModelFile(file) => &file.config,
+        }
+    }
+
+    /// What the matrices stay where nothing else is asked for.
+    pub(super) fn stored_quant(&self) -> Quant {
+        match self {
+            Origin::Checkpoint(checkpoint) => load::stored_quant(checkpoint),
+            Origin::ModelFile(file) => file.quant,
+        }
+    }
+
+    pub(super) fn tokenizer(&self) -> Option<&TokenizerFile> {
+        match self {
+            Origin::Checkpoint(checkpoint) => checkpoint.tokenizer.as_ref(),
+            Origin::ModelFile(file) => file.tokenizer.as_ref(),
+        }
+    }
+
+    /// Where a tokenizer was looked for.
+    pub(super) fn tokenizer_search(&self) -> &str {
+        match self {
+            Origin::Checkpoint(checkpoint) => &checkpoint.tokenizer_search,
+            Origin::ModelFile(_) => model_file::TOKENIZER_SEARCH,
+        }
+    }
+
+    pub(super) fn is_model_file(&self) -> bool {
+        matches!(self, Origin::ModelFile(_))
+    }
+
+    /// What decides how much memory the model takes; `quant` is what most matrices become.
+    pub(super) fn facts(&self, quant: Quant) -> Facts {
+        let tokenizer = self
+            .tokenizer()
+            .map_or(0, |file| Tokenizer::memory_bytes(&file.bytes));
+        Facts {
+            sizes: self.config().sizes,
+            stored: self.stored_quant(),
+            tokenizer,
+            lie: match self {
+                Origin::Checkpoint(checkpoint) => Lie::Checkpoint {
+                    mapped: load::mapped_bytes(checkpoint, quant),
+                },
+                Origin::ModelFile(file) if file.file().pages_can_be_dropped() => Lie::Mapped,
+                Origin::ModelFile(file) if file.file().is_in_memory() => Lie::InMemory,
+                Origin::ModelFile(_) => Lie::Read,
+            },
+        }
+    }
+
+    /// Brings the weights where the plan wants them; calls `progress(done, total)` in weights. Where memory is
+    /// short, no page is kept that was read only to be copied.
+    ///
+    /// # Errors
+    /// Those of reading and converting.
+    pub(super) fn load(
+        self,
+        plan: &Plan,
+        pool: &Pool,
+        is_short: bool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Loaded> {
+        match self {
+            Origin::Checkpoint(checkpoint) => {
+                load::load(*checkpoint, plan, pool, is_short, progress)
+            }
+            Origin::ModelFile(file) => file.load(plan, pool, is_short),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! What all versions share: the table of embeddings, the head, norms, and products of shifted inputs.
+//!
+//! Residual stream, norms and token shift are f32 always; only matrices are quantised. Everything works on all rows at
+//! once, but for the token shift, which looks one row back.
+
+#![forbid(unsafe_code)]
+
+use super::batch::{Segment, Span};
+use super::config::Sizes;
+use super::table::{tensors, TensorSpec};
+use crate::math::aligned::Aligned;
+use crate::math::kernels::fetch::fetch;
+use crate::math::kernels::KernelSet;
+use crate::products::{fetch_input_factors, multiply, Activations, Machine, Product, Scratch};
+use crate::quant::matrix::{Matrix, Vector};
+
+/// Of ln_out; that of the other norms is in the configuration. transformers does the same.
+pub(crate) const NORM_OUT_EPSILON: f32 = 1e-5;
+
+tensors! {
+    /// What turns tokens into the residual stream.
+    pub(crate) struct Embedding {
+        /// (n_vocab, n_embd)
+        table: Matrix = TensorSpec::matrix("emb.weight", |s| s.n_vocab, |s| s.n_embd)
+            .hugging_face("rwkv.embeddings.weight"),
+        /// (n_embd) ln0, applied to its rows
+        norm_weight: Vector = norm_weight("ln0.weight").hugging_face("pre_ln.weight").in_first_layer(),
+        norm_bias: Vector = norm_bias("ln0.bias").hugging_face("pre_ln.bias").in_first_layer(),
+    }
+}
+
+tensors! {
+    /// What turns the residual stream into logits.
+    pub(crate) struct Head {
+        /// (n_embd)
+        norm_weight: Vector = norm_weight("ln_out.weight").hugging_face("rwkv.ln_out.weight"),
+        norm_bias: Vector = norm_bias("ln_out.bias").hugging_face("rwkv.ln_out.bias"),
+        /// (n_vocab, n_embd)
+        matrix: Matrix = TensorSpec::matrix("head.weight", |s| s.n_vocab, |s| s.n_embd),
+    }
+}
+
+/// The gains of a layer norm.
+pub(crate) const fn norm_weight(name: &'static str) -> TensorSpec {
+    TensorSpec::vector(name, |s| s.n_embd).noise(0.5, 1.5)
+}
+
+/// The biases of a layer norm.
+pub(crate) const fn norm_bias(name: &'static str) -> TensorSpec {
+    TensorSpec::vector(name, |s| s.n_embd).noise(-0.1, 0.1)
+}
+
+/// The shares of the present token in a token shift.
+pub(crate) const fn mix(name: &'static str) -> TensorSpec {
+    TensorSpec::vector(name, |s| s.n_embd).broadcast()
+}
+
+/// One pass of a batch through the layers of a stage.
+pub(crate) struct Pass<'a> {
+    pub(crate) machine: Machine<'a>,
+    pub(crate) segments: &'a [Segment],
+    pub(crate) n_rows: usize,
+    /// Of the norms in layers.
+    pub(crate) epsilon: f32,
+}
+
+/// Memory for forward passes over at most so many rows; all are (rows, ..), row-major.
+pub(crate) struct Buffers {
+    /// Numbers of a row that passes from stage to stage.
+    row_width: usize,
+    /// (rows, row width) residual stream
+    pub(crate) residual: Aligned<f32>,
+    /// (rows, row width) normalised input of a block
+    pub(crate) normed: Aligned<f32>,
+    /// One a thread.
+    pub(crate) scratch: Vec<Scratch>,
+    /// For each row: the segment whose first row it is.
+    starts: Vec<Option<usize>>,
+}
+
+impl Buffers {
+    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize) -> Self {
+        let row_width = sizes.architecture.row_width(sizes);
+        let rows = || Aligned::new(0.0, rows_max * row_width);
+        let scratch = || Scratch::new(rows_max, sizes.n_embd);
+        Buffers {
+            row_width,
+            residual: rows(),
+            normed: rows(),
+            scratch: (0..n_threads).map(|_| scratch()).collect(),
+            starts: Vec::with_capacity(rows_max),
+        }
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> usize {
+        let row_width = sizes.architecture.row_width(sizes);
+        2 * Aligned::<f32>::bytes_for(rows_max * row_width)
+            + n_threads * Scratch::bytes_for(rows_max, sizes.n_embd)
+            + rows_max * size_of::<Option<usize>>()
+    }
+
+    /// What they take in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.residual.size_bytes()
+            + self.normed.size_bytes()
+            + self.scratch.iter().map(Scratch::size_bytes).sum::<usize>()
+            + self.starts.capacity() * size_of::<Option<usize>>()
+    }
+
+    pub(crate) fn rows_mut(&mut self, n_rows: usize) -> (&[f32], &mut [f32]) {
+        let n = n_rows * self.row_width;
+        (&self.residual[..n], &mut self.normed[..n])
+    }
+
+    pub(crate) fn swap_rows(&mut self) {
+        std::mem::swap(&mut self.residual, &mut self.normed);
+    }
+
+    /// Notes where segments begin.
+    pub(crate) fn begin(&mut self, pass: &Pass<'_>) {
+        self.starts.clear();
+        self.starts.resize(pass.n_rows, None);
+        for (index, segment) in pass.segments.iter().enumerate() {
+            self.starts[segment.first_row] = Some(index);
+        }
+    }
+}
+
+/// A layer norm of n_embd channels.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) epsilon: f32,
+}
+
+impl Norm<'_> {
+    /// Normalises a row of `x` into `out`.
+    fn row(self, kernels: KernelSet, x: &[f32], out: &mut [f32]) {
+        kernels.layer_norm(x, self.weight, self.bias, self.epsilon, out);
+    }
+
+    /// Normalises every row of `x` into `out`.
+    fn apply(self, machine: Machine<'_>, x: &[f32], out: &mut [f32]) {
+        let n = self.weight.len();
+        machine.pool.run_chunks(out, n, |row, out| {
+            self.row(machine.kernels, &x[row * n..(row + 1) * n], out);
+        });
+    }
+
+    pub(crate) fn fetch(self) {
+        fetch(self.weight);
+        fetch(self.bias);
+    }
+}
+
+impl Embedding {
+    /// The table's rows of the tokens, normalised by ln0, become the residual stream.
+    pub(crate) fn apply(&self, pass: &Pass<'_>, buffers: &mut Buffers, spans: &[Span<'_>]) {
+        let n_embd = self.table.n_cols;
+        for segment in pass.segments {
+            let tokens = &spans[segment.span].tokens[segment.first_token..][..segment.n_rows];
+            let rows = buffers.normed[segment.first_row * n_embd..].chunks_exact_mut(n_embd);
+            for (&token, row) in tokens.iter().zip(rows) {
+                self.table.read_row(token as usize, row);
+                if let Some(paging) = pass.machine.paging {
+                    paging.embedding_row_was_read(token as usize);
+                }
+            }
+        }
+        let norm = Norm {
+            weight: &self.norm_weight,
+            bias: &self.norm_bias,
+            epsilon: pass.epsilon,
+        };
+        let n = pass.n_rows * n_embd;
+        norm.apply(
+            pass.machine,
+            &buffers.normed[..n],
+            &mut buffers.residual[..n],
+        );
+    }
+}
+
+impl Head {
+    fn norm(&self) -> Norm<'_> {
+        Norm {
+            weight: &self.norm_weight,
+            bias: &self.norm_bias,
+            epsilon: NORM_OUT_EPSILON,
+        }
+    }
+
+    /// Fetches the vectors that are read before the matrix.
+    pub(crate) fn fetch_vectors(&self) {
+        self.norm().fetch();
+        fetch_input_factors(&self.matrix);
+    }
+
+    /// Logits of some rows of the last forward pass: `rows[i]` gives `out[i]`, (rows.len(), n_vocab).
+    pub(crate) fn logits(
+        &self,
+        machine: Machine<'_>,
+        (buffers, input): (&mut Buffers, &mut Activations),
+        rows: &[usize],
+        out: &mut [f32],
+    ) {
+        let (n_embd, norm) = (self.matrix.n_cols, self.norm());
+        let Buffers {
+            residual, scratch, ..
+        } = buffers;
+        let Machine { pool, kernels, .. } = machine;
+        input.prepare(pool, kernels, &self.matrix, rows.len(), |i, input| {
+            norm.row(kernels, &residual[rows[i] * n_embd..][..n_embd], input);
+        });
+        let product = Product {
+            matrix: &self.matrix,
+            input,
+            out,
+        };
+        multiply(machine, scratch, [product], &[]);
+    }
+
+    /// The residual stream of some rows of the last forward pass behind the output norm, which is what
+    /// the head reads: `rows[i]` gives `out[i]`, (rows.len(), n_embd).
+    pub(crate) fn hidden(
+        &self,
+        machine: Machine<'_>,
+        buffers: &Buffers,
+        rows: &[usize],
+        out: &mut [f32],
+    ) {
+        let (n_embd, norm) = (self.matrix.n_cols, self.norm());
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(n_embd)) {
+            norm.row(
+                machine.kernels,
+                &buffers.residual[row * n_embd..][..n_embd],
+                out,
+            );
+        }
+    }
+}
+
+/// A matrix whose input is a token shift: `mix * x + (1 - mix) * (x of the token before)`.
+pub(crate) struct Shifted<'a> {
+    /// (n_embd) share of the present token
+    pub(crate) mix: &'a [f32],
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) input: &'a mut Activations,
+    /// (rows, outputs)
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Pass<'_> {
+    /// Normalises the residual stream of a layer, and multiplies shifts of it with matrices. The state's part
+    /// `previous` of the layer has the normalised row before the first one of each segment, and gets the last one.
+    /// `next` are the matrices of the product behind these.
+    pub(crate) fn shifted_products<const N: usize>(
+        &self,
+        (layer, previous): (usize, usize),
+        norm: Norm<'_>,
+        buffers: &mut Buffers,
+        spans: &mut [Span<'_>],
+        shifted: [Shifted<'_>; N],
+        next: &[&Matrix],
+    ) {
+        let Machine { pool, kernels, .. } = self.machine;
+        let n_embd = norm.weight.len();
+        let n = self.n_rows * n_embd;
+        norm.apply(
+            self.machine,
+            &buffers.residual[..n],
+            &mut buffers.normed[..n],
+        );
+        let (normed, starts) = (&buffers.normed[..n], &buffers.starts);
+        let before = |row: usize| match starts[row] {
+            Some(segment) => spans[self.segments[segment].span]
+                .state
+                .part(layer, previous),
+            None => &normed[(row - 1) * n_embd..row * n_embd],
+        };
+        let products = shifted.map(|shifted| {
+            let Shifted {
+                mix,
+                matrix,
+                input,
+                out,
+            } = shifted;
+            input.prepare(pool, kernels, matrix, self.n_rows, |row, out| {
+                let x = &normed[row * n_embd..][..n_embd];
+                kernels.token_shift(x, before(row), mix, out);
+            });
+            let input = &*input;
+            Product { matrix, input, out }
+        });
+        multiply(self.machine, &mut buffers.scratch, products, next);
+        for segment in self.segments {
+            let last = segment.first_row + segment.n_rows - 1;
+            let state = &mut *spans[segment.span].state;
+            let row = &normed[last * n_embd..][..n_embd];
+            state.part_mut(layer, previous).copy_from_slice(row);
+        }
+    }
+
+    /// Row by row `work(row of the residual stream, its number)`, on all threads.
+    pub(crate) fn add_to_residual(
+        &self,
+        buffers: &mut Buffers,
+        n_embd: usize,
+        work: impl Fn(&mut [f32], usize) + Sync,
+    ) {
+        let rows = &mut buffers.residual[..self.n_rows * n_embd];
+        self.machine
+            .pool
+            .run_chunks(rows, n_embd, |row, x| work(x, row));
+    }
+}

@@ -1,0 +1,148 @@
+//! The sizes and constants of a model, and how model files write them.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::table::Architecture;
+use crate::error::{Error, Result};
+
+/// Sizes of a model. Which of them an architecture has, and their bounds, is in its table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Sizes {
+    pub(crate) architecture: &'static Architecture,
+    pub(crate) n_vocab: usize,
+    pub(crate) n_embd: usize,
+    pub(crate) n_layer: usize,
+    /// Channels of the time mixing: mostly `n_embd`.
+    pub(crate) n_attention: usize,
+    /// Hidden units of the channel mixing: mostly 4 `n_embd`.
+    pub(crate) n_hidden: usize,
+}
+
+/// All that is configured about a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Config {
+    pub(crate) sizes: Sizes,
+    pub(crate) settings: Settings,
+}
+
+/// What the tensors do not show.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// Of the norms in the blocks. transformers gives `ln_out` 1e-5 whatever this says.
+    pub(crate) layer_norm_epsilon: f32,
+    /// Token id that ends a text.
+    pub(crate) end_of_text: u32,
+    /// Token id that begins a text; RWKV-4 was trained with 0 for both.
+    pub(crate) bos: u32,
+    /// Tokens the model was trained on at a time. Advisory: the recurrent form has no limit.
+    pub(crate) context_length: usize,
+    /// Whether the head is the embedding.
+    pub(crate) tie_word_embeddings: bool,
+}
+
+impl Default for Settings {
+    /// As BlinkDL trained.
+    fn default() -> Self {
+        Settings {
+            layer_norm_epsilon: 1e-5,
+            end_of_text: 0,
+            bos: 0,
+            context_length: 1024,
+            tie_word_embeddings: false,
+        }
+    }
+}
+
+impl Sizes {
+    /// No size is known yet.
+    pub(crate) fn unknown(architecture: &'static Architecture) -> Self {
+        Sizes {
+            architecture,
+            n_vocab: 0,
+            n_embd: 0,
+            n_layer: 0,
+            n_attention: 0,
+            n_hidden: 0,
+        }
+    }
+
+    /// The sizes that the architecture has, with their names.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, usize)> + '_ {
+        let sizes = self.architecture.sizes.iter();
+        sizes.map(|size| (size.name, (size.get)(self)))
+    }
+
+    /// Whether all sizes are ones a model can have.
+    ///
+    /// # Errors
+    /// A size of 0, or above its bound.
+    pub(crate) fn check(&self) -> Result<()> {
+        for spec in self.architecture.sizes {
+            let (name, size, max) = (spec.name, (spec.get)(self), spec.max);
+            if size == 0 || size as u64 > max {
+                return Err(Error::format(format!("{name} {size}, expected 1 to {max}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// What can be told from the tensors alone: the sizes. The rest is as BlinkDL trained.
+    pub(crate) fn of_sizes(sizes: Sizes) -> Self {
+        Config {
+            sizes,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Whether all sizes and numbers are ones a model can have.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.sizes.check()?;
+        let epsilon = self.settings.layer_norm_epsilon;
+        if !(epsilon > 0.0 && epsilon < 1.0) {
+            return Err(Error::format(format!(
+                "layer_norm_epsilon {epsilon}, expected more than 0 and less than 1"
+            )));
+        }
+        Ok(())
+    }
+
+    /// As model files have it: one JSON object of sizes and settings.
+    pub(crate) fn to_json(self) -> Value {
+        let sizes = self.sizes.named();
+        let mut fields: Map<String, Value> =
+            sizes.map(|(name, n)| (name.into(), n.into())).collect();
+        if let Ok(Value::Object(settings)) = serde_json::to_value(self.settings) {
+            fields.extend(settings);
+        }
+        Value::Object(fields)
+    }
+
+    /// Reads what [`to_json`](Self::to_json) wrote, and checks it.
+    ///
+    /// # Errors
+    /// What is missing, of another type, or out of its bounds.
+    pub(crate) fn from_json(architecture: &'static Architecture, text: &str) -> Result<Self> {
+        let damaged =
+            |e: &dyn std::fmt::Display| Error::format(format!("metadata: damaged `config`: {e}"));
+        let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| damaged(&e))?;
+        let mut sizes = Sizes::unknown(architecture);
+        for size in architecture.sizes {
+            let name = size.name;
+            let value = fields.get(name);
+            let missing = || damaged(&format_args!("missing field `{name}`"));
+            let value = value.ok_or_else(missing)?;
+            let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
+            let wrong = || damaged(&format_args!("{name} {value}, expected a number"));
+            (size.set)(&mut sizes, number.ok_or_else(wrong)?);
+        }
+        let settings = serde_json::from_value(Value::Object(fields)).map_err(|e| damaged(&e))?;
+        let config = Config { sizes, settings };
+        config.check().map_err(|e| e.at("metadata: `config`"))?;
+        Ok(config)
+    }
+}

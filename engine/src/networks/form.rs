@@ -1,0 +1,67 @@
+//! The two forms of numbers that checkpoints store otherwise than networks use them.
+//!
+//! Each is made from the other in f64 and rounded once: a decay is applied once a token, for ever.
+
+#![forbid(unsafe_code)]
+
+/// What a checkpoint holds in place of a tensor's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The numbers themselves.
+    Same,
+    /// `x`, where the network has `-exp(x)`.
+    MinusExp,
+}
+
+/// A number whose exp() is 0 in f32, for a decay that was rounded to none at all. Smaller ones do
+/// as well, but would round to infinity in f16.
+const NO_DECAY: f32 = -104.0;
+
+impl Form {
+    /// The network's number, from the checkpoint's.
+    pub(crate) fn to_network(self, stored: f32) -> f32 {
+        match self {
+            Form::Same => stored,
+            Form::MinusExp => -(f64::from(stored).exp() as f32),
+        }
+    }
+
+    /// The checkpoint's number, from the network's.
+    pub(crate) fn to_checkpoint(self, value: f32) -> f32 {
+        match self {
+            Form::Same => value,
+            Form::MinusExp if value == 0.0 => NO_DECAY,
+            Form::MinusExp => f64::from(-value).ln() as f32,
+        }
+    }
+
+    /// Whether the network can have this number.
+    pub(crate) fn admits(self, value: f32) -> bool {
+        match self {
+            Form::Same => true,
+            Form::MinusExp => value <= 0.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There and back is as good as f32 can say it, over all that checkpoints hold.
+    #[test]
+    fn there_and_back() {
+        let form = Form::MinusExp;
+        for step in -104_000..=88_000 {
+            let there = form.to_network(step as f32 / 1000.0);
+            let back = form.to_network(form.to_checkpoint(there));
+            // The rounding of a number near 100 to f32, times exp()'s derivative.
+            let bound = f64::from(there.abs()) * (2f64.powi(-17) + 2f64.powi(-23)) + 1e-45;
+            let difference = (f64::from(back) - f64::from(there)).abs();
+            assert!(difference <= bound, "{step}: {there} {back}");
+        }
+        assert_eq!(form.to_network(NO_DECAY), 0.0);
+        assert_eq!(form.to_checkpoint(-0.0), NO_DECAY);
+        assert_eq!(form.to_checkpoint(-1.0), 0.0);
+    }
+}

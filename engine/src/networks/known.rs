@@ -1,0 +1,141 @@
+//! Which architectures there are: those that run here, and those that are only recognised, so that an error says what
+//! a model is.
+
+#![forbid(unsafe_code)]
+
+use super::table::{without, Architecture};
+use super::v4;
+use crate::error::{Error, Result};
+
+/// A kind of network that its tensors show.
+struct Known {
+    title: &'static str,
+    /// Beginnings of names, without prefix and layer, that no line below has.
+    marks: &'static [&'static str],
+    /// `None`: it cannot run here.
+    architecture: Option<&'static Architecture>,
+}
+
+/// Newer versions keep some tensors of older ones, so the newest come first: the first line that matches any tensor
+/// names the model.
+static KNOWN: [Known; 6] = [
+    Known {
+        title: "RWKV-7",
+        marks: &[
+            "att.x_", "att.w0", "att.a0", "att.k_k", "att.r_k", "ffn.x_k", "attn.x_", "attn.k_k",
+        ],
+        architecture: None,
+    },
+    Known {
+        title: "RWKV-6",
+        marks: &[
+            "att.time_maa",
+            "ffn.time_maa",
+            "attention.time_maa",
+            "feed_forward.time_maa",
+            "att.time_decay_w",
+            "attention.time_decay_w",
+            "att.time_mix_w1",
+            "attention.time_mix_w1",
+        ],
+        architecture: None,
+    },
+    Known {
+        title: "RWKV-5",
+        marks: &[
+            "att.ln_x.",
+            "att.gate.",
+            "att.time_mix_g",
+            "att.time_faaaa",
+            "attention.ln_x.",
+            "attention.gate.",
+            "attention.time_mix_g",
+            "attention.time_faaaa",
+        ],
+        architecture: None,
+    },
+    Known {
+        title: "a variant of RWKV-4 with extra attention, such as RWKV-4a",
+        marks: &[
+            "att.qq.",
+            "att.time_mix_qq",
+            "att.att_mask",
+            "attention.qq.",
+            "attention.time_mix_qq",
+            "attention.att_mask",
+            "tiny_",
+            "head_q.",
+            "copy_mask",
+        ],
+        architecture: None,
+    },
+    Known {
+        title: "a variant of RWKV-4 with another channel mixing, such as RWKV-4b",
+        marks: &["ffn.aa.", "ffn.bb.", "feed_forward.aa.", "feed_forward.bb."],
+        architecture: None,
+    },
+    Known {
+        title: "RWKV-4",
+        marks: &["blocks.", "emb.", "embeddings."],
+        architecture: Some(&v4::ARCHITECTURE),
+    },
+];
+
+/// Those that run here.
+pub(crate) fn architectures() -> impl Iterator<Item = &'static Architecture> + Clone {
+    KNOWN.iter().filter_map(|known| known.architecture)
+}
+
+/// The one of the published sizes that made-up models have.
+pub(crate) fn version_4() -> &'static Architecture {
+    &v4::ARCHITECTURE
+}
+
+/// The architecture of that name in model files.
+///
+/// # Errors
+/// `Unsupported` for one that does not run here.
+pub(crate) fn by_name(name: &str) -> Result<&'static Architecture> {
+    let found = architectures().find(|architecture| architecture.name == name);
+    found.ok_or_else(|| {
+        let names: Vec<_> = architectures()
+            .map(|architecture| architecture.name)
+            .collect();
+        Error::unsupported(format!(
+            "architecture {name}, expected {}",
+            names.join(" or ")
+        ))
+    })
+}
+
+/// The titles of those that run here, for texts.
+pub(crate) fn titles() -> String {
+    let titles: Vec<_> = architectures()
+        .map(|architecture| architecture.title)
+        .collect();
+    titles.join(" or ")
+}
+
+/// What the names of tensors show: the architecture, or the tensor that shows another kind of network, and which.
+/// `None`: they show nothing.
+pub(crate) fn shown<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Option<std::result::Result<&'static Architecture, (&'a str, &'static str)>> {
+    KNOWN.iter().find_map(|known| {
+        let shows = |name: &&str| {
+            let name =
+                architectures().fold(*name, |name, one| without(name, one.hugging_face.prefix));
+            // The number of a layer is of no matter, nor whether it is one.
+            let rest = name
+                .strip_prefix("blocks.")
+                .and_then(|rest| rest.split_once('.'));
+            let leaf = rest.map_or(name, |(_, leaf)| leaf);
+            known
+                .marks
+                .iter()
+                .any(|mark| leaf.starts_with(mark) || name.starts_with(mark))
+        };
+        let name = names.clone().find(shows)?;
+        Some(known.architecture.ok_or((name, known.title)))
+    })
+}

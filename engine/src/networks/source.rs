@@ -1,0 +1,62 @@
+//! Where a network takes its weights from.
+
+#![forbid(unsafe_code)]
+
+use super::table::TensorAt;
+use super::Tensor;
+use crate::error::{Error, Result};
+use crate::quant::matrix::{Matrix, Quant, Rows, Vector};
+
+/// A checkpoint, a model file, another network, or numbers that are made up.
+pub(crate) trait WeightSource {
+    /// What the matrices are to be that are asked for from here on.
+    fn set_quant(&mut self, quant: Quant) -> Result<()>;
+
+    /// A vector, all of whose numbers are finite.
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector>;
+
+    /// A matrix, stored as its layout says.
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix>;
+}
+
+/// A source whose matrices need not be held whole.
+pub(crate) trait RowsSource: WeightSource {
+    /// Gives the matrix that [`WeightSource::matrix`] gives to `take`, from its first row to its last, in pieces
+    /// that are small enough to be held beside each other.
+    fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()>;
+}
+
+/// Who takes pieces of a matrix.
+pub(crate) type TakeRows<'a> = dyn FnMut(Rows<'_>) -> Result<()> + 'a;
+
+/// A field of a network's weights.
+pub(crate) trait Weight: Sized {
+    /// `tensor` is there: tables have a line for each field.
+    fn take(source: &mut dyn WeightSource, tensor: Option<TensorAt<'_>>) -> Result<Self>;
+
+    fn as_tensor(&self) -> Tensor<'_>;
+}
+
+impl Weight for Vector {
+    fn take(source: &mut dyn WeightSource, tensor: Option<TensorAt<'_>>) -> Result<Self> {
+        source.vector(&tensor.ok_or_else(no_line)?)
+    }
+
+    fn as_tensor(&self) -> Tensor<'_> {
+        Tensor::Vector(self)
+    }
+}
+
+impl Weight for Matrix {
+    fn take(source: &mut dyn WeightSource, tensor: Option<TensorAt<'_>>) -> Result<Self> {
+        source.matrix(&tensor.ok_or_else(no_line)?)
+    }
+
+    fn as_tensor(&self) -> Tensor<'_> {
+        Tensor::Matrix(self)
+    }
+}
+
+fn no_line() -> Error {
+    Error::format("a weight without a line in its table")
+}

@@ -1,0 +1,434 @@
+//! What a network is, as data: its sizes, its tensors, its state, and what passes between its stages.
+//!
+//! An [`Architecture`] is the one place where these are written down. Names in every kind of checkpoint, checks of
+//! shapes, uploads to devices, memory estimates, the layout of states, synthetic models, `info`, conversion and the
+//! model file are derived from it. Nothing here computes with weights.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use super::config::{Config, Sizes};
+use super::form::Form;
+use super::state::StateLayout;
+use crate::quant::matrix::Layout;
+
+/// Rows, columns or channels, from the sizes of a model.
+pub(crate) type Count = fn(&Sizes) -> usize;
+
+/// A kind of network: all that is known of it but its arithmetic.
+pub(crate) struct Architecture {
+    /// Which arithmetic it has.
+    pub(crate) kind: Kind,
+    /// In model files, state files, `info` and plugins: `rwkv-4`.
+    pub(crate) name: &'static str,
+    /// In texts for people: `RWKV-4`.
+    pub(crate) title: &'static str,
+    /// Of RWKV.
+    pub(crate) version: u32,
+    /// Of a model, each after those that its default is computed from.
+    pub(crate) sizes: &'static [SizeSpec],
+    /// Constants of the arithmetic, by the names that plugins get them by.
+    pub(crate) numbers: &'static [(&'static str, fn(&Config) -> f32)],
+    /// Tensors in front of the layers, of each layer, and behind the layers; in the order in which a token needs
+    /// them. Fingerprints of checkpoints, and so saved states, depend on this order.
+    pub(crate) embedding: &'static [TensorSpec],
+    pub(crate) layer: &'static [TensorSpec],
+    pub(crate) head: &'static [TensorSpec],
+    /// Of each layer, one behind the other.
+    pub(crate) state: &'static [StatePart],
+    /// What a row has that passes from stage to stage.
+    pub(crate) row: &'static [RowPart],
+    pub(crate) hugging_face: HuggingFace,
+    /// What the time mixing of a layer remembers, one number a channel, from that layer's numbers in a state.
+    pub(crate) memory: fn(&StateLayout, &[f32]) -> Vec<f32>,
+}
+
+/// The arithmetics that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    V4,
+}
+
+/// A size of a model: in its configuration, and as its tensors show it.
+pub(crate) struct SizeSpec {
+    /// In model files, plugins and error texts.
+    pub(crate) name: &'static str,
+    pub(crate) get: Count,
+    pub(crate) set: fn(&mut Sizes, usize),
+    /// Bounds keep products of two sizes far from overflowing.
+    pub(crate) max: u64,
+    /// In `config.json` of Hugging Face directories.
+    pub(crate) field: &'static str,
+    /// Where `config.json` does not say it.
+    pub(crate) default: Count,
+    /// The tensor whose shape shows it, by its name in a raw checkpoint, and which dimension; `None`: the number of
+    /// layers, which are counted.
+    pub(crate) shown_by: Option<(&'static str, usize)>,
+}
+
+/// A tensor of a network.
+pub(crate) struct TensorSpec {
+    /// In model files and for devices; without its layer.
+    pub(crate) name: &'static str,
+    /// In checkpoints of BlinkDL and rwkv.cpp.
+    pub(crate) raw: &'static str,
+    /// In Hugging Face directories.
+    pub(crate) hugging_face: &'static str,
+    pub(crate) shape: Shape,
+    /// Whether only the first layer has it, although it comes with the embedding.
+    pub(crate) is_in_first_layer: bool,
+    /// What checkpoints hold instead of its numbers.
+    pub(crate) form: Form,
+    /// Whether checkpoints write it as [1, 1, n].
+    pub(crate) is_broadcast: bool,
+    /// Smallest and largest number in made-up models.
+    pub(crate) noise: (f32, f32),
+}
+
+/// What a tensor is, and how large.
+#[derive(Clone, Copy)]
+pub(crate) enum Shape {
+    /// Always f32.
+    Vector(Count),
+    /// In any quantisation.
+    Matrix {
+        outputs: Count,
+        inputs: Count,
+        layout: Layout,
+    },
+}
+
+/// Numbers that a state has for each layer.
+pub(crate) struct StatePart {
+    /// For people who read a state.
+    #[allow(dead_code)] // Documentation that tests print.
+    pub(crate) name: &'static str,
+    pub(crate) len: Count,
+    /// What each of them is before the first token.
+    pub(crate) empty: f32,
+}
+
+/// Numbers of a row between stages.
+pub(crate) struct RowPart {
+    #[allow(dead_code)] // As above.
+    pub(crate) name: &'static str,
+    pub(crate) len: Count,
+}
+
+/// How Hugging Face directories call things.
+pub(crate) struct HuggingFace {
+    /// `model_type` of `config.json`,
+    pub(crate) model_type: &'static str,
+    /// and its first `architectures`.
+    pub(crate) class: &'static str,
+    /// In front of all names but the head's; readers do without it.
+    pub(crate) prefix: &'static str,
+}
+
+/// Which part of a network a stage has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Of the model's layers; may be none where it has the head.
+    pub(crate) layers: Range<usize>,
+    pub(crate) has_embedding: bool,
+    pub(crate) has_head: bool,
+}
+
+/// A tensor of a model of known sizes.
+#[derive(Clone, Copy)]
+pub(crate) struct TensorAt<'a> {
+    pub(crate) spec: &'static TensorSpec,
+    /// `None` for those outside of layers.
+    pub(crate) layer: Option<usize>,
+    pub(crate) sizes: &'a Sizes,
+}
+
+/// A size by the name of its field in [`Sizes`]. `$shown_by` as in [`SizeSpec`].
+macro_rules! size {
+    ($name:ident <= $max:expr, $field:literal, $default:expr, $shown_by:expr) => {
+        SizeSpec {
+            name: stringify!($name),
+            get: |sizes| sizes.$name,
+            set: |sizes, n| sizes.$name = n,
+            max: $max,
+            field: $field,
+            default: $default,
+            shown_by: $shown_by,
+        }
+    };
+}
+
+/// Declares the weights of a part of a network, and in the same lines the table of its tensors: each field is a
+/// [`Vector`](crate::quant::matrix::Vector) or a [`Matrix`](crate::quant::matrix::Matrix) with its [`TensorSpec`].
+macro_rules! tensors {
+    ($(#[$about:meta])* $visible:vis struct $name:ident {
+        $($(#[$field_about:meta])* $field:ident: $kind:ident = $spec:expr,)*
+    }) => {
+        $(#[$about])*
+        $visible struct $name {
+            $($(#[$field_about])* pub(crate) $field: $kind,)*
+        }
+
+        impl $name {
+            /// The table, in the order of the fields.
+            pub(crate) const TENSORS: &'static [TensorSpec] = &[$($spec),*];
+
+            /// Takes the tensors from `source` in that order.
+            pub(crate) fn take(
+                source: &mut dyn $crate::networks::source::WeightSource,
+                layer: Option<usize>,
+                sizes: &Sizes,
+            ) -> $crate::error::Result<Self> {
+                let mut specs = Self::TENSORS.iter();
+                let mut next = || specs.next().map(|spec| spec.at(layer, sizes));
+                Ok($name {
+                    $($field: $crate::networks::source::Weight::take(source, next())?,)*
+                })
+            }
+
+            /// The same tensors to look at.
+            pub(crate) fn tensors(&self) -> Vec<$crate::networks::Tensor<'_>> {
+                vec![$($crate::networks::source::Weight::as_tensor(&self.$field)),*]
+            }
+        }
+    };
+}
+
+pub(crate) use {size, tensors};
+
+impl Architecture {
+    /// Every tensor of a part of a model, in the order in which a token needs them.
+    pub(crate) fn tensors<'a>(
+        &'static self,
+        sizes: &'a Sizes,
+        part: &Part,
+    ) -> impl Iterator<Item = TensorAt<'a>> {
+        let outside = |specs: &'static [TensorSpec], is_there: bool| {
+            let specs = if is_there { specs } else { &[] };
+            specs.iter().map(|spec| spec.at(None, sizes))
+        };
+        let layers = part.layers.clone().flat_map(move |layer| {
+            let specs = self.layer.iter();
+            specs.map(move |spec| spec.at(Some(layer), sizes))
+        });
+        outside(self.embedding, part.has_embedding)
+            .chain(layers)
+            .chain(outside(self.head, part.has_head))
+    }
+
+    /// Numbers of a row that passes from stage to stage.
+    pub(crate) fn row_width(&self, sizes: &Sizes) -> usize {
+        self.row.iter().map(|part| (part.len)(sizes)).sum()
+    }
+
+    /// The tensor of that name in a checkpoint, raw or Hugging Face's, and its layer.
+    pub(crate) fn find(&self, name: &str) -> Option<(&'static TensorSpec, Option<usize>)> {
+        let base = |name: &'static str| without(name, self.hugging_face.prefix);
+        let name = without(name, self.hugging_face.prefix);
+        let called =
+            |spec: &TensorSpec, name: &str| spec.raw == name || base(spec.hugging_face) == name;
+        let mut outside = self.embedding.iter().chain(self.head);
+        if let Some(spec) = outside.find(|spec| !spec.is_in_first_layer && called(spec, name)) {
+            return Some((spec, None));
+        }
+        let (layer, leaf) = split_layer(name)?;
+        let in_first = self
+            .embedding
+            .iter()
+            .filter(|spec| spec.is_in_first_layer && layer == 0);
+        let spec = self
+            .layer
+            .iter()
+            .chain(in_first)
+            .find(|spec| called(spec, leaf))?;
+        Some((spec, (!spec.is_in_first_layer).then_some(layer)))
+    }
+
+    /// The whole network.
+    pub(crate) fn whole(&self, sizes: &Sizes) -> Part {
+        Part {
+            layers: 0..sizes.n_layer,
+            has_embedding: true,
+            has_head: true,
+        }
+    }
+}
+
+impl PartialEq for Architecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl std::fmt::Debug for Architecture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// `blocks.N.REST` as N and REST.
+pub(crate) fn split_layer(name: &str) -> Option<(usize, &str)> {
+    let (digits, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
+    let layer: usize = digits.parse().ok()?;
+    (layer.to_string() == digits).then_some((layer, rest))
+}
+
+pub(crate) fn without<'a>(name: &'a str, prefix: &str) -> &'a str {
+    name.strip_prefix(prefix).unwrap_or(name)
+}
+
+impl TensorSpec {
+    /// A vector called `name` everywhere.
+    pub(crate) const fn vector(name: &'static str, len: Count) -> Self {
+        Self::new(name, Shape::Vector(len))
+    }
+
+    /// A matrix called `name` everywhere, stored with a row for each output.
+    pub(crate) const fn matrix(name: &'static str, outputs: Count, inputs: Count) -> Self {
+        Self::new(
+            name,
+            Shape::Matrix {
+                outputs,
+                inputs,
+                layout: Layout::RowPerOutput,
+            },
+        )
+    }
+
+    const fn new(name: &'static str, shape: Shape) -> Self {
+        TensorSpec {
+            name,
+            raw: name,
+            hugging_face: name,
+            shape,
+            is_in_first_layer: false,
+            form: Form::Same,
+            is_broadcast: false,
+            noise: (0.0, 1.0),
+        }
+    }
+
+    /// What Hugging Face calls it.
+    pub(crate) const fn hugging_face(mut self, name: &'static str) -> Self {
+        self.hugging_face = name;
+        self
+    }
+
+    /// What checkpoints have in its place, and call it.
+    pub(crate) const fn stored_as(mut self, raw: &'static str, form: Form) -> Self {
+        self.raw = raw;
+        self.form = form;
+        self
+    }
+
+    /// Checkpoints write it as [1, 1, n].
+    pub(crate) const fn broadcast(mut self) -> Self {
+        self.is_broadcast = true;
+        self
+    }
+
+    /// It belongs to the first layer alone.
+    pub(crate) const fn in_first_layer(mut self) -> Self {
+        self.is_in_first_layer = true;
+        self
+    }
+
+    /// The matrix is stored with a row for each input: rows whose input is 0 need not be read.
+    pub(crate) const fn row_per_input(mut self) -> Self {
+        if let Shape::Matrix {
+            outputs, inputs, ..
+        } = self.shape
+        {
+            self.shape = Shape::Matrix {
+                outputs,
+                inputs,
+                layout: Layout::RowPerInput,
+            };
+        }
+        self
+    }
+
+    /// Made-up models have numbers between these.
+    pub(crate) const fn noise(mut self, low: f32, high: f32) -> Self {
+        self.noise = (low, high);
+        self
+    }
+
+    fn full(&self, name: &str, layer: Option<usize>) -> String {
+        match layer.or(self.is_in_first_layer.then_some(0)) {
+            Some(layer) => format!("blocks.{layer}.{name}"),
+            None => name.to_owned(),
+        }
+    }
+
+    /// In raw checkpoints.
+    pub(crate) fn raw_name(&self, layer: Option<usize>) -> String {
+        self.full(self.raw, layer)
+    }
+
+    /// The tensor in a layer of a model of these sizes.
+    pub(crate) fn at<'a>(&'static self, layer: Option<usize>, sizes: &'a Sizes) -> TensorAt<'a> {
+        TensorAt {
+            spec: self,
+            layer,
+            sizes,
+        }
+    }
+}
+
+impl TensorAt<'_> {
+    /// In model files.
+    pub(crate) fn name(&self) -> String {
+        self.spec.full(self.spec.name, self.layer)
+    }
+
+    /// In raw checkpoints.
+    pub(crate) fn raw_name(&self) -> String {
+        self.spec.raw_name(self.layer)
+    }
+
+    /// In Hugging Face directories.
+    pub(crate) fn hugging_face_name(&self) -> String {
+        let name = self.spec.full(self.spec.hugging_face, self.layer);
+        let prefix = self.sizes.architecture.hugging_face.prefix;
+        // Names outside of layers are written down whole.
+        match name.len() == self.spec.hugging_face.len() {
+            true => name,
+            false => format!("{prefix}{name}"),
+        }
+    }
+
+    pub(crate) fn is_matrix(&self) -> bool {
+        matches!(self.spec.shape, Shape::Matrix { .. })
+    }
+
+    /// Outputs and inputs of a matrix; of a vector its length and 1.
+    pub(crate) fn outputs_and_inputs(&self) -> (usize, usize) {
+        match self.spec.shape {
+            Shape::Vector(len) => (len(self.sizes), 1),
+            Shape::Matrix {
+                outputs, inputs, ..
+            } => (outputs(self.sizes), inputs(self.sizes)),
+        }
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        match self.spec.shape {
+            Shape::Vector(_) => Layout::RowPerOutput,
+            Shape::Matrix { layout, .. } => layout,
+        }
+    }
+
+    /// Rows and columns as stored.
+    pub(crate) fn stored_shape(&self) -> (usize, usize) {
+        let (n_outputs, n_inputs) = self.outputs_and_inputs();
+        self.layout().stored_shape(n_outputs, n_inputs)
+    }
+
+    /// Numbers.
+    pub(crate) fn len(&self) -> usize {
+        let (n_outputs, n_inputs) = self.outputs_and_inputs();
+        n_outputs.saturating_mul(n_inputs)
+    }
+}

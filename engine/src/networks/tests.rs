@@ -1,0 +1,168 @@
+//! The tables and what is derived from them.
+
+use super::config::{Config, Sizes};
+use super::known::architectures;
+use super::state::{State, StateLayout};
+use super::table::{Part, Shape};
+use super::Buffers;
+
+/// Sizes of the first architecture, in the order of its table, which is that of the fields of [`Sizes`].
+pub(crate) fn sizes(values: [usize; 5]) -> Sizes {
+    let architecture = architectures().next().expect("there is one");
+    let mut sizes = Sizes::unknown(architecture);
+    for (spec, value) in architecture.sizes.iter().zip(values) {
+        (spec.set)(&mut sizes, value);
+    }
+    sizes
+}
+
+/// The table reads back what it writes: every tensor is found by each of its names, in its own layer.
+#[test]
+fn tensors_are_found_by_all_their_names() {
+    let sizes = sizes([7, 4, 12, 6, 16]);
+    for architecture in architectures() {
+        let sizes = Sizes {
+            architecture,
+            ..sizes
+        };
+        let whole = architecture.whole(&sizes);
+        for tensor in architecture.tensors(&sizes, &whole) {
+            let theirs = tensor.hugging_face_name();
+            let short = theirs.trim_start_matches(architecture.hugging_face.prefix);
+            for name in [&tensor.raw_name(), &theirs, short] {
+                let (spec, layer) = architecture.find(name).expect("in the table");
+                assert_eq!(
+                    (spec.name, layer),
+                    (tensor.spec.name, tensor.layer),
+                    "{name}"
+                );
+            }
+        }
+        for name in [
+            "transformer.h.0",
+            "blocks.0.att.qq.weight",
+            "blocks.01.ln1.bias",
+            "blocks.1.ln0.bias",
+        ] {
+            assert!(architecture.find(name).is_none(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn names_of_both_spellings() {
+    let architecture = architectures().next().expect("there is one");
+    let sizes = sizes([7, 4, 12, 6, 16]);
+    for (theirs, ours) in [
+        ("rwkv.embeddings.weight", "emb.weight"),
+        ("emb.weight", "emb.weight"),
+        ("rwkv.blocks.0.pre_ln.bias", "blocks.0.ln0.bias"),
+        (
+            "rwkv.blocks.11.attention.time_mix_receptance",
+            "blocks.11.att.time_mix_r",
+        ),
+        (
+            "blocks.1.feed_forward.value.weight",
+            "blocks.1.ffn.value.weight",
+        ),
+        ("blocks.1.ffn.time_mix_k", "blocks.1.ffn.time_mix_k"),
+        ("rwkv.ln_out.weight", "ln_out.weight"),
+        ("head.weight", "head.weight"),
+    ] {
+        let (spec, layer) = architecture.find(theirs).expect("in the table");
+        assert_eq!(spec.at(layer, &sizes).raw_name(), ours);
+    }
+}
+
+/// 18 a layer, the embedding, ln0, ln_out and the head: what the 169M checkpoint has.
+#[test]
+fn the_table_of_version_4_has_what_its_checkpoints_have() {
+    let sizes = sizes([50_277, 768, 12, 768, 3072]);
+    let whole = sizes.architecture.whole(&sizes);
+    let tensors = sizes.architecture.tensors(&sizes, &whole);
+    assert_eq!(tensors.count(), 12 * 18 + 6);
+    let second = Part {
+        layers: 6..12,
+        has_embedding: false,
+        has_head: true,
+    };
+    let n: usize = sizes.architecture.tensors(&sizes, &second).count();
+    assert_eq!(n, 6 * 18 + 3);
+    assert_eq!(StateLayout::new(&sizes, 0).size_bytes(), 184_320);
+}
+
+/// A vector of the table is a vector of the weights, and so on: the names of both are in the same order.
+#[test]
+fn states_are_empty_as_the_table_says() {
+    let layout = StateLayout::new(&sizes([10, 3, 2, 4, 8]), 0);
+    let state = State::new(layout);
+    let parts = layout.sizes.architecture.state;
+    for layer in 0..2 {
+        let mut n = 0;
+        for (index, part) in parts.iter().enumerate() {
+            let numbers = state.part(layer, index);
+            assert_eq!(numbers.len(), (part.len)(&layout.sizes), "{}", part.name);
+            assert!(numbers.iter().all(|&x| x == part.empty), "{}", part.name);
+            n += numbers.len();
+        }
+        assert_eq!(n, layout.layer_len());
+    }
+    assert_eq!(state.as_slice().len(), 2 * layout.layer_len());
+}
+
+/// What buffers say beforehand is what they take, to the byte.
+#[test]
+fn buffers_take_what_they_say() {
+    for sizes in [
+        sizes([320, 64, 3, 64, 256]),
+        sizes([99, 40, 2, 24, 37]),
+        sizes([7, 8, 1, 40, 600]),
+    ] {
+        for rows in [1, 2, 7, 8, 32, 64, 128] {
+            for n_threads in [1, 3] {
+                let taken = Buffers::new(&sizes, rows, n_threads, false).size_bytes();
+                assert_eq!(
+                    Buffers::bytes_for(&sizes, rows, n_threads),
+                    taken,
+                    "{sizes:?} {rows}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn configurations_are_read_as_they_were_written() {
+    let mut config = Config::of_sizes(sizes([99, 40, 2, 24, 37]));
+    config.settings.end_of_text = 5;
+    let text = config.to_json().to_string();
+    let architecture = config.sizes.architecture;
+    let read = Config::from_json(architecture, &text).expect("as written");
+    assert_eq!(read, config);
+    for (found, wrong) in [
+        ("40", "0"),
+        ("37", "\"x\""),
+        ("\"n_vocab\":99", "\"n\":99"),
+        ("1024", "-1"),
+    ] {
+        let damaged = text.replacen(found, wrong, 1);
+        assert_ne!(damaged, text);
+        Config::from_json(architecture, &damaged).expect_err(&damaged);
+    }
+}
+
+/// Stored shapes and kinds agree, whatever the sizes.
+#[test]
+fn vectors_have_one_column() {
+    let sizes = sizes([7, 4, 1, 6, 16]);
+    for tensor in sizes
+        .architecture
+        .tensors(&sizes, &sizes.architecture.whole(&sizes))
+    {
+        let is_vector = matches!(tensor.spec.shape, Shape::Vector(_));
+        assert_eq!(is_vector, !tensor.is_matrix());
+        if is_vector {
+            assert_eq!(tensor.outputs_and_inputs(), (tensor.len(), 1));
+        }
+    }
+}
