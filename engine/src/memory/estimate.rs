@@ -8,22 +8,43 @@ use crate::networks::state::StateLayout;
 use crate::networks::table::{Part, TensorAt};
 use crate::networks::Buffers;
 use crate::products::paging::PIECE_BYTES;
-use crate::products::{CHUNK_INPUTS, MANY_ROWS};
-use crate::quant::matrix::Quant;
+use crate::products::{BLOCK_OUTPUTS_MAX, CHUNK_INPUTS, MANY_ROWS};
+use crate::quant::matrix::{Layout, Quant};
 use crate::text::sampler::Sampler;
 
 /// Bytes of matrices that are in memory at once while batches of so many rows go through a network none of
 /// whose matrices stays.
 pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 {
-    let width = sizes.n_embd.max(sizes.n_attention) as u64;
-    let row = width.saturating_mul(value_bytes(quant));
-    // Batches of many rows walk a matrix stored row per input more than once.
-    let rows = match rows_max < MANY_ROWS {
-        true => CHUNK_INPUTS.min(sizes.n_hidden),
-        false => sizes.n_hidden,
+    let piece = |tensor: TensorAt<'_>| {
+        let (n_rows, n_cols) = tensor.stored_shape();
+        let rows = match tensor.layout() {
+            Layout::RowPerOutput => BLOCK_OUTPUTS_MAX.min(n_rows),
+            // Batches of many rows walk a matrix stored row per input more than once.
+            Layout::RowPerInput if rows_max < MANY_ROWS => CHUNK_INPUTS.min(n_rows),
+            Layout::RowPerInput => n_rows,
+        };
+        value_bytes(quant)
+            .saturating_mul(n_cols as u64)
+            .saturating_mul(rows as u64)
     };
     // Before and behind what was touched, the system may map as much as is dropped with it.
-    PIECE_BYTES.max(row.saturating_mul(rows as u64)) + 2 * crate::files::RELEASE_MARGIN
+    matrices(sizes).map(piece).fold(PIECE_BYTES, u64::max) + 2 * crate::files::RELEASE_MARGIN
+}
+
+/// Numbers of the largest matrix.
+pub(crate) fn largest_matrix(sizes: &Sizes) -> u64 {
+    let numbers = matrices(sizes).map(|tensor| tensor.len() as u64);
+    numbers.max().unwrap_or(0)
+}
+
+fn matrices(sizes: &Sizes) -> impl Iterator<Item = TensorAt<'_>> {
+    // All layers are of one size.
+    let part = Part {
+        layers: 0..1,
+        ..sizes.architecture.whole(sizes)
+    };
+    let tensors = sizes.architecture.tensors(sizes, &part);
+    tensors.filter(TensorAt::is_matrix)
 }
 
 /// Bytes of one weight, scales aside.

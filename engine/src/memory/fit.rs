@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::budget::Budget;
-use super::estimate::{session_bytes, weight_bytes, window_bytes};
+use super::estimate::{largest_matrix, session_bytes, weight_bytes, window_bytes};
 use crate::devices::plan::{Plan, PlannedStage, Target};
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
@@ -226,13 +226,7 @@ impl Demand {
     }
 
     fn loading(&self) -> u64 {
-        let Sizes {
-            n_vocab,
-            n_embd,
-            n_hidden,
-            ..
-        } = self.sizes;
-        let largest = (n_vocab.max(n_hidden) as u64).saturating_mul(n_embd as u64);
+        let largest = largest_matrix(&self.sizes);
         match self.converts {
             true => largest.saturating_mul(10).min(LOADING_MAX),
             false => 0,

@@ -42,6 +42,8 @@ const BLOCK_OUTPUTS: usize = 64;
 const GEMM_ROWS: usize = 64;
 /// in blocks of so many outputs, because it packs the activations anew for each.
 const GEMM_OUTPUTS: usize = 128;
+/// Outputs of a matrix that are read at once at most.
+pub(crate) const BLOCK_OUTPUTS_MAX: usize = GEMM_OUTPUTS;
 /// Inputs of a matrix stored row per input that one task sums up, and that one panel holds: a panel of f32 is then 16 KiB.
 pub(crate) const CHUNK_INPUTS: usize = 256;
 /// The same for weights stored row per input and many rows: longer pieces of what lies side by side.
