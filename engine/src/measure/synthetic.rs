@@ -18,9 +18,10 @@ use crate::error::Result;
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::budget::Budget;
-use crate::model::load::{convert_rows, convert_rows_in_pieces, Blocks, RowSource};
 use crate::model::{Inner, TokenizerSlot};
 use crate::networks::v4::Sizes;
+use crate::quant::blocks::{Blocks, RowSource};
+use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
 use crate::quant::matrix::{Layout, Matrix, Quant, Rows, RowsSource, Vector, WeightSource};
 
 /// A size in which RWKV-4 was published.

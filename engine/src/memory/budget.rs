@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::networks::v4::{Part, Sizes};
 use crate::products::paging::{Paging, PIECE_BYTES};
 use crate::products::{CHUNK_INPUTS, MANY_ROWS};
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 use crate::text::sampler::Sampler;
 
 /// Bytes that a model and its sessions may keep in memory, and how many they do.
@@ -173,8 +173,8 @@ impl Drop for Reservation {
 /// Bytes of matrices that are in memory at once while batches of so many rows go through a network none of
 /// whose matrices stays.
 pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 {
-    let width = sizes.n_embd.max(sizes.n_attention) as u64;
-    let row = width.saturating_mul(value_bytes(quant));
+    let width = sizes.n_embd.max(sizes.n_attention);
+    let row = quant.row_values_bytes(width);
     // Batches of many rows walk a matrix stored row per input more than once.
     let rows = match rows_max < MANY_ROWS {
         true => CHUNK_INPUTS.min(sizes.n_hidden),
@@ -182,15 +182,6 @@ pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 
     };
     // Before and behind what was touched, the system may map as much as is dropped with it.
     PIECE_BYTES.max(row.saturating_mul(rows as u64)) + 2 * crate::files::RELEASE_MARGIN
-}
-
-/// Bytes of one weight, scales aside.
-fn value_bytes(quant: Quant) -> u64 {
-    match quant {
-        Quant::F32 => 4,
-        Quant::F16 => 2,
-        Quant::Int8 => 1,
-    }
 }
 
 /// Bytes of the weights of a part of a network of these sizes. Matrices that are used where they lie, in a
@@ -201,27 +192,14 @@ pub(crate) fn weight_bytes(sizes: &Sizes, part: &Part, quant: Quant, in_place: b
         sizes.n_embd,
         sizes.n_attention,
         sizes.n_hidden,
-    ]
-    .map(|n| n as u64);
-    let values = match in_place {
-        true => 0,
-        false => value_bytes(quant),
-    };
-    // A row has an f16 scale, a column an 8-bit exponent, and both are kept as f32 too.
-    let (row, column) = match quant {
-        Quant::Int8 => (2 + 4, 1 + 4),
-        Quant::F32 | Quant::F16 => (0, 0),
-    };
-    let matrix = |rows: u64, cols: u64| {
-        let numbers = rows.saturating_mul(cols).saturating_mul(values);
-        numbers.saturating_add(rows * row + cols * column)
-    };
+    ];
+    let matrix = |rows: usize, cols: usize| quant.memory_bytes((rows, cols), in_place);
     let matrices = 3 * matrix(a, d) + matrix(d, a) + 2 * matrix(h, d) + matrix(d, d);
-    let vectors = 4 * (9 * d + 2 * a);
+    let vectors = 4 * (9 * d as u64 + 2 * a as u64);
     let layer = matrices.saturating_add(vectors);
     let layers = (part.layers.len() as u64).saturating_mul(layer);
     let tables = u64::from(part.has_embedding) + u64::from(part.has_head);
-    layers.saturating_add(tables * (matrix(v, d) + 4 * 2 * d))
+    layers.saturating_add(tables * (matrix(v, d) + 4 * 2 * d as u64))
 }
 
 /// Bytes of the buffers of a forward pass of so many rows: at least what `Workspace::size_bytes` will be.

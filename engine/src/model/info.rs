@@ -7,7 +7,9 @@ use std::ops::Range;
 use crate::devices::stages::{StageFacts, Stages};
 use crate::model::Inner;
 use crate::networks::v4::{Tensor, ARCHITECTURE};
-use crate::quant::matrix::{MatrixSize, Quant, Vector};
+use crate::quant::matrix::Vector;
+use crate::quant::parts::MatrixSize;
+use crate::quant::Quant;
 
 /// Facts about an open model.
 #[derive(Clone, Debug, PartialEq)]

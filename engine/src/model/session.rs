@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
+use crate::math::reserve;
 use crate::memory::budget::{self, Reservation};
-use crate::model::load::reserve;
 use crate::model::{Model, Workspace};
 use crate::networks::batch::{Output, Span};
 use crate::networks::state::State;
@@ -121,7 +121,8 @@ impl Session {
         let reservation = Reservation::new(model, bytes, "another session")?;
         // The allocations below end the process when they fail. Asked for in one piece, the same memory
         // gives an error instead.
-        drop(reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX))?);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        drop(reserve::<u8>(bytes, "a session")?);
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
         sampler.reserve();
         let_threads_start(model);
@@ -139,17 +140,17 @@ impl Session {
     /// Rows of prompts of a session that must not allocate. The gemm crate, to which larger products of
     /// f32 weights go, allocates its packing buffers in every call.
     pub(crate) fn lasting_prefill_rows(quant: Quant) -> usize {
-        match quant {
-            Quant::F32 => 32,
-            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
+        match quant.has_gemm() {
+            true => 32,
+            false => Self::PREFILL_ROWS,
         }
     }
 
     /// Rows of prompts at once where memory is no matter; see [`Model::prefill_rows`].
     pub(crate) fn best_prefill_rows(quant: Quant) -> usize {
-        match quant {
-            Quant::F32 => 2 * Self::PREFILL_ROWS,
-            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
+        match quant.has_gemm() {
+            true => 2 * Self::PREFILL_ROWS,
+            false => Self::PREFILL_ROWS,
         }
     }
 
