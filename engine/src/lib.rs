@@ -85,7 +85,7 @@ pub use model::{Model, Options, Workspace};
 pub use networks::batch::{Output, Span};
 pub use networks::state::State;
 pub use networks::tensor_info::TensorInfo;
-pub use quant::matrix::Quant;
+pub use quant::Quant;
 pub use text::sampler::{Sampler, SamplerOptions};
 pub use text::stream::{StopTexts, TextStream};
 pub use text::tokenizer::Tokenizer;

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::blocks::BlockFormat;
+use crate::quant::parts::Numbers;
 
 /// Element types. Weights are F32, F16, BF16 or quantised in blocks; the others occur beside them,
 /// and in model files.
@@ -62,6 +63,16 @@ impl Dtype {
             self,
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::Blocks(_)
         )
+    }
+}
+
+impl From<Numbers> for Dtype {
+    fn from(numbers: Numbers) -> Self {
+        match numbers {
+            Numbers::F32 => Dtype::F32,
+            Numbers::F16 => Dtype::F16,
+            Numbers::I8 => Dtype::I8,
+        }
     }
 }
 

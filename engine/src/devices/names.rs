@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use crate::devices::plugin::{self, DeviceInfo};
 use crate::error::{Error, Result};
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 
 /// A device that layers run on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

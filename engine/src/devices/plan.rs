@@ -12,7 +12,7 @@ use crate::devices::plugin::{self, DeviceInfo, Memory, Plugin, StageOptions};
 use crate::error::{Error, Result};
 use crate::networks::config::Config;
 use crate::networks::table::Part;
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 
 /// Rows of a batch where all stages are on devices of plugins: large enough to be bound by arithmetic.
 pub(crate) const DEVICE_ROWS_MAX: usize = 2048;

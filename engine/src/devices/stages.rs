@@ -24,7 +24,7 @@ use crate::networks::source::RowsSource;
 use crate::networks::table::Part;
 use crate::networks::tensor_info::TensorInfo;
 use crate::networks::{Buffers, Machine, Network};
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 
 /// The whole network, stage after stage.
 pub(crate) struct Pipeline {

@@ -10,7 +10,9 @@ use crate::networks::config::Config;
 use crate::networks::source::{RowsSource, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::networks::tensor_info::TensorInfo;
-use crate::quant::matrix::{Buffer, Matrix, Quant, Rows, Vector, Weights};
+use crate::quant::matrix::{Buffer, Matrix, Vector};
+use crate::quant::parts::Rows;
+use crate::quant::{Quant, Weights};
 
 /// Brings what a network asks for to devices, and gives placeholders.
 pub(crate) struct Upload<'a> {

@@ -17,13 +17,15 @@ use crate::error::Result;
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::budget::Budget;
-use crate::model::load::{convert_rows, convert_rows_in_pieces, Blocks, RowSource};
 use crate::model::{n_threads, Loaded, Model, Options, Setup};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::known;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
-use crate::quant::matrix::{Matrix, Quant, Vector};
+use crate::quant::blocks::{Blocks, RowSource};
+use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
+use crate::quant::matrix::{Matrix, Vector};
+use crate::quant::Quant;
 
 /// A size in which RWKV-4 was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

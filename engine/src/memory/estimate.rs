@@ -9,7 +9,8 @@ use crate::networks::table::{Part, TensorAt};
 use crate::networks::Buffers;
 use crate::products::paging::PIECE_BYTES;
 use crate::products::{BLOCK_OUTPUTS_MAX, CHUNK_INPUTS, MANY_ROWS};
-use crate::quant::matrix::{Layout, Quant};
+use crate::quant::matrix::Layout;
+use crate::quant::Quant;
 use crate::text::sampler::Sampler;
 
 /// Bytes of matrices that are in memory at once while batches of so many rows go through a network none of
@@ -23,9 +24,7 @@ pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 
             Layout::RowPerInput if rows_max < MANY_ROWS => CHUNK_INPUTS.min(n_rows),
             Layout::RowPerInput => n_rows,
         };
-        value_bytes(quant)
-            .saturating_mul(n_cols as u64)
-            .saturating_mul(rows as u64)
+        quant.row_values_bytes(n_cols).saturating_mul(rows as u64)
     };
     // Before and behind what was touched, the system may map as much as is dropped with it.
     matrices(sizes).map(piece).fold(PIECE_BYTES, u64::max) + 2 * crate::files::RELEASE_MARGIN
@@ -47,34 +46,12 @@ fn matrices(sizes: &Sizes) -> impl Iterator<Item = TensorAt<'_>> {
     tensors.filter(TensorAt::is_matrix)
 }
 
-/// Bytes of one weight, scales aside.
-fn value_bytes(quant: Quant) -> u64 {
-    match quant {
-        Quant::F32 => 4,
-        Quant::F16 => 2,
-        Quant::Int8 => 1,
-    }
-}
-
 /// Bytes of the weights of a part of a network of these sizes. Matrices that are used where they lie, in a
 /// file or in flash, take none, but vectors and scales are kept in memory always.
 pub(crate) fn weight_bytes(sizes: &Sizes, part: &Part, quant: Quant, in_place: bool) -> u64 {
-    let values = match in_place {
-        true => 0,
-        false => value_bytes(quant),
-    };
-    // A row has an f16 scale, a column an 8-bit exponent, and both are kept as f32 too.
-    let (row, column) = match quant {
-        Quant::Int8 => (2 + 4, 1 + 4),
-        Quant::F32 | Quant::F16 => (0, 0),
-    };
-    let bytes = |tensor: TensorAt<'_>| {
-        if !tensor.is_matrix() {
-            return 4 * tensor.len() as u64;
-        }
-        let (rows, cols) = tensor.stored_shape();
-        let numbers = (tensor.len() as u64).saturating_mul(values);
-        numbers.saturating_add(rows as u64 * row + cols as u64 * column)
+    let bytes = |tensor: TensorAt<'_>| match tensor.is_matrix() {
+        true => quant.memory_bytes(tensor.stored_shape(), in_place),
+        false => (tensor.len() * size_of::<f32>()) as u64,
     };
     let tensors = sizes.architecture.tensors(sizes, part);
     tensors.map(bytes).fold(0, u64::saturating_add)

@@ -12,11 +12,11 @@ use crate::devices::plan::{Plan, PlannedStage, Target};
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::PAGES_CAN_BE_DROPPED;
-use crate::model::session::Session;
 use crate::networks::config::Sizes;
 use crate::networks::Network;
 use crate::products::paging::Paging;
-use crate::quant::matrix::Quant;
+use crate::products::prefill_rows_best;
+use crate::quant::Quant;
 
 /// Rows of a prompt at once, from best to smallest. At the end those below which a matrix stored row per
 /// input goes by pieces, and one token.
@@ -213,7 +213,7 @@ impl Demand {
 
     /// f32 weights take longer pieces of prompts.
     fn rows(&self) -> impl Iterator<Item = &'static usize> + Clone {
-        let longest = Session::best_prefill_rows(self.quant);
+        let longest = prefill_rows_best(self.quant);
         ROWS.iter().filter(move |rows| **rows <= longest)
     }
 

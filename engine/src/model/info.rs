@@ -8,7 +8,7 @@ use crate::devices::stages::{StageFacts, Stages};
 use crate::model::Inner;
 use crate::networks::state::StateLayout;
 use crate::networks::tensor_info::{TensorInfo, CPU};
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 
 /// Facts about an open model.
 #[derive(Clone, Debug, PartialEq)]

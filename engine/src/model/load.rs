@@ -8,7 +8,6 @@
 
 use std::ops::Range;
 
-use half::f16;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Loaded;
@@ -16,24 +15,20 @@ use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
 use crate::devices::plan::Plan;
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
-use crate::files::FileBytes;
 use crate::math::threads::Pool;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
-use crate::quant::int8;
-use crate::quant::matrix::{
-    Buffer, Int8, Layout, Matrix, Quant, RowWeights, Rows, Vector, Weights,
-};
+use crate::quant::blocks::{Blocks, RowSource, TASK_ROWS};
+use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
+use crate::quant::matrix::{Layout, Matrix, Vector};
+use crate::quant::parts::{BadPart, Rows, Stored};
+use crate::quant::{Quant, Weights};
 
-pub(crate) use crate::quant::blocks::{Block, Blocks, RowSource};
-use crate::quant::blocks::{BLOCK_NUMBERS, TASK_ROWS};
-
-/// Pieces of a matrix on its way to a device are at most this large, rows that are longer aside: one of them,
-/// the block in f32 that it is made of, and what a plugin may pin are together far below 64 MiB.
-pub(crate) const PIECE_BYTES: usize = 4 * BLOCK_NUMBERS;
 /// How many numbers of a matrix take part in the fingerprint: enough to tell checkpoints apart without
 /// reading them.
 const FINGERPRINT_NUMBERS: usize = 64;
+/// Rows that one task reads where they lie across the file: longer pieces of what does lie side by side.
+const TASK_ROWS_ACROSS: usize = 256;
 
 /// Loads a checkpoint; calls `progress(done, total)` in weights. Where memory is short, no page is kept that
 /// was read only to be copied.
@@ -91,10 +86,8 @@ pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
 
 /// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped.
 pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
-    let dtype = match quant {
-        Quant::F32 => Dtype::F32,
-        Quant::F16 => Dtype::F16,
-        Quant::Int8 => return 0,
+    let Some(dtype) = quant.floats().map(Dtype::from) else {
+        return 0;
     };
     let element = dtype.size().unwrap_or(1) as u64;
     let in_place = |(tensor, raw): &(TensorAt<'_>, &RawTensor)| {
@@ -219,6 +212,33 @@ fn matrix_shape(tensor: &RawTensor) -> Result<(usize, usize)> {
     Ok((n_rows, n_cols))
 }
 
+impl RowSource for RawTensor {
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        RawTensor::read_rows(self, rows, out)
+    }
+
+    fn release(&self, rows: Range<usize>) {
+        RawTensor::release(self, rows);
+    }
+
+    fn task_rows(&self) -> usize {
+        if self.is_contiguous() {
+            TASK_ROWS
+        } else {
+            TASK_ROWS_ACROSS
+        }
+    }
+
+    fn place(&self) -> String {
+        RawTensor::place(self)
+    }
+}
+
+/// Whether the numbers of a tensor lie in the file as that quantisation stores them.
+fn is_stored_as(tensor: &RawTensor, quant: Quant) -> bool {
+    quant.floats().map(Dtype::from) == Some(tensor.dtype) && tensor.is_contiguous()
+}
+
 /// Makes a matrix of a tensor whose rows are the rows to be stored: in place, if it is stored as wanted.
 pub(crate) fn convert(
     tensor: &RawTensor,
@@ -228,12 +248,7 @@ pub(crate) fn convert(
     pool: &Pool,
 ) -> Result<Matrix> {
     let (n_rows, n_cols) = matrix_shape(tensor)?;
-    let in_place = match quant {
-        Quant::F32 => in_place(tensor, Dtype::F32)?.map(Weights::F32),
-        Quant::F16 => in_place(tensor, Dtype::F16)?.map(Weights::F16),
-        Quant::Int8 => None,
-    };
-    let weights = match in_place {
+    let weights = match in_place(tensor, quant)? {
         Some(weights) => weights,
         None => convert_rows(&mut Blocks::new(tensor, n_rows, n_cols, pool), quant)?,
     };
@@ -246,177 +261,48 @@ pub(crate) fn convert(
     })
 }
 
+/// The tensor's own bytes, if they are what is wanted, at an address where numbers can be.
+fn in_place(tensor: &RawTensor, quant: Quant) -> Result<Option<Weights>> {
+    let bytes = match is_stored_as(tensor, quant) {
+        true => tensor.contiguous_bytes().transpose()?,
+        false => None,
+    };
+    let Some(bytes) = bytes else {
+        return Ok(None);
+    };
+    let weights = Weights::from_parts(quant, matrix_shape(tensor)?, &[Some(bytes)]);
+    weights.map_err(|bad| Error::format(bad.text).at(tensor.place()))
+}
+
 /// As [`convert`], but gives the matrix to `take` in pieces, of which one at a time is in memory.
 pub(crate) fn convert_in_pieces(
     tensor: &RawTensor,
     quant: Quant,
     pool: &Pool,
-    take: &mut TakeRows<'_>,
+    take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
 ) -> Result<()> {
     let (n_rows, n_cols) = matrix_shape(tensor)?;
-    let is_stored = tensor.is_contiguous()
-        && match quant {
-            Quant::F32 => tensor.dtype == Dtype::F32,
-            Quant::F16 => tensor.dtype == Dtype::F16,
-            Quant::Int8 => false,
-        };
-    if !is_stored {
+    if !is_stored_as(tensor, quant) {
         let mut blocks = Blocks::new(tensor, n_rows, n_cols, pool);
         return convert_rows_in_pieces(&mut blocks, quant, take);
     }
-    for rows in pieces(n_rows, n_cols * tensor.dtype.size().unwrap_or(1)) {
-        let elements = rows.start * n_cols..rows.end * n_cols;
-        let bytes = tensor.contiguous_elements(elements).transpose()?;
-        let bytes = bytes.ok_or_else(|| Error::format("not contiguous").at(tensor.place()))?;
-        let mut take = |weights: RowWeights<'_>| {
-            take(Rows {
-                n_rows,
-                n_cols,
-                first: rows.start,
-                weights,
-            })
-        };
-        match quant {
-            Quant::F32 => take(RowWeights::F32(aligned(bytes).as_slice()))?,
-            _ => take(RowWeights::F16(aligned(bytes).as_slice()))?,
-        }
-    }
-    Ok(())
-}
-
-/// The bytes as numbers: in place, or a copy where they do not lie as numbers have to.
-fn aligned<T: bytemuck::Pod>(bytes: FileBytes) -> Buffer<T> {
-    Buffer::in_file(bytes.clone())
-        .unwrap_or_else(|| Buffer::owned(bytemuck::pod_collect_to_vec(&bytes)))
-}
-
-/// Cuts `n_rows` rows of that size into pieces of at most [`PIECE_BYTES`], or of one row.
-pub(crate) fn pieces(n_rows: usize, row_size_bytes: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (PIECE_BYTES / row_size_bytes.max(1)).max(1);
-    let starts = (0..n_rows).step_by(step);
-    starts.map(move |start| start..(start + step).min(n_rows))
-}
-
-/// Makes weights of rows, in memory of their own.
-pub(crate) fn convert_rows(blocks: &mut Blocks<'_>, quant: Quant) -> Result<Weights> {
-    Ok(match quant {
-        Quant::F32 => Weights::F32(Buffer::owned(to_f32(blocks)?)),
-        Quant::F16 => Weights::F16(Buffer::owned(to_f16(blocks)?)),
-        Quant::Int8 => Weights::Int8(int8::to_int8(blocks)?),
-    })
-}
-
-/// As [`convert_rows`], but gives the rows to `take` block by block.
-pub(crate) fn convert_rows_in_pieces(
-    blocks: &mut Blocks<'_>,
-    quant: Quant,
-    take: &mut TakeRows<'_>,
-) -> Result<()> {
-    let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
-    let mut take = |first: usize, weights: RowWeights<'_>| {
-        take(Rows {
-            n_rows,
-            n_cols,
-            first,
-            weights,
-        })
+    let bad = |bad: BadPart| Error::format(bad.text).at(tensor.place());
+    let stored = Stored::new(quant, (n_rows, n_cols), &[]).map_err(bad)?;
+    let read = |rows: Range<usize>| {
+        let bytes = tensor.contiguous_elements(rows.start * n_cols..rows.end * n_cols);
+        let bytes = bytes.transpose()?;
+        bytes.ok_or_else(|| Error::format("not contiguous").at(tensor.place()))
     };
-    match quant {
-        Quant::F32 => {
-            blocks.for_each(|block| take(block.rows.start, RowWeights::F32(block.numbers)))
-        }
-        Quant::F16 => {
-            let mut piece = Vec::new();
-            blocks.for_each(|block| {
-                piece.resize(block.numbers.len(), f16::ZERO);
-                block_to_f16(block, n_cols, &mut piece)?;
-                take(block.rows.start, RowWeights::F16(&piece))
-            })
-        }
-        Quant::Int8 => {
-            let rounding = int8::Rounding::new(blocks)?;
-            let column_exponents = Int8::used(&rounding.column_exponents);
-            let (mut values, mut row_scales) = (Vec::new(), Vec::new());
-            blocks.for_each(|block| {
-                values.resize(block.numbers.len(), 0);
-                row_scales.resize(block.rows.len(), f16::ZERO);
-                rounding.round(block, &mut values, &mut row_scales)?;
-                let weights = RowWeights::Int8 {
-                    values: &values,
-                    row_scales: &row_scales,
-                    column_exponents,
-                };
-                take(block.rows.start, weights)
-            })
-        }
-    }
-}
-
-/// The tensor's own bytes, if they are what is wanted.
-fn in_place<T: bytemuck::Pod>(tensor: &RawTensor, dtype: Dtype) -> Result<Option<Buffer<T>>> {
-    if tensor.dtype != dtype {
-        return Ok(None);
-    }
-    let bytes = tensor.contiguous_bytes().transpose()?;
-    Ok(bytes.and_then(Buffer::in_file))
-}
-
-fn to_f32(blocks: &mut Blocks<'_>) -> Result<Vec<f32>> {
-    let mut out = reserve(blocks.n_rows * blocks.n_cols)?;
-    blocks.for_each(|block| {
-        out.extend_from_slice(block.numbers);
-        Ok(())
-    })?;
-    Ok(out)
-}
-
-fn to_f16(blocks: &mut Blocks<'_>) -> Result<Vec<f16>> {
-    let n_cols = blocks.n_cols;
-    let mut out: Vec<f16> = reserve(blocks.n_rows * n_cols)?;
-    blocks.for_each(|block| {
-        let start = out.len();
-        out.resize(start + block.numbers.len(), f16::ZERO);
-        block_to_f16(block, n_cols, &mut out[start..])
-    })?;
-    Ok(out)
-}
-
-/// Rounds a block to `out`, which has its length.
-fn block_to_f16(block: &Block<'_>, n_cols: usize, out: &mut [f16]) -> Result<()> {
-    let numbers = block.numbers;
-    block.pool.run_chunks(out, TASK_ROWS * n_cols, |task, out| {
-        let numbers = &numbers[task * TASK_ROWS * n_cols..][..out.len()];
-        out.iter_mut()
-            .zip(numbers)
-            .for_each(|(out, &number)| *out = f16::from_f32(number));
-    });
-    match out.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(at) => {
-            let (row, column) = (block.rows.start + at / n_cols, at % n_cols);
-            let text = format!(
-                "{} at [{row}, {column}], which is beyond the range of f16: use --quant f32",
-                numbers[at]
-            );
-            Err(Error::unsupported(text).at(block.source.place()))
-        }
-    }
-}
-
-/// A vector with room for `n` elements, or an error where the allocator refuses.
-pub(crate) fn reserve<T>(n: usize) -> Result<Vec<T>> {
-    let mut vec = Vec::new();
-    vec.try_reserve_exact(n).map_err(|e| {
-        let size = n.saturating_mul(size_of::<T>());
-        Error::memory(format!("not enough memory for {size} bytes of weights")).with_source(e)
-    })?;
-    Ok(vec)
+    stored.for_each_piece(read, take)
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::files::SourceFile;
+    use crate::quant::convert::PIECE_BYTES;
 
     /// A matrix of more than one block, in a file whose numbers are aligned or not.
     fn tensor(dtype: Dtype, shape: [usize; 2], shift: usize) -> RawTensor {
@@ -436,42 +322,33 @@ mod tests {
         RawTensor::new("t".into(), file, dtype, (shape.to_vec(), strides), 0, range).expect("valid")
     }
 
-    /// Pieces put together: bytes of weights, scales of rows, exponents of columns.
-    fn joined(tensor: &RawTensor, quant: Quant, pool: &Pool) -> (Vec<u8>, Vec<f16>, Vec<i8>) {
-        let (mut bytes, mut scales, mut exponents) = (Vec::new(), Vec::new(), Vec::new());
-        let mut n_pieces = 0;
+    /// Pieces put together: the bytes of all parts.
+    fn joined(tensor: &RawTensor, quant: Quant, pool: &Pool) -> Vec<Vec<u8>> {
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        let (mut next, mut n_pieces) = (0, 0);
         convert_in_pieces(tensor, quant, pool, &mut |rows| {
-            let size = rows.size();
-            assert_eq!((size.n_rows, size.n_cols, size.quant), {
-                (tensor.shape[0], tensor.shape[1], quant)
-            });
-            let row_bytes = match quant {
-                Quant::F32 => 4 * rows.n_cols,
-                Quant::F16 => 2 * rows.n_cols,
-                Quant::Int8 => rows.n_cols,
-            };
-            assert_eq!(rows.first * row_bytes, bytes.len());
-            let new: &[u8] = match rows.weights {
-                RowWeights::F32(values) => bytemuck::cast_slice(values),
-                RowWeights::F16(values) => bytemuck::cast_slice(values),
-                RowWeights::Int8 {
-                    values,
-                    row_scales,
-                    column_exponents,
-                } => {
-                    scales.extend_from_slice(row_scales);
-                    exponents = column_exponents.to_vec();
-                    bytemuck::cast_slice(values)
+            let (size, range) = (rows.size(), rows.range());
+            let shape = (tensor.shape[0], tensor.shape[1]);
+            assert_eq!(
+                (size.n_rows, size.n_cols, size.quant),
+                (shape.0, shape.1, quant)
+            );
+            assert_eq!(range.start, next);
+            next = range.end;
+            parts.resize(rows.parts().len(), Vec::new());
+            for ((kind, bytes), all) in rows.parts().iter().zip(&mut parts) {
+                if !kind.is_by_rows {
+                    all.clear();
                 }
-            };
-            assert!(new.len() <= PIECE_BYTES && new.len() % row_bytes == 0);
-            bytes.extend_from_slice(new);
+                all.extend_from_slice(bytes);
+            }
+            assert!(rows.parts()[0].1.len() <= PIECE_BYTES);
             n_pieces += 1;
             Ok(())
         })
         .expect("finite numbers");
         assert!(n_pieces > 1, "large enough for several");
-        (bytes, scales, exponents)
+        parts
     }
 
     #[test]
@@ -498,23 +375,14 @@ mod tests {
                 let pool = Pool::new(n_threads);
                 let layout = Layout::RowPerOutput;
                 let whole = convert(&tensor, "t".into(), layout, quant, &pool).expect("finite");
-                let (bytes, scales, exponents) = joined(&tensor, quant, &pool);
                 let what = format!("{dtype} {shift} {transposed} {quant}");
-                assert!(bytes == whole.bytes(), "{what}");
-                if let Weights::Int8(int8) = &whole.weights {
-                    assert!(int8.row_scales == scales, "{what}");
-                    assert!(!exponents.is_empty(), "this matrix has some");
-                    assert!(int8.column_exponents == exponents, "{what}");
+                let whole = whole.parts().into_iter().map(|(_, bytes)| bytes);
+                let whole: Vec<_> = whole.collect();
+                assert!(joined(&tensor, quant, &pool) == whole, "{what}");
+                if quant == Quant::Int8 {
+                    assert_eq!(whole.len(), 3, "this matrix has exponents");
                 }
             }
         }
-    }
-
-    #[test]
-    fn long_rows_go_one_by_one() {
-        let all: Vec<_> = pieces(3, PIECE_BYTES + 1).collect();
-        assert_eq!(all, [0..1, 1..2, 2..3]);
-        assert_eq!(pieces(3, PIECE_BYTES / 2).collect::<Vec<_>>(), [0..2, 2..3]);
-        assert_eq!(pieces(0, 1).count(), 0);
     }
 }

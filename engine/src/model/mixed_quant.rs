@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::networks::source::WeightSource;
 use crate::networks::table::TensorAt;
 use crate::networks::{Network, Tensor};
-use crate::quant::matrix::{Matrix, Quant, Vector};
+use crate::quant::matrix::{Matrix, Vector};
+use crate::quant::Quant;
 
 /// The network `base`, but for the matrices called `names`, which are those of `other`. Both have the
 /// same sizes.

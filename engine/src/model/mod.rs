@@ -23,7 +23,9 @@ use crate::networks::config::{Config, Sizes};
 use crate::networks::state::{State, StateLayout};
 use crate::networks::tensor_info::TensorInfo;
 use crate::networks::{Buffers, Machine};
-use crate::quant::matrix::{Matrix, Quant};
+use crate::products::prefill_rows_best;
+use crate::quant::matrix::Matrix;
+use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 use info::Info;
 
@@ -349,7 +351,7 @@ impl Model {
         let pipeline = &self.0.stages.pipelines[0];
         self.rows_within_limit(match pipeline.placed().is_empty() {
             false => pipeline.rows_max(),
-            true => Session::best_prefill_rows(self.0.quant),
+            true => prefill_rows_best(self.0.quant),
         })
     }
 

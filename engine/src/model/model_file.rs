@@ -7,9 +7,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
-use half::f16;
 use serde_json::{json, Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -21,13 +21,15 @@ use crate::error::{Error, Result};
 use crate::files::output::OutputFile;
 use crate::files::{FileBytes, SourceFile};
 use crate::math::threads::Pool;
-use crate::model::load::{convert, convert_in_pieces, pieces};
+use crate::model::load::{convert, convert_in_pieces};
 use crate::model::{Inner, Loaded};
 use crate::networks::config::Config;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::networks::{known, Tensor};
-use crate::quant::matrix::{Buffer, Int8, Matrix, Quant, RowWeights, Rows, Vector, Weights};
+use crate::quant::matrix::{Matrix, Vector};
+use crate::quant::parts::{BadPart, Numbers, PartKind, Stored};
+use crate::quant::{Quant, Weights};
 
 /// Value of the metadata key `format`.
 pub(crate) const FORMAT: &str = "rwkv-edge";
@@ -39,8 +41,6 @@ const CHECKSUM_KEY: &str = "\"checksum\":\"";
 const CHECKSUM_BLANK: &str = "0000000000000000";
 const TOKENIZER: &str = "tokenizer";
 const PADDING: &str = "padding.";
-const ROW_SCALES: &str = ".scale.row";
-const COLUMN_EXPONENTS: &str = ".scale.column";
 /// Bytes written or hashed at once.
 const PIECE_BYTES: usize = 4 << 20;
 
@@ -115,40 +115,11 @@ fn tensor_parts(tensor: Tensor<'_>) -> Vec<Part<'_>> {
         }
         Tensor::Matrix(matrix) => matrix,
     };
-    let (name, shape) = (&matrix.name, vec![matrix.n_rows, matrix.n_cols]);
-    let mut parts = match &matrix.weights {
-        Weights::F32(w) => vec![Part::new(
-            name,
-            "F32",
-            shape,
-            bytemuck::cast_slice(w.as_slice()),
-        )],
-        Weights::F16(w) => vec![Part::new(
-            name,
-            "F16",
-            shape,
-            bytemuck::cast_slice(w.as_slice()),
-        )],
-        Weights::Int8(int8) => {
-            let values = bytemuck::cast_slice(int8.values.as_slice());
-            let rows = bytemuck::cast_slice(&int8.row_scales);
-            let mut parts = vec![
-                Part::new(name, "I8", shape, values),
-                Part::new(
-                    &format!("{name}{ROW_SCALES}"),
-                    "F16",
-                    vec![matrix.n_rows],
-                    rows,
-                ),
-            ];
-            if int8.has_exponents() {
-                let columns = bytemuck::cast_slice(&int8.column_exponents);
-                let name = format!("{name}{COLUMN_EXPONENTS}");
-                parts.push(Part::new(&name, "I8", vec![matrix.n_cols], columns));
-            }
-            parts
-        }
-    };
+    let parts = matrix.parts().into_iter().map(|(kind, bytes)| {
+        let name = format!("{}{}", matrix.name, kind.suffix);
+        Part::new(&name, kind.numbers.name(), kind.shape, bytes)
+    });
+    let mut parts: Vec<_> = parts.collect();
     parts[0].matrix = Some(matrix);
     parts
 }
@@ -287,7 +258,13 @@ impl ModelFile {
         }
         let architecture = known::by_name(get("architecture")?)?;
         let quant = get("quant")?;
-        let unknown = || Error::unsupported(format!("quant {quant}, expected f32, f16 or int8"));
+        let unknown = || {
+            let known: Vec<_> = Quant::ALL.iter().map(|quant| quant.name()).collect();
+            Error::unsupported(format!(
+                "quant {quant}, expected one of {}",
+                known.join(", ")
+            ))
+        };
         let damaged = |key: &str, e: &dyn std::fmt::Display| {
             Error::format(format!("metadata: damaged `{key}`: {e}"))
         };
@@ -400,78 +377,59 @@ impl FileWeights<'_> {
         }
     }
 
-    /// Scales of rows and exponents of columns.
-    fn scales(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<(Vec<f16>, Vec<i8>)> {
-        let rows_name = format!("{name}{ROW_SCALES}");
-        let rows = self.take(&rows_name, Dtype::F16, &[n_rows])?;
-        let row_scales: Vec<f16> = bytemuck::pod_collect_to_vec(&rows);
-        self.was_copied(&rows);
-        let bad = |scale: &f16| !(scale.is_finite() && scale.is_sign_positive());
-        if let Some(row) = row_scales.iter().position(bad) {
-            let text = format!(
-                "scale {} of row {row}, expected 0 or above",
-                row_scales[row]
-            );
-            return Err(self.error(&rows_name, &text));
+    /// What the file has beside a matrix of these parts; `None` for what is left out.
+    fn beside(&mut self, name: &str, kinds: &[PartKind]) -> Result<Vec<Option<FileBytes>>> {
+        let mut beside = Vec::new();
+        for kind in &kinds[1..] {
+            let name = format!("{name}{}", kind.suffix);
+            let is_left_out = kind.is_optional && !self.entries.contains_key(&name);
+            beside.push(match is_left_out {
+                true => None,
+                false => Some(self.take(&name, kind.numbers.into(), &kind.shape)?),
+            });
         }
-        let columns_name = format!("{name}{COLUMN_EXPONENTS}");
-        let mut exponents = vec![0; n_cols];
-        if self.entries.contains_key(&columns_name) {
-            let columns = self.take(&columns_name, Dtype::I8, &[n_cols])?;
-            exponents.copy_from_slice(bytemuck::cast_slice(&columns));
-            self.was_copied(&columns);
-            let limit = Int8::EXPONENT_MAX;
-            if let Some(column) = exponents.iter().position(|e| !(-limit..=limit).contains(e)) {
-                let found = exponents[column];
-                let text = format!("exponent {found} of column {column}, expected up to +-{limit}");
-                return Err(self.error(&columns_name, &text));
-            }
-        }
-        Ok((row_scales, exponents))
+        Ok(beside)
     }
 
-    fn int8(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Int8> {
-        let values = self.take(name, Dtype::I8, &[n_rows, n_cols])?;
-        let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
-        // Every address is aligned for bytes.
-        let values = Buffer::in_file(values).ok_or_else(|| self.error(name, "not readable"))?;
-        Ok(Int8::new(values, row_scales, exponents))
+    /// Weights that are used as they are stored.
+    fn stored(&mut self, name: &str, shape: (usize, usize)) -> Result<Weights> {
+        let kinds = self.stored.parts(shape.0, shape.1);
+        let values = self.take(name, kinds[0].numbers.into(), &kinds[0].shape)?;
+        let mut parts = self.beside(name, &kinds)?;
+        parts.insert(0, Some(values));
+        let weights = Weights::from_parts(self.stored, shape, &parts);
+        let weights = weights.map_err(|bad| self.bad(name, &bad))?;
+        // What belongs to the weights was copied.
+        let beside = parts[1..].iter().flatten();
+        beside.for_each(|part| self.was_copied(part));
+        weights.ok_or_else(|| self.error(name, "not readable"))
     }
 
-    /// Gives the rows of an int8 matrix to `take`, piece by piece.
-    fn int8_rows(
+    /// The same, given to `take` piece by piece.
+    fn stored_rows(
         &mut self,
         name: &str,
-        (n_rows, n_cols): (usize, usize),
+        shape: (usize, usize),
         take: &mut TakeRows<'_>,
     ) -> Result<()> {
-        let begin = self.take_entry(name, Dtype::I8, &[n_rows, n_cols])?.begin;
-        let (row_scales, exponents) = self.scales(name, n_rows, n_cols)?;
-        let column_exponents = Int8::used(&exponents);
-        for rows in pieces(n_rows, n_cols) {
-            let at = |row: usize| begin + row as u64 * n_cols as u64;
-            let values = self.file.file.bytes(at(rows.start)..at(rows.end))?;
-            take(Rows {
-                n_rows,
-                n_cols,
-                first: rows.start,
-                weights: RowWeights::Int8 {
-                    values: bytemuck::cast_slice(&values),
-                    row_scales: &row_scales[rows],
-                    column_exponents,
-                },
-            })?;
-        }
-        Ok(())
+        let kinds = self.stored.parts(shape.0, shape.1);
+        let values = self.take_entry(name, kinds[0].numbers.into(), &kinds[0].shape)?;
+        let (begin, row_bytes) = (values.begin, self.stored.row_values_bytes(shape.1));
+        let beside = self.beside(name, &kinds)?;
+        let stored = Stored::new(self.stored, shape, &beside);
+        let stored = stored.map_err(|bad| self.bad(name, &bad))?;
+        let at = |row: usize| begin + row as u64 * row_bytes;
+        let read = |rows: Range<usize>| self.file.file.bytes(at(rows.start)..at(rows.end));
+        stored.for_each_piece(read, take)
+    }
+
+    fn bad(&self, name: &str, bad: &BadPart) -> Error {
+        self.error(&format!("{name}{}", bad.suffix), &bad.text)
     }
 
     /// A matrix of floats as it is stored.
-    fn raw(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<RawTensor> {
-        let dtype = match self.stored {
-            Quant::F32 => Dtype::F32,
-            _ => Dtype::F16,
-        };
-        self.take_entry(name, dtype, &[n_rows, n_cols])?;
+    fn raw(&mut self, name: &str, numbers: Numbers, shape: (usize, usize)) -> Result<RawTensor> {
+        self.take_entry(name, numbers.into(), &[shape.0, shape.1])?;
         let raw = self.file.tensor(name).transpose()?;
         raw.ok_or_else(|| self.error(name, "missing"))
     }
@@ -479,11 +437,12 @@ impl FileWeights<'_> {
 
 impl WeightSource for FileWeights<'_> {
     fn set_quant(&mut self, quant: Quant) -> Result<()> {
-        if self.stored == Quant::Int8 && quant != Quant::Int8 {
+        if self.stored.floats().is_none() && quant != self.stored {
             return Err(Error::unsupported(format!(
-                "{}: holds int8 weights, which cannot become {quant}: ask for no other quant, or open \
+                "{}: holds {} weights, which cannot become {quant}: ask for no other quant, or open \
                  the checkpoint it was made from",
-                self.file.file.name()
+                self.file.file.name(),
+                self.stored
             )));
         }
         self.quant = quant;
@@ -505,28 +464,30 @@ impl WeightSource for FileWeights<'_> {
     fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
         let (name, layout) = (tensor.name(), tensor.layout());
         let (n_rows, n_cols) = tensor.stored_shape();
-        if self.stored == Quant::Int8 {
-            let weights = Weights::Int8(self.int8(&name, n_rows, n_cols)?);
-            return Ok(Matrix {
-                name,
-                n_rows,
-                n_cols,
-                layout,
-                weights,
-            });
+        if let Some(numbers) = self.stored.floats() {
+            let raw = self.raw(&name, numbers, (n_rows, n_cols))?;
+            return convert(&raw, name, layout, self.quant, self.pool);
         }
-        let raw = self.raw(&name, n_rows, n_cols)?;
-        convert(&raw, name, layout, self.quant, self.pool)
+        let weights = self.stored(&name, (n_rows, n_cols))?;
+        Ok(Matrix {
+            name,
+            n_rows,
+            n_cols,
+            layout,
+            weights,
+        })
     }
 }
 
 impl RowsSource for FileWeights<'_> {
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
-        let (name, (n_rows, n_cols)) = (tensor.name(), tensor.stored_shape());
-        if self.stored == Quant::Int8 {
-            return self.int8_rows(&name, (n_rows, n_cols), take);
+        let (name, shape) = (tensor.name(), tensor.stored_shape());
+        match self.stored.floats() {
+            Some(numbers) => {
+                let raw = self.raw(&name, numbers, shape)?;
+                convert_in_pieces(&raw, self.quant, self.pool, take)
+            }
+            None => self.stored_rows(&name, shape, take),
         }
-        let raw = self.raw(&name, n_rows, n_cols)?;
-        convert_in_pieces(&raw, self.quant, self.pool, take)
     }
 }

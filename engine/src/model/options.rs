@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::devices::names::{Device, DeviceMap};
 use crate::error::{Error, Result};
 use crate::files::Access;
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 
 /// More threads than any machine this is made for has cores.
 const THREADS_MAX: usize = 1024;

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::math::threads::Pool;
 use crate::memory::fit::{Lie, Origin as Facts};
 use crate::networks::config::Config;
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 
 /// A checkpoint, or a model file.

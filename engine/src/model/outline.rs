@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::quant::matrix::Quant;
+use crate::quant::Quant;
 
 /// What the headers of a model's files say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::devices::device_state;
 use crate::error::{Error, Result};
+use crate::math::reserve;
 use crate::memory::budget::Reservation;
 use crate::memory::estimate;
-use crate::model::load::reserve;
 use crate::model::{Model, Workspace};
 use crate::networks::batch::{Output, Span};
 use crate::networks::state::State;
-use crate::quant::matrix::Quant;
+use crate::products::{prefill_rows_lasting, PREFILL_ROWS};
 use crate::text::sampler::{Sampler, SamplerOptions};
 use crate::text::stream::{StopTexts, TextStream};
 
@@ -76,7 +76,7 @@ impl Session {
     /// Tokens of a prompt that are fed at once; longer prompts go in pieces. Twice as many are within 1 % of
     /// the speed for twice the memory, half as many 4 % slower. f32 weights take
     /// [twice as many](Model::prefill_rows).
-    pub const PREFILL_ROWS: usize = 128;
+    pub const PREFILL_ROWS: usize = PREFILL_ROWS;
 
     /// A session at the empty state.
     pub fn new(model: &Model) -> Self {
@@ -114,7 +114,7 @@ impl Session {
     /// room for it.
     pub fn with_all_memory(model: &Model) -> Result<(Self, Sampler)> {
         let info = model.info();
-        let on_cpu = Self::lasting_prefill_rows(info.quant).min(model.prefill_rows());
+        let on_cpu = prefill_rows_lasting(info.quant).min(model.prefill_rows());
         let (prefill_rows, buffered) = match info.stages.iter().all(|s| s.device != "cpu") {
             true => (model.prefill_rows(), None),
             false => (on_cpu, Some(on_cpu)),
@@ -123,7 +123,8 @@ impl Session {
         let reservation = Reservation::new(model.budget(), bytes, "another session")?;
         // The allocations below end the process when they fail. Asked for in one piece, the same memory
         // gives an error instead.
-        drop(reserve::<u8>(usize::try_from(bytes).unwrap_or(usize::MAX))?);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        drop(reserve::<u8>(bytes, "a session")?);
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
         sampler.reserve();
         let_threads_start(model);
@@ -136,23 +137,6 @@ impl Session {
         };
         model.place(&mut session.state)?;
         Ok((session, sampler))
-    }
-
-    /// Rows of prompts of a session that must not allocate. The gemm crate, to which larger products of
-    /// f32 weights go, allocates its packing buffers in every call.
-    pub(crate) fn lasting_prefill_rows(quant: Quant) -> usize {
-        match quant {
-            Quant::F32 => 32,
-            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
-        }
-    }
-
-    /// Rows of prompts at once where memory is no matter; see [`Model::prefill_rows`].
-    pub(crate) fn best_prefill_rows(quant: Quant) -> usize {
-        match quant {
-            Quant::F32 => 2 * Self::PREFILL_ROWS,
-            Quant::F16 | Quant::Int8 => Self::PREFILL_ROWS,
-        }
     }
 
     /// The model that the session runs.

@@ -5,7 +5,9 @@
 use super::table::TensorAt;
 use super::Tensor;
 use crate::error::{Error, Result};
-use crate::quant::matrix::{Matrix, Quant, Rows, Vector};
+use crate::quant::matrix::{Matrix, Vector};
+use crate::quant::parts::Rows;
+use crate::quant::Quant;
 
 /// A checkpoint, a model file, another network, or numbers that are made up.
 pub(crate) trait WeightSource {

@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::Tensor;
-use crate::quant::matrix::{MatrixSize, Quant, Vector};
+use crate::quant::matrix::Vector;
+use crate::quant::parts::MatrixSize;
+use crate::quant::Quant;
 
 /// Where tensors are that no device has.
 pub(crate) const CPU: &str = "cpu";

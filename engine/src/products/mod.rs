@@ -1,6 +1,6 @@
 //! Products of many rows of activations with one matrix, on all threads.
 //!
-//! Sits between `kernels` (one block on one thread) and the networks (`v4.rs`). Three ways:
+//! Sits between `quant/` (one block on one thread) and the networks. Three ways:
 //!
 //! ```text
 //! row per output             blocks of outputs; each row of weights meets all rows of activations
@@ -9,7 +9,8 @@
 //! row per input, many rows   16 outputs at a time, a chunk of inputs is widened to a panel for all rows
 //! ```
 //!
-//! The first is here, with what all share; the others are `product/transposed.rs` and `product/panels.rs`.
+//! The first is here, with what all share; the others are `transposed.rs` and `panels.rs`. What a step does with stored
+//! weights is the matter of their quantisation, in `quant/`.
 //!
 //! Integer products are exact in any order. Float products are summed in the same order in every way but
 //! the gemm crate's: a matrix stored row per input adds its inputs one after the other within chunks of
@@ -27,10 +28,13 @@ use crate::math::kernels::gemm;
 use crate::math::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::math::threads::{ColumnBlock, Columns, Pool};
 use crate::products::paging::{PagedMatrix, Paging};
-use crate::quant::matrix::{Layout, Matrix, Weights};
+use crate::quant::matrix::{Layout, Matrix};
+use crate::quant::{Inputs, Quant, Room};
 
 pub(crate) mod paging;
 mod panels;
+#[cfg(test)]
+mod tests;
 mod transposed;
 
 pub(crate) use transposed::Transposed;
@@ -52,6 +56,27 @@ const BLOCK_PANELS: usize = 8;
 const FETCH_BYTES: usize = 256 << 10;
 /// From this many rows on, weights stored row per input are widened once for all rows.
 pub(crate) const MANY_ROWS: usize = 8;
+
+/// Rows of a prompt that are fed at once: twice as many are within 1 % of the speed for twice the memory, half as many
+/// 4 % slower.
+pub(crate) const PREFILL_ROWS: usize = 128;
+
+/// Rows of prompts at once where memory is no matter. The gemm crate packs the activations of every piece anew.
+pub(crate) fn prefill_rows_best(quant: Quant) -> usize {
+    match quant.has_gemm() {
+        true => 2 * PREFILL_ROWS,
+        false => PREFILL_ROWS,
+    }
+}
+
+/// Rows of prompts of a session that must not allocate. The gemm crate, to which larger products of f32 weights go,
+/// allocates its packing buffers in every call.
+pub(crate) fn prefill_rows_lasting(quant: Quant) -> usize {
+    match quant.has_gemm() {
+        true => GEMM_ROWS / 2,
+        false => PREFILL_ROWS,
+    }
+}
 
 /// What a forward pass runs on.
 #[derive(Clone, Copy)]
@@ -138,8 +163,8 @@ impl Scratch {
 
 /// Fetches what [`Activations::prepare`] reads of a matrix.
 pub(crate) fn fetch_input_factors(matrix: &Matrix) {
-    if let Weights::Int8(int8) = &matrix.weights {
-        fetch(int8.input_factors(matrix.layout));
+    if let Some(factors) = matrix.weights.input_factors(matrix.layout) {
+        fetch(factors);
     }
 }
 
@@ -191,10 +216,9 @@ impl Activations {
         let width = n_inputs.next_multiple_of(2);
         self.n_rows = n_rows;
         let values = &mut self.values[..n_rows * n_inputs];
-        let Weights::Int8(int8) = &matrix.weights else {
+        let Some(factors) = matrix.weights.input_factors(matrix.layout) else {
             return pool.run_chunks(values, n_inputs, fill);
         };
-        let factors = int8.input_factors(matrix.layout);
         let integers = &mut self.integers[..n_rows * width];
         let scales = &mut self.scales[..n_rows];
         let rows = (
@@ -298,8 +322,7 @@ pub(crate) fn multiply<const N: usize>(
 }
 
 fn goes_to_gemm(kernels: KernelSet, matrix: &Matrix, input: &Activations) -> bool {
-    let is_f32 = matches!(matrix.weights, Weights::F32(_));
-    is_f32 && input.n_rows >= GEMM_ROWS && kernels.has_gemm()
+    matrix.quant().has_gemm() && input.n_rows >= GEMM_ROWS && kernels.has_gemm()
 }
 
 fn multiply_block(
@@ -309,31 +332,32 @@ fn multiply_block(
     mut block: ColumnBlock<'_, f32>,
     scratch: &mut Scratch,
 ) {
-    let columns = block.columns();
-    let (n_inputs, n) = (matrix.n_inputs(), columns.len());
-    let range = columns.start * n_inputs..columns.end * n_inputs;
-    let x = || input.floats(n_inputs, 0);
+    let (n_inputs, n) = (matrix.n_inputs(), block.columns().len());
     let product = &mut scratch.product[..input.n_rows * n];
-    match &matrix.weights {
-        Weights::Int8(int8) => {
-            let sums = &mut scratch.sums[..input.n_rows * n];
-            let weights = &int8.values.as_slice()[range];
-            let factors = &int8.output_factors(matrix.layout)[columns];
-            fetch(factors);
-            kernels.dots_i8(weights, input.integers(n_inputs, 0), n_inputs, sums);
-            for (row, sums) in sums.chunks_exact(n).enumerate() {
-                kernels.rescale_sums(sums, input.scales[row], factors, block.row_mut(row));
-            }
-            return;
+    #[cfg(feature = "gemm")]
+    if let (Some(weights), true) = (matrix.weights.gemm(), goes_to_gemm(kernels, matrix, input)) {
+        let range = block.columns().start * n_inputs..block.columns().end * n_inputs;
+        gemm::multiply_f32(
+            &weights[range],
+            input.floats(n_inputs, 0),
+            n_inputs,
+            product,
+        );
+        for (row, product) in product.chunks_exact(n).enumerate() {
+            block.row_mut(row).copy_from_slice(product);
         }
-        #[cfg(feature = "gemm")]
-        Weights::F32(w) if goes_to_gemm(kernels, matrix, input) => {
-            gemm::multiply_f32(&w.as_slice()[range], x(), n_inputs, product);
-        }
-        Weights::F32(w) => kernels.dots_f32(&w.as_slice()[range], x(), n_inputs, product),
-        Weights::F16(w) => kernels.dots_f16(&w.as_slice()[range], x(), n_inputs, product),
+        return;
     }
-    for (row, product) in product.chunks_exact(n).enumerate() {
-        block.row_mut(row).copy_from_slice(product);
-    }
+    let room = Room {
+        sums: &mut scratch.sums[..input.n_rows * n],
+        product,
+    };
+    let inputs = Inputs {
+        floats: input.floats(n_inputs, 0),
+        integers: input.integers(n_inputs, 0),
+        scales: &input.scales,
+    };
+    matrix
+        .weights
+        .dots(kernels, n_inputs, &inputs, room, &mut block);
 }

@@ -5,13 +5,14 @@
 
 use std::ops::Range;
 
-use super::transposed::{chunk, rows};
+use super::transposed::chunk;
 use super::{
     beginning_of_part, Activations, Machine, Product, Scratch, BLOCK_PANELS, CHUNK_INPUTS,
 };
 use crate::math::kernels::{KernelSet, PANEL_WIDTH};
 use crate::math::threads::{ColumnBlock, Columns};
-use crate::quant::matrix::{Int8, Matrix, Weights};
+use crate::quant::matrix::Matrix;
+use crate::quant::{ByInput, FloatSums, Int8};
 
 /// A product with a matrix stored row per input of so many rows that all weights are needed.
 pub(super) fn multiply_many(
@@ -29,23 +30,12 @@ pub(super) fn multiply_many(
         BLOCK_PANELS * PANEL_WIDTH,
         scratch,
         &ahead,
-        |_, block, scratch| match &matrix.weights {
-            Weights::Int8(int8) => {
-                multiply_panels_i8(kernels, matrix, int8, input, block, scratch);
+        |_, block, scratch| match matrix.weights.by_input() {
+            ByInput::Floats(weights) => {
+                multiply_panels(kernels, matrix, weights, input, block, scratch);
             }
-            Weights::F32(w) => {
-                let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
-                    let weights = rows(matrix, w.as_slice(), &inputs);
-                    kernels.pack_f32(weights, matrix.n_cols, first, n, panel);
-                };
-                multiply_panels(kernels, matrix, input, block, scratch, pack);
-            }
-            Weights::F16(w) => {
-                let pack = |panel: &mut [f32], inputs: Range<usize>, first, n| {
-                    let weights = rows(matrix, w.as_slice(), &inputs);
-                    kernels.pack_f16(weights, matrix.n_cols, first, n, panel);
-                };
-                multiply_panels(kernels, matrix, input, block, scratch, pack);
+            ByInput::Integers(weights) => {
+                multiply_panels_i8(kernels, matrix, weights, input, block, scratch);
             }
         },
     );
@@ -59,7 +49,7 @@ fn chunks(n_inputs: usize) -> impl Iterator<Item = Range<usize>> {
 fn multiply_panels_i8(
     kernels: KernelSet,
     matrix: &Matrix,
-    int8: &Int8,
+    weights: &Int8,
     input: &Activations,
     mut block: ColumnBlock<'_, f32>,
     scratch: &mut Scratch,
@@ -71,14 +61,13 @@ fn multiply_panels_i8(
     for inputs in chunks(n_inputs) {
         let width = inputs.len().next_multiple_of(2);
         let panel = &mut scratch.panel_integers[..width * PANEL_WIDTH];
-        let weights = rows(matrix, int8.values.as_slice(), &inputs);
         let x = input.integers(n_inputs, inputs.start);
         for (outputs, sums) in panels(&columns).zip(sums.chunks_exact_mut(size)) {
-            kernels.pack_i8(weights, matrix.n_cols, outputs.start, outputs.len(), panel);
+            weights.pack(kernels, matrix.n_cols, inputs.clone(), outputs, panel);
             kernels.multiply_panel_i8(panel, x, sums);
         }
     }
-    let factors = int8.output_factors(matrix.layout);
+    let factors = weights.output_factors(matrix.layout);
     for (outputs, sums) in panels(&columns).zip(sums.chunks_exact(size)) {
         let (n, at) = (outputs.len(), outputs.start - columns.start);
         for (row, sums) in sums.chunks_exact(PANEL_WIDTH).enumerate() {
@@ -98,14 +87,13 @@ fn panels(columns: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
         .map(move |first| first..(first + PANEL_WIDTH).min(end))
 }
 
-/// `pack(panel, inputs, first output, outputs)` widens weights into a panel.
 fn multiply_panels(
     kernels: KernelSet,
     matrix: &Matrix,
+    weights: FloatSums<'_>,
     input: &Activations,
     mut block: ColumnBlock<'_, f32>,
     scratch: &mut Scratch,
-    pack: impl Fn(&mut [f32], Range<usize>, usize, usize),
 ) {
     let (columns, n_inputs) = (block.columns(), matrix.n_inputs());
     let size = input.n_rows * PANEL_WIDTH;
@@ -115,7 +103,7 @@ fn multiply_panels(
         let panel = &mut scratch.panel[..inputs.len() * PANEL_WIDTH];
         let x = input.floats(n_inputs, inputs.start);
         for (outputs, product) in panels(&columns).zip(product.chunks_exact_mut(size)) {
-            pack(panel, inputs.clone(), outputs.start, outputs.len());
+            weights.pack(kernels, matrix.n_cols, inputs.clone(), outputs, panel);
             kernels.multiply_panel_f32(panel, x, product);
         }
     }

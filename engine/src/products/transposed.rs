@@ -13,7 +13,8 @@ use super::{beginning_of_part, Activations, Machine, Product, Scratch, CHUNK_INP
 use crate::math::aligned::Aligned;
 use crate::math::kernels::KernelSet;
 use crate::math::threads::{ColumnBlock, Columns};
-use crate::quant::matrix::{Int8, Layout, Matrix, Weights};
+use crate::quant::matrix::{Layout, Matrix};
+use crate::quant::{ByInput, FloatSums, Int8};
 
 /// What is needed for products with a matrix stored row per input.
 pub(crate) struct Transposed {
@@ -71,11 +72,13 @@ impl Transposed {
             let (n_rows, n_inputs) = (product.input.n_rows, product.matrix.n_inputs());
             self.n_seen
                 .fetch_add((n_rows * n_inputs) as u64, Ordering::Relaxed);
-            return match &product.matrix.weights {
-                Weights::Int8(int8) => {
-                    self.gather_integers(machine, scratch, product, int8, next);
+            return match product.matrix.weights.by_input() {
+                ByInput::Floats(weights) => {
+                    self.gather_floats(machine, scratch, product, weights, next);
                 }
-                _ => self.gather_floats(machine, scratch, product, next),
+                ByInput::Integers(weights) => {
+                    self.gather_integers(machine, scratch, product, weights, next);
+                }
             };
         }
         let matrix = product.matrix;
@@ -92,6 +95,7 @@ impl Transposed {
         machine: Machine<'_>,
         scratch: &mut [Scratch],
         product: Product<'_>,
+        weights: FloatSums<'_>,
         next: &[&Matrix],
     ) {
         let kernels = machine.kernels;
@@ -112,7 +116,7 @@ impl Transposed {
                 no_sparsity,
             };
             let (indices, values) = (&mut scratch.indices, &mut scratch.values);
-            let used = gather.floats(indices, values, block.row_mut(0));
+            let used = gather.floats(weights, indices, values, block.row_mut(0));
             n_used.fetch_add(used as u64, Ordering::Relaxed);
         };
         let tasks = (Columns::new(&mut *partial, n_partial), n_outputs);
@@ -133,7 +137,7 @@ impl Transposed {
         machine: Machine<'_>,
         scratch: &mut [Scratch],
         product: Product<'_>,
-        int8: &Int8,
+        weights: &Int8,
         next: &[&Matrix],
     ) {
         let kernels = machine.kernels;
@@ -158,12 +162,12 @@ impl Transposed {
             let sums = &mut scratch.gathered[row * n_outputs..(row + 1) * n_outputs];
             let (indices, integers) = (&mut scratch.indices, &mut scratch.integers);
             let used = if scratch.has_gathered[row] {
-                let used = gather.integers(int8, indices, integers, &mut scratch.chunk_sums);
+                let used = gather.integers(weights, indices, integers, &mut scratch.chunk_sums);
                 kernels.add_sums(sums, &scratch.chunk_sums);
                 used
             } else {
                 scratch.has_gathered[row] = true;
-                gather.integers(int8, indices, integers, sums)
+                gather.integers(weights, indices, integers, sums)
             };
             n_used.fetch_add(used as u64, Ordering::Relaxed);
         };
@@ -171,7 +175,7 @@ impl Transposed {
         let mut nothing = vec![(); input.n_rows * n_chunks];
         let tasks = (Columns::new(&mut nothing, input.n_rows * n_chunks), 1);
         run_gather(machine, scratch, (matrix, input.n_rows), tasks, next, work);
-        let factors = int8.output_factors(matrix.layout);
+        let factors = weights.output_factors(matrix.layout);
         let total: &mut [i32] = bytemuck::cast_slice_mut(&mut self.partial[..n_outputs]);
         for (row, out) in out.chunks_exact_mut(n_outputs).enumerate() {
             total.fill(0);
@@ -211,11 +215,6 @@ fn run_gather<T: Send>(
     });
 }
 
-/// The stored rows that belong to some inputs.
-pub(super) fn rows<'a, T>(matrix: &Matrix, weights: &'a [T], inputs: &Range<usize>) -> &'a [T] {
-    &weights[inputs.start * matrix.n_cols..inputs.end * matrix.n_cols]
-}
-
 /// One row of activations times the stored rows of a chunk of inputs, those that are 0 left out.
 struct Gather<'a> {
     kernels: KernelSet,
@@ -231,7 +230,7 @@ impl Gather<'_> {
     /// those.
     fn integers(
         &self,
-        int8: &Int8,
+        weights: &Int8,
         indices: &mut [u32],
         integers: &mut [i16],
         out: &mut [i32],
@@ -248,36 +247,31 @@ impl Gather<'_> {
         } else {
             self.kernels.list_nonzero_i16(x, 0, indices, integers)
         };
-        let weights = rows(self.matrix, int8.values.as_slice(), &self.inputs);
-        self.kernels
-            .gather_i8(weights, &indices[..used], &integers[..used], out);
+        let (indices, integers) = (&indices[..used], &integers[..used]);
+        weights.gather(self.kernels, self.inputs.clone(), indices, integers, out);
         used
     }
 
-    /// As [`integers`](Self::integers), for weights that are floats.
-    fn floats(&self, indices: &mut [u32], values: &mut [f32], out: &mut [f32]) -> usize {
-        let (kernels, matrix, n) = (self.kernels, self.matrix, self.inputs.len());
-        let x = self.input.floats(matrix.n_inputs(), self.inputs.start);
+    /// As [`integers`](Self::integers), for sums that are floats.
+    fn floats(
+        &self,
+        weights: FloatSums<'_>,
+        indices: &mut [u32],
+        values: &mut [f32],
+        out: &mut [f32],
+    ) -> usize {
+        let n = self.inputs.len();
+        let x = self.input.floats(self.matrix.n_inputs(), self.inputs.start);
         let x = &x.values[self.row * x.stride..][..n];
         let used = if self.no_sparsity {
             list_all(indices);
             values[..n].copy_from_slice(x);
             n
         } else {
-            kernels.list_nonzero_f32(x, 0, indices, values)
+            self.kernels.list_nonzero_f32(x, 0, indices, values)
         };
         let (indices, values) = (&indices[..used], &values[..used]);
-        match &matrix.weights {
-            Weights::F32(w) => {
-                let weights = rows(matrix, w.as_slice(), &self.inputs);
-                kernels.gather_f32(weights, indices, values, out);
-            }
-            Weights::F16(w) => {
-                let weights = rows(matrix, w.as_slice(), &self.inputs);
-                kernels.gather_f16(weights, indices, values, out);
-            }
-            Weights::Int8(_) => {}
-        }
+        weights.gather(self.kernels, self.inputs.clone(), indices, values, out);
         used
     }
 }

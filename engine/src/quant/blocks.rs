@@ -5,7 +5,6 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::checkpoint::RawTensor;
 use crate::error::Result;
 use crate::math::threads::Pool;
 
@@ -13,8 +12,6 @@ use crate::math::threads::Pool;
 pub(crate) const BLOCK_NUMBERS: usize = 4 << 20;
 /// Rows that one task converts.
 pub(crate) const TASK_ROWS: usize = 16;
-/// The same where rows lie across the file: longer pieces of what does lie side by side.
-const TASK_ROWS_ACROSS: usize = 256;
 
 /// Where the rows of a matrix come from.
 pub(crate) trait RowSource: Sync {
@@ -31,28 +28,6 @@ pub(crate) trait RowSource: Sync {
 
     /// For error texts.
     fn place(&self) -> String;
-}
-
-impl RowSource for RawTensor {
-    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        RawTensor::read_rows(self, rows, out)
-    }
-
-    fn release(&self, rows: Range<usize>) {
-        RawTensor::release(self, rows);
-    }
-
-    fn task_rows(&self) -> usize {
-        if self.is_contiguous() {
-            TASK_ROWS
-        } else {
-            TASK_ROWS_ACROSS
-        }
-    }
-
-    fn place(&self) -> String {
-        RawTensor::place(self)
-    }
 }
 
 /// Some rows of a matrix.

@@ -1,19 +1,39 @@
-//! Quantisation to int8: `weight[r, c] ~ q[r, c] * scale[r] * 2^(exponent[c] / 4)`.
+//! 8-bit integers: `weight[r, c] ~ values[r, c] * row_scales[r] * 2^(column_exponents[c] / 4)`.
+//!
+//! ```text
+//! part           model file      device plugin
+//! weights        I8 (r, c)       values             -127 ..= 127
+//! row scales     F16 (r)         row_scales         finite, 0 or above
+//! exponents      I8 (c)          column_exponents   -96 ..= 96; left out where all are 0
+//! ```
 //!
 //! Trained RWKV has rows and columns much larger than the rest. The f16 scale of a row takes care of the
 //! one, a power of 2^(1/4) a column, which is multiplied into the activations, of the other.
 //! docs/QUANTIZATION.md has what else was tried, and the numbers.
 //!
-//! The matrix is read block by block, several times, so that nothing but the result is held. Everything
+//! Products: activations are multiplied by the scales that belong to inputs and rounded to 16 bits, sums are exact integers,
+//! and are multiplied by the scales that belong to outputs.
+//!
+//! When quantising, the matrix is read block by block, several times, so that nothing but the result is held. Everything
 //! is summed in one order: the result does not depend on blocks, threads or the CPU.
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
+use bytemuck::{cast_slice, pod_collect_to_vec};
 use half::f16;
 
 use crate::error::{Error, Result};
-use crate::model::load::{reserve, Block, Blocks};
-use crate::quant::matrix::{Buffer, Int8};
+use crate::files::FileBytes;
+use crate::math::kernels::fetch::fetch;
+use crate::math::kernels::KernelSet;
+use crate::math::reserve;
+use crate::math::threads::ColumnBlock;
+use crate::quant::blocks::{Block, Blocks};
+use crate::quant::matrix::{Buffer, Layout};
+use crate::quant::parts::{Numbers, PartKind};
+use crate::quant::{ByInput, Format, Inputs, Quant, Room, TakeParts, Weights};
 
 /// Passes that balance rows and columns against each other; more change nothing that can be measured.
 const ROUNDS: usize = 3;
@@ -24,31 +44,249 @@ const SCALE_BITS_MAX: f64 = 0.5;
 const TASK_ROWS: usize = 16;
 const TASK_COLUMNS: usize = 64;
 
-/// Quantises a matrix.
-///
-/// # Errors
-///
-/// Those of [`Rounding::new`] and [`Rounding::round`].
-pub(crate) fn to_int8(blocks: &mut Blocks<'_>) -> Result<Int8> {
-    let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
-    let rounding = Rounding::new(blocks)?;
-    let mut values: Vec<i8> = reserve(n_rows * n_cols)?;
-    let mut row_scales: Vec<f16> = reserve(n_rows)?;
-    blocks.for_each(|block| {
-        let rows = &block.rows;
-        values.resize(rows.end * n_cols, 0);
-        row_scales.resize(rows.end, f16::ZERO);
-        rounding.round(
-            block,
-            &mut values[rows.start * n_cols..],
-            &mut row_scales[rows.start..],
-        )
-    })?;
-    Ok(Int8::new(
-        Buffer::owned(values),
-        row_scales,
-        rounding.column_exponents,
-    ))
+/// A matrix of 8-bit integers.
+#[derive(Clone)]
+pub(crate) struct Int8 {
+    /// (n_rows, n_cols), -127 ..= 127
+    values: Buffer<i8>,
+    /// (n_rows)
+    row_scales: Vec<f16>,
+    /// (n_cols); all 0 where the matrix has none
+    column_exponents: Vec<i8>,
+    /// (n_rows) the scales as f32
+    row_factors: Vec<f32>,
+    /// (n_cols) 2^(exponent / 4)
+    column_factors: Vec<f32>,
+}
+
+impl Int8 {
+    /// Column exponents, which count quarters, lie within plus and minus this: products of scales, exponents and activations
+    /// then stay far inside the range of f32.
+    const EXPONENT_MAX: i8 = 96;
+
+    /// Which part they are.
+    const ROW_SCALES: usize = 1;
+
+    /// 2^(exponent / 4), the same bits on every platform.
+    fn column_factor(exponent: i8) -> f32 {
+        const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, std::f32::consts::SQRT_2, 1.681_792_8];
+        let whole = i32::from(exponent).div_euclid(4);
+        let power_of_two = f32::from_bits(((whole + 127) as u32) << 23);
+        QUARTERS[usize::from(exponent.rem_euclid(4) as u8)] * power_of_two
+    }
+
+    fn new(values: Buffer<i8>, row_scales: Vec<f16>, column_exponents: Vec<i8>) -> Self {
+        let row_factors = row_scales.iter().map(|scale| scale.to_f32()).collect();
+        let column_factors = column_exponents
+            .iter()
+            .map(|&e| Self::column_factor(e))
+            .collect();
+        Int8 {
+            values,
+            row_scales,
+            column_exponents,
+            row_factors,
+            column_factors,
+        }
+    }
+
+    /// What integer sums are multiplied by, one a matrix output.
+    pub(crate) fn output_factors(&self, layout: Layout) -> &[f32] {
+        match layout {
+            Layout::RowPerOutput => &self.row_factors,
+            Layout::RowPerInput => &self.column_factors,
+        }
+    }
+
+    /// `out[o] = sum over i of values[i] * weight[first + rows[i], o]` in integers, `first` being the first of the stored
+    /// rows `inputs`.
+    pub(crate) fn gather(
+        &self,
+        kernels: KernelSet,
+        inputs: Range<usize>,
+        rows: &[u32],
+        values: &[i16],
+        out: &mut [i32],
+    ) {
+        kernels.gather_i8(self.rows(out.len(), &inputs), rows, values, out);
+    }
+
+    /// Widens outputs `outputs`, at most 16, of the stored rows `inputs` of `n_cols` to a panel.
+    pub(crate) fn pack(
+        &self,
+        kernels: KernelSet,
+        n_cols: usize,
+        inputs: Range<usize>,
+        outputs: Range<usize>,
+        panel: &mut [i16],
+    ) {
+        let (weights, n) = (self.rows(n_cols, &inputs), outputs.len());
+        kernels.pack_i8(weights, n_cols, outputs.start, n, panel);
+    }
+
+    fn rows(&self, n_cols: usize, rows: &Range<usize>) -> &[i8] {
+        &self.values.as_slice()[rows.start * n_cols..rows.end * n_cols]
+    }
+}
+
+impl From<Int8> for Weights {
+    fn from(int8: Int8) -> Self {
+        Weights::Int8(int8)
+    }
+}
+
+impl Format for Int8 {
+    const QUANT: Quant = Quant::Int8;
+    const NAME: &'static str = "int8";
+
+    fn parts(n_rows: usize, n_cols: usize) -> Vec<PartKind> {
+        vec![
+            PartKind::values(Numbers::I8, n_rows, n_cols),
+            PartKind {
+                suffix: ".scale.row",
+                device_name: c"row_scales",
+                numbers: Numbers::F16,
+                shape: vec![n_rows],
+                is_by_rows: true,
+                is_optional: false,
+            },
+            PartKind {
+                suffix: ".scale.column",
+                device_name: c"column_exponents",
+                numbers: Numbers::I8,
+                shape: vec![n_cols],
+                is_by_rows: false,
+                is_optional: true,
+            },
+        ]
+    }
+
+    /// The factors.
+    fn kept_bytes(n_rows: u64, n_cols: u64) -> u64 {
+        4 * (n_rows + n_cols)
+    }
+
+    fn check_part(index: usize, bytes: &[u8]) -> std::result::Result<(), String> {
+        if index == Self::ROW_SCALES {
+            let scales: Vec<f16> = pod_collect_to_vec(bytes);
+            let is_good = |scale: &f16| scale.is_finite() && scale.is_sign_positive();
+            return match scales.iter().position(|scale| !is_good(scale)) {
+                None => Ok(()),
+                Some(row) => Err(format!(
+                    "scale {} of row {row}, expected 0 or above",
+                    scales[row]
+                )),
+            };
+        }
+        let limit = Self::EXPONENT_MAX;
+        let exponents: &[i8] = cast_slice(bytes);
+        match exponents.iter().position(|e| !(-limit..=limit).contains(e)) {
+            None => Ok(()),
+            Some(column) => Err(format!(
+                "exponent {} of column {column}, expected up to +-{limit}",
+                exponents[column]
+            )),
+        }
+    }
+
+    fn from_parts((_, n_cols): (usize, usize), parts: &[Option<FileBytes>]) -> Option<Self> {
+        let [Some(values), Some(row_scales), exponents] = parts else {
+            return None;
+        };
+        let exponents = exponents.as_ref().map(|part| pod_collect_to_vec(part));
+        Some(Int8::new(
+            Buffer::in_file(values.clone())?,
+            pod_collect_to_vec(row_scales),
+            exponents.unwrap_or_else(|| vec![0; n_cols]),
+        ))
+    }
+
+    fn values(&self) -> &[u8] {
+        cast_slice(self.values.as_slice())
+    }
+
+    fn beside(&self) -> Vec<&[u8]> {
+        vec![
+            cast_slice(&self.row_scales),
+            cast_slice(&self.column_exponents),
+        ]
+    }
+
+    fn in_file_bytes(&self) -> Option<&FileBytes> {
+        self.values.file_bytes()
+    }
+
+    fn convert(blocks: &mut Blocks<'_>) -> Result<Self> {
+        let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
+        let rounding = Rounding::new(blocks)?;
+        let mut values: Vec<i8> = reserve(n_rows * n_cols, "weights")?;
+        let mut row_scales: Vec<f16> = reserve(n_rows, "weights")?;
+        blocks.for_each(|block| {
+            let rows = &block.rows;
+            values.resize(rows.end * n_cols, 0);
+            row_scales.resize(rows.end, f16::ZERO);
+            rounding.round(
+                block,
+                &mut values[rows.start * n_cols..],
+                &mut row_scales[rows.start..],
+            )
+        })?;
+        Ok(Int8::new(
+            Buffer::owned(values),
+            row_scales,
+            rounding.column_exponents,
+        ))
+    }
+
+    fn convert_in_pieces(blocks: &mut Blocks<'_>, take: &mut TakeParts<'_>) -> Result<()> {
+        let rounding = Rounding::new(blocks)?;
+        let (mut values, mut row_scales) = (Vec::new(), Vec::new());
+        blocks.for_each(|block| {
+            values.resize(block.numbers.len(), 0);
+            row_scales.resize(block.rows.len(), f16::ZERO);
+            rounding.round(block, &mut values, &mut row_scales)?;
+            let exponents = cast_slice(&rounding.column_exponents);
+            let parts = [cast_slice(&values), cast_slice(&row_scales), exponents];
+            take(block.rows.clone(), &parts)
+        })
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        let values = self.rows(out.len(), &(row..row + 1));
+        let scale = self.row_factors[row];
+        for ((out, &q), &factor) in out.iter_mut().zip(values).zip(&self.column_factors) {
+            *out = f32::from(q) * scale * factor;
+        }
+    }
+
+    fn input_factors(&self, layout: Layout) -> Option<&[f32]> {
+        Some(match layout {
+            Layout::RowPerOutput => &self.column_factors,
+            Layout::RowPerInput => &self.row_factors,
+        })
+    }
+
+    fn dots(
+        &self,
+        kernels: KernelSet,
+        n_cols: usize,
+        inputs: &Inputs<'_>,
+        room: Room<'_>,
+        out: &mut ColumnBlock<'_, f32>,
+    ) {
+        let outputs = out.columns();
+        let factors = &self.row_factors[outputs.clone()];
+        fetch(factors);
+        let weights = self.rows(n_cols, &outputs);
+        kernels.dots_i8(weights, inputs.integers, n_cols, room.sums);
+        for (row, sums) in room.sums.chunks_exact(outputs.len()).enumerate() {
+            kernels.rescale_sums(sums, inputs.scales[row], factors, out.row_mut(row));
+        }
+    }
+
+    fn by_input(&self) -> ByInput<'_> {
+        ByInput::Integers(self)
+    }
 }
 
 /// Finds the exponents: a column's size is the 4-norm of its weights over its rows' largest ones, and a
@@ -108,9 +346,9 @@ fn set_sizes(sizes_log: &mut [f32], sums: &[f32], n_rows: usize) {
 }
 
 /// How the rows of a matrix are rounded to integers.
-pub(crate) struct Rounding {
+struct Rounding {
     /// (n_cols)
-    pub(crate) column_exponents: Vec<i8>,
+    column_exponents: Vec<i8>,
     /// (n_cols) 1 over the columns' factors
     inverses: Vec<f32>,
 }
@@ -121,7 +359,7 @@ impl Rounding {
     /// # Errors
     ///
     /// Those of reading it.
-    pub(crate) fn new(blocks: &mut Blocks<'_>) -> Result<Self> {
+    fn new(blocks: &mut Blocks<'_>) -> Result<Self> {
         let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
         let scale_bits = 16.0 / n_cols as f64 + 8.0 / n_rows as f64;
         let column_exponents = if scale_bits <= SCALE_BITS_MAX {
@@ -144,12 +382,7 @@ impl Rounding {
     /// # Errors
     ///
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where a row's scale leaves the range of f16.
-    pub(crate) fn round(
-        &self,
-        block: &Block<'_>,
-        values: &mut [i8],
-        row_scales: &mut [f16],
-    ) -> Result<()> {
+    fn round(&self, block: &Block<'_>, values: &mut [i8], row_scales: &mut [f16]) -> Result<()> {
         let (numbers, n_cols, pool) = (block.numbers, self.inverses.len(), block.pool);
         pool.run_chunks(row_scales, TASK_ROWS, |task, scales| {
             let rows = numbers[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);

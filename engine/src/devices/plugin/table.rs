@@ -6,7 +6,7 @@
 //!
 //! This module holds `unsafe` code: every call into a plugin is.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, CStr};
 use std::fmt;
 use std::ptr::{null, null_mut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,8 @@ use rwkv_edge_plugin as abi;
 use super::library::Plugin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::networks::batch;
-use crate::quant::matrix::{Quant, RowWeights, Rows};
+use crate::quant::parts::Rows;
+use crate::quant::Quant;
 
 /// Longer error texts of plugins are cut.
 const TEXT_BYTES: usize = 1024;
@@ -296,46 +297,28 @@ impl StageBuilder {
     }
 
     /// Some rows of a matrix; they come from the first to the last.
-    ///
-    /// # Panics
-    /// When there are no whole rows, or more than the matrix has, or scales of others.
     pub(crate) fn rows(&mut self, tensor: u32, layer: u32, rows: &Rows<'_>) -> Result<()> {
-        let (values, length) = match rows.weights {
-            RowWeights::F32(values) => (values.as_ptr().cast(), values.len()),
-            RowWeights::F16(values) => (values.as_ptr().cast(), values.len()),
-            RowWeights::Int8 { values, .. } => (values.as_ptr().cast(), values.len()),
-        };
-        let count = length.checked_div(rows.n_cols).unwrap_or(0);
-        assert!(count > 0 && count * rows.n_cols == length, "whole rows");
-        assert!(rows.n_rows.checked_sub(rows.first) >= Some(count));
-        let (row_scales, column_exponents) = match rows.weights {
-            RowWeights::Int8 {
-                row_scales,
-                column_exponents,
-                ..
-            } => {
-                assert!(row_scales.len() == count);
-                let exponents = match column_exponents.is_empty() {
-                    true => null(),
-                    false => column_exponents.as_ptr(),
-                };
-                assert!(exponents.is_null() || column_exponents.len() == rows.n_cols);
-                (row_scales.as_ptr().cast(), exponents)
-            }
-            RowWeights::F32(_) | RowWeights::F16(_) => (null(), null()),
+        let (size, range) = (rows.size(), rows.range());
+        // As many bytes as sizes and quantisation say.
+        let part = |name: &CStr| {
+            let part = rows
+                .parts()
+                .iter()
+                .find(|(kind, _)| kind.device_name == name);
+            part.map_or(null(), |(_, bytes)| bytes.as_ptr())
         };
         self.tensor(abi::Tensor {
             struct_size: struct_size::<abi::Tensor>(),
             tensor,
             layer,
-            dtype: quant_code(rows.size().quant),
-            n_rows: rows.n_rows as u64,
-            n_cols: rows.n_cols as u64,
-            first_row: rows.first as u64,
-            row_count: count as u64,
-            values,
-            row_scales,
-            column_exponents,
+            dtype: quant_code(size.quant),
+            n_rows: size.n_rows as u64,
+            n_cols: size.n_cols as u64,
+            first_row: range.start as u64,
+            row_count: range.len() as u64,
+            values: part(c"values").cast(),
+            row_scales: part(c"row_scales").cast(),
+            column_exponents: part(c"column_exponents").cast(),
         })
     }
 
