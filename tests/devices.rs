@@ -3,6 +3,9 @@
 
 #[path = "common/command.rs"]
 mod command;
+#[cfg(target_os = "linux")]
+#[path = "devices/loading.rs"]
+mod loading;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
