@@ -6,6 +6,8 @@ mod command;
 #[cfg(target_os = "linux")]
 #[path = "devices/loading.rs"]
 mod loading;
+#[path = "devices/spread.rs"]
+mod spread;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

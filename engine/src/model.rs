@@ -426,7 +426,7 @@ impl Model {
                 pipeline.forward(machine, lane, spans, wanted)
             }
             (pipelines, lanes) if lanes.len() == pipelines.len() => {
-                spread::forward(pipelines, machine, lanes, spans, wanted, sizes)
+                spread::forward(stages, machine, lanes, spans, wanted, sizes)
             }
             _ => Err(Error::argument("the workspace belongs to another model")),
         }

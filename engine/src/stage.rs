@@ -20,6 +20,7 @@ use crate::math::argmax;
 use crate::matrix::{Quant, RowsSource};
 use crate::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
+use crate::threads::Pool;
 use crate::v4::{Buffers, Machine, Network, Part, Sizes, NORM_OUT_EPSILON};
 use upload::Upload;
 
@@ -43,6 +44,8 @@ enum Link {
 pub(crate) struct Stages {
     /// One, or several that each have the whole model.
     pub(crate) pipelines: Vec<Pipeline>,
+    /// As many as pipelines, the caller's own included.
+    pub(crate) threads: Pool,
     /// Facts about each stage of a pipeline.
     pub(crate) facts: Vec<StageFacts>,
 }
@@ -166,6 +169,7 @@ impl Stages {
     ) -> Result<Self> {
         let mut facts = Vec::with_capacity(plan.stages.len());
         let n_pipelines = 1 + plan.replicas.len();
+        let threads = start_threads(n_pipelines)?;
         let rows_max = plan.rows_max.unwrap_or(usize::MAX);
         let mut pipelines: Vec<Pipeline> = (0..n_pipelines)
             .map(|_| Pipeline::new(sizes, rows_max))
@@ -193,7 +197,11 @@ impl Stages {
             }
             facts.push(fact);
         }
-        Ok(Stages { pipelines, facts })
+        Ok(Stages {
+            pipelines,
+            threads,
+            facts,
+        })
     }
 
     /// The one network of a model that the CPU runs as a whole.
@@ -207,6 +215,7 @@ impl Stages {
         pipeline.links.push(Link::Cpu(Box::new(network)));
         Stages {
             pipelines: vec![pipeline],
+            threads: Pool::new(1),
             facts: vec![StageFacts {
                 planned,
                 tensors: Vec::new(),
@@ -454,6 +463,18 @@ fn output(
                 *token = argmax(row);
             }
         }
+    }
+}
+
+/// Threads to feed all pipelines at the same time: refused now, and not in the middle of a pass.
+fn start_threads(n_pipelines: usize) -> Result<Pool> {
+    let threads = Pool::new(n_pipelines);
+    match threads.n_threads() {
+        n if n < n_pipelines => {
+            let text = format!("the system gives {n} of {n_pipelines} threads, one a device");
+            Err(Error::memory(text).at("data-parallel"))
+        }
+        _ => Ok(threads),
     }
 }
 

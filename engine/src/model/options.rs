@@ -19,7 +19,8 @@ pub struct Options {
     /// all matrices of a quantised file of rwkv.cpp).
     pub quant: Option<Quant>,
     /// Threads that work on one forward pass, the caller's own included. 0: one for each physical core
-    /// that this process may use. 1: no thread is ever started.
+    /// that this process may use. 1: no thread is ever started, but one for each further device of
+    /// [`DeviceMap::DataParallel`].
     pub threads: usize,
     /// A tokenizer file to use instead of the one in or beside the model.
     pub tokenizer: Option<PathBuf>,

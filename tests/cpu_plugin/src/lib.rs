@@ -8,6 +8,7 @@
 //! For tests of what can go wrong, environment variables change the devices: CPUPLUG_DEVICES their number
 //! (0: none), CPUPLUG_FREE_BYTES the memory of each, CPUPLUG_QUANTS (a bit mask) what matrices they take,
 //! CPUPLUG_NO_DRIVER makes it fail as without a driver, CPUPLUG_BAD_TABLE gives a table that hosts must refuse.
+//! With CPUPLUG_TELL_THREADS every forward pass says on stderr which thread it runs on.
 
 mod matrix;
 mod network;
@@ -495,6 +496,10 @@ unsafe extern "C" fn forward(
             (pointers, reference(batch, "batch")?)
         };
         check_size::<abi::Batch>(batch.struct_size, "batch")?;
+        if std::env::var_os("CPUPLUG_TELL_THREADS").is_some() {
+            // No number is given a second time.
+            eprintln!("forward on {:?}", std::thread::current().id());
+        }
         let stages = pointers.iter().map(|&stage| {
             // SAFETY: NULL or made by `stage_new`.
             unsafe { reference(stage.cast::<Stage>(), "a stage") }
