@@ -50,6 +50,8 @@ pub(crate) struct Demand {
     pub(crate) needs_text: bool,
     /// Whether matrices are converted while loading.
     pub(crate) converts: bool,
+    /// Whether those that are not are copied to huge pages.
+    pub(crate) copies: bool,
 }
 
 /// How a model is fitted into its limit.
@@ -108,6 +110,7 @@ impl Demand {
             },
             needs_text: options.memory_for_text,
             converts: false,
+            copies: options.huge_pages && load::quant_of_copies(plan).is_some(),
         };
         let on_cpu = |stage: &&PlannedStage| matches!(stage.target, Target::Cpu);
         for stage in plan.stages.iter().filter(on_cpu) {
@@ -128,11 +131,17 @@ impl Demand {
         let (fixed, mapped) = match opened {
             Opened::Checkpoint(checkpoint) => {
                 // Of a part it is not worth to be exact.
-                let mapped = match is_whole {
+                let mapped = match is_whole && !self.copies {
                     true => load::mapped_bytes(checkpoint, quant),
                     false => 0,
                 };
                 (all.saturating_sub(mapped), mapped)
+            }
+            Opened::ModelFile(file)
+                if quant == stored && self.copies && !file.file.is_in_memory() =>
+            {
+                // All of the file.
+                (vectors.saturating_add(file.file.len()), 0)
             }
             Opened::ModelFile(file) if quant == stored && file.file.pages_can_be_dropped() => {
                 (vectors, all - vectors)
@@ -336,6 +345,7 @@ mod tests {
             tokenizer: 0,
             needs_text: false,
             converts: false,
+            copies: false,
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use crate::file::FileBytes;
 use crate::matrix::{MatrixSize, Quant, Vector};
 use crate::model::Inner;
 use crate::stage::{StageFacts, Stages};
@@ -40,6 +41,9 @@ pub struct Info {
     pub weight_bytes: u64,
     /// Those of `weight_bytes` that are used in place from the file, without a copy in memory.
     pub mapped_bytes: u64,
+    /// Those of `weight_bytes` that were copied as the file stores them, into huge pages where the system has them:
+    /// what came of [`Options::huge_pages`](crate::Options::huge_pages).
+    pub huge_page_bytes: u64,
     /// Those of `mapped_bytes` for which the memory limit has no room now: they are read from the file again
     /// for every batch. A single row of the embedding is, of course, all of it that a token needs.
     pub paged_bytes: u64,
@@ -110,6 +114,8 @@ pub struct TensorInfo {
     pub device: String,
     /// Whether it is used in place from a file.
     pub(crate) is_in_file: bool,
+    /// Whether it is in a copy of a file.
+    pub(crate) is_in_huge_pages: bool,
     /// Of a row with its scale; 0 for vectors.
     pub(crate) row_size_bytes: u64,
 }
@@ -140,6 +146,7 @@ impl Info {
             quant: inner.quant,
             weight_bytes: totals.weight_bytes,
             mapped_bytes: totals.mapped_bytes,
+            huge_page_bytes: totals.huge_page_bytes,
             paged_bytes: inner.budget.paged_bytes(),
             bits_per_weight: 8.0 * totals.matrix_bytes as f64 / totals.matrix_params as f64,
             decode_bytes: totals.matrix_bytes - embedding_bytes + embedding_row_bytes,
@@ -165,6 +172,7 @@ impl TensorInfo {
             size_bytes: 4 * vector.len() as u64,
             device: device.to_owned(),
             is_in_file: false,
+            is_in_huge_pages: false,
             row_size_bytes: 0,
         }
     }
@@ -177,6 +185,7 @@ impl TensorInfo {
             size_bytes: size.size_bytes(),
             device: device.to_owned(),
             is_in_file: false,
+            is_in_huge_pages: false,
             row_size_bytes: size.row_size_bytes(),
         }
     }
@@ -184,10 +193,14 @@ impl TensorInfo {
     fn of(tensor: &Tensor<'_>) -> Self {
         match tensor {
             Tensor::Vector(vector) => Self::of_vector(vector, CPU),
-            Tensor::Matrix(matrix) => TensorInfo {
-                is_in_file: matrix.is_in_file(),
-                ..Self::of_matrix(&matrix.name, &matrix.size(), CPU)
-            },
+            Tensor::Matrix(matrix) => {
+                let is_copy = matrix.in_file_bytes().map(FileBytes::is_in_huge_pages);
+                TensorInfo {
+                    is_in_file: is_copy == Some(false),
+                    is_in_huge_pages: is_copy == Some(true),
+                    ..Self::of_matrix(&matrix.name, &matrix.size(), CPU)
+                }
+            }
         }
     }
 }
@@ -261,6 +274,7 @@ struct Totals {
     n_params: u64,
     weight_bytes: u64,
     mapped_bytes: u64,
+    huge_page_bytes: u64,
     matrix_params: u64,
     matrix_bytes: u64,
 }
@@ -276,6 +290,9 @@ impl Totals {
         }
         if tensor.is_in_file {
             self.mapped_bytes += tensor.size_bytes;
+        }
+        if tensor.is_in_huge_pages {
+            self.huge_page_bytes += tensor.size_bytes;
         }
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod blocks;
+mod huge_pages;
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -33,6 +34,7 @@ use crate::v4::{Sizes, ARCHITECTURE, DECAY_LOG};
 
 pub(crate) use blocks::{Block, Blocks, RowSource};
 use blocks::{BLOCK_NUMBERS, TASK_ROWS};
+pub(crate) use huge_pages::{copy_to_huge_pages, quant_of_copies};
 
 /// Pieces of a matrix on its way to a device are at most this large, rows that are longer aside: one of them,
 /// the block in f32 that it is made of, and what a plugin may pin are together far below 64 MiB.
@@ -120,24 +122,28 @@ pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
 
 /// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped.
 pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
-    let dtype = match quant {
-        Quant::F32 => Dtype::F32,
-        Quant::F16 => Dtype::F16,
-        Quant::Int8 => return 0,
-    };
+    let size = |tensor: &RawTensor| tensor.dtype.size().unwrap_or(1) as u64;
     let in_place = |(name, tensor): &(&String, &RawTensor)| {
-        // The one that is stored the other way round.
-        let is_turned = name.ends_with("ffn.value.weight");
-        is_matrix(name)
-            && !is_turned
-            && tensor.dtype == dtype
-            && tensor.is_contiguous()
-            && tensor.offset % dtype.size().unwrap_or(1) as u64 == 0
+        is_used_in_place(name, tensor, quant)
+            && tensor.offset % size(tensor) == 0
             && tensor.file.pages_can_be_dropped()
     };
     let tensors = checkpoint.tensors.iter().filter(in_place);
-    let size = |(_, tensor): (_, &RawTensor)| (tensor.len() * dtype.size().unwrap_or(0)) as u64;
-    tensors.map(size).sum()
+    tensors
+        .map(|(_, tensor)| tensor.len() as u64 * size(tensor))
+        .sum()
+}
+
+/// Whether a tensor of a checkpoint is a matrix that is stored as it is wanted.
+fn is_used_in_place(name: &str, tensor: &RawTensor, quant: Quant) -> bool {
+    // The one that is stored the other way round.
+    let is_turned = name.ends_with("ffn.value.weight");
+    let is_wanted = match quant {
+        Quant::F32 => tensor.dtype == Dtype::F32,
+        Quant::F16 => tensor.dtype == Dtype::F16,
+        Quant::Int8 => false,
+    };
+    is_wanted && is_matrix(name) && !is_turned && tensor.is_contiguous()
 }
 
 /// Vectors called `.weight` are those of norms.

@@ -295,12 +295,7 @@ impl Matrix {
         }
     }
 
-    /// Whether the weights lie in a file rather than in memory of their own.
-    pub(crate) fn is_in_file(&self) -> bool {
-        self.in_file_bytes().is_some()
-    }
-
-    /// The weights, scales aside, where they lie in a file.
+    /// The weights, scales aside, where they lie in a file or in a copy of one, rather than in memory of their own.
     pub(crate) fn in_file_bytes(&self) -> Option<&FileBytes> {
         match &self.weights {
             Weights::F32(weights) => weights.in_file_bytes(),

@@ -130,7 +130,7 @@ impl Model {
     }
 
     fn from_opened(
-        opened: Opened,
+        mut opened: Opened,
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
@@ -139,6 +139,9 @@ impl Model {
         let plan = plan(&opened, options)?;
         let demand = Demand::of(&opened, &plan, options, n_threads)?;
         let is_short = demand.fit(options.memory_max)?.window.is_some();
+        if options.huge_pages {
+            load::copy_to_huge_pages(&mut opened, &plan)?;
+        }
         let pool = Pool::new(n_threads);
         let mut inner = match opened {
             Opened::Checkpoint(checkpoint) => {

@@ -26,8 +26,11 @@ pub struct Options {
     pub tokenizer: Option<PathBuf>,
     /// Reads files into memory instead of mapping them.
     pub no_mmap: bool,
-    /// Reads a model file into memory of this process in huge pages, where the system has them: faster to
-    /// read than the 4 KiB pages of a mapped file, and not shared with other processes.
+    /// Copies weights that are used as their files store them into memory of this process, in huge pages where the
+    /// system has them: faster to read than the 4 KiB pages of a mapped file, and not shared with other processes. Those
+    /// of a whole model on the CPU only, and neither those that are converted while loading nor those that lie in memory
+    /// already, such as in an image; [`Info::huge_page_bytes`](crate::Info::huge_page_bytes) are how many there are. With
+    /// [`no_mmap`](Self::no_mmap) files are not mapped to be copied, either.
     pub huge_pages: bool,
     /// Reads the weights of hidden units that are 0 too: the same results, slower. For measuring.
     pub no_sparsity: bool,
@@ -66,10 +69,7 @@ impl Options {
 
     /// How files are opened.
     pub(crate) fn access(&self) -> Access {
-        match self.huge_pages {
-            true => Access::HugePages,
-            false => Access::new(!self.no_mmap),
-        }
+        Access::new(!self.no_mmap)
     }
 }
 
