@@ -217,6 +217,68 @@ fn states_are_saved_and_gone_on_from() {
     );
 }
 
+/// Weights that are used as they are stored, wherever they are stored; whoever gets none of it is told.
+#[test]
+fn huge_pages_are_for_files_and_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = |name: &str| path(folder.path().join(name));
+    let (file, shards, torch) = (place("file"), place("shards"), place("model.pth"));
+    let demo = path(repository("cli/demo"));
+    stdout(&run([
+        "quantize", "--quant", "f16", "-m", &demo, "-o", &file,
+    ]));
+    let convert = |args: &[&str]| {
+        stdout(&run(
+            [&["convert", "-m", &demo, "--dtype", "f16"], args].concat()
+        ))
+    };
+    convert(&["--max-shard-size", "5MB", "-o", &shards]);
+    convert(&["--to", "raw", "-o", &torch]);
+    assert!(fs::read_dir(&shards).expect("was written").count() > 5);
+    let tokens = "1,2,3,4,5,6,7,8,9";
+    let info = |args: &[&str]| parse(&stdout(&run([&["info", "--json"], args].concat())));
+    let bytes = |info: &Value, key: &str| info[key].as_u64().expect("a number");
+    for model in [&demo, &file, &shards, &torch] {
+        let mapped = info(&["-m", model]);
+        assert!(bytes(&mapped, "mapped_bytes") > 13_000_000, "{mapped}");
+        assert_eq!(bytes(&mapped, "huge_page_bytes"), 0);
+        let expected = stdout(&run(["logits", "--tokens", tokens, "--all", "-m", model]));
+        for more in [&["--huge-pages"][..], &["--huge-pages", "--no-mmap"]] {
+            let copied = info(&[&["-m", model], more].concat());
+            assert_eq!(bytes(&copied, "mapped_bytes"), 0, "{model} {more:?}");
+            let expected_bytes = bytes(&mapped, "mapped_bytes");
+            assert_eq!(
+                bytes(&copied, "huge_page_bytes"),
+                expected_bytes,
+                "{model} {more:?}"
+            );
+            let args = ["logits", "--tokens", tokens, "--all", "-m", model];
+            let output = run([&args[..], more].concat());
+            assert!(
+                stdout(&output) == expected,
+                "{model} {more:?}: other logits"
+            );
+            assert_eq!(stderr(&output), "", "{model} {more:?}");
+        }
+    }
+    for args in [
+        &["--huge-pages", "--quant", "int8", "-m", &demo][..],
+        &["--huge-pages", "--quant", "int8", "-m", &file],
+        &["--huge-pages"],
+    ] {
+        let output = run([&["logits", "--tokens", "1"], args].concat());
+        stdout(&output);
+        let note = stderr(&output);
+        assert!(
+            note.starts_with("--huge-pages changes nothing here"),
+            "{args:?}: {note}"
+        );
+        assert_eq!(note.lines().count(), 1, "{note}");
+    }
+    let refused = run(["bench", "--synthetic", "169m", "--huge-pages"]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
 #[test]
 fn quantize_writes_one_file_that_is_a_whole_model() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -3,6 +3,11 @@
 
 #[path = "common/command.rs"]
 mod command;
+#[cfg(target_os = "linux")]
+#[path = "devices/loading.rs"]
+mod loading;
+#[path = "devices/spread.rs"]
+mod spread;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

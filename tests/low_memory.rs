@@ -161,6 +161,22 @@ fn everything_that_is_taken_counts() {
         memory_max: 24 * MIB,
         ..Options::default()
     };
+    // Nor have copies; they are counted before they are made.
+    let huge_pages = |memory_max| Options {
+        huge_pages: true,
+        no_mmap: false,
+        memory_max,
+        ..no_mmap.clone()
+    };
+    for file in [&path, &files.checkpoint()] {
+        let error = Model::open(file, &huge_pages(1)).expect_err("too little");
+        let needs = number_behind(&error.to_string(), "needs ");
+        let length = std::fs::metadata(file).expect("is there").len();
+        assert!(needs > length, "{error}");
+        Model::open(file, &huge_pages(needs - 1)).expect_err("one byte too little");
+        let copied = Model::open(file, &huge_pages(needs)).expect("is enough");
+        assert!(copied.info().huge_page_bytes > 0 && copied.info().paged_bytes == 0);
+    }
     let error = Model::open(&path, &no_mmap).expect_err("too little");
     let does = number_behind(&error.to_string(), "does with ");
     assert!(does < 24 * MIB, "{error}");
@@ -189,6 +205,16 @@ fn json(output: &str) -> Value {
 
 /// Generates 12 tokens behind a prompt of 40; gives the tokens and the process's own peak.
 fn generate(command: &mut Command, model: &Path, limit: Option<u64>) -> (Value, u64) {
+    generate_with(command, &[], model, limit)
+}
+
+/// The same with more options.
+fn generate_with(
+    command: &mut Command,
+    options: &[&str],
+    model: &Path,
+    limit: Option<u64>,
+) -> (Value, u64) {
     let prompt: Vec<String> = (1..=40).map(|i| (i * 577).to_string()).collect();
     command
         .args([
@@ -200,6 +226,7 @@ fn generate(command: &mut Command, model: &Path, limit: Option<u64>) -> (Value, 
             "--threads",
             "2",
         ])
+        .args(options)
         .args(["--tokens", &prompt.join(","), "--model"])
         .arg(model);
     if let Some(limit) = limit {
@@ -233,6 +260,35 @@ fn the_process_stays_within_its_limit() {
             assert!(peak <= limit, "{quant}: {peak} within {limit}");
             assert!(limit < free_peak, "{quant}: the test is about nothing");
         }
+    }
+}
+
+/// A copy in huge pages counts, and the file it is made from is not in memory beside it.
+#[test]
+fn a_copy_stays_within_the_limit() {
+    let files = Files::new();
+    for path in [files.model(Quant::F16), files.checkpoint()] {
+        let (expected, _) = generate(&mut command(), &path, None);
+        let refused = command()
+            .args([
+                "generate",
+                "--tokens",
+                "1",
+                "--max-memory",
+                "1M",
+                "--huge-pages",
+                "--model",
+            ])
+            .arg(&path)
+            .output()
+            .expect("the binary starts");
+        assert_eq!(refused.status.code(), Some(1));
+        let limit = number_behind(&stderr(&refused), "needs ") + 2 * MIB;
+        let options = ["--huge-pages"];
+        let (tokens, peak) = generate_with(&mut command(), &options, &path, Some(limit));
+        println!("{}: peak {peak} within {limit}", path.display());
+        assert_eq!(tokens, expected);
+        assert!(peak <= limit, "{peak} within {limit}");
     }
 }
 

@@ -23,9 +23,12 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
         for quant in [Quant::F32, Quant::F16, Quant::Int8] {
             let model = open(golden(name), quant, 2);
             let path = save(&model, &folder, &format!("{name}-{quant}"));
-            for no_mmap in [false, true] {
+            for (no_mmap, huge_pages) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
                 let options = Options {
                     no_mmap,
+                    huge_pages,
                     threads: 1,
                     ..Options::default()
                 };
@@ -41,8 +44,12 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
                 let bytes: u64 = matrices
                     .map(|t| t.shape.iter().product::<usize>() as u64 * bytes_per_weight(quant))
                     .sum();
+                let (used, not_used) = match huge_pages {
+                    false => (saved_info.mapped_bytes, saved_info.huge_page_bytes),
+                    true => (saved_info.huge_page_bytes, saved_info.mapped_bytes),
+                };
                 assert!(
-                    saved_info.mapped_bytes >= bytes,
+                    used >= bytes && not_used == 0,
                     "{name} {quant}: weights were copied"
                 );
                 let logits = model.session().eval_all(&tokens).expect("valid tokens");

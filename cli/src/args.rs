@@ -49,10 +49,12 @@ pub(crate) struct ModelArgs {
     #[arg(long)]
     pub(crate) no_mmap: bool,
 
-    /// Read a model file into memory in huge pages
+    /// Copy weights into memory in huge pages
     ///
-    /// Faster, but not shared with other processes.
-    #[arg(long, conflicts_with = "no_mmap")]
+    /// Faster, but not shared with other processes. It is for a model file, or a directory of files, whose weights are
+    /// used as they are stored, on the CPU; not for those that --quant converts while loading. With --no-mmap the files
+    /// are not mapped to be copied, either.
+    #[arg(long)]
     pub(crate) huge_pages: bool,
 
     /// Memory that this program may use, such as 96M

@@ -67,6 +67,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "bits_per_weight": info.bits_per_weight,
         "weight_bytes": info.weight_bytes,
         "mapped_bytes": info.mapped_bytes,
+        "huge_page_bytes": info.huge_page_bytes,
         "paged_bytes": info.paged_bytes,
         "state_bytes": info.state_bytes,
         "kernels": info.kernels,
@@ -112,6 +113,13 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         mb(info.mapped_bytes),
         mb(info.weight_bytes - info.mapped_bytes - devices::weight_bytes(&info))
     )?;
+    if info.huge_page_bytes > 0 {
+        writeln!(
+            out,
+            "huge pages    {:.1} MB of its own memory",
+            mb(info.huge_page_bytes)
+        )?;
+    }
     if info.paged_bytes > 0 {
         writeln!(
             out,

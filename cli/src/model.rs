@@ -58,6 +58,9 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
     options.memory_for_text = needs_text;
     let start = Instant::now();
     let Some(model) = &args.model else {
+        if options.huge_pages {
+            note!("--huge-pages changes nothing here: the demo model is a part of this program");
+        }
         let model = open_demo(&options)?;
         describe(&model, start.elapsed());
         return Ok(model);
@@ -77,6 +80,12 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
     let model = Model::open_with_progress(&path, &options, &mut |d, t| progress.show(d, t))?;
     drop(progress);
     describe(&model, start.elapsed());
+    if options.huge_pages && model.info().huge_page_bytes == 0 {
+        note!(
+            "--huge-pages changes nothing here: it is for a model on the CPU whose weights are used as they are \
+             stored; `quantize` writes such a file"
+        );
+    }
     Ok(model)
 }
 
@@ -101,13 +110,15 @@ pub(crate) fn describe(model: &Model, time: Duration) {
     let info = model.info();
     let mb = |bytes: u64| bytes as f64 / 1e6;
     detail!(
-        "{}: opened in {:.1} ms; {} parameters, {:.1} MB as {}, {:.1} MB of them in place from the file",
+        "{}: opened in {:.1} ms; {} parameters, {:.1} MB as {}, {:.1} MB of them in place from the file, \
+         {:.1} MB in huge pages",
         info.place,
         time.as_secs_f64() * 1e3,
         info.n_params,
         mb(info.weight_bytes),
         info.quant,
-        mb(info.mapped_bytes)
+        mb(info.mapped_bytes),
+        mb(info.huge_page_bytes)
     );
     if devices::is_on_device(&info) {
         for stage in &info.stages {

@@ -2,7 +2,10 @@
 
 use rwkv_edge::{Model, Quant, SyntheticSize};
 
-use crate::setup::{cases, device, device_info, open_on, options, short};
+use crate::setup::{cases, demo, device, device_info, open_on, options, short};
+
+/// Bytes that a stage may keep for later states.
+const SPARE_MAX: u64 = 64 << 20;
 
 #[test]
 fn what_is_told_beforehand_is_what_is_taken() {
@@ -44,6 +47,31 @@ fn states_give_their_memory_back() {
         round();
     }
     assert_eq!(allocated(), before);
+}
+
+/// Many at once leave no more behind than the next ones may want.
+#[test]
+fn most_memory_of_many_states_goes_back_to_the_device() {
+    let case = demo();
+    let model = open_on(&device(), case.path, Quant::F16);
+    let allocated = || model.info().stages[0].allocated_bytes;
+    let before = allocated();
+    let mut session = model.session();
+    session.eval(&[1]).expect("a token");
+    let state_bytes = allocated() - before;
+    assert!(state_bytes > 0);
+    for _ in 0..2 {
+        let n = SPARE_MAX * 3 / 2 / state_bytes;
+        let copies: Vec<_> = (0..n).map(|_| session.state().clone()).collect();
+        let expected = session.state().as_slice();
+        assert!(copies[n as usize / 2].as_slice() == expected);
+        assert!(allocated() > before + SPARE_MAX, "copies are on the device");
+        drop(copies);
+        let left = allocated() - before;
+        println!("{n} states of {state_bytes} bytes leave {left} bytes");
+        assert!(left <= SPARE_MAX + state_bytes, "{left}");
+    }
+    session.eval(&[2]).expect("a token");
 }
 
 /// A model of a published size, if the device has room.

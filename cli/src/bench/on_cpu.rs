@@ -28,7 +28,7 @@ fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
 
 pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
     let info = model.info();
-    let yardstick = Yardstick::new(model, args.model.huge_pages)?;
+    let yardstick = Yardstick::new(model, info.huge_page_bytes > 0)?;
     let text = tokens(model, args.prompt_tokens.max(args.max_new_tokens))?;
     let mut session = model.session();
     let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
@@ -69,7 +69,7 @@ pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
         "quant": info.quant.name(),
         "device": devices::names(&info),
         "threads": info.threads,
-        "huge_pages": args.model.huge_pages,
+        "huge_pages": info.huge_page_bytes > 0,
         "kernels": info.kernels,
         "read_bytes_per_s": read,
         "f32_macs_per_s": f32_macs,

@@ -9,6 +9,7 @@
 //! pass     one stage's work on one batch: which kernels, in which order
 //! resident a token of one sequence as a single launch
 //! stage    weights, memory of passes, states        upload   weights on their way to a device
+//! spare    which memory of states is kept
 //! layout   where everything lies on a device        params   what kernels take
 //! kernels  the compiled kernels for a quantisation  device   a device with its module
 //! limits   what a device can do, measured           driver   the driver's functions, owned handles
@@ -30,6 +31,7 @@ mod params;
 mod pass;
 #[allow(unsafe_code)]
 mod resident;
+mod spare;
 mod stage;
 #[allow(unsafe_code)]
 mod table;

@@ -12,6 +12,7 @@ use crate::driver::{Address, Context, Event, Graph, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
 use crate::kernels::Kernels;
 use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, TensorId, Weights, Workspace};
+use crate::spare::Spare;
 use crate::upload::{bound_hidden_units, Source, SourceWeights, Uploader};
 
 /// Passes that may be in flight on a stage at once: as many stages of a pipeline can be busy at once.
@@ -44,7 +45,7 @@ pub(crate) struct Work {
     /// The empty state.
     empty: Option<Memory>,
     /// Of states that were freed.
-    spare: Vec<Memory>,
+    spare: Spare<Memory>,
 }
 
 /// Which recorded pass: slot, rows, whether every row is an output row.
@@ -149,7 +150,7 @@ impl Stage {
             stream,
             workspace_memory: None,
             empty: None,
-            spare: Vec::new(),
+            spare: Spare::new(need.state_bytes),
             weights_memory: [small, large],
         };
         Ok(Stage {
@@ -170,6 +171,19 @@ impl Stage {
         let memory = Memory::zeroed(stream, size)?;
         self.allocated.fetch_add(memory.size(), Ordering::Relaxed);
         Ok(memory)
+    }
+
+    /// Keeps a state's memory for the next one, or gives it back to the driver.
+    fn give_back(&self, memory: Memory) {
+        let mut work = self.work();
+        let Some(memory) = work.spare.keep(memory) else {
+            return;
+        };
+        // Calls wait for what they start, but one that failed may have left something that knows the address. Where the
+        // device cannot even be waited for, nothing works on it any more.
+        let _ = work.stream.wait();
+        drop(work);
+        self.allocated.fetch_sub(memory.size(), Ordering::Relaxed);
     }
 
     /// Takes rows of a tensor to the device: of each tensor from the first to the last.
@@ -332,19 +346,24 @@ impl State {
         if work.empty.is_none() {
             return Err(Failure::argument("the stage is not finished"));
         }
-        let memory = match work.spare.pop() {
+        let memory = match work.spare.take() {
             Some(memory) => memory,
             None => stage.allocate(&work.stream, layout::state_bytes(&stage.options))?,
         };
         let empty = work.empty.as_ref();
         let empty = empty.ok_or_else(|| Failure::argument("the stage is not finished"))?;
-        work.stream
-            .copy(memory.address(), empty.address(), memory.size())?;
-        work.stream.wait()?;
-        Ok(State {
+        let (from, to, size) = (empty.address(), memory.address(), memory.size());
+        let filled = work
+            .stream
+            .copy(to, from, size)
+            .and_then(|()| work.stream.wait());
+        drop(work);
+        // Dropped where it could not be filled.
+        let state = State {
             stage: stage.clone(),
             memory: Some(memory),
-        })
+        };
+        filled.map(|()| state)
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -415,8 +434,7 @@ impl State {
 impl Drop for State {
     fn drop(&mut self) {
         if let Some(memory) = self.memory.take() {
-            // Asking the driver for memory takes longer than a token.
-            self.stage.work().spare.push(memory);
+            self.stage.give_back(memory);
         }
     }
 }

@@ -1,17 +1,18 @@
 //! Spreads sequences over pipelines that each have the whole model, and runs these at the same time.
 //!
 //! A state stays on the pipeline where it first went: moving it costs more than it brings. New ones go to
-//! where there are fewest. Sits between `stage.rs`, which runs one pipeline, and `model.rs`.
+//! where there are fewest. Each further pipeline has a thread, which is there before the first pass and sleeps between
+//! them. Sits between `stage.rs`, which runs one pipeline, and `model.rs`.
 
 #![forbid(unsafe_code)]
 
-use std::panic::resume_unwind;
-use std::sync::Arc;
-use std::thread;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::devices::device_state;
-use crate::devices::stages::{Lane, Pipeline, Wanted};
-use crate::error::{Error, Result};
+use crate::devices::stages::{Lane, Pipeline, Stages, Wanted};
+use crate::error::Result;
+use crate::math::threads::Pool;
 use crate::networks::batch::Span;
 use crate::networks::config::Sizes;
 use crate::networks::state::State;
@@ -62,13 +63,14 @@ struct Work<'a, 's> {
 
 /// Feeds spans to the pipelines that they are assigned to, all at the same time.
 pub(crate) fn forward(
-    pipelines: &[Pipeline],
+    stages: &Stages,
     machine: Machine<'_>,
     lanes: &mut [Lane],
     spans: &mut [Span<'_>],
     wanted: Wanted<'_>,
     sizes: &Sizes,
 ) -> Result<()> {
+    let pipelines = &stages.pipelines;
     let homes = assign(pipelines, spans);
     let mut works: Vec<Work<'_, '_>> = pipelines
         .iter()
@@ -95,32 +97,40 @@ pub(crate) fn forward(
         }));
         (left, rest, start) = (others_wanted, others, start + n);
     }
-    thread::scope(|scope| {
-        let mut jobs: Vec<_> = pipelines.iter().zip(lanes).zip(works).collect();
-        jobs.retain(|(_, work)| !work.spans.is_empty());
-        // The last one runs on this thread.
-        let own = jobs.pop();
-        let mut handles = Vec::new();
-        for ((pipeline, lane), work) in jobs {
-            let run = move || work.run(pipeline, machine, lane, sizes);
-            let spawned = thread::Builder::new().spawn_scoped(scope, run);
-            let failed =
-                |e| Error::memory("the system gives no thread for a device").with_source(e);
-            handles.push(spawned.map_err(failed)?);
-        }
-        let own = own.map_or(Ok(()), |((pipeline, lane), work)| {
-            work.run(pipeline, machine, lane, sizes)
-        });
-        let results = handles.into_iter().map(|handle| match handle.join() {
-            Ok(result) => result,
-            Err(panic) => resume_unwind(panic),
-        });
-        results
-            .collect::<Vec<_>>()
-            .into_iter()
-            .chain([own])
-            .collect()
+    let mut jobs: Vec<_> = pipelines.iter().zip(lanes).zip(works).collect();
+    jobs.retain(|(_, work)| !work.spans.is_empty());
+    run_all(&stages.threads, jobs, |((pipeline, lane), work)| {
+        work.run(pipeline, machine, lane, sizes)
     })
+}
+
+/// Does all jobs at the same time, and gives the first error among them.
+///
+/// # Panics
+/// When a job panics, after all others have ended.
+fn run_all<J: Send>(
+    threads: &Pool,
+    jobs: Vec<J>,
+    run: impl Fn(J) -> Result<()> + Sync,
+) -> Result<()> {
+    // Each has its job until a thread takes it, and its outcome from then on.
+    let slots: Vec<_> = jobs
+        .into_iter()
+        .map(|job| Mutex::new((Some(job), None)))
+        .collect();
+    threads.run(slots.len(), &|index, _| {
+        let mut slot = slots[index].lock().unwrap_or_else(PoisonError::into_inner);
+        let (job, outcome) = &mut *slot;
+        if let Some(job) = job.take() {
+            // The others' jobs end before a panic goes on, and a second one ends here.
+            *outcome = Some(catch_unwind(AssertUnwindSafe(|| run(job))));
+        }
+    });
+    let slots = slots.into_iter().map(Mutex::into_inner);
+    let outcomes = slots.filter_map(|slot| slot.unwrap_or_else(PoisonError::into_inner).1);
+    let results = outcomes.map(|outcome| outcome.unwrap_or_else(|panic| resume_unwind(panic)));
+    // All of them, before the first error ends the row.
+    results.collect::<Vec<_>>().into_iter().collect()
 }
 
 impl Work<'_, '_> {
@@ -172,5 +182,71 @@ impl Work<'_, '_> {
             at = end;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::thread::{current, ThreadId};
+
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn all_passes_run_on_the_threads_that_there_were_at_first() {
+        let threads = Pool::new(3);
+        let seen: Mutex<HashSet<ThreadId>> = Mutex::default();
+        for pass in 0..500 {
+            let n_jobs = pass % 4;
+            let mut results = vec![0; n_jobs];
+            let jobs: Vec<_> = results.iter_mut().enumerate().collect();
+            run_all(&threads, jobs, |(index, result)| {
+                seen.lock().expect("no panic").insert(current().id());
+                *result += index + 1;
+                Ok(())
+            })
+            .expect("no job fails");
+            assert_eq!(results, [1, 2, 3][..n_jobs]);
+        }
+        assert!(seen.into_inner().expect("no panic").len() <= 3);
+    }
+
+    #[test]
+    fn the_first_error_is_told_when_all_jobs_have_ended() {
+        let threads = Pool::new(3);
+        let ended = Mutex::new(0);
+        let error = run_all(&threads, vec![0, 1, 2], |index| {
+            *ended.lock().expect("no panic") += 1;
+            match index {
+                0 => Ok(()),
+                index => Err(Error::backend(format!("job {index}"))),
+            }
+        });
+        let error = error.expect_err("two fail");
+        assert!(error.to_string().contains("job 1"), "{error}");
+        assert_eq!(ended.into_inner().expect("no panic"), 3);
+    }
+
+    /// Wherever they happen, in one job or in all, and never in a later pass.
+    #[test]
+    fn panics_of_jobs_reach_their_caller_and_nobody_else() {
+        let threads = Pool::new(3);
+        let pass = |bad: &[usize]| {
+            let run = |index| {
+                assert!(!bad.contains(&index), "job {index}");
+                Err(Error::backend("an error beside it"))
+            };
+            catch_unwind(AssertUnwindSafe(|| run_all(&threads, vec![0, 1, 2], run)))
+        };
+        for bad in [&[0][..], &[1], &[2], &[0, 1], &[1, 2], &[0, 1, 2]] {
+            for _ in 0..20 {
+                let panic = pass(bad).expect_err("a panic");
+                let text = panic.downcast_ref::<String>().expect("a text");
+                assert_eq!(*text, format!("job {}", bad[0]), "{bad:?}");
+                let result = pass(&[]).expect("no panic");
+                result.expect_err("only an error");
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ use crate::devices::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::devices::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
 use crate::error::{Error, Result};
 use crate::math::exp::argmax;
+use crate::math::threads::Pool;
 use crate::networks::batch::{Cutter, Segment, Span};
 use crate::networks::common::NORM_OUT_EPSILON;
 use crate::networks::config::{Config, Sizes};
@@ -46,6 +47,8 @@ enum Link {
 pub(crate) struct Stages {
     /// One, or several that each have the whole model.
     pub(crate) pipelines: Vec<Pipeline>,
+    /// As many as pipelines, the caller's own included.
+    pub(crate) threads: Pool,
     /// Facts about each stage of a pipeline.
     pub(crate) facts: Vec<StageFacts>,
 }
@@ -168,6 +171,7 @@ impl Stages {
     ) -> Result<Self> {
         let mut facts = Vec::with_capacity(plan.stages.len());
         let n_pipelines = 1 + plan.replicas.len();
+        let threads = start_threads(n_pipelines)?;
         let rows_max = plan.rows_max.unwrap_or(usize::MAX);
         let mut pipelines: Vec<Pipeline> = (0..n_pipelines)
             .map(|_| Pipeline::new(config.sizes, rows_max))
@@ -195,7 +199,11 @@ impl Stages {
             }
             facts.push(fact);
         }
-        Ok(Stages { pipelines, facts })
+        Ok(Stages {
+            pipelines,
+            threads,
+            facts,
+        })
     }
 
     /// The one network of a model that the CPU runs as a whole.
@@ -209,6 +217,7 @@ impl Stages {
         pipeline.links.push(Link::Cpu(Box::new(network)));
         Stages {
             pipelines: vec![pipeline],
+            threads: Pool::new(1),
             facts: vec![StageFacts {
                 planned,
                 tensors: Vec::new(),
@@ -453,6 +462,18 @@ fn output(
                 *token = argmax(row);
             }
         }
+    }
+}
+
+/// Threads to feed all pipelines at the same time: refused now, and not in the middle of a pass.
+fn start_threads(n_pipelines: usize) -> Result<Pool> {
+    let threads = Pool::new(n_pipelines);
+    match threads.n_threads() {
+        n if n < n_pipelines => {
+            let text = format!("the system gives {n} of {n_pipelines} threads, one a device");
+            Err(Error::memory(text).at("data-parallel"))
+        }
+        _ => Ok(threads),
     }
 }
 

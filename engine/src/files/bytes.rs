@@ -65,6 +65,11 @@ impl FileBytes {
         PAGES_CAN_BE_DROPPED && matches!(self.storage, Storage::Mapped(_))
     }
 
+    /// Whether this is a copy in memory of its own, in huge pages where the system has them.
+    pub(crate) fn is_in_huge_pages(&self) -> bool {
+        matches!(self.storage, Storage::HugePages(_))
+    }
+
     /// As [`SourceFile::release`](super::SourceFile::release), for a range of these bytes.
     pub(crate) fn release(&self, range: Range<usize>) {
         if let Storage::Mapped(map) = &self.storage {

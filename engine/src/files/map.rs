@@ -5,13 +5,8 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
-
-use super::bytes::{FileBytes, Storage};
-use crate::error::{Error, Result};
 
 /// So far around what is released pages go as well. A system maps more than is touched: some 64 KiB
 /// around it, and all of a large page of 2 MiB where it keeps files in those. Of a file read from end
@@ -19,6 +14,7 @@ use crate::error::{Error, Result};
 pub(crate) const RELEASE_MARGIN: u64 = 2 << 20;
 /// The largest page of the systems we know, large ones aside.
 const PAGE_MAX: u64 = 64 << 10;
+
 /// `None` where the whole file does not fit the address space, or the system maps no such file.
 pub(super) fn map_whole(file: &File, len: u64, whole_max: u64) -> Option<Mmap> {
     let size = usize::try_from(len).ok().filter(|_| len <= whole_max)?;
@@ -32,22 +28,15 @@ pub(super) fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
     unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
 }
 
-/// A copy of the file. Not a mapping of it, whose pages may be dropped because the file has them.
-pub(super) fn read_into_huge_pages(mut file: &File, path: &Path, len: u64) -> Result<FileBytes> {
-    let no_memory = || Error::memory(format!("no memory for the {len} bytes of the file"));
-    let size = usize::try_from(len).map_err(|_| no_memory().at(path.display()))?;
-    let mut copy =
-        MmapMut::map_anon(size).map_err(|e| no_memory().with_source(e).at(path.display()))?;
+/// Memory of no file in huge pages, where the system has them. All of it is 0.
+pub(super) fn map_huge_pages(size: usize) -> io::Result<MmapMut> {
+    let map = MmapMut::map_anon(size)?;
     #[cfg(target_os = "linux")]
     {
-        // Where it fails there are none, and the copy is in ordinary pages.
-        let _ = copy.advise(memmap2::Advice::HugePage);
+        // Where it fails there are none, and the memory is in ordinary pages.
+        let _ = map.advise(memmap2::Advice::HugePage);
     }
-    io::Read::read_exact(&mut file, &mut copy).map_err(|e| Error::io("read", path, e))?;
-    let copy = copy
-        .make_read_only()
-        .map_err(|e| Error::io("protect the copy of", path, e))?;
-    Ok(FileBytes::new(Storage::HugePages(Arc::new(copy))))
+    Ok(map)
 }
 
 /// Drops the pages of a range, and those that came with them.

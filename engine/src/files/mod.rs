@@ -7,7 +7,8 @@
 //!
 //! `file/map.rs` is the only place where files are mapped. A mapped file must not be rewritten in place
 //! while it is in use; this project's own writers replace files by renaming, which leaves the
-//! mapped one as it was. `file/bytes.rs` are the bytes, `file/folder.rs` names files in a folder.
+//! mapped one as it was. `file/bytes.rs` are the bytes, `file/folder.rs` names files in a folder,
+//! `file/huge_pages.rs` copies what is to be read faster than from a mapping.
 
 #![deny(unsafe_code)]
 
@@ -23,15 +24,17 @@ use crate::error::{Error, ErrorKind, Result};
 
 mod bytes;
 mod folder;
+mod huge_pages;
 #[allow(unsafe_code)]
 mod map;
 pub(crate) mod output;
 
 use bytes::Storage;
-use map::{drop_pages_around, map_range, map_whole, read_into_huge_pages};
+use map::{drop_pages_around, map_range, map_whole};
 
 pub(crate) use bytes::FileBytes;
 pub(crate) use folder::Folder;
+pub(crate) use huge_pages::HugePages;
 pub(crate) use map::RELEASE_MARGIN;
 
 /// Files up to this size are mapped whole. A 32-bit address space has at most 2 to 4 GiB for
@@ -51,8 +54,6 @@ pub(crate) enum Access {
     Mapped { whole_max: u64 },
     /// Read into memory, one range at a time.
     Read,
-    /// Read whole into memory in huge pages, where the system has them.
-    HugePages,
 }
 
 impl Access {
@@ -109,7 +110,6 @@ impl SourceFile {
         }
         let backing = match access {
             Access::Read => Backing::Read(ReadAt::new(file)),
-            Access::HugePages => Backing::Bytes(read_into_huge_pages(&file, path, len)?),
             Access::Mapped { whole_max } => match map_whole(&file, len, whole_max) {
                 Some(map) => Backing::Whole(Arc::new(map)),
                 None => Backing::Windows(ReadAt::new(file)),
@@ -381,6 +381,29 @@ mod tests {
             assert!(bytes.slice(0..193).is_none());
             if access == Access::Read {
                 assert_eq!(bytes.as_ptr().align_offset(BUFFER_ALIGN), 0);
+            }
+
+            let ranges = [7..8, 0..300_000, 5..5, 70_001..299_999];
+            let lengths = ranges.iter().map(|range| range.end - range.start);
+            let mut pages = HugePages::new(lengths, "copies").expect("memory");
+            let places = ranges
+                .clone()
+                .map(|range| pages.copy(&source, range).expect("within the file"));
+            assert!(
+                pages.copy(&source, 0..300_000).is_err(),
+                "more than was said"
+            );
+            let copies = pages.finish().expect("can be protected");
+            assert!(!copies.is_mapped() && copies.name() == "copies");
+            for (range, place) in ranges.into_iter().zip(places) {
+                let bytes = copies.bytes(place..place + range.end - range.start);
+                let bytes = bytes.expect("was copied");
+                let is_aligned = bytes.as_ptr().align_offset(BUFFER_ALIGN) == 0;
+                assert!(bytes.is_empty() || bytes.is_in_huge_pages() && is_aligned);
+                // A page that is dropped would be lost.
+                copies.release(0..copies.len());
+                bytes.release(0..bytes.len());
+                assert_eq!(&*bytes, &content[range.start as usize..range.end as usize]);
             }
         }
     }

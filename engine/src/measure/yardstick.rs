@@ -31,7 +31,7 @@ pub struct Yardstick {
 }
 
 impl Yardstick {
-    /// With the threads and kernels of this model; `huge_pages`: for a model that was opened with them.
+    /// With the threads and kernels of this model; `huge_pages`: for a model whose weights are in them.
     ///
     /// # Errors
     ///

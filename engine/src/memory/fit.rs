@@ -80,6 +80,8 @@ pub(crate) enum Lie {
     Mapped,
     /// that is part of the program or in flash,
     InMemory,
+    /// of which so many bytes are copied to huge pages,
+    Copied { bytes: u64 },
     /// or that is read into memory.
     Read,
 }
@@ -129,6 +131,7 @@ impl Demand {
             Lie::Checkpoint { mapped } if is_whole => (all.saturating_sub(mapped), mapped),
             Lie::Mapped if is_stored => (vectors, all - vectors),
             Lie::InMemory if is_stored => (vectors, 0),
+            Lie::Copied { bytes } if is_stored => (vectors.saturating_add(bytes), 0),
             _ => (all, 0),
         };
         let is_checkpoint = matches!(origin.lie, Lie::Checkpoint { .. });

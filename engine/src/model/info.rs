@@ -43,6 +43,9 @@ pub struct Info {
     pub weight_bytes: u64,
     /// Those of `weight_bytes` that are used in place from the file, without a copy in memory.
     pub mapped_bytes: u64,
+    /// Those of `weight_bytes` that were copied as the file stores them, into huge pages where the system has them:
+    /// what came of [`Options::huge_pages`](crate::Options::huge_pages).
+    pub huge_page_bytes: u64,
     /// Those of `mapped_bytes` for which the memory limit has no room now: they are read from the file again
     /// for every batch. A single row of the embedding is, of course, all of it that a token needs.
     pub paged_bytes: u64,
@@ -124,6 +127,7 @@ impl Info {
             quant: inner.quant,
             weight_bytes: totals.weight_bytes,
             mapped_bytes: totals.mapped_bytes,
+            huge_page_bytes: totals.huge_page_bytes,
             paged_bytes: inner.budget.paged_bytes(),
             bits_per_weight: 8.0 * totals.matrix_bytes as f64 / totals.matrix_params as f64,
             decode_bytes: totals.matrix_bytes - embedding_bytes + embedding_row_bytes,
@@ -207,6 +211,7 @@ struct Totals {
     n_params: u64,
     weight_bytes: u64,
     mapped_bytes: u64,
+    huge_page_bytes: u64,
     matrix_params: u64,
     matrix_bytes: u64,
 }
@@ -222,6 +227,9 @@ impl Totals {
         }
         if tensor.is_in_file {
             self.mapped_bytes += tensor.size_bytes;
+        }
+        if tensor.is_in_huge_pages {
+            self.huge_page_bytes += tensor.size_bytes;
         }
     }
 }

@@ -86,23 +86,26 @@ pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
 
 /// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped.
 pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
-    let Some(dtype) = quant.floats().map(Dtype::from) else {
-        return 0;
-    };
-    let element = dtype.size().unwrap_or(1) as u64;
+    let size = |raw: &RawTensor| raw.dtype.size().unwrap_or(1) as u64;
     let in_place = |(tensor, raw): &(TensorAt<'_>, &RawTensor)| {
-        tensor.layout() == Layout::RowPerOutput
-            && raw.dtype == dtype
-            && raw.is_contiguous()
-            && raw.offset % element == 0
+        is_used_in_place(tensor, raw, quant)
+            && raw.offset % size(raw) == 0
             && raw.file.pages_can_be_dropped()
     };
     let tensors = matrices(checkpoint).filter(in_place);
-    tensors.map(|(_, raw)| raw.len() as u64 * element).sum()
+    tensors.map(|(_, raw)| raw.len() as u64 * size(raw)).sum()
+}
+
+/// Whether a matrix of a checkpoint is stored as it is wanted.
+pub(super) fn is_used_in_place(tensor: &TensorAt<'_>, raw: &RawTensor, quant: Quant) -> bool {
+    let is_wanted = quant.floats().map(Dtype::from) == Some(raw.dtype);
+    is_wanted && tensor.layout() == Layout::RowPerOutput && raw.is_contiguous()
 }
 
 /// The matrices of a checkpoint, and where they are.
-fn matrices(checkpoint: &Checkpoint) -> impl Iterator<Item = (TensorAt<'_>, &RawTensor)> {
+pub(super) fn matrices(
+    checkpoint: &Checkpoint,
+) -> impl Iterator<Item = (TensorAt<'_>, &RawTensor)> {
     let sizes = &checkpoint.config.sizes;
     let whole = sizes.architecture.whole(sizes);
     let tensors = sizes.architecture.tensors(sizes, &whole);

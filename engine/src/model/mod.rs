@@ -29,6 +29,7 @@ use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 use info::Info;
 
+mod huge_pages;
 pub(crate) mod info;
 pub(crate) mod load;
 pub(crate) mod mixed_quant;
@@ -475,7 +476,7 @@ impl Model {
                 pipeline.forward(machine, lane, spans, wanted)
             }
             (pipelines, lanes) if lanes.len() == pipelines.len() => {
-                data_parallel::forward(pipelines, machine, lanes, spans, wanted, sizes)
+                data_parallel::forward(stages, machine, lanes, spans, wanted, sizes)
             }
             _ => Err(Error::argument("the workspace belongs to another model")),
         }

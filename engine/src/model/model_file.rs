@@ -283,6 +283,11 @@ impl ModelFile {
         &self.tensors.file
     }
 
+    /// The same bytes are in another place.
+    pub(super) fn move_to(&mut self, file: SourceFile) {
+        self.tensors.file = file;
+    }
+
     /// Loads the weights. The plan may ask for less than is stored, but not for more. Where memory is short, no
     /// page is kept that was read only to be copied.
     pub(crate) fn load(self, plan: &Plan, pool: &Pool, is_short: bool) -> Result<Loaded> {

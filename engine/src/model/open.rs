@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::huge_pages::copy_to_huge_pages;
 use super::options::n_threads;
 use super::origin::Origin;
 use super::outline::Outline;
@@ -111,13 +112,13 @@ impl Model {
     }
 
     fn from_opened(
-        opened: Opened,
+        mut opened: Opened,
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let n_threads = n_threads(options.threads)?;
-        let origin = Origin::new(opened)?;
+        let mut origin = Origin::new(opened)?;
         let plan = Plan::new(&Request {
             map: &options.device_map,
             memory_max: &options.device_memory_max,
@@ -125,7 +126,7 @@ impl Model {
             quant: options.quant,
             stored: origin.stored_quant(),
         })?;
-        let mut facts = origin.facts(plan.quant());
+        let mut facts = origin.facts(&plan, options.huge_pages);
         if let Some(path) = &options.tokenizer {
             facts.tokenizer = Tokenizer::memory_bytes_of_file(path);
         }
@@ -136,6 +137,9 @@ impl Model {
         };
         let demand = Demand::of(&facts, &plan, &limit, n_threads);
         let is_short = demand.fit(limit.memory_max)?.window.is_some();
+        if options.huge_pages {
+            copy_to_huge_pages(&mut origin, &plan)?;
+        }
         let pool = Pool::new(n_threads);
         let mut loaded = origin.load(&plan, &pool, is_short, progress)?;
         let budget = demand.budget(&loaded.stages, limit.memory_max)?;

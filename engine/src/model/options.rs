@@ -19,14 +19,18 @@ pub struct Options {
     /// all matrices of a quantised file of rwkv.cpp).
     pub quant: Option<Quant>,
     /// Threads that work on one forward pass, the caller's own included. 0: one for each physical core
-    /// that this process may use. 1: no thread is ever started.
+    /// that this process may use. 1: no thread is ever started, but one for each further device of
+    /// [`DeviceMap::DataParallel`].
     pub threads: usize,
     /// A tokenizer file to use instead of the one in or beside the model.
     pub tokenizer: Option<PathBuf>,
     /// Reads files into memory instead of mapping them.
     pub no_mmap: bool,
-    /// Reads a model file into memory of this process in huge pages, where the system has them: faster to
-    /// read than the 4 KiB pages of a mapped file, and not shared with other processes.
+    /// Copies weights that are used as their files store them into memory of this process, in huge pages where the
+    /// system has them: faster to read than the 4 KiB pages of a mapped file, and not shared with other processes. Those
+    /// of a whole model on the CPU only, and neither those that are converted while loading nor those that lie in memory
+    /// already, such as in an image; [`Info::huge_page_bytes`](crate::Info::huge_page_bytes) are how many there are. With
+    /// [`no_mmap`](Self::no_mmap) files are not mapped to be copied, either.
     pub huge_pages: bool,
     /// Reads the weights of hidden units that are 0 too: the same results, slower. For measuring.
     pub no_sparsity: bool,
@@ -65,10 +69,7 @@ impl Options {
 
     /// How files are opened.
     pub(crate) fn access(&self) -> Access {
-        match self.huge_pages {
-            true => Access::HugePages,
-            false => Access::new(!self.no_mmap),
-        }
+        Access::new(!self.no_mmap)
     }
 }
 

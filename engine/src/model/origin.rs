@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::huge_pages::quant_of_copies;
 use super::load;
 use super::model_file::{self, ModelFile};
 use super::Loaded;
@@ -66,8 +67,9 @@ impl Origin {
         matches!(self, Origin::ModelFile(_))
     }
 
-    /// What decides how much memory the model takes; `quant` is what most matrices become.
-    pub(super) fn facts(&self, quant: Quant) -> Facts {
+    /// What decides how much memory the model takes; `copies`: whether what is used in place is copied.
+    pub(super) fn facts(&self, plan: &Plan, copies: bool) -> Facts {
+        let copies = copies && quant_of_copies(plan).is_some();
         let tokenizer = self
             .tokenizer()
             .map_or(0, |file| Tokenizer::memory_bytes(&file.bytes));
@@ -76,8 +78,12 @@ impl Origin {
             stored: self.stored_quant(),
             tokenizer,
             lie: match self {
+                Origin::Checkpoint(_) if copies => Lie::Checkpoint { mapped: 0 },
                 Origin::Checkpoint(checkpoint) => Lie::Checkpoint {
-                    mapped: load::mapped_bytes(checkpoint, quant),
+                    mapped: load::mapped_bytes(checkpoint, plan.quant()),
+                },
+                Origin::ModelFile(file) if copies && !file.file().is_in_memory() => Lie::Copied {
+                    bytes: file.file().len(),
                 },
                 Origin::ModelFile(file) if file.file().pages_can_be_dropped() => Lie::Mapped,
                 Origin::ModelFile(file) if file.file().is_in_memory() => Lie::InMemory,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::Tensor;
+use crate::files::FileBytes;
 use crate::quant::matrix::Vector;
 use crate::quant::parts::MatrixSize;
 use crate::quant::Quant;
@@ -26,6 +27,8 @@ pub struct TensorInfo {
     pub device: String,
     /// Whether it is used in place from a file.
     pub(crate) is_in_file: bool,
+    /// Whether it is in a copy of a file.
+    pub(crate) is_in_huge_pages: bool,
     /// Of a row with its scale; 0 for vectors.
     pub(crate) row_size_bytes: u64,
 }
@@ -39,6 +42,7 @@ impl TensorInfo {
             size_bytes: 4 * vector.len() as u64,
             device: device.to_owned(),
             is_in_file: false,
+            is_in_huge_pages: false,
             row_size_bytes: 0,
         }
     }
@@ -51,6 +55,7 @@ impl TensorInfo {
             size_bytes: size.size_bytes(),
             device: device.to_owned(),
             is_in_file: false,
+            is_in_huge_pages: false,
             row_size_bytes: size.row_size_bytes(),
         }
     }
@@ -59,10 +64,14 @@ impl TensorInfo {
     pub(crate) fn of(tensor: &Tensor<'_>) -> Self {
         match tensor {
             Tensor::Vector(vector) => Self::of_vector(vector, CPU),
-            Tensor::Matrix(matrix) => TensorInfo {
-                is_in_file: matrix.is_in_file(),
-                ..Self::of_matrix(&matrix.name, &matrix.size(), CPU)
-            },
+            Tensor::Matrix(matrix) => {
+                let is_copy = matrix.in_file_bytes().map(FileBytes::is_in_huge_pages);
+                TensorInfo {
+                    is_in_file: is_copy == Some(false),
+                    is_in_huge_pages: is_copy == Some(true),
+                    ..Self::of_matrix(&matrix.name, &matrix.size(), CPU)
+                }
+            }
         }
     }
 }

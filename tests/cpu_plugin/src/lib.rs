@@ -7,7 +7,8 @@
 //!
 //! For tests of what can go wrong, environment variables change the devices: CPUPLUG_DEVICES their number
 //! (0: none), CPUPLUG_FREE_BYTES the memory of each, CPUPLUG_QUANTS (a bit mask) what matrices they take,
-//! CPUPLUG_NO_DRIVER makes it fail as without a driver.
+//! CPUPLUG_NO_DRIVER makes it fail as without a driver, CPUPLUG_BAD_TABLE gives a table that hosts must refuse.
+//! With CPUPLUG_TELL_THREADS every forward pass says on stderr which thread it runs on.
 
 mod matrix;
 mod network;
@@ -40,7 +41,7 @@ thread_local! {
 /// Bytes that stages and states have taken of each device.
 pub(crate) static TAKEN: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
-static TABLE: Sealed = Sealed(abi::Table {
+const TABLE: abi::Table = abi::Table {
     version: abi::VERSION,
     struct_size: size_of::<abi::Table>() as u32,
     name: c"cpuplug".as_ptr(),
@@ -63,9 +64,23 @@ static TABLE: Sealed = Sealed(abi::Table {
     forward,
     last_error,
     reserved: [null_mut::<c_void>(); 8],
-});
+};
 
 struct Sealed(abi::Table);
+
+static GOOD: Sealed = Sealed(TABLE);
+static OF_ANOTHER_VERSION: Sealed = Sealed(abi::Table {
+    version: abi::VERSION + 1,
+    ..TABLE
+});
+static TOO_SMALL: Sealed = Sealed(abi::Table {
+    struct_size: 8,
+    ..TABLE
+});
+static MISNAMED: Sealed = Sealed(abi::Table {
+    name: c"Not a name".as_ptr(),
+    ..TABLE
+});
 
 // SAFETY: nothing writes to the table, and its pointers are to constants and functions.
 unsafe impl Sync for Sealed {}
@@ -73,8 +88,12 @@ unsafe impl Sync for Sealed {}
 /// The one symbol of a plugin.
 #[no_mangle]
 pub extern "C" fn rwkv_edge_plugin_v1(host_version: u32) -> *const abi::Table {
-    match host_version {
-        abi::VERSION => &TABLE.0,
+    let wrong = std::env::var("CPUPLUG_BAD_TABLE").ok();
+    match (host_version, wrong.as_deref()) {
+        (abi::VERSION, None) => &GOOD.0,
+        (_, Some("version")) => &OF_ANOTHER_VERSION.0,
+        (_, Some("size")) => &TOO_SMALL.0,
+        (_, Some("name")) => &MISNAMED.0,
         _ => std::ptr::null(),
     }
 }
@@ -477,6 +496,10 @@ unsafe extern "C" fn forward(
             (pointers, reference(batch, "batch")?)
         };
         check_size::<abi::Batch>(batch.struct_size, "batch")?;
+        if std::env::var_os("CPUPLUG_TELL_THREADS").is_some() {
+            // No number is given a second time.
+            eprintln!("forward on {:?}", std::thread::current().id());
+        }
         let stages = pointers.iter().map(|&stage| {
             // SAFETY: NULL or made by `stage_new`.
             unsafe { reference(stage.cast::<Stage>(), "a stage") }

@@ -112,19 +112,19 @@ fn load(path: &Path) -> Result<&'static abi::Table, String> {
         text
     })?;
     // SAFETY: the symbol's name holds the version of the type that it has.
-    let entry = unsafe { library.get::<abi::Entry>(abi::SYMBOL.as_bytes()) }.map_err(|_| {
+    let entry = *unsafe { library.get::<abi::Entry>(abi::SYMBOL.as_bytes()) }.map_err(|_| {
         format!(
             "no {}: not a plugin of this program, or one made for another version of it",
             abi::SYMBOL
         )
     })?;
-    // SAFETY: the function of that name has that type, and may be called with any version.
+    // Whatever the entry gives: once it was called, there may be threads in the library, and drivers know it. And a table
+    // lives as long as the library: for ever.
+    std::mem::forget(library);
+    // SAFETY: the function of that name has that type, may be called with any version, and stays loaded.
     let table = unsafe { entry(abi::VERSION) };
     // SAFETY: the pointer is what the entry gave, and the library is loaded.
-    let table = unsafe { check_table(table) }?;
-    // The table lives as long as the library: for ever.
-    std::mem::forget(library);
-    Ok(table)
+    unsafe { check_table(table) }
 }
 
 #[allow(dead_code)] // only some systems have such programs
