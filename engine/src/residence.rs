@@ -19,8 +19,6 @@ pub(crate) struct Residence {
     host_is_newer: bool,
     /// The numbers of all layers, since somebody asked.
     whole: OnceLock<Vec<f32>>,
-    /// What stands for the numbers if a device fails.
-    unreadable: OnceLock<Vec<f32>>,
 }
 
 impl Residence {
@@ -31,7 +29,6 @@ impl Residence {
             parts: parts.collect::<Result<_>>()?,
             host_is_newer: true,
             whole: OnceLock::new(),
-            unreadable: OnceLock::new(),
         })
     }
 
@@ -54,14 +51,12 @@ impl Residence {
         }
         self.host_is_newer = false;
         self.whole.take();
-        self.unreadable.take();
         Ok(())
     }
 
     pub(crate) fn host_is_newer(&mut self) {
         self.host_is_newer = true;
         self.whole.take();
-        self.unreadable.take();
     }
 
     pub(crate) fn parts_mut(&mut self) -> &mut [plugin::State] {
@@ -105,10 +100,6 @@ impl Residence {
         Ok(self.whole.get_or_init(|| whole))
     }
 
-    pub(crate) fn unreadable(&self, n: usize) -> &[f32] {
-        self.unreadable.get_or_init(|| vec![f32::NAN; n])
-    }
-
     /// `None` where there is nothing worth copying on the devices, or no room.
     pub(crate) fn try_clone(&self) -> Option<Self> {
         if self.host_is_newer {
@@ -123,7 +114,6 @@ impl Residence {
             parts: self.parts.iter().map(clone).collect::<Option<_>>()?,
             host_is_newer: false,
             whole: OnceLock::new(),
-            unreadable: OnceLock::new(),
         })
     }
 
@@ -141,7 +131,6 @@ impl Residence {
         }
         self.host_is_newer = false;
         self.whole.take();
-        self.unreadable.take();
         true
     }
 }

@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::output;
@@ -50,7 +50,8 @@ impl StateShape {
 /// The recurrent state of one sequence.
 ///
 /// Where its model has layers on a device, so has the state from its first token on, and its numbers are
-/// fetched when they are asked for.
+/// fetched when they are asked for. A device that fails in the middle of a pass leaves a state that is
+/// undefined, and says so: see [`check`](Self::check).
 pub struct State {
     shape: StateShape,
     /// Tokens read since the empty state.
@@ -58,6 +59,10 @@ pub struct State {
     /// (n_layer, 2 n_embd + 3 n_attention): see [`LayerState`]. Old where a device has newer ones.
     data: Vec<f32>,
     device: Option<Box<Residence>>,
+    /// What it holds is no state: a pass over it has begun and not ended.
+    is_undefined: bool,
+    /// What stands for the numbers where there are none.
+    unreadable: OnceLock<Vec<f32>>,
 }
 
 /// One layer's part of a state.
@@ -77,6 +82,8 @@ impl State {
             n_tokens: 0,
             data: vec![0.0; shape.len()],
             device: None,
+            is_undefined: false,
+            unreadable: OnceLock::new(),
         };
         state.reset();
         state
@@ -86,6 +93,7 @@ impl State {
     pub fn reset(&mut self) {
         self.n_tokens = 0;
         self.data.fill(0.0);
+        self.is_undefined = false;
         self.host_is_newer();
         let n_attention = self.shape.n_attention;
         for layer in self.data.chunks_exact_mut(self.shape.layer_len()) {
@@ -107,22 +115,56 @@ impl State {
     /// The numbers, layer after layer: the last inputs of channel mixing and time mixing (n_embd each),
     /// then numerator, denominator and running maximum of WKV (n_attention each).
     ///
-    /// Of layers on a device they are fetched, once for each pass in between; they are all NaN if the device
-    /// fails.
+    /// Of layers on a device they are fetched, once for each pass in between; they are all NaN where
+    /// [`numbers`](Self::numbers) gives an error.
     pub fn as_slice(&self) -> &[f32] {
-        match (self.numbers(), &self.device) {
-            (Ok(numbers), _) => numbers,
-            (Err(_), Some(device)) => device.unreadable(self.data.len()),
-            (Err(_), None) => &self.data,
-        }
+        let nothing = || vec![f32::NAN; self.data.len()];
+        let unreadable = |_| &self.unreadable.get_or_init(nothing)[..];
+        self.numbers().unwrap_or_else(unreadable)
     }
 
-    /// The numbers of all layers, wherever they are.
-    pub(crate) fn numbers(&self) -> Result<&[f32]> {
+    /// [`as_slice`](Self::as_slice) where the devices may have failed.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check), and [`ErrorKind::Backend`](crate::ErrorKind::Backend) when a device
+    /// does not give its numbers.
+    pub fn numbers(&self) -> Result<&[f32]> {
+        self.check()?;
         match &self.device {
             None => Ok(&self.data),
             Some(device) => device.numbers(&self.data, self.shape.layer_len()),
         }
+    }
+
+    /// Refuses a state that is undefined, as everything that needs its numbers does: a pass over it did
+    /// not end, because a device failed in its middle, or a thread panicked. A clone of it is undefined,
+    /// too. [`reset`](Self::reset) and loading another state make it one again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Backend`](crate::ErrorKind::Backend).
+    pub fn check(&self) -> Result<()> {
+        match self.is_undefined {
+            false => Ok(()),
+            true => Err(Error::backend(
+                "the state is undefined since a pass over it failed in its middle: reset it, or load \
+                 another",
+            )),
+        }
+    }
+
+    /// [`check`](Self::check) without a text.
+    pub(crate) fn is_undefined(&self) -> bool {
+        self.is_undefined
+    }
+
+    /// From here to [`end_pass`](Self::end_pass) it is neither the state before the pass nor that behind it.
+    pub(crate) fn begin_pass(&mut self) {
+        self.is_undefined = true;
+    }
+
+    /// Every part of the pass has gone well.
+    pub(crate) fn end_pass(&mut self) {
+        self.is_undefined = false;
     }
 
     /// What the time mixing of a layer remembers, one number a channel (n_attention): the mean of all
@@ -137,7 +179,8 @@ impl State {
         let start = layer * self.shape.layer_len() + 2 * n_embd;
         let (numerator, rest) = self.as_slice()[start..].split_at(n_attention);
         let pairs = numerator.iter().zip(&rest[..n_attention]);
-        pairs.map(|(&sum, &weight)| if weight > 0.0 { sum / weight } else { 0.0 })
+        // NaN is not hidden: it stands for numbers that could not be read.
+        pairs.map(|(&sum, &weight)| if weight == 0.0 { 0.0 } else { sum / weight })
     }
 
     /// Makes the numbers be where a pass through these stages needs them: each of them gets its part, the
@@ -165,6 +208,52 @@ impl State {
             device.fetch(&mut self.data, self.shape.layer_len())?;
         }
         self.device = None;
+        Ok(())
+    }
+
+    /// A clone, on the devices that have this state, or on the host where they have no room.
+    ///
+    /// # Errors
+    /// Those of [`numbers`](Self::numbers), where `clone` gives a state that is undefined.
+    pub fn try_clone(&self) -> Result<Self> {
+        self.check()?;
+        let device = self.device.as_ref().and_then(|device| device.try_clone());
+        let data = match device {
+            Some(_) => self.data.clone(),
+            None => self.numbers()?.to_vec(),
+        };
+        Ok(State {
+            shape: self.shape,
+            n_tokens: self.n_tokens,
+            data,
+            device: device.map(Box::new),
+            is_undefined: false,
+            unreadable: OnceLock::new(),
+        })
+    }
+
+    /// Becomes a copy of another state.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check) for the other state; nothing has changed then. Those of its devices;
+    /// this one is undefined then.
+    pub(crate) fn copy_from(&mut self, other: &State) -> Result<()> {
+        other.check()?;
+        self.is_undefined = true;
+        let copied = match (&mut self.device, &other.device) {
+            (Some(to), Some(from)) => to.copy_from(from),
+            _ => false,
+        };
+        let data = match copied {
+            true => &other.data,
+            false => other.numbers()?,
+        };
+        data.clone_into(&mut self.data);
+        (self.shape, self.n_tokens) = (other.shape, other.n_tokens);
+        if !copied {
+            self.host_is_newer();
+        }
+        self.is_undefined = false;
         Ok(())
     }
 
@@ -225,7 +314,8 @@ impl State {
     }
 
     /// The state as bytes with a checked header; `logits` (n_vocab, or empty) are the output row of the
-    /// last token, which a continuation without a new token needs.
+    /// last token, which a continuation without a new token needs. Where [`numbers`](Self::numbers) gives
+    /// an error, they are those of no state.
     ///
     /// # Panics
     /// When `logits` is neither empty nor of length n_vocab.
@@ -293,6 +383,7 @@ impl State {
             .zip(&mut values)
             .for_each(|(slot, value)| *slot = value);
         self.n_tokens = u64_at(bytes, 40);
+        self.is_undefined = false;
         self.host_is_newer();
         logits.clear();
         // Behind no token there are no logits: what stands in their place only keeps the size the same.
@@ -375,34 +466,19 @@ impl State {
 
 impl Clone for State {
     fn clone(&self) -> Self {
-        // Where the device has no room for another state, the clone is on the host.
-        let device = self.device.as_ref().and_then(|device| device.try_clone());
-        let data = match device {
-            Some(_) => self.data.clone(),
-            None => self.as_slice().to_vec(),
-        };
-        State {
+        self.try_clone().unwrap_or_else(|_| State {
             shape: self.shape,
             n_tokens: self.n_tokens,
-            data,
-            device: device.map(Box::new),
-        }
+            data: self.data.clone(),
+            device: None,
+            is_undefined: true,
+            unreadable: OnceLock::new(),
+        })
     }
 
     fn clone_from(&mut self, other: &Self) {
-        let copied = match (&mut self.device, &other.device) {
-            (Some(to), Some(from)) => to.copy_from(from),
-            _ => false,
-        };
-        let data = if copied {
-            &other.data
-        } else {
-            other.as_slice()
-        };
-        data.clone_into(&mut self.data);
-        (self.shape, self.n_tokens) = (other.shape, other.n_tokens);
-        if !copied {
-            self.host_is_newer();
+        if self.copy_from(other).is_err() {
+            *self = other.clone();
         }
     }
 }
