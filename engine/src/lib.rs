@@ -113,7 +113,7 @@ pub use synthetic::SyntheticSize;
 pub use text::{StopTexts, TextStream};
 pub use tokenizer::Tokenizer;
 
-/// For the benchmarks and the command of this repository; not part of the interface.
+/// For the benchmarks, the command and the C library of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::aligned::Aligned;
@@ -121,4 +121,5 @@ pub mod internals {
     pub use crate::kernels::gemm::multiply_f32 as gemm_f32;
     pub use crate::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
     pub use crate::output::OutputFile;
+    pub use crate::threads::THREAD_NAME;
 }

@@ -13,6 +13,7 @@ use crate::batch::Span;
 use crate::error::{Error, Result};
 use crate::stage::{Lane, Pipeline, Wanted};
 use crate::state::State;
+use crate::threads::THREAD_NAME;
 use crate::v4::{Machine, Sizes};
 
 /// Chooses a pipeline for every span: (index of the pipeline) for each.
@@ -101,7 +102,8 @@ pub(crate) fn forward(
         let mut handles = Vec::new();
         for ((pipeline, lane), work) in jobs {
             let run = move || work.run(pipeline, machine, lane, sizes);
-            let spawned = thread::Builder::new().spawn_scoped(scope, run);
+            let builder = thread::Builder::new().name(format!("{THREAD_NAME}device"));
+            let spawned = builder.spawn_scoped(scope, run);
             let failed =
                 |e| Error::memory("the system gives no thread for a device").with_source(e);
             handles.push(spawned.map_err(failed)?);

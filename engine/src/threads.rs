@@ -33,6 +33,9 @@ const SPINS: usize = 64;
 /// single-threaded part between two products of one token, so that no product pays for a wake-up.
 const YIELD_TIME: Duration = Duration::from_micros(200);
 
+/// What the names of all threads that this crate starts begin with.
+pub const THREAD_NAME: &str = "rwkv-edge-";
+
 /// What a panic carries.
 type Payload = Box<dyn Any + Send>;
 /// One task: (task index, thread index).
@@ -131,7 +134,7 @@ impl Pool {
         let workers: Vec<_> = (1..n_threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                let builder = std::thread::Builder::new().name(format!("rwkv-edge-{index}"));
+                let builder = std::thread::Builder::new().name(format!("{THREAD_NAME}{index}"));
                 builder.spawn(move || shared.work(index)).ok()
             })
             .collect();
@@ -450,5 +453,21 @@ mod tests {
             begun.store(0, Ordering::SeqCst);
             assert_eq!(panic_of(&pool, 2, &both, &|_| Fetch::nothing()), None);
         }
+    }
+
+    /// The C library tells by the name whose panic it is.
+    #[test]
+    fn workers_are_known_by_their_names() {
+        let pool = Pool::new(2);
+        let begun = AtomicUsize::new(0);
+        pool.run(2, &|_, thread| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            while begun.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            let current = std::thread::current();
+            let is_named = current.name().is_some_and(|n| n.starts_with(THREAD_NAME));
+            assert_eq!(is_named, thread > 0);
+        });
     }
 }
