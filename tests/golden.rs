@@ -6,7 +6,7 @@
 mod common;
 
 use common::{floats, golden, ids, json, open, Random, GOLDEN};
-use rwkv_edge::{Model, Output, Quant, Session, Span};
+use rwkv_edge::{ErrorKind, Model, Output, Quant, Session, Span};
 
 /// Largest difference that the issue allows, in standard deviations of the logits. f32 sums in another
 /// order differ by about 1e-6 of them.
@@ -324,6 +324,22 @@ fn what_a_forward_pass_refuses_changes_nothing() {
     model
         .forward(&mut workspace, &mut [span], &mut [])
         .expect_err("a state of another model");
+    // Buffers of other sizes, and of the same for fewer threads.
+    let fewer_threads = open(golden("odd-bin"), Quant::Int8, 1);
+    for mut workspace in [other.workspace(4), fewer_threads.workspace(4)] {
+        let mut state = state.clone();
+        let span = Span {
+            state: &mut state,
+            tokens: &[1, 2, 3],
+            output: Output::None,
+        };
+        let error = model
+            .forward(&mut workspace, &mut [span], &mut [])
+            .expect_err("a workspace of another model");
+        assert_eq!(error.kind(), ErrorKind::Argument);
+        assert_eq!(error.to_string(), "the workspace belongs to another model");
+        assert_eq!(&state, session.state());
+    }
     assert_eq!(session.state(), &state);
     assert_eq!(session.logits().map(<[f32]>::to_vec), logits);
 }

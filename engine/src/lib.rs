@@ -90,7 +90,7 @@ pub use text::sampler::{Sampler, SamplerOptions};
 pub use text::stream::{StopTexts, TextStream};
 pub use text::tokenizer::Tokenizer;
 
-/// For the benchmarks and the command of this repository; not part of the interface.
+/// For the benchmarks, the command and the C library of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::files::output::OutputFile;
@@ -98,4 +98,5 @@ pub mod internals {
     #[cfg(feature = "gemm")]
     pub use crate::math::kernels::gemm::multiply_f32 as gemm_f32;
     pub use crate::math::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
+    pub use crate::math::threads::THREAD_NAME;
 }

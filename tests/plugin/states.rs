@@ -1,6 +1,11 @@
 //! States on devices: the same value as on the CPU, whatever is done with it.
 
-use rwkv_edge::{Quant, Session};
+use std::ops::ControlFlow;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use rwkv_edge::{
+    ErrorKind, GenerateOptions, Output, Quant, Sampler, SamplerOptions, Session, Span,
+};
 
 use crate::setup::{cases, deviation, device, open_on, within, DECODE_BOUND};
 
@@ -164,4 +169,109 @@ fn what_is_refused_changes_nothing() {
     let found = other.eval(&[9]).expect("a token");
     let expected = session.eval(&[9]).expect("a token");
     within("after refusals", deviation(found, expected), DECODE_BOUND);
+}
+
+#[test]
+fn workspaces_of_other_models_are_refused_and_nothing_has_changed() {
+    let mut cases = cases();
+    let d = device();
+    let maps = ["cpu", &d, &format!("{d} *1 -> cpu"), "data-parallel"];
+    // Two of other sizes, of the same map and of another.
+    let [case, other] = [cases.remove(0), cases.remove(0)];
+    for map in maps {
+        let model = open_on(map, case.path.clone(), Quant::F16);
+        let mut state = model.new_state();
+        let mut feed = |workspace: &mut rwkv_edge::Workspace, logits: &mut [f32]| {
+            let span = Span {
+                state: &mut state,
+                tokens: &case.tokens[..3],
+                output: Output::Last,
+            };
+            model.forward(workspace, &mut [span], logits)
+        };
+        let mut logits = vec![7.0; model.n_vocab()];
+        let others = maps.map(|map| open_on(map, other.path.clone(), Quant::F16));
+        for other in others {
+            let error = feed(&mut other.workspace(4), &mut logits).expect_err("another model's");
+            assert_eq!(error.kind(), ErrorKind::Argument, "{map}");
+            assert_eq!(
+                error.to_string(),
+                "the workspace belongs to another model",
+                "{map}"
+            );
+        }
+        assert!(logits.iter().all(|&x| x == 7.0));
+        feed(&mut model.workspace(4), &mut logits).expect("its own");
+        assert_eq!(state.n_tokens(), 3);
+        let expected = model.session().eval(&case.tokens[..3]).map(<[f32]>::to_vec);
+        let expected = expected.expect("tokens");
+        within(
+            &format!("{map} after refusals"),
+            deviation(&logits, &expected),
+            DECODE_BOUND,
+        );
+    }
+}
+
+/// A callback that panics leaves the session behind the tokens that were fed, with the logits that belong to them; and
+/// no other state ever gets those logits.
+#[test]
+fn logits_belong_to_their_state_whatever_a_callback_does() {
+    for case in cases() {
+        let model = open_on(&device(), case.path.clone(), Quant::F16);
+        let mut sampler =
+            Sampler::new(SamplerOptions::default(), model.n_vocab()).expect("valid options");
+        let mut session = model.session();
+        session.eval(&case.tokens[..3]).expect("tokens");
+        let logits = session.logits().expect("fed").to_vec();
+        let state = session.state().clone();
+        let mut saved = vec![0; session.saved_state_size()];
+        session.save_state_to(&mut saved).expect("room");
+        let options = |max_new_tokens| GenerateOptions {
+            max_new_tokens,
+            ignore_end_of_text: true,
+            ..GenerateOptions::default()
+        };
+        session
+            .generate(&mut sampler, &options(2), |_| ControlFlow::Continue(()))
+            .expect("tokens");
+        let behind_two = session.logits().expect("fed").to_vec();
+        let mut panics = |session: &mut Session| {
+            session.restore(&state, &logits).expect("its own state");
+            let mut n_calls = 0;
+            let on_text = |_: &str| {
+                n_calls += 1;
+                // With it comes the third token, which is fed afterwards.
+                assert!(n_calls < 3, "the test asked for it");
+                ControlFlow::Continue(())
+            };
+            let generate = || session.generate(&mut sampler, &options(5), on_text);
+            catch_unwind(AssertUnwindSafe(generate)).expect_err("the callback's panic");
+        };
+        panics(&mut session);
+        assert_eq!(session.state().n_tokens(), 5);
+        let found = session.logits().expect("fed");
+        let what = format!("{} behind a panic", case.name);
+        within(&what, deviation(found, &behind_two), DECODE_BOUND);
+
+        for way in ["restored", "loaded", "fed from the start"] {
+            panics(&mut session);
+            match way {
+                "restored" => session.restore(&state, &logits).expect("its own state"),
+                "loaded" => session.load_state_from(&saved).expect("its own state"),
+                _ => {
+                    session.reset();
+                    session.eval(&case.tokens[..3]).expect("tokens");
+                }
+            }
+            let mut sampler =
+                Sampler::new(SamplerOptions::default(), model.n_vocab()).expect("valid options");
+            session
+                .generate(&mut sampler, &options(0), |_| ControlFlow::Continue(()))
+                .expect("no tokens");
+            let what = format!("{} {way} behind a panic", case.name);
+            let found = session.logits().expect("fed");
+            within(&what, deviation(found, &logits), DECODE_BOUND);
+        }
+    }
 }

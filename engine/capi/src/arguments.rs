@@ -181,22 +181,34 @@ pub(crate) unsafe fn path(pointer: *const c_char, name: &str) -> Result<PathBuf>
     }
 }
 
-/// A struct whose first field is its size in the version that the caller was compiled with.
+/// The size that a struct says it has in its first field, which is that of the version that the caller was compiled
+/// with. Nothing else is read: of a struct for results C sets no other field, and memory that was never written
+/// must not be read as numbers.
 ///
 /// # Safety
-/// `T` is such a struct, all bits of it are valid, and the pointer points to as many bytes as its first
-/// field says.
-pub(crate) unsafe fn versioned<T: Copy>(pointer: *const T, name: &str) -> Result<T> {
+/// The pointer is NULL or to a struct whose first field, a `u32`, is set.
+pub(crate) unsafe fn check_size<T>(pointer: *const T, name: &str) -> Result<u32> {
     check(pointer, name)?;
     // SAFETY: not NULL, aligned, and every version starts with this field.
-    let size = unsafe { pointer.cast::<u32>().read() } as usize;
+    let size = unsafe { pointer.cast::<u32>().read() };
     // Version 1 is the only one so far. When fields are added, the sizes of all versions are accepted
     // here, and what a shorter one lacks is 0.
-    if size != size_of::<T>() {
+    if size as usize != size_of::<T>() {
         let expected = size_of::<T>();
         let text = format_args!("{name}: struct_size is {size}, expected {expected}");
         return Err(wrong(text));
     }
-    // SAFETY: the caller says that it has the size of this version.
+    Ok(size)
+}
+
+/// A struct that C has filled in, as [`check_size`] wants it.
+///
+/// # Safety
+/// The pointer is NULL or to a struct of as many bytes as its first field says, of which all fields are set and all
+/// bits are valid.
+pub(crate) unsafe fn versioned<T: Copy>(pointer: *const T, name: &str) -> Result<T> {
+    // SAFETY: the caller's promise is more.
+    unsafe { check_size(pointer, name) }?;
+    // SAFETY: it has the size of this version, and its fields are set.
     Ok(unsafe { pointer.read() })
 }

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_char;
 use std::fmt::{self, Write};
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::panic::{catch_unwind, set_hook, take_hook, AssertUnwindSafe};
 use std::sync::Once;
+use std::thread;
 
+use engine::internals::THREAD_NAME;
 use engine::ErrorKind;
 
 /// `rwkv_edge_status`
@@ -47,6 +49,9 @@ struct Text {
 }
 
 thread_local! {
+    /// Whether this thread is in a function of this library, and not in a callback of it.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+
     static LAST: RefCell<Text> = const {
         RefCell::new(Text {
             bytes: [0; TEXT_BYTES],
@@ -119,9 +124,35 @@ impl From<engine::Error> for Failed {
     }
 }
 
+/// A time on one side of the border; when it is dropped, also by a panic, the thread is where it was.
+struct Side {
+    before: bool,
+}
+
+impl Side {
+    fn inside(is_inside: bool) -> Self {
+        Side {
+            before: INSIDE.replace(is_inside),
+        }
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        INSIDE.set(self.before);
+    }
+}
+
+/// Runs a callback of the caller: what panics there is none of ours.
+pub(crate) fn outside<T>(callback: impl FnOnce() -> T) -> T {
+    let _side = Side::inside(false);
+    callback()
+}
+
 /// Runs the body of a function: `work` fails with a status, and so does a panic.
 pub(crate) fn fence(work: impl FnOnce() -> Result) -> Status {
     silence_panics();
+    let _side = Side::inside(true);
     LAST.with_borrow_mut(Text::clear);
     let result = catch_unwind(AssertUnwindSafe(|| {
         #[cfg(feature = "test-hooks")]
@@ -145,6 +176,7 @@ pub(crate) fn fence(work: impl FnOnce() -> Result) -> Status {
 /// For functions without a status: a panic while freeing leaves no one to tell.
 pub(crate) fn fence_quietly(work: impl FnOnce()) {
     silence_panics();
+    let _side = Side::inside(true);
     let _ = catch_unwind(AssertUnwindSafe(work));
 }
 
@@ -153,15 +185,28 @@ pub(crate) fn last_error() -> *const c_char {
     LAST.with_borrow(|last| last.bytes.as_ptr().cast())
 }
 
-/// The default hook prints; ours keeps the text. Rust inside a C library has its own copy of the hook,
-/// so this changes nothing for a program that is itself written in Rust.
+/// The default hook prints; ours keeps the text of our own panics, and leaves all others to the hook that was
+/// there before. The shared library has a hook to itself. Static libraries written in Rust share one when they are linked
+/// into one program, because they share the standard library; so ours is not the only code whose panics come here.
 fn silence_panics() {
     static SILENCED: Once = Once::new();
+    // A thread that is panicking must not change the hook; then a later call does.
+    if SILENCED.is_completed() || thread::panicking() {
+        return;
+    }
     SILENCED.call_once(|| {
-        std::panic::set_hook(Box::new(|panic| {
-            note_panic(panic.payload(), panic.location());
+        let before = take_hook();
+        set_hook(Box::new(move |panic| match is_ours() {
+            true => note_panic(panic.payload(), panic.location()),
+            false => before(panic),
         }));
     });
+}
+
+/// Whether what happens on this thread now is work of this library.
+fn is_ours() -> bool {
+    let is_worker = |name: &str| name.starts_with(THREAD_NAME);
+    INSIDE.get() || thread::current().name().is_some_and(is_worker)
 }
 
 /// Writes the text of a panic, once for each: the hook knows the place, but in a worker thread it
@@ -207,4 +252,62 @@ pub(crate) fn panic_next(place: PanicAt) {
 pub(crate) fn panic_if_asked(place: PanicAt) {
     let asked = LAST.with_borrow_mut(|last| last.panic_at.take_if(|at| *at == place));
     assert!(asked.is_none(), "the test asked for it");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// What came to the hook that was there before ours.
+    static HEARD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    fn heard() -> Vec<String> {
+        std::mem::take(&mut HEARD.lock().expect("no panic meanwhile"))
+    }
+
+    fn panics(text: &'static str) {
+        let caught = catch_unwind(|| panic!("{text}"));
+        assert!(caught.is_err());
+    }
+
+    /// All in one test: the hook belongs to the whole process, and so does that of another library which shares it.
+    #[test]
+    fn only_our_own_panics_are_silent() {
+        set_hook(Box::new(|panic| {
+            let text = panic.payload().downcast_ref::<String>().cloned();
+            HEARD
+                .lock()
+                .expect("no panic meanwhile")
+                .extend(text.filter(|text| text.starts_with("of ")));
+        }));
+        assert_eq!(fence(|| Ok(())), OK);
+        panics("of another library");
+        assert_eq!(heard(), ["of another library"]);
+
+        assert_eq!(fence(|| panic!("{}", "of ours")), PANIC);
+        fence_quietly(|| panic!("{}", "of ours while freeing"));
+        let worker = thread::Builder::new().name(format!("{THREAD_NAME}1"));
+        let worker = worker.spawn(|| panics("of a worker")).expect("a thread");
+        worker.join().expect("its panic was caught");
+        assert_eq!(heard(), [""; 0]);
+
+        // A callback is the caller's, and what it calls of this library is ours again.
+        let status = fence(|| {
+            outside(|| {
+                panics("of a callback");
+                assert_eq!(fence(|| panic!("{}", "of ours in a callback")), PANIC);
+                panics("of a callback that goes on");
+            });
+            panic!("{}", "of ours behind it");
+        });
+        assert_eq!(status, PANIC);
+        assert_eq!(heard(), ["of a callback", "of a callback that goes on"]);
+
+        panics("of another library again");
+        let other = thread::spawn(|| panics("of another thread"));
+        other.join().expect("its panic was caught");
+        assert_eq!(heard(), ["of another library again", "of another thread"]);
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use crate::arguments::{elements, object, path, versioned, Buffer, Out};
+use crate::arguments::{check_size, elements, object, path, versioned, Buffer, Out};
 use crate::fence::{fence, fence_quietly, wrong, Result, Status};
 use crate::types::{code_of_quant, quant_of_code, ModelInfo, Options, FLAG_NO_MMAP};
 
@@ -14,12 +14,12 @@ pub struct Model(pub(crate) engine::Model);
 /// Reads and checks options; NULL is the default.
 ///
 /// # Safety
-/// The pointer is NULL or points to a struct as its first field says, with valid strings.
+/// The pointer is NULL or points to a struct as its first field says, all set, with valid strings.
 unsafe fn options(pointer: *const Options) -> Result<engine::Options> {
     if pointer.is_null() {
         return Ok(engine::Options::default());
     }
-    // SAFETY: the struct's first field is its size, and any bits are valid in its fields.
+    // SAFETY: the caller's promise is the same.
     let given = unsafe { versioned(pointer, "options") }?;
     let unknown = given.flags & !FLAG_NO_MMAP;
     if unknown != 0 {
@@ -125,14 +125,15 @@ pub unsafe extern "C" fn rwkv_edge_model_get_info(
     info: *mut ModelInfo,
 ) -> Status {
     fence(|| {
-        // SAFETY: the pointers are what the header says, by the caller's promise.
-        let (model, asked) = unsafe { (object(model, "model")?, versioned(info, "info")?) };
+        // SAFETY: the pointers are what the header says, by the caller's promise: of the
+        // info, that its first field is set.
+        let (model, struct_size) = unsafe { (object(model, "model")?, check_size(info, "info")?) };
         let facts = model.0.info();
         let out = Out::new(info, "info")?;
         // Sizes of tensors, which the checkpoint's own checks keep below 2^32.
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let facts = ModelInfo {
-            struct_size: asked.struct_size,
+            struct_size,
             version: facts.version,
             n_vocab: count(facts.n_vocab),
             n_embd: count(facts.n_embd),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use engine::{GenerateOptions, Sampler, SamplerOptions};
 
 use crate::arguments::{copy_out, elements, object, versioned, Buffer, Out};
-use crate::fence::{fail, fence, fence_quietly, wrong, Result, Status, PANIC};
+use crate::fence::{fail, fence, fence_quietly, outside, wrong, Result, Status, PANIC};
 use crate::model::{check_tokens, Model};
 use crate::types::{OnText, Sampling};
 
@@ -33,11 +33,29 @@ const BUSY: u8 = 1;
 /// A panic left it in the middle of something.
 const BROKEN: u8 = 2;
 
-/// Runs `work` with a session that no one else uses meanwhile.
+/// Runs `work` with a session that no one else uses meanwhile, and whose state is one: after a device has failed in the
+/// middle of an eval it is not.
 ///
 /// # Safety
 /// The pointer is NULL or to a session that has not been freed.
 unsafe fn with_session(pointer: *const Session, work: impl FnOnce(&mut Parts) -> Result) -> Result {
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        with_any_session(pointer, |parts| {
+            parts.session.state().check()?;
+            work(parts)
+        })
+    }
+}
+
+/// [`with_session`] for work that gives the session another state.
+///
+/// # Safety
+/// As for [`with_session`].
+unsafe fn with_any_session(
+    pointer: *const Session,
+    work: impl FnOnce(&mut Parts) -> Result,
+) -> Result {
     // SAFETY: the caller's promise is the same.
     let session = unsafe { object(pointer, "session") }?;
     let order = (Ordering::Acquire, Ordering::Relaxed);
@@ -102,7 +120,7 @@ pub unsafe extern "C" fn rwkv_edge_session_new(
 pub unsafe extern "C" fn rwkv_edge_session_reset(session: *mut Session) -> Status {
     // SAFETY: the pointer is what the header says, by the caller's promise.
     let reset = || unsafe {
-        with_session(session, |parts| {
+        with_any_session(session, |parts| {
             parts.session.reset();
             parts.sampler.reset();
             Ok(())
@@ -226,7 +244,7 @@ pub unsafe extern "C" fn rwkv_edge_generate(
                 max_tokens,
                 on_text.is_some(),
                 |text| match on_text {
-                    Some(on_text) => on_text(text.as_ptr().cast(), text.len(), user),
+                    Some(on_text) => outside(|| on_text(text.as_ptr().cast(), text.len(), user)),
                     None => true,
                 },
             )
@@ -257,7 +275,7 @@ fn generate(
     }
     // Turning tokens into text may fail with some tokenizers, and a call that fails changes nothing.
     let before = (
-        session.state().clone(),
+        session.state().try_clone()?,
         session.logits().unwrap_or_default().to_vec(),
         sampler.clone(),
     );
@@ -282,8 +300,10 @@ fn generate(
     };
     if let Err(error) = work() {
         let (state, logits, sampler_before) = before;
-        session.restore(&state, &logits)?;
         *sampler = sampler_before;
+        // Where a device fails here, too, the state is undefined from now on, as in eval. Why the call failed is the
+        // first error.
+        let _ = session.restore(&state, &logits);
         return Err(error.into());
     }
     Ok(())
@@ -299,8 +319,13 @@ pub unsafe extern "C" fn rwkv_edge_state_save(
 ) -> Status {
     // SAFETY: the pointers are what the header says, by the caller's promise.
     let save = || unsafe {
+        let is_wanted = !buffer.is_null();
         let buffer = Buffer::new(buffer.cast::<u8>(), capacity, size, ("buffer", "size"))?;
         with_session(session, |Parts { session, .. }| {
+            if is_wanted {
+                // Before anything is written: a device may not give its part.
+                session.state().numbers()?;
+            }
             buffer.fill(session.saved_state_size(), |bytes| {
                 Ok(session.save_state_to(bytes)?)
             })
@@ -322,7 +347,7 @@ pub unsafe extern "C" fn rwkv_edge_state_load(
         if buffer.is_null() {
             return Err(wrong(format_args!("buffer is NULL")));
         }
-        with_session(session, |parts| Ok(parts.session.load_state_from(bytes)?))
+        with_any_session(session, |parts| Ok(parts.session.load_state_from(bytes)?))
     };
     fence(load)
 }

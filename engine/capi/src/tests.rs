@@ -300,7 +300,7 @@ fn the_callback_and_the_handles_are_those_of_the_header() {
     let has = |wanted: &str| statements.iter().any(|s| squeezed(s) == squeezed(wanted));
     assert!(has(callback), "{statements:?}");
     let _: OnText = {
-        unsafe extern "C" fn on_text(_: *const c_char, _: usize, _: *mut c_void) -> bool {
+        unsafe extern "C-unwind" fn on_text(_: *const c_char, _: usize, _: *mut c_void) -> bool {
             true
         }
         on_text

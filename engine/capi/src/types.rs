@@ -56,8 +56,9 @@ pub struct Sampling {
     pub(crate) seed: u64,
 }
 
-/// `rwkv_edge_on_text`
-pub type OnText = unsafe extern "C" fn(*const c_char, usize, *mut c_void) -> bool;
+/// `rwkv_edge_on_text`. Not `"C"`, with which Rust relies on nothing ever unwinding out of it: a C++ exception would be
+/// undefined behaviour. So it comes as far as the first place that catches panics, where Rust ends the program.
+pub type OnText = unsafe extern "C-unwind" fn(*const c_char, usize, *mut c_void) -> bool;
 
 /// What matrices are to become; `None` is as stored.
 pub(crate) fn quant_of_code(code: u32) -> Result<Option<Quant>> {

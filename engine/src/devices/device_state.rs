@@ -24,8 +24,6 @@ pub(crate) struct DeviceState {
     host_is_newer: bool,
     /// The numbers of all layers, since somebody asked.
     whole: OnceLock<Vec<f32>>,
-    /// What stands for the numbers if a device fails.
-    unreadable: OnceLock<Vec<f32>>,
 }
 
 /// Makes the numbers of a state be where a pass through these stages needs them: each of them gets its part, the
@@ -79,7 +77,6 @@ impl DeviceState {
             layer_len,
             host_is_newer: true,
             whole: OnceLock::new(),
-            unreadable: OnceLock::new(),
         })
     }
 
@@ -101,13 +98,8 @@ impl DeviceState {
             }
         }
         self.host_is_newer = false;
-        self.forget();
-        Ok(())
-    }
-
-    fn forget(&mut self) {
         self.whole.take();
-        self.unreadable.take();
+        Ok(())
     }
 
     /// None while the host's numbers are newer.
@@ -137,13 +129,9 @@ impl Elsewhere for DeviceState {
         Ok(self.whole.get_or_init(|| whole))
     }
 
-    fn unreadable(&self, n: usize) -> &[f32] {
-        self.unreadable.get_or_init(|| vec![f32::NAN; n])
-    }
-
     fn host_is_newer(&mut self) {
         self.host_is_newer = true;
-        self.forget();
+        self.whole.take();
     }
 
     fn try_clone(&self) -> Option<Box<dyn Elsewhere>> {
@@ -160,7 +148,6 @@ impl Elsewhere for DeviceState {
             layer_len: self.layer_len,
             host_is_newer: false,
             whole: OnceLock::new(),
-            unreadable: OnceLock::new(),
         }))
     }
 
@@ -180,7 +167,7 @@ impl Elsewhere for DeviceState {
             return false;
         }
         self.host_is_newer = false;
-        self.forget();
+        self.whole.take();
         true
     }
 

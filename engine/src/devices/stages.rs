@@ -64,6 +64,9 @@ pub(crate) struct StageFacts {
 
 /// Memory of one caller's passes through one pipeline.
 pub(crate) struct Lane {
+    /// What it was made for.
+    sizes: Sizes,
+    n_threads: usize,
     pub(crate) rows_max: usize,
     /// Where the CPU has a stage.
     pub(crate) buffers: Option<Buffers>,
@@ -303,6 +306,8 @@ impl Pipeline {
         let has_cpu = self.has_network();
         let room = if self.placed.is_empty() { 0 } else { rows_max };
         Lane {
+            sizes: self.sizes,
+            n_threads,
             rows_max,
             buffers: has_cpu.then(|| Buffers::new(&self.sizes, rows_max, n_threads, no_sparsity)),
             segments: Vec::with_capacity(rows_max),
@@ -313,7 +318,17 @@ impl Pipeline {
         }
     }
 
-    /// Feeds spans, cut into batches, and writes what is wanted of their rows in order.
+    /// Whether a lane has the memory for passes through this pipeline on so many threads: whoever mixes up
+    /// the workspaces of two models must hear of it.
+    pub(crate) fn fits(&self, lane: &Lane, n_threads: usize) -> bool {
+        lane.sizes == self.sizes
+            && lane.n_threads >= n_threads
+            && lane.rows_max <= self.rows_max
+            && lane.buffers.is_some() == self.has_network()
+    }
+
+    /// Feeds spans, cut into batches, and writes what is wanted of their rows in order. The lane fits. The
+    /// spans' states are in a pass from here on, which the caller ends if everything went well.
     pub(crate) fn forward(
         &self,
         machine: Machine<'_>,
@@ -321,10 +336,8 @@ impl Pipeline {
         spans: &mut [Span<'_>],
         wanted: Wanted<'_>,
     ) -> Result<()> {
-        // Whoever mixes up the workspaces of two models must hear of it.
-        if lane.buffers.is_some() != self.has_network() || lane.rows_max > self.rows_max {
-            return Err(Error::argument("the workspace belongs to another model"));
-        }
+        let fed = spans.iter_mut().filter(|span| !span.tokens.is_empty());
+        fed.for_each(|span| span.state.begin_pass());
         let mut left = wanted;
         let mut cutter = Cutter::new();
         while cutter.next(spans, lane.rows_max, &mut lane.segments, &mut lane.rows) {

@@ -17,7 +17,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,11 @@ const SPINS: usize = 64;
 /// single-threaded part between two products of one token, so that no product pays for a wake-up.
 const YIELD_TIME: Duration = Duration::from_micros(200);
 
+/// What the names of all threads that this crate starts begin with.
+pub const THREAD_NAME: &str = "rwkv-edge-";
+
+/// What a panic carries.
+type Payload = Box<dyn Any + Send>;
 /// One task: (task index, thread index).
 type Job<'a> = dyn Fn(usize, usize) + Sync + 'a;
 /// What a thread, named by its index, fetches into its caches when it has no more tasks.
@@ -57,7 +62,8 @@ struct Shared {
     parts: Box<[Part]>,
     n_sleeping: AtomicUsize,
     stop: AtomicBool,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// The first panic of a worker in the present job.
+    panic: Mutex<Option<Payload>>,
 }
 
 // SAFETY: `work` is written only by the thread that holds `Pool::busy`, while the job is closed and no
@@ -128,7 +134,7 @@ impl Pool {
         let workers: Vec<_> = (1..n_threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                let builder = std::thread::Builder::new().name(format!("rwkv-edge-{index}"));
+                let builder = std::thread::Builder::new().name(format!("{THREAD_NAME}{index}"));
                 builder.spawn(move || shared.work(index)).ok()
             })
             .collect();
@@ -151,7 +157,8 @@ impl Pool {
     /// within one call have the same number.
     ///
     /// # Panics
-    /// When a task panics, after all others have ended.
+    /// When a task panics, after all others have ended or will not be begun any more. Of several panics
+    /// the caller's own comes first; none outlives the call.
     pub(crate) fn run(&self, n_tasks: usize, job: &Job<'_>) {
         self.run_then_fetch(n_tasks, job, &|_| Fetch::nothing());
     }
@@ -166,49 +173,44 @@ impl Pool {
         }
         let shared = &*self.shared;
         let work = Work { job, ahead };
-        // SAFETY: the references are only used between here and the end of `Closing::drop`, which waits
-        // for every worker that has entered; so they do not outlive `job` and `ahead`.
+        // SAFETY: the references are only used between here and the end of `close`, which waits for every
+        // worker that has entered; nothing in between unwinds, because the caller's own share of the work
+        // is caught. So they do not outlive `job` and `ahead`.
         let work = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
         // SAFETY: `busy` was taken, the last job is closed and no worker is inside: nobody reads.
         unsafe { *shared.work.get() = Some(work) };
         let n_threads = self.n_threads();
+        // In 64 bits, so that no product of two counts wraps on a machine of 32.
+        let bound = |thread: usize| (n_tasks as u64 * thread as u64 / n_threads as u64) as usize;
         for (thread, part) in shared.parts.iter().enumerate().take(n_threads) {
-            part.set(n_tasks * thread / n_threads..n_tasks * (thread + 1) / n_threads);
+            part.set(bound(thread)..bound(thread + 1));
         }
-        let closing = Closing {
-            pool: self,
-            ahead: ahead(0),
-        };
         let number = (shared.state.load(Ordering::Relaxed) & !(JOB_ONE - 1)).wrapping_add(JOB_ONE);
         shared.state.store(number | OPEN, Ordering::SeqCst);
         if shared.n_sleeping.load(Ordering::SeqCst) > 0 {
             self.worker_threads.iter().for_each(Thread::unpark);
         }
-        shared.take_tasks(job, 0);
-        drop(closing);
-        let panic = shared.panic.lock().ok().and_then(|mut panic| panic.take());
-        if let Some(panic) = panic {
+        let own = catch_unwind(AssertUnwindSafe(|| shared.share(work, 0)));
+        let (own, next) = match own {
+            Ok(next) => (None, next),
+            Err(panic) => (Some(panic), Fetch::nothing()),
+        };
+        let of_worker = self.close(next);
+        if let Some(panic) = own.or(of_worker) {
             resume_unwind(panic);
         }
     }
-}
 
-/// Ends a job, also when the caller's own task panicked: closes it to workers that have not entered,
-/// waits for those that have.
-struct Closing<'a> {
-    pool: &'a Pool,
-    ahead: Fetch,
-}
-
-impl Drop for Closing<'_> {
-    fn drop(&mut self) {
-        let shared = &*self.pool.shared;
+    /// Ends a job: closes it to workers that have not entered, waits for those that have, and gives the
+    /// first of their panics. Only then may another caller have the workers, or it would find this panic.
+    fn close(&self, mut ahead: Fetch) -> Option<Payload> {
+        let shared = &*self.shared;
         // A panicking caller leaves tasks behind: nobody need start them.
         shared.parts.iter().for_each(|part| part.set(0..0));
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
         let mut spins = 0;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {
-            if self.ahead.step() {
+            if ahead.step() {
                 continue;
             }
             spins += 1;
@@ -218,7 +220,9 @@ impl Drop for Closing<'_> {
                 std::thread::yield_now();
             }
         }
-        self.pool.busy.store(false, Ordering::Release);
+        let panic = shared.panic().take();
+        self.busy.store(false, Ordering::Release);
+        panic
     }
 }
 
@@ -234,6 +238,16 @@ impl Drop for Pool {
 }
 
 impl Shared {
+    fn panic(&self) -> MutexGuard<'_, Option<Payload>> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What one thread does of a job; gives what it then fetches.
+    fn share(&self, work: Work<'_>, thread: usize) -> Fetch {
+        self.take_tasks(work.job, thread);
+        (work.ahead)(thread)
+    }
+
     fn take_tasks(&self, job: &Job<'_>, thread: usize) {
         while let Some(task) = self.parts[thread].first() {
             job(task, thread);
@@ -251,16 +265,10 @@ impl Shared {
             last_job = number;
             // SAFETY: this worker is inside an open job, so the caller waits and does not write.
             if let Some(work) = unsafe { *self.work.get() } {
-                let run = || {
-                    self.take_tasks(work.job, thread);
-                    (work.ahead)(thread)
-                };
-                match catch_unwind(AssertUnwindSafe(run)) {
+                match catch_unwind(AssertUnwindSafe(|| self.share(work, thread))) {
                     Ok(next) => ahead = next,
                     Err(panic) => {
-                        if let Ok(mut slot) = self.panic.lock() {
-                            slot.get_or_insert(panic);
-                        }
+                        self.panic().get_or_insert(panic);
                     }
                 }
             }
@@ -383,5 +391,83 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.into_inner(), 100);
+    }
+
+    /// The text of the panic in which a job ends.
+    fn panic_of(pool: &Pool, n_tasks: usize, job: &Job<'_>, ahead: &Ahead<'_>) -> Option<String> {
+        let run = || pool.run_then_fetch(n_tasks, job, ahead);
+        let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
+    }
+
+    /// One task a thread, each of which waits for the other to have begun: both panic, in every job.
+    #[test]
+    fn a_panic_ends_with_its_job() {
+        let pool = Pool::new(2);
+        let nothing = |_| Fetch::nothing();
+        for round in 0..50 {
+            let begun = AtomicUsize::new(0);
+            let found = panic_of(
+                &pool,
+                2,
+                &|_, thread| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    while begun.load(Ordering::SeqCst) < 2 {
+                        std::thread::yield_now();
+                    }
+                    panic!("round {round} thread {thread}");
+                },
+                &nothing,
+            );
+            assert_eq!(found, Some(format!("round {round} thread 0")));
+            let count = AtomicUsize::new(0);
+            let healthy = |_, _| {
+                count.fetch_add(1, Ordering::Relaxed);
+            };
+            assert_eq!(panic_of(&pool, 100, &healthy, &nothing), None);
+            assert_eq!(count.into_inner(), 100);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_what_is_fetched_ahead_leaves_the_pool_its_threads() {
+        let pool = Pool::new(2);
+        for bad in [0, 1] {
+            let ahead = |thread| match thread == bad {
+                true => panic!("ahead of {thread}"),
+                false => Fetch::nothing(),
+            };
+            // Both threads have a task: a worker that has not woken up when a job ends is not waited for.
+            let begun = AtomicUsize::new(0);
+            let both = |_, _| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                while begun.load(Ordering::SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
+            };
+            let found = panic_of(&pool, 2, &both, &ahead);
+            assert_eq!(found, Some(format!("ahead of {bad}")));
+            assert!(!pool.busy.load(Ordering::SeqCst));
+            // Neither could end without the other: both threads work again.
+            begun.store(0, Ordering::SeqCst);
+            assert_eq!(panic_of(&pool, 2, &both, &|_| Fetch::nothing()), None);
+        }
+    }
+
+    /// The C library tells by the name whose panic it is.
+    #[test]
+    fn workers_are_known_by_their_names() {
+        let pool = Pool::new(2);
+        let begun = AtomicUsize::new(0);
+        pool.run(2, &|_, thread| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            while begun.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            let current = std::thread::current();
+            let is_named = current.name().is_some_and(|n| n.starts_with(THREAD_NAME));
+            assert_eq!(is_named, thread > 0);
+        });
     }
 }

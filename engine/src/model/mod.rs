@@ -396,9 +396,13 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for a token beyond the vocabulary, logits of no token, or a wrong length of
-    /// `logits`, [`ErrorKind::State`] for a state of another model. Nothing has changed then.
-    /// [`ErrorKind::Backend`] or [`ErrorKind::Memory`] when a device fails; the states are undefined then.
+    /// [`ErrorKind::Argument`] for a token beyond the vocabulary, logits of no token, a wrong length of
+    /// `logits`, or a workspace of another model, [`ErrorKind::State`] for a state of another model,
+    /// [`ErrorKind::Backend`] for one that is undefined. Nothing has changed then.
+    ///
+    /// When a device fails, [`ErrorKind::Backend`], [`ErrorKind::Memory`] or what else its plugin says. Each
+    /// state is then as it was, or is undefined and refused by all later passes: [`State::check`] tells. So
+    /// it is after a panic. What is in `logits` has no meaning.
     pub fn forward(
         &self,
         workspace: &mut Workspace,
@@ -454,11 +458,17 @@ impl Model {
         let (sizes, stages) = (self.sizes(), &self.0.stages);
         let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
         let (width, name) = wanted.width(sizes);
-        if wanted.len() != n_rows * width {
+        if n_rows.checked_mul(width) != Some(wanted.len()) {
             return Err(Error::argument(format!(
                 "room for {} {name}, expected {n_rows} rows of {width}",
                 wanted.len()
             )));
+        }
+        let (pipelines, lanes) = (&stages.pipelines[..], &mut workspace.lanes[..]);
+        let n_threads = self.0.pool.n_threads();
+        let mut pairs = pipelines.iter().zip(&*lanes);
+        if lanes.len() != pipelines.len() || !pairs.all(|(p, lane)| p.fits(lane, n_threads)) {
+            return Err(Error::argument("the workspace belongs to another model"));
         }
         let turn = self.0.budget.turn();
         let machine = Machine {
@@ -466,20 +476,21 @@ impl Model {
             kernels: self.0.kernels,
             paging: turn.as_ref().map(|turn| turn.paging),
         };
-        match (&stages.pipelines[..], &mut workspace.lanes[..]) {
+        match (pipelines, lanes) {
             ([pipeline], [lane]) => {
                 for span in &mut *spans {
                     if !span.tokens.is_empty() {
                         device_state::place(span.state, pipeline.placed())?;
                     }
                 }
-                pipeline.forward(machine, lane, spans, wanted)
+                pipeline.forward(machine, lane, spans, wanted)?;
             }
-            (pipelines, lanes) if lanes.len() == pipelines.len() => {
-                data_parallel::forward(stages, machine, lanes, spans, wanted, sizes)
+            (_, lanes) => {
+                data_parallel::forward(stages, machine, lanes, spans, wanted, sizes)?;
             }
-            _ => Err(Error::argument("the workspace belongs to another model")),
         }
+        spans.iter_mut().for_each(|span| span.state.end_pass());
+        Ok(())
     }
 }
 

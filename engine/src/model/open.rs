@@ -112,7 +112,7 @@ impl Model {
     }
 
     fn from_opened(
-        mut opened: Opened,
+        opened: Opened,
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {

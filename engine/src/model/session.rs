@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::ControlFlow;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,12 +26,11 @@ use crate::text::stream::{StopTexts, TextStream};
 pub struct Session {
     model: Model,
     state: State,
-    /// (n_vocab) behind the last token; empty while there are none
+    /// (n_vocab) behind the last token; empty while there are none here: before the first token, and while
+    /// [`generate`](Self::generate) leaves them on a device
     logits: Vec<f32>,
     /// Room of a row of logits, to swap with `logits`.
     next_logits: Vec<f32>,
-    /// `logits` are behind an earlier token; a device has those behind the last one.
-    logits_are_old: bool,
     decode: Workspace,
     /// Made when more than one token is fed at once.
     prefill: Option<Workspace>,
@@ -95,7 +95,6 @@ impl Session {
             state,
             logits: Vec::with_capacity(model.n_vocab()),
             next_logits: vec![0.0; model.n_vocab()],
-            logits_are_old: false,
             decode,
             prefill: None,
             prefill_rows: model.prefill_rows(),
@@ -149,9 +148,11 @@ impl Session {
         &self.state
     }
 
-    /// The logits (n_vocab) for what follows the last token, or `None` before the first one.
+    /// The logits (n_vocab) for what follows the last token, or `None` before the first one and while the
+    /// state is undefined.
     pub fn logits(&self) -> Option<&[f32]> {
-        (!self.logits.is_empty()).then_some(&self.logits[..])
+        let are_there = !self.logits.is_empty() && !self.state.is_undefined();
+        are_there.then_some(&self.logits[..])
     }
 
     /// Rows of `ffn.value` that decode did not read because their hidden unit was 0, of all so far.
@@ -171,7 +172,9 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::State`](crate::ErrorKind::State) when the state belongs to another model,
-    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab logits.
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab logits,
+    /// [`ErrorKind::Backend`](crate::ErrorKind::Backend) when the state is undefined. Nothing has changed
+    /// then. When a device does not give the state, that of the session is undefined.
     pub fn restore(&mut self, state: &State, logits: &[f32]) -> Result<()> {
         if state.layout() != self.state.layout() {
             return Err(Error::state("the state belongs to another model"));
@@ -182,7 +185,7 @@ impl Session {
                 "{found} logits, expected {expected}"
             )));
         }
-        self.state.clone_from(state);
+        self.state.copy_from(state)?;
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         Ok(())
@@ -192,7 +195,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When the file cannot be written; an older file of that name is then as it was.
+    /// When the file cannot be written, or [`State::numbers`] fails; an older file of that name is then as
+    /// it was.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
         self.state.save(path.as_ref(), &self.logits)
     }
@@ -222,7 +226,8 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when `out` has not exactly
-    /// [`saved_state_size`](Self::saved_state_size) bytes.
+    /// [`saved_state_size`](Self::saved_state_size) bytes, and those of [`State::numbers`]. Nothing is written
+    /// then.
     pub fn save_state_to(&self, out: &mut [u8]) -> Result<()> {
         let expected = self.saved_state_size();
         if out.len() != expected {
@@ -253,6 +258,11 @@ impl Session {
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens or one beyond the vocabulary.
     /// Nothing has changed then.
+    ///
+    /// When a device fails, [`ErrorKind::Backend`](crate::ErrorKind::Backend) or what else its plugin says. If
+    /// some of the tokens may have been fed by then, the state is undefined: until [`reset`](Self::reset),
+    /// [`restore`](Self::restore) or [`load_state`](Self::load_state) there are no logits, and everything
+    /// that needs the state is refused, as [`State::check`] says.
     pub fn eval(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let workspace = match tokens.len() {
             0 | 1 => &mut self.decode,
@@ -306,26 +316,30 @@ impl Session {
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) before any token was fed, and for a stop text
     /// that is empty; [`ErrorKind::Tokenizer`](crate::ErrorKind::Tokenizer) for stop texts without a
-    /// tokenizer.
+    /// tokenizer. Those of [`eval`](Self::eval) when a device fails; where it fails to give the logits in the
+    /// end, the state is that after all tokens, without logits.
     pub fn generate(
         &mut self,
         sampler: &mut Sampler,
         options: &GenerateOptions,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
+        self.state.check()?;
         if self.logits.is_empty() {
             return Err(Error::argument(
                 "the prompt is empty, expected at least one token",
             ));
         }
-        let generated = self.generate_tokens(sampler, options, &mut on_text);
+        // Where a callback panics, too, the logits come home to their state.
+        let work = || self.generate_tokens(sampler, options, &mut on_text);
+        let generated = catch_unwind(AssertUnwindSafe(work));
         let fetched = self.fetch_logits();
-        let generated = generated?;
+        let generated = generated.unwrap_or_else(|panic| resume_unwind(panic))?;
         fetched?;
         Ok(generated)
     }
 
-    /// Feeds a token, and gives the one with the largest logit behind it, which stays where it is.
+    /// Feeds a token, and gives the one with the largest logit behind it. The logits stay where they are.
     fn eval_token(&mut self, token: u32) -> Result<u32> {
         let mut next = [0];
         let span = Span {
@@ -333,21 +347,24 @@ impl Session {
             tokens: &[token],
             output: Output::Last,
         };
-        self.logits_are_old = true;
         self.model
             .forward_tokens(&mut self.decode, &mut [span], &mut next)?;
+        self.logits.clear();
         Ok(next[0])
     }
 
     /// Brings the logits of the last token from where they were left.
     fn fetch_logits(&mut self) -> Result<()> {
-        if self.logits_are_old {
-            if let Some(last) = device_state::parts(&self.state).last() {
-                last.logits(&mut self.logits)?;
-            }
-            self.logits_are_old = false;
+        if !self.logits.is_empty() || self.state.is_undefined() {
+            return Ok(());
         }
-        Ok(())
+        let Some(last) = device_state::parts(&self.state).last() else {
+            return Ok(());
+        };
+        // There is room for a row already.
+        self.logits.resize(self.model.n_vocab(), 0.0);
+        let fetched = last.logits(&mut self.logits);
+        fetched.inspect_err(|_| self.logits.clear())
     }
 
     fn generate_tokens(

@@ -52,6 +52,7 @@ impl Span<'_> {
         if self.state.layout() != layout {
             return Err(Error::state("the state belongs to another model"));
         }
+        self.state.check()?;
         if self.output == Output::Last && self.tokens.is_empty() {
             return Err(Error::argument(
                 "no tokens, expected at least one for logits",

@@ -57,8 +57,6 @@ pub(crate) enum Tensor<'a> {
 
 /// Memory for forward passes of at most so many rows.
 pub(crate) struct Buffers {
-    /// What they were made for.
-    sizes: Sizes,
     common: common::Buffers,
     layers: LayerBuffers,
 }
@@ -216,7 +214,6 @@ impl Layers {
 impl Buffers {
     pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Self {
         Buffers {
-            sizes: *sizes,
             common: common::Buffers::new(sizes, rows_max, n_threads),
             layers: match sizes.architecture.kind {
                 Kind::V4 => LayerBuffers::V4(v4::Buffers::new(sizes, rows_max, no_sparsity)),
@@ -238,11 +235,6 @@ impl Buffers {
             LayerBuffers::V4(own) => own.size_bytes(),
         };
         self.common.size_bytes() + layers
-    }
-
-    /// Sizes of the models that they are for.
-    pub(crate) fn sizes(&self) -> &Sizes {
-        &self.sizes
     }
 
     /// (n_rows, row width) what passes from stage to stage, and other memory of its size.

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::config::Sizes;
 use crate::error::{Error, Result};
@@ -88,9 +89,6 @@ pub(crate) trait Elsewhere: Any + Send + Sync {
     /// The numbers of all layers; `host` has those that are nowhere else.
     fn numbers<'a>(&'a self, host: &'a [f32]) -> Result<&'a [f32]>;
 
-    /// What stands for so many numbers that cannot be had.
-    fn unreadable(&self, n: usize) -> &[f32];
-
     /// What it holds is out of date.
     fn host_is_newer(&mut self);
 
@@ -108,7 +106,8 @@ pub(crate) trait Elsewhere: Any + Send + Sync {
 /// The recurrent state of one sequence.
 ///
 /// Where its model has layers on a device, so has the state from its first token on, and its numbers are
-/// fetched when they are asked for.
+/// fetched when they are asked for. A device that fails in the middle of a pass leaves a state that is
+/// undefined, and says so: see [`check`](Self::check).
 pub struct State {
     layout: StateLayout,
     /// Tokens read since the empty state.
@@ -116,6 +115,10 @@ pub struct State {
     /// (n_layer, numbers of a layer). Old where something else has newer ones.
     data: Vec<f32>,
     elsewhere: Option<Box<dyn Elsewhere>>,
+    /// What it holds is no state: a pass over it has begun and not ended.
+    is_undefined: bool,
+    /// What stands for the numbers where there are none.
+    unreadable: OnceLock<Vec<f32>>,
 }
 
 impl State {
@@ -125,6 +128,8 @@ impl State {
             n_tokens: 0,
             data: vec![0.0; layout.len()],
             elsewhere: None,
+            is_undefined: false,
+            unreadable: OnceLock::new(),
         };
         state.reset();
         state
@@ -133,6 +138,7 @@ impl State {
     /// Back to the empty state.
     pub fn reset(&mut self) {
         self.n_tokens = 0;
+        self.is_undefined = false;
         self.host_is_newer();
         let layout = &self.layout;
         let parts = layout.sizes.architecture.state;
@@ -156,22 +162,56 @@ impl State {
     /// The numbers, layer after layer. Of RWKV-4: the last inputs of channel mixing and time mixing (n_embd each),
     /// then numerator, denominator and running maximum of WKV (n_attention each).
     ///
-    /// Of layers on a device they are fetched, once for each pass in between; they are all NaN if the device
-    /// fails.
+    /// Of layers on a device they are fetched, once for each pass in between; they are all NaN where
+    /// [`numbers`](Self::numbers) gives an error.
     pub fn as_slice(&self) -> &[f32] {
-        match (self.numbers(), &self.elsewhere) {
-            (Ok(numbers), _) => numbers,
-            (Err(_), Some(elsewhere)) => elsewhere.unreadable(self.data.len()),
-            (Err(_), None) => &self.data,
-        }
+        let nothing = || vec![f32::NAN; self.data.len()];
+        let unreadable = |_| &self.unreadable.get_or_init(nothing)[..];
+        self.numbers().unwrap_or_else(unreadable)
     }
 
-    /// The numbers of all layers, wherever they are.
-    pub(crate) fn numbers(&self) -> Result<&[f32]> {
+    /// [`as_slice`](Self::as_slice) where the devices may have failed.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check), and [`ErrorKind::Backend`](crate::ErrorKind::Backend) when a device
+    /// does not give its numbers.
+    pub fn numbers(&self) -> Result<&[f32]> {
+        self.check()?;
         match &self.elsewhere {
             None => Ok(&self.data),
             Some(elsewhere) => elsewhere.numbers(&self.data),
         }
+    }
+
+    /// Refuses a state that is undefined, as everything that needs its numbers does: a pass over it did
+    /// not end, because a device failed in its middle, or a thread panicked. A clone of it is undefined,
+    /// too. [`reset`](Self::reset) and loading another state make it one again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Backend`](crate::ErrorKind::Backend).
+    pub fn check(&self) -> Result<()> {
+        match self.is_undefined {
+            false => Ok(()),
+            true => Err(Error::backend(
+                "the state is undefined since a pass over it failed in its middle: reset it, or load \
+                 another",
+            )),
+        }
+    }
+
+    /// [`check`](Self::check) without a text.
+    pub(crate) fn is_undefined(&self) -> bool {
+        self.is_undefined
+    }
+
+    /// From here to [`end_pass`](Self::end_pass) it is neither the state before the pass nor that behind it.
+    pub(crate) fn begin_pass(&mut self) {
+        self.is_undefined = true;
+    }
+
+    /// Every part of the pass has gone well.
+    pub(crate) fn end_pass(&mut self) {
+        self.is_undefined = false;
     }
 
     /// What the time mixing of a layer remembers, one number a channel. Of RWKV-4 (n_attention): the mean of all
@@ -207,6 +247,52 @@ impl State {
             self.data.copy_from_slice(&numbers);
         }
         self.elsewhere = elsewhere;
+        Ok(())
+    }
+
+    /// A clone, on the devices that have this state, or on the host where they have no room.
+    ///
+    /// # Errors
+    /// Those of [`numbers`](Self::numbers), where `clone` gives a state that is undefined.
+    pub fn try_clone(&self) -> Result<Self> {
+        self.check()?;
+        let elsewhere = self.elsewhere.as_ref().and_then(|there| there.try_clone());
+        let data = match elsewhere {
+            Some(_) => self.data.clone(),
+            None => self.numbers()?.to_vec(),
+        };
+        Ok(State {
+            layout: self.layout,
+            n_tokens: self.n_tokens,
+            data,
+            elsewhere,
+            is_undefined: false,
+            unreadable: OnceLock::new(),
+        })
+    }
+
+    /// Becomes a copy of another state.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check) for the other state; nothing has changed then. Those of its devices;
+    /// this one is undefined then.
+    pub(crate) fn copy_from(&mut self, other: &State) -> Result<()> {
+        other.check()?;
+        self.is_undefined = true;
+        let copied = match (&mut self.elsewhere, &other.elsewhere) {
+            (Some(to), Some(from)) => to.copy_from(&**from),
+            _ => false,
+        };
+        let data = match copied {
+            true => &other.data,
+            false => other.numbers()?,
+        };
+        data.clone_into(&mut self.data);
+        (self.layout, self.n_tokens) = (other.layout, other.n_tokens);
+        if !copied {
+            self.host_is_newer();
+        }
+        self.is_undefined = false;
         Ok(())
     }
 
@@ -247,7 +333,8 @@ impl State {
     }
 
     /// The state as bytes with a checked header; `logits` (n_vocab, or empty) are the output row of the
-    /// last token, which a continuation without a new token needs.
+    /// last token, which a continuation without a new token needs. Where [`numbers`](Self::numbers) gives
+    /// an error, they are those of no state.
     ///
     /// # Panics
     /// When `logits` is neither empty nor of length n_vocab.
@@ -317,6 +404,7 @@ impl State {
             .zip(&mut values)
             .for_each(|(slot, value)| *slot = value);
         self.n_tokens = header.n_tokens;
+        self.is_undefined = false;
         self.host_is_newer();
         logits.clear();
         // Behind no token there are no logits: what stands in their place only keeps the size the same.
@@ -455,34 +543,19 @@ struct Header {
 
 impl Clone for State {
     fn clone(&self) -> Self {
-        // Where a device has no room for another state, the clone is on the host.
-        let elsewhere = self.elsewhere.as_ref().and_then(|there| there.try_clone());
-        let data = match elsewhere {
-            Some(_) => self.data.clone(),
-            None => self.as_slice().to_vec(),
-        };
-        State {
+        self.try_clone().unwrap_or_else(|_| State {
             layout: self.layout,
             n_tokens: self.n_tokens,
-            data,
-            elsewhere,
-        }
+            data: self.data.clone(),
+            elsewhere: None,
+            is_undefined: true,
+            unreadable: OnceLock::new(),
+        })
     }
 
     fn clone_from(&mut self, other: &Self) {
-        let copied = match (&mut self.elsewhere, &other.elsewhere) {
-            (Some(to), Some(from)) => to.copy_from(&**from),
-            _ => false,
-        };
-        let data = if copied {
-            &other.data
-        } else {
-            other.as_slice()
-        };
-        data.clone_into(&mut self.data);
-        (self.layout, self.n_tokens) = (other.layout, other.n_tokens);
-        if !copied {
-            self.host_is_newer();
+        if self.copy_from(other).is_err() {
+            *self = other.clone();
         }
     }
 }

@@ -255,7 +255,8 @@ fn memory(layout: &StateLayout, layer: &[f32]) -> Vec<f32> {
     let part = |part: usize| &layer[layout.parts(part..part + 1)];
     let pairs = part(WKV.start).iter().zip(part(WKV.start + 1));
     pairs
-        .map(|(&sum, &weight)| if weight > 0.0 { sum / weight } else { 0.0 })
+        // NaN is not hidden: it stands for numbers that could not be read.
+        .map(|(&sum, &weight)| if weight == 0.0 { 0.0 } else { sum / weight })
         .collect()
 }
 

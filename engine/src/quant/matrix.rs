@@ -127,11 +127,6 @@ impl Matrix {
         self.weights.values()
     }
 
-    /// Whether the weights lie in a file rather than in memory of their own.
-    pub(crate) fn is_in_file(&self) -> bool {
-        self.in_file_bytes().is_some()
-    }
-
     /// The weights, scales aside, where they lie in a file.
     pub(crate) fn in_file_bytes(&self) -> Option<&FileBytes> {
         self.weights.in_file_bytes()

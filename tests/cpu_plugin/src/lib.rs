@@ -7,8 +7,6 @@
 //!
 //! For tests of what can go wrong, environment variables change the devices: CPUPLUG_DEVICES their number
 //! (0: none), CPUPLUG_FREE_BYTES the memory of each, CPUPLUG_QUANTS (a bit mask) what matrices they take,
-//! CPUPLUG_NO_DRIVER makes it fail as without a driver, CPUPLUG_BAD_TABLE gives a table that hosts must refuse.
-//! With CPUPLUG_TELL_THREADS every forward pass says on stderr which thread it runs on.
 
 mod matrix;
 mod network;
@@ -206,6 +204,33 @@ pub(crate) fn take(device: u32, bytes: u64) -> Result {
 
 pub(crate) fn give_back(device: u32, bytes: u64) {
     TAKEN[device as usize].fetch_sub(bytes, Ordering::Relaxed);
+}
+
+/// Calls of `forward` since CPUPLUG_FAIL_FORWARD is set.
+static FORWARDS: AtomicU64 = AtomicU64::new(0);
+
+/// As a device that is lost on the way: the states have moved.
+fn fail_forward() -> Result {
+    let Some(good) = setting("CPUPLUG_FAIL_FORWARD") else {
+        FORWARDS.store(0, Ordering::Relaxed);
+        return Ok(());
+    };
+    match FORWARDS.fetch_add(1, Ordering::Relaxed) < good {
+        true => Ok(()),
+        false => lost("CPUPLUG_FAIL_FORWARD"),
+    }
+}
+
+fn fail_states() -> Result {
+    match std::env::var_os("CPUPLUG_FAIL_STATES") {
+        None => Ok(()),
+        Some(_) => lost("CPUPLUG_FAIL_STATES"),
+    }
+}
+
+fn lost(variable: &str) -> Result {
+    let text = format!("the device is lost: {variable} is set");
+    Err(Failed(abi::ERROR_DEVICE, text))
 }
 
 unsafe extern "C" fn device_count(count: *mut u32) -> abi::Status {
@@ -410,6 +435,7 @@ unsafe extern "C" fn state_write(
     count: usize,
 ) -> abi::Status {
     fence(|| {
+        fail_states()?;
         // SAFETY: NULL or valid, by the header.
         let state = unsafe { exclusive(state.cast::<State>(), "state") }?;
         check_count(count, state.numbers.len())?;
@@ -434,6 +460,7 @@ unsafe extern "C" fn state_read(
     count: usize,
 ) -> abi::Status {
     fence(|| {
+        fail_states()?;
         // SAFETY: NULL or valid, by the header.
         let state = unsafe { reference(state.cast::<State>(), "state") }?;
         check_count(count, state.numbers.len())?;
@@ -445,6 +472,7 @@ unsafe extern "C" fn state_read(
 
 unsafe extern "C" fn state_copy(to: *mut abi::State, from: *const abi::State) -> abi::Status {
     fence(|| {
+        fail_states()?;
         if std::ptr::eq(to, from) {
             return Ok(());
         }
@@ -472,6 +500,7 @@ unsafe extern "C" fn state_logits(
     count: usize,
 ) -> abi::Status {
     fence(|| {
+        fail_states()?;
         // SAFETY: NULL or valid, by the header.
         let state = unsafe { reference(state.cast::<State>(), "state") }?;
         check_count(count, state.n_vocab())?;
@@ -507,7 +536,8 @@ unsafe extern "C" fn forward(
         let stages: Vec<&Stage> = stages.collect::<Result<_>>()?;
         // SAFETY: the header says that the batch's pointers are to as many elements as its sizes say, and
         // that nobody else uses its states.
-        unsafe { network::forward(&stages, batch) }
+        unsafe { network::forward(&stages, batch) }?;
+        fail_forward()
     })
 }
 

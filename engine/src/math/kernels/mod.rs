@@ -274,35 +274,28 @@ dispatch! { scalar;
     /// Copies `n <= 16` columns, beginning with `first`, of a matrix (rows, stride) into a panel (rows,
     /// [`PANEL_WIDTH`]), missing columns 0.
     fn pack_f32(weights: &[f32], stride: usize, first: usize, n: usize, panel: &mut [f32]) where {
-        check_pack(weights.len(), stride, first, n);
-        assert_eq!(panel.len(), weights.len() / stride * PANEL_WIDTH);
+        check_pack((weights.len(), stride), (first, n), (panel.len(), 1));
     };
 
     /// As [`pack_f32`](Self::pack_f32), widened from f16.
     fn pack_f16(weights: &[f16], stride: usize, first: usize, n: usize, panel: &mut [f32]) where {
-        check_pack(weights.len(), stride, first, n);
-        assert_eq!(panel.len(), weights.len() / stride * PANEL_WIDTH);
+        check_pack((weights.len(), stride), (first, n), (panel.len(), 1));
     };
 
     /// As [`pack_f32`](Self::pack_f32), widened from int8, rows in pairs: (ceil(rows / 2),
     /// [`PANEL_WIDTH`], 2), a missing row 0.
     fn pack_i8(weights: &[i8], stride: usize, first: usize, n: usize, panel: &mut [i16]) where {
-        check_pack(weights.len(), stride, first, n);
-        assert_eq!(panel.len(), (weights.len() / stride).div_ceil(2) * PANEL_WIDTH * 2);
+        check_pack((weights.len(), stride), (first, n), (panel.len(), 2));
     };
 
     /// `out[t, o] += sum over i of x[t, i] * panel[i, o]` for every row of `x`; `out` is (n, PANEL_WIDTH).
     fn multiply_panel_f32(panel: &[f32], x: Rows<'_, f32>, out: &mut [f32]) where {
-        assert!(panel.len() % PANEL_WIDTH == 0);
-        x.check(panel.len() / PANEL_WIDTH);
-        assert_eq!(out.len(), x.n * PANEL_WIDTH);
+        check_panel((panel.len(), 1), &x, out.len());
     };
 
     /// The same in integers; a panel of an odd number of rows wants a 0 behind each row of `x`.
     fn multiply_panel_i8(panel: &[i16], x: Rows<'_, i16>, out: &mut [i32]) where {
-        assert!(panel.len() % (2 * PANEL_WIDTH) == 0);
-        x.check(panel.len() / PANEL_WIDTH);
-        assert_eq!(out.len(), x.n * PANEL_WIDTH);
+        check_panel((panel.len(), 2), &x, out.len());
     };
 }
 
@@ -338,17 +331,25 @@ pub struct Rows<'a, T> {
     pub n: usize,
 }
 
+// Sizes come from public fields and arguments. Where their products and sums wrapped, as they do in release builds,
+// large ones would pass for small ones, and kernels would follow pointers far beyond their slices.
+
 impl<T> Rows<'_, T> {
     /// Whether every row has so many columns.
     fn check(&self, cols: usize) {
-        assert!(self.n > 0 && (self.n - 1) * self.stride + cols <= self.values.len());
+        let last = self.n.checked_sub(1);
+        let start = last.and_then(|last| last.checked_mul(self.stride));
+        let end = start.and_then(|start| start.checked_add(cols));
+        assert!(end.is_some_and(|end| end <= self.values.len()));
+        // The gemm crate takes it with a sign.
+        assert!(isize::try_from(self.stride).is_ok());
     }
 }
 
 fn check_dots<T>(n_weights: usize, x: &Rows<'_, T>, cols: usize, n_out: usize) {
     x.check(cols);
     assert!(cols > 0 && n_weights % cols == 0);
-    assert_eq!(n_out, n_weights / cols * x.n);
+    assert_eq!(Some(n_out), (n_weights / cols).checked_mul(x.n));
 }
 
 fn check_gather(n_weights: usize, rows: &[u32], n_values: usize, width: usize) {
@@ -358,7 +359,21 @@ fn check_gather(n_weights: usize, rows: &[u32], n_values: usize, width: usize) {
     assert!(rows.iter().all(|&row| (row as usize) < n_rows));
 }
 
-fn check_pack(n_weights: usize, stride: usize, first: usize, n: usize) {
+/// Columns `first .. first + n` of a matrix of `n_weights`; each row of the panel has `together` of its rows.
+fn check_pack(
+    (n_weights, stride): (usize, usize),
+    (first, n): (usize, usize),
+    (n_panel, together): (usize, usize),
+) {
     assert!(stride > 0 && n_weights % stride == 0);
-    assert!(n <= PANEL_WIDTH && first + n <= stride);
+    assert!(n <= PANEL_WIDTH && first.checked_add(n).is_some_and(|end| end <= stride));
+    let n_rows = (n_weights / stride).div_ceil(together);
+    assert_eq!(Some(n_panel), n_rows.checked_mul(together * PANEL_WIDTH));
+}
+
+/// As [`check_pack`] for the panel, which then meets every row of `x`.
+fn check_panel<T>((n_panel, together): (usize, usize), x: &Rows<'_, T>, n_out: usize) {
+    assert!(n_panel % (together * PANEL_WIDTH) == 0);
+    x.check(n_panel / PANEL_WIDTH);
+    assert_eq!(Some(n_out), x.n.checked_mul(PANEL_WIDTH));
 }

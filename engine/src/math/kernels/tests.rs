@@ -334,6 +334,86 @@ fn integer_kernels_agree_with_scalar_exactly() {
     });
 }
 
+/// What a call panics with.
+fn refusal(call: impl FnOnce()) -> String {
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    let panic = panic.expect_err("refused");
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
+        .expect("a text")
+}
+
+/// Sizes whose products or sums wrap are refused by the checks themselves, which a release build has too, and
+/// not by the overflow checks that only a debug build has.
+#[test]
+fn sizes_that_wrap_are_refused() {
+    const HALF: usize = 1 << (usize::BITS - 1);
+    let rows = |stride, n| Rows {
+        values: &[1.0_f32; 16][..],
+        stride,
+        n,
+    };
+    let integers = |stride, n| Rows {
+        values: &[1_i16; 32][..],
+        stride,
+        n,
+    };
+    let (w, half, byte) = ([1.0_f32; 16], [f16::ONE; 16], [1_i8; 16]);
+    for set in KernelSet::available() {
+        let check = |what: &str, call: &mut dyn FnMut()| {
+            let text = refusal(call);
+            let asserted = text.starts_with("assertion");
+            assert!(asserted, "{}: {what}: {text}", set.name());
+        };
+        let (out, sums) = (&mut [0.0; 16][..], &mut [0; 16][..]);
+        // 2 * HALF is 0 where it wraps, so is 4 times a quarter.
+        for (stride, n) in [(HALF, 3), (usize::MAX, 2), (HALF / 2, 5), (usize::MAX, 1)] {
+            let out = &mut out[..n];
+            check("dots_f32", &mut || {
+                set.dots_f32(&w, rows(stride, n), 16, out)
+            });
+            check("dots_f16", &mut || {
+                set.dots_f16(&half, rows(stride, n), 16, out)
+            });
+            let sums = &mut sums[..n];
+            check("dots_i8", &mut || {
+                set.dots_i8(&byte, integers(stride, n), 16, sums)
+            });
+            #[cfg(feature = "gemm")]
+            check("gemm", &mut || {
+                gemm::multiply_f32(&w, rows(stride, n), 16, out)
+            });
+        }
+        // A row that is read again and again: no limit to their number but that of the outputs.
+        check("dots_f32", &mut || {
+            set.dots_f32(&w, rows(0, HALF), 8, &mut out[..0])
+        });
+        check("dots_f16", &mut || {
+            set.dots_f16(&half, rows(0, HALF), 8, &mut out[..0])
+        });
+        check("dots_i8", &mut || {
+            set.dots_i8(&byte, integers(0, HALF), 8, &mut sums[..0])
+        });
+        let n = HALF / 8;
+        check("multiply_panel_f32", &mut || {
+            set.multiply_panel_f32(&w, rows(0, n), &mut out[..0])
+        });
+        check("multiply_panel_i8", &mut || {
+            let panel = [1; 2 * PANEL_WIDTH];
+            set.multiply_panel_i8(&panel, integers(0, n), &mut sums[..0])
+        });
+        let first = usize::MAX - 15;
+        let panel = &mut [0.0; PANEL_WIDTH];
+        check("pack_f32", &mut || set.pack_f32(&w, 16, first, 16, panel));
+        check("pack_f16", &mut || {
+            set.pack_f16(&half, 16, first, 16, panel)
+        });
+        check("pack_i8", &mut || {
+            set.pack_i8(&byte, 16, first, 16, &mut [0; 2 * PANEL_WIDTH])
+        });
+    }
+}
+
 #[test]
 fn panels_give_the_same_products_as_dots() {
     for set in KernelSet::available() {
