@@ -2,7 +2,7 @@
 //!
 //! Input: a plan and a source of weights. Output: a [`Pipeline`], which feeds batches of spans through its
 //! stages. Neighbouring stages of one plugin are a chain, which the plugin runs in one call and within which
-//! it moves the rows itself; everywhere else the residual stream passes through the host's memory.
+//! it moves the rows itself; everywhere else they pass through the host's memory.
 
 #![forbid(unsafe_code)]
 
@@ -11,8 +11,6 @@ mod upload;
 use std::ops::Range;
 use std::sync::Arc;
 
-use rwkv_edge_plugin as abi;
-
 use crate::batch::{Cutter, Segment, Span};
 use crate::error::{Error, Result};
 use crate::info::TensorInfo;
@@ -20,7 +18,8 @@ use crate::math::argmax;
 use crate::matrix::{Quant, RowsSource};
 use crate::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
-use crate::v4::{Buffers, Machine, Network, Part, Sizes, NORM_OUT_EPSILON};
+use crate::state::layer_len;
+use crate::v4::{Buffers, Machine, Network, Part, Sizes, ARCHITECTURE, NORM_OUT_EPSILON};
 use upload::Upload;
 
 /// The whole network, stage after stage.
@@ -128,30 +127,28 @@ impl StageOptions {
         rows_max: usize,
         epsilon: f32,
     ) -> Self {
-        // Readers of checkpoints keep all sizes below 2^32.
-        let count = |n: usize| n as u32;
-        StageOptions(abi::StageOptions {
-            struct_size: size_of::<abi::StageOptions>() as u32,
+        StageOptions {
             device,
-            n_vocab: count(sizes.n_vocab),
-            n_embd: count(sizes.n_embd),
-            n_layer: count(sizes.n_layer),
-            n_attention: count(sizes.n_attention),
-            n_hidden: count(sizes.n_hidden),
-            first_layer: count(part.layers.start),
-            layer_count: count(part.layers.len()),
-            has_embedding: u32::from(part.has_embedding),
-            has_head: u32::from(part.has_head),
-            quant: match quant {
-                Quant::F32 => abi::F32,
-                Quant::F16 => abi::F16,
-                Quant::Int8 => abi::INT8,
-            },
-            rows_max: count(rows_max),
-            norm_epsilon: epsilon,
-            norm_out_epsilon: NORM_OUT_EPSILON,
-            reserved: 0,
-        })
+            architecture: ARCHITECTURE,
+            quant,
+            sizes: vec![
+                ("n_vocab", sizes.n_vocab as u64),
+                ("n_embd", sizes.n_embd as u64),
+                ("n_layer", sizes.n_layer as u64),
+                ("n_attention", sizes.n_attention as u64),
+                ("n_hidden", sizes.n_hidden as u64),
+            ],
+            numbers: vec![
+                ("norm_epsilon", f64::from(epsilon)),
+                ("norm_out_epsilon", f64::from(NORM_OUT_EPSILON)),
+            ],
+            layers: part.layers.clone(),
+            has_embedding: part.has_embedding,
+            has_head: part.has_head,
+            rows_max,
+            row_width: sizes.n_embd,
+            state_len: part.layers.len() * layer_len(sizes.n_embd, sizes.n_attention),
+        }
     }
 }
 
@@ -366,7 +363,7 @@ impl Pipeline {
     }
 
     /// Feeds a batch to neighbouring stages of one plugin. Without something wanted, which is that of the
-    /// last link, they give the residual stream for the next one.
+    /// last link, they give the rows for the next one.
     fn chain(
         &self,
         chain: &Range<usize>,
@@ -397,11 +394,11 @@ impl Pipeline {
         };
         let input = match has_embedding {
             true => Input::Tokens(tokens),
-            false => Input::Residual(residual),
+            false => Input::Rows(residual),
         };
         let passes_on = wanted.is_none();
         let output = match wanted {
-            None => plugin::Output::Residual(next),
+            None => plugin::Output::Rows(next),
             Some(_) if rows.is_empty() => plugin::Output::Nothing,
             Some(Wanted::Logits(out)) => plugin::Output::Logits(out),
             Some(Wanted::Hidden(out)) => plugin::Output::Hidden(out),

@@ -39,12 +39,17 @@ pub(crate) struct StateShape {
 
 impl StateShape {
     fn layer_len(&self) -> usize {
-        2 * self.n_embd + 3 * self.n_attention
+        layer_len(self.n_embd, self.n_attention)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.n_layer * self.layer_len()
     }
+}
+
+/// Numbers of one layer: see [`LayerState`].
+pub(crate) fn layer_len(n_embd: usize, n_attention: usize) -> usize {
+    2 * n_embd + 3 * n_attention
 }
 
 /// The recurrent state of one sequence.

@@ -1,7 +1,5 @@
 //! A network's weights on their way to devices.
 
-use rwkv_edge_plugin as abi;
-
 use super::StageFacts;
 use crate::error::{Error, Result};
 use crate::info::TensorInfo;
@@ -9,8 +7,8 @@ use crate::matrix::{
     Buffer, Layout, Matrix, Quant, Rows, RowsSource, Vector, WeightSource, Weights,
 };
 use crate::plan::{PlannedStage, Target};
-use crate::plugin::{self, StageBuilder, StageOptions};
-use crate::v4::{Sizes, DECAY_LOG};
+use crate::plugin::{self, StageBuilder, StageOptions, TensorName};
+use crate::v4::Sizes;
 
 /// Brings what a network asks for to devices, and gives placeholders.
 pub(super) struct Upload<'a> {
@@ -65,10 +63,10 @@ impl WeightSource for Upload<'_> {
 
     fn vector(&mut self, name: String, n: usize) -> Result<Vector> {
         let vector = self.source.vector(name, n)?;
-        let (tensor, layer) = tensor_of(&vector.name)?;
+        let within = within_layer(&vector.name);
         for builder in &mut self.builders {
             builder
-                .vector(tensor, layer, &vector.values)
+                .vector(within, &vector.values)
                 .map_err(|e| e.at(format_args!("tensor {}", vector.name)))?;
         }
         self.tensors
@@ -86,13 +84,13 @@ impl WeightSource for Upload<'_> {
         n_inputs: usize,
         layout: Layout,
     ) -> Result<Matrix> {
-        let (tensor, layer) = tensor_of(&name)?;
+        let within = within_layer(&name);
         let builders = &mut self.builders;
         let mut size = None;
         let mut take = |rows: Rows<'_>| {
             size = Some(rows.size());
             builders.iter_mut().try_for_each(|builder| {
-                let taken = builder.rows(tensor, layer, &rows);
+                let taken = builder.rows(within, &rows);
                 taken.map_err(|e| e.at(format_args!("tensor {name}")))
             })
         };
@@ -111,46 +109,29 @@ impl WeightSource for Upload<'_> {
     }
 }
 
-/// The number of a tensor in a plugin's table, and its layer.
-fn tensor_of(name: &str) -> Result<(u32, u32)> {
-    const OUTSIDE: [(&str, u32); 6] = [
-        ("emb.weight", abi::EMBEDDING),
-        ("blocks.0.ln0.weight", abi::NORM_IN_WEIGHT),
-        ("blocks.0.ln0.bias", abi::NORM_IN_BIAS),
-        ("ln_out.weight", abi::NORM_OUT_WEIGHT),
-        ("ln_out.bias", abi::NORM_OUT_BIAS),
-        ("head.weight", abi::HEAD),
-    ];
-    const INSIDE: [(&str, u32); 18] = [
-        ("ln1.weight", abi::ATT_NORM_WEIGHT),
-        ("ln1.bias", abi::ATT_NORM_BIAS),
-        ("att.time_mix_k", abi::ATT_MIX_KEY),
-        ("att.time_mix_v", abi::ATT_MIX_VALUE),
-        ("att.time_mix_r", abi::ATT_MIX_RECEPTANCE),
-        (DECAY_LOG, abi::ATT_DECAY_LOG),
-        ("att.time_first", abi::ATT_BONUS),
-        ("att.key.weight", abi::ATT_KEY),
-        ("att.value.weight", abi::ATT_VALUE),
-        ("att.receptance.weight", abi::ATT_RECEPTANCE),
-        ("att.output.weight", abi::ATT_OUTPUT),
-        ("ln2.weight", abi::FFN_NORM_WEIGHT),
-        ("ln2.bias", abi::FFN_NORM_BIAS),
-        ("ffn.time_mix_k", abi::FFN_MIX_KEY),
-        ("ffn.time_mix_r", abi::FFN_MIX_RECEPTANCE),
-        ("ffn.key.weight", abi::FFN_KEY),
-        ("ffn.receptance.weight", abi::FFN_RECEPTANCE),
-        ("ffn.value.weight", abi::FFN_VALUE),
-    ];
-    let find = |list: &[(&str, u32)], name: &str| {
-        let found = list.iter().find(|(known, _)| *known == name);
-        found.map(|(_, tensor)| *tensor)
-    };
-    let of_layer = |name: &str| {
+/// The name of a tensor within its layer, and the layer: `blocks.3.att.key.weight` is `att.key.weight` of layer 3.
+fn within_layer(name: &str) -> TensorName<'_> {
+    let of_layer = || {
         let (layer, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
-        Some((find(&INSIDE, rest)?, layer.parse().ok()?))
+        Some((rest, Some(layer.parse().ok()?)))
     };
-    let found = find(&OUTSIDE, name).map(|tensor| (tensor, 0));
-    found
-        .or_else(|| of_layer(name))
-        .ok_or_else(|| Error::unsupported(format!("tensor {name}: not one that devices know")))
+    of_layer().unwrap_or((name, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::within_layer;
+
+    #[test]
+    fn names_within_layers() {
+        for (name, expected) in [
+            ("emb.weight", ("emb.weight", None)),
+            ("head.weight", ("head.weight", None)),
+            ("blocks.0.ln0.bias", ("ln0.bias", Some(0))),
+            ("blocks.31.att.key.weight", ("att.key.weight", Some(31))),
+            ("blocks.x.att.key.weight", ("blocks.x.att.key.weight", None)),
+        ] {
+            assert_eq!(within_layer(name), expected);
+        }
+    }
 }
