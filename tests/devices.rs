@@ -433,6 +433,14 @@ fn plugins_of_other_versions_are_told() {
     let expected = format!("auto: the model runs on the CPU: cpuplug{told}\n");
     assert_eq!(text, expected);
 
+    // What only later programs know is none of this one's, and in nobody's way.
+    let later = ("CPUPLUG_QUANTS", "int4,f16");
+    let listed = stdout(&with(later, &["info", "--devices", "--json"]));
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let quants = &listed["plugins"][0]["devices"][0]["quants"];
+    assert_eq!(quants, &serde_json::json!(["f16"]));
+    stdout(&generate(later, &["--device", "cpuplug", "-q", "f16"]));
+
     let info: Value = serde_json::from_str(&stdout(&run(&["info", "--json"]))).expect("JSON");
     let size = |name: &str| info[name].as_u64().expect("a number");
     let expected = 5 * size("n_layer") * size("n_embd");

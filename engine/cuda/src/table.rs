@@ -21,8 +21,10 @@ use host::{options, parts, read, slice, slice_mut, text, write};
 /// The static table, and lists of names, may be read from any thread: nothing in them changes.
 struct Shared<T>(T);
 
-// SAFETY: only of functions and addresses of static text, and never written.
-unsafe impl<T> Sync for Shared<T> {}
+// SAFETY: it holds functions and addresses of static text, and is never written.
+unsafe impl Sync for Shared<abi::Table> {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Sync for Shared<[*const c_char; N]> {}
 
 const NAME: &CStr = c"cuda";
 const BUILD: &CStr =
