@@ -18,10 +18,14 @@ use serde_json::Value;
 
 /// The plugin that cargo built for the tests.
 fn plugin() -> PathBuf {
+    library("cpuplug")
+}
+
+fn library(name: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_rwkv-edge"));
     let folder = program.parent().expect("in a folder").join("deps");
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-    folder.join(format!("{prefix}cpuplug{suffix}"))
+    folder.join(format!("{prefix}{name}{suffix}"))
 }
 
 /// The program in a folder of its own: other plugins lie beside it where cargo built it.
@@ -235,7 +239,7 @@ fn the_reference_of_a_comparison_needs_no_device() {
     let mut command = with_plugin();
     // A device without f32.
     command
-        .env("CPUPLUG_QUANTS", "6")
+        .env("CPUPLUG_QUANTS", "f16,int8")
         .arg("perplexity")
         .arg(&file);
     let output = command
@@ -317,7 +321,7 @@ fn what_is_missing_is_told_in_one_line() {
     );
     refused(
         &one(
-            ("CPUPLUG_QUANTS", "6"),
+            ("CPUPLUG_QUANTS", "f16,int8"),
             &["--device", "cpuplug", "-q", "f32"],
         ),
         &["f32", "--quant"],
@@ -391,6 +395,67 @@ fn what_is_missing_is_told_in_one_line() {
         );
         assert!(text.contains(reason) && text.lines().count() == 1, "{text}");
     }
+}
+
+/// Of another version of the table, for other architectures, or with other states: one line says what there is, and what
+/// was expected.
+#[test]
+fn plugins_of_other_versions_are_told() {
+    let with = |variable: (&str, &str), args: &[&str]| {
+        let mut command = with_plugin();
+        command.env(variable.0, variable.1).args(args);
+        command.output().expect("the binary starts")
+    };
+    let generate = |variable: (&str, &str), args: &[&str]| {
+        with(variable, &[args, &["-n", "1", "hi"]].concat())
+    };
+    let device = ["--device", "cpuplug"];
+
+    let old = library("oldplug").display().to_string();
+    let old_is_named = ("RWKV_EDGE_PLUGIN_PATH", old.as_str());
+    let told = format!("plugin {old}: is a plugin of table version 1, expected 2: update it");
+    refused(&generate(old_is_named, &["--device", "oldplug"]), &[&told]);
+    let listed = stdout(&with(old_is_named, &["info", "--devices"]));
+    assert!(listed.contains(&told), "{listed}");
+
+    let others = ("CPUPLUG_ARCHITECTURES", "rwkv-0,rwkv-99");
+    let told = ": cannot run rwkv-4, has rwkv-0 and rwkv-99";
+    refused(&generate(others, &device), &[&format!("cpuplug:0{told}")]);
+    refused(
+        &generate(others, &["--device-map", "cpu *2 -> cpuplug:1"]),
+        &[&format!("cpuplug:1{told}")],
+    );
+    refused(
+        &generate(others, &["--device-map", "data-parallel"]),
+        &["data-parallel: ", &format!("cpuplug{told}")],
+    );
+    let none = ("CPUPLUG_ARCHITECTURES", "");
+    refused(&generate(none, &device), &["cannot run rwkv-4, has none"]);
+    // With auto the CPU does it.
+    let output = generate(others, &["--device", "auto"]);
+    stdout(&output);
+    let text = stderr(&output);
+    let expected = format!("auto: the model runs on the CPU: cpuplug{told}\n");
+    assert_eq!(text, expected);
+
+    // What only later programs know is none of this one's, and in nobody's way.
+    let later = ("CPUPLUG_QUANTS", "int4,f16");
+    let listed = stdout(&with(later, &["info", "--devices", "--json"]));
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let quants = &listed["plugins"][0]["devices"][0]["quants"];
+    assert_eq!(quants, &serde_json::json!(["f16"]));
+    stdout(&generate(later, &["--device", "cpuplug", "-q", "f16"]));
+
+    let info: Value = serde_json::from_str(&stdout(&run(&["info", "--json"]))).expect("JSON");
+    let size = |name: &str| info[name].as_u64().expect("a number");
+    let expected = 5 * size("n_layer") * size("n_embd");
+    let more = ("CPUPLUG_STATE_MORE", "7");
+    let told = format!("are {} numbers there, expected {expected}", expected + 7);
+    refused(&generate(more, &device), &["cpuplug:0: states of ", &told]);
+    refused(
+        &generate(more, &["--device", "auto"]),
+        &["cpuplug:0: states of ", " numbers there, expected "],
+    );
 }
 
 /// In folders only the names of files count, so a table must have the same; a file that the variable names may be

@@ -14,12 +14,16 @@
 
 mod common;
 
+#[path = "plugin/calls.rs"]
+mod calls;
 #[path = "plugin/close.rs"]
 mod close;
 #[path = "plugin/many.rs"]
 mod many;
 #[path = "plugin/memory.rs"]
 mod memory;
+#[path = "plugin/names.rs"]
+mod names;
 #[path = "plugin/pieces.rs"]
 mod pieces;
 #[path = "plugin/setup.rs"]

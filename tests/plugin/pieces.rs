@@ -1,53 +1,32 @@
 //! Tensors that come in pieces of rows.
 
-use std::ptr::{null, null_mut};
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::ptr::null_mut;
 
 use half::f16;
 use rwkv_edge_plugin as abi;
 
+use crate::calls::{batch, options, refused, shape_of, table, Options, Room, Tensor, A, H, V};
+use crate::calls::{Part, TENSORS};
 use crate::common::Random;
 use crate::setup::{deviation, standard_deviation, within};
-use crate::table::{batch, new_stage, options, refused, shape_of, table, tensor, Room, A, H, V};
-
-/// Some rows of a tensor.
-fn rows(whole: &abi::Tensor, first_row: u64, row_count: u64) -> abi::Tensor {
-    let row_bytes = whole.n_cols as usize
-        * match whole.dtype {
-            abi::F32 => 4,
-            abi::F16 => 2,
-            _ => 1,
-        };
-    let scales = match whole.row_scales.is_null() {
-        true => null(),
-        false => whole.row_scales.wrapping_add(first_row as usize),
-    };
-    let values = whole.values.cast::<u8>();
-    abi::Tensor {
-        first_row,
-        row_count,
-        values: values.wrapping_add(first_row as usize * row_bytes).cast(),
-        row_scales: scales,
-        ..*whole
-    }
-}
 
 #[test]
 fn bad_pieces_are_refused() {
     let table = table();
     let room = Room::new();
-    let stage = new_stage(table);
-    let key = tensor(abi::ATT_KEY, &room);
+    let stage = options().new_stage(table);
+    let key = room.tensor(c"att.key.weight");
     let n = u64::from(A);
-    // SAFETY: there is room for more numbers than any of these pieces has.
+    let add = |first_row: u64, row_count: u64| {
+        // Bytes that there are, of the first rows, for rows that there are not.
+        let mut piece = key.rows(0, row_count.min(2 * n));
+        (piece.rest.first_row, piece.rest.row_count) = (first_row, row_count);
+        piece.send(table, stage)
+    };
+    // SAFETY: the stage was just made.
     unsafe {
-        let add = |first_row, row_count| {
-            let piece = abi::Tensor {
-                first_row,
-                row_count,
-                ..key
-            };
-            (table.stage_tensor)(stage, &piece)
-        };
         refused(table, add(0, 0), "no rows");
         refused(table, add(0, n + 1), "more rows than there are");
         refused(table, add(0, u64::MAX), "far more rows than there are");
@@ -59,15 +38,10 @@ fn bad_pieces_are_refused() {
         refused(table, add(2, 2), "rows of which one has come");
         refused(table, add(4, 1), "a row left out");
         refused(table, add(3, n), "more rows than are left");
-        let vector = tensor(abi::ATT_BONUS, &room);
-        let vector = abi::Tensor {
-            row_count: 2,
-            ..vector
-        };
-        let status = (table.stage_tensor)(stage, &vector);
-        refused(table, status, "a vector of two rows");
-        for number in (0..abi::TENSORS).filter(|&number| number != abi::ATT_KEY) {
-            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
+        let vector = room.tensor(c"att.time_first").rows(0, 2);
+        refused(table, vector.send(table, stage), "a vector of two rows");
+        for name in TENSORS.into_iter().filter(|&name| name != key.name) {
+            assert_eq!(room.tensor(name).send(table, stage), abi::OK);
         }
         refused(table, (table.stage_finish)(stage), "rows are missing");
         // None of that has done any harm.
@@ -79,92 +53,88 @@ fn bad_pieces_are_refused() {
     }
 }
 
-/// Numbers of all tensors of a stage that is a whole model, with scales that only int8 uses.
+/// Numbers of all tensors of a stage that is a whole model, with scales that only int8 uses. No number lies where its type
+/// would like to.
 pub struct Numbers {
-    pub options: abi::StageOptions,
-    /// Of each tensor.
-    pub values: Vec<Vec<u8>>,
-    row_scales: Vec<u16>,
-    column_exponents: Vec<i8>,
+    options: Options,
+    values: BTreeMap<&'static CStr, Vec<u8>>,
+    row_scales: Vec<u8>,
+    column_exponents: Vec<u8>,
 }
 
+/// Bytes in front of the numbers of a part.
+const PAST: usize = 1;
+
 impl Numbers {
-    pub fn new(options: abi::StageOptions) -> Self {
-        let quant = options.quant;
-        let rows_max = options.n_vocab.max(options.n_hidden).max(options.n_embd);
+    pub fn new(options: Options) -> Self {
+        let sizes = [c"n_vocab", c"n_hidden", c"n_embd"].map(|name| options.size(name));
+        let rows_max = sizes.into_iter().max().unwrap_or(0);
         let mut random = Random(7);
-        let mut values = |number: u32| {
-            let (n_rows, n_cols, is_matrix) = shape_of(&options, number);
-            let mut bytes = Vec::new();
+        let mut values = |name: &'static CStr| {
+            let (n_rows, n_cols, is_matrix) = shape_of(&options, name);
+            let mut bytes = vec![0; PAST];
             for _ in 0..n_rows * n_cols {
                 let x = random.float();
-                match (is_matrix, quant) {
-                    (true, abi::INT8) => bytes.push((127.0 * x) as i8 as u8),
-                    (true, _) => bytes.extend(f16::from_f32(x).to_le_bytes()),
+                match (is_matrix, options.quant == c"int8") {
+                    (true, true) => bytes.push((127.0 * x) as i8 as u8),
+                    (true, false) => bytes.extend(f16::from_f32(x).to_le_bytes()),
                     // A decay's logarithm is at most 0.
                     (false, _) => bytes.extend((-x.abs()).to_le_bytes()),
                 }
             }
-            bytes
+            (name, bytes)
         };
+        let values = TENSORS.map(&mut values).into();
+        let scale = |row: u64| f16::from_f32(0.01 + 0.001 * (row % 32) as f32).to_le_bytes();
+        let exponent = |column: u64| (column % 7) as u8;
         Numbers {
             options,
-            values: (0..abi::TENSORS).map(&mut values).collect(),
-            row_scales: (0..rows_max)
-                .map(|row| f16::from_f32(0.01 + 0.001 * (row % 32) as f32).to_bits())
+            values,
+            row_scales: [0; PAST]
+                .into_iter()
+                .chain((0..rows_max).flat_map(scale))
                 .collect(),
-            column_exponents: (0..rows_max).map(|column| (column % 7) as i8 - 3).collect(),
+            column_exponents: (0..rows_max + PAST as u64)
+                .map(|column| exponent(column).wrapping_sub(3))
+                .collect(),
         }
     }
 
-    pub fn tensor(&self, number: u32) -> abi::Tensor {
-        let (n_rows, n_cols, is_matrix) = shape_of(&self.options, number);
-        let is_int8 = is_matrix && self.options.quant == abi::INT8;
-        let (row_scales, column_exponents) = match is_int8 {
-            true => (self.row_scales.as_ptr(), self.column_exponents.as_ptr()),
-            false => (null(), null()),
+    /// Changes a number of a vector.
+    pub fn set(&mut self, name: &CStr, at: usize, to: f32) {
+        let bytes = self.values.get_mut(name).expect("a tensor");
+        bytes[PAST + 4 * at..][..4].copy_from_slice(&to.to_le_bytes());
+    }
+
+    pub fn tensor(&self, name: &'static CStr) -> Tensor {
+        let (n_rows, n_cols, is_matrix) = shape_of(&self.options, name);
+        let part = |part: &'static CStr, bytes: &[u8], n: u64| -> Part {
+            let bytes = &bytes[PAST..][..n as usize];
+            (part, bytes.as_ptr(), n)
         };
-        abi::Tensor {
-            struct_size: size_of::<abi::Tensor>() as u32,
-            tensor: number,
-            layer: 0,
-            dtype: if is_matrix {
-                self.options.quant
-            } else {
-                abi::F32
-            },
-            n_rows,
-            n_cols,
-            first_row: 0,
-            row_count: n_rows,
-            values: self.values[number as usize].as_ptr().cast(),
-            row_scales,
-            column_exponents,
+        let values = &self.values[name];
+        let mut parts = vec![part(c"values", values, (values.len() - PAST) as u64)];
+        if is_matrix && self.options.quant == c"int8" {
+            parts.push(part(c"row_scales", &self.row_scales, 2 * n_rows));
+            parts.push(part(c"column_exponents", &self.column_exponents, n_cols));
         }
+        Tensor::new(&self.options, name, parts)
     }
 
     /// The stage, whose matrices come in pieces of so many rows.
     pub fn stage(&self, table: &abi::Table, rows_at_once: u64) -> *mut abi::Stage {
-        let mut stage = null_mut();
-        let rows_max = (0..abi::TENSORS)
-            .map(|number| self.tensor(number).n_rows)
-            .max();
-        // SAFETY: structs of the sizes that they say, tensors with as many numbers.
-        unsafe {
-            assert_eq!((table.stage_new)(&self.options, &mut stage), abi::OK);
-            // The first rows of all tensors, then the next ones: they need not come tensor by tensor.
-            for first_row in (0..rows_max.unwrap_or(0)).step_by(rows_at_once as usize) {
-                for number in 0..abi::TENSORS {
-                    let whole = self.tensor(number);
-                    if first_row < whole.n_rows {
-                        let count = rows_at_once.min(whole.n_rows - first_row);
-                        let piece = rows(&whole, first_row, count);
-                        assert_eq!((table.stage_tensor)(stage, &piece), abi::OK);
-                    }
-                }
+        let stage = self.options.new_stage(table);
+        let all = TENSORS.map(|name| self.tensor(name));
+        let rows_max = all.iter().map(|tensor| tensor.rest.n_rows).max();
+        // The first rows of all tensors, then the next ones: they need not come tensor by tensor.
+        for first_row in (0..rows_max.unwrap_or(0)).step_by(rows_at_once as usize) {
+            for whole in all.iter().filter(|whole| first_row < whole.rest.n_rows) {
+                let count = rows_at_once.min(whole.rest.n_rows - first_row);
+                assert_eq!(whole.rows(first_row, count).send(table, stage), abi::OK);
             }
-            assert_eq!((table.stage_finish)(stage), abi::OK);
         }
+        // SAFETY: the stage has all its tensors.
+        assert_eq!(unsafe { (table.stage_finish)(stage) }, abi::OK);
         stage
     }
 
@@ -205,13 +175,13 @@ impl Numbers {
 #[test]
 fn tensors_in_pieces_are_what_they_are_whole() {
     let table = table();
-    for quant in [abi::F16, abi::INT8] {
-        let numbers = Numbers::new(abi::StageOptions { quant, ..options() });
+    for quant in [c"f16", c"int8"] {
+        let numbers = Numbers::new(Options { quant, ..options() });
         let whole = numbers.logits(table, u64::from(H), 3);
         assert!(standard_deviation(&whole) > 1e-3);
         for rows_at_once in [1, 3, 5] {
             let found = numbers.logits(table, rows_at_once, 3);
-            let what = format!("quant {quant}, {rows_at_once} rows at once");
+            let what = format!("quant {quant:?}, {rows_at_once} rows at once");
             // A plugin may sum in another order every time, but one wrong row is far more than that.
             within(&what, deviation(&found, &whole), 1e-4);
         }

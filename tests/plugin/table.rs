@@ -1,206 +1,72 @@
 //! The table itself, called as a host with bugs would: every bad argument is an error with a text.
 
-use std::ffi::{c_char, CStr};
 use std::ptr::{null, null_mut};
 
 use rwkv_edge::Quant;
 use rwkv_edge_plugin as abi;
 
+use crate::calls::{
+    batch, finished_stage, options, options_refused, refused, table, Options, Room, Tensor, A, D,
+    H, TENSORS, V,
+};
 use crate::pieces::Numbers;
-use crate::setup::{device, device_info, plugin};
-
-pub const V: u32 = 11;
-pub const D: u32 = 8;
-pub const A: u32 = 8;
-pub const H: u32 = 16;
-
-/// The plugin's table. Its library stays loaded.
-pub fn table() -> &'static abi::Table {
-    device();
-    // SAFETY: the engine has loaded this plugin before, and checked its table.
-    unsafe {
-        let library = libloading::Library::new(plugin().path).expect("loads");
-        let entry = library
-            .get::<abi::Entry>(abi::SYMBOL.as_bytes())
-            .expect("a plugin");
-        let table = entry(abi::VERSION);
-        assert!(
-            entry(abi::VERSION + 1).is_null(),
-            "a version that there is not yet"
-        );
-        std::mem::forget(library);
-        table.as_ref().expect("a table")
-    }
-}
-
-fn last_error(table: &abi::Table) -> String {
-    let mut text = [1 as c_char; 512];
-    // SAFETY: the buffer has that many characters.
-    let length = unsafe { (table.last_error)(text.as_mut_ptr(), text.len()) };
-    assert!(length > 0, "an error has a text");
-    // SAFETY: NUL-terminated by the header's promise.
-    let text = unsafe { CStr::from_ptr(text.as_ptr()) };
-    text.to_str().expect("UTF-8").to_owned()
-}
-
-/// Refused as what no correct host asks for.
-#[track_caller]
-pub fn refused(table: &abi::Table, status: abi::Status, what: &str) {
-    refused_as(table, status, abi::ERROR_ARGUMENT, what);
-}
-
-#[track_caller]
-fn refused_as(table: &abi::Table, status: abi::Status, expected: abi::Status, what: &str) {
-    assert_eq!(
-        status, expected,
-        "{what}: see the statuses in docs/PLUGINS.md"
-    );
-    println!("{what}: {}", last_error(table));
-}
-
-pub fn options() -> abi::StageOptions {
-    let index = device()
-        .split(':')
-        .nth(1)
-        .map_or(0, |i| i.parse().expect("a number"));
-    abi::StageOptions {
-        struct_size: size_of::<abi::StageOptions>() as u32,
-        device: index,
-        n_vocab: V,
-        n_embd: D,
-        n_layer: 1,
-        n_attention: A,
-        n_hidden: H,
-        first_layer: 0,
-        layer_count: 1,
-        has_embedding: 1,
-        has_head: 1,
-        quant: abi::F16,
-        rows_max: 4,
-        norm_epsilon: 1e-5,
-        norm_out_epsilon: 1e-5,
-        reserved: 0,
-    }
-}
-
-/// Shape of a tensor of the stage above: (rows, columns, is a matrix).
-pub fn shape(tensor: u32) -> (u64, u64, bool) {
-    shape_of(&options(), tensor)
-}
-
-pub fn shape_of(o: &abi::StageOptions, tensor: u32) -> (u64, u64, bool) {
-    let [v, d, a, h] = [o.n_vocab, o.n_embd, o.n_attention, o.n_hidden].map(u64::from);
-    match tensor {
-        abi::EMBEDDING | abi::HEAD => (v, d, true),
-        abi::ATT_KEY | abi::ATT_VALUE | abi::ATT_RECEPTANCE => (a, d, true),
-        abi::ATT_OUTPUT => (d, a, true),
-        abi::FFN_KEY | abi::FFN_VALUE => (h, d, true),
-        abi::FFN_RECEPTANCE => (d, d, true),
-        abi::ATT_DECAY_LOG | abi::ATT_BONUS => (1, a, false),
-        _ => (1, d, false),
-    }
-}
-
-/// Numbers for any tensor: positive ones for vectors, and for matrices f16 of either sign, 1 to 2 in size, so
-/// that no two tokens have the same logits.
-pub struct Room {
-    vector: Vec<f32>,
-    matrix: Vec<u16>,
-}
-
-impl Room {
-    const LEN: usize = 4096;
-
-    pub fn new() -> Self {
-        let scrambled = |i: u32| (i.wrapping_mul(0x9e37_79b9) >> 16) as u16;
-        let matrix = (0..Self::LEN as u32).map(|i| 0x3c00 | scrambled(i) & 0x83ff);
-        Room {
-            vector: vec![0.5; Self::LEN],
-            matrix: matrix.collect(),
-        }
-    }
-}
-
-/// In f16 or f32.
-pub fn tensor(number: u32, room: &Room) -> abi::Tensor {
-    let (n_rows, n_cols, is_matrix) = shape(number);
-    abi::Tensor {
-        struct_size: size_of::<abi::Tensor>() as u32,
-        tensor: number,
-        layer: 0,
-        dtype: if is_matrix { abi::F16 } else { abi::F32 },
-        n_rows,
-        n_cols,
-        first_row: 0,
-        row_count: n_rows,
-        values: match is_matrix {
-            true => room.matrix.as_ptr().cast(),
-            false => room.vector.as_ptr().cast(),
-        },
-        row_scales: null(),
-        column_exponents: null(),
-    }
-}
-
-pub fn new_stage(table: &abi::Table) -> *mut abi::Stage {
-    let mut stage = null_mut();
-    // SAFETY: valid options and a pointer to a pointer.
-    let status = unsafe { (table.stage_new)(&options(), &mut stage) };
-    assert_eq!(status, abi::OK);
-    stage
-}
-
-/// A stage that is the whole model, with all its tensors.
-fn finished_stage(table: &abi::Table) -> *mut abi::Stage {
-    let room = Room::new();
-    let stage = new_stage(table);
-    // SAFETY: the stage was just made, and there is room for more numbers than any tensor has.
-    unsafe {
-        for number in 0..abi::TENSORS {
-            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
-        }
-        assert_eq!((table.stage_finish)(stage), abi::OK);
-    }
-    stage
-}
+use crate::setup::device_info;
 
 #[test]
 fn bad_options_are_refused() {
     let table = table();
-    type Change = fn(&mut abi::StageOptions);
+    type Change = fn(&mut Options);
     let (argument, unsupported) = (abi::ERROR_ARGUMENT, abi::ERROR_UNSUPPORTED);
     let mut changes: Vec<(&str, abi::Status, Change)> = vec![
-        ("struct_size 0", argument, |o| o.struct_size = 0),
-        ("device 1000", abi::ERROR_DEVICE, |o| o.device = 1000),
-        ("n_embd 0", argument, |o| o.n_embd = 0),
-        ("n_vocab 0", argument, |o| o.n_vocab = 0),
-        ("n_attention 0", argument, |o| o.n_attention = 0),
-        ("n_hidden 0", argument, |o| o.n_hidden = 0),
+        ("struct_size 0", argument, |o| o.rest.struct_size = 0),
+        ("device 1000", abi::ERROR_DEVICE, |o| o.rest.device = 1000),
+        ("n_embd 0", argument, |o| o.set(c"n_embd", 0)),
+        ("n_vocab 0", argument, |o| o.set(c"n_vocab", 0)),
+        ("n_attention 0", argument, |o| o.set(c"n_attention", 0)),
+        ("n_hidden 0", argument, |o| o.set(c"n_hidden", 0)),
         ("n_layer 0", argument, |o| {
-            (o.n_layer, o.layer_count) = (0, 0)
+            o.set(c"n_layer", 0);
+            o.rest.layer_count = 0;
         }),
-        ("layers beyond the end", argument, |o| o.layer_count = 2),
+        ("layers beyond the end", argument, |o| {
+            o.rest.layer_count = 2
+        }),
         ("first_layer beyond the end", argument, |o| {
-            o.first_layer = u32::MAX
+            o.rest.first_layer = u32::MAX
         }),
         ("embedding in the middle", argument, |o| {
-            (o.n_layer, o.first_layer) = (2, 1);
+            o.set(c"n_layer", 2);
+            o.rest.first_layer = 1;
         }),
-        ("head in the middle", argument, |o| o.n_layer = 2),
+        ("head in the middle", argument, |o| o.set(c"n_layer", 2)),
         ("nothing at all", argument, |o| {
-            (o.layer_count, o.n_layer, o.has_head) = (0, 1, 0)
+            (o.rest.layer_count, o.rest.has_head) = (0, 0)
         }),
-        ("rows_max 0", argument, |o| o.rows_max = 0),
-        ("quant 9", unsupported, |o| o.quant = 9),
-        ("quant 32", unsupported, |o| o.quant = 32),
+        ("rows_max 0", argument, |o| o.rest.rows_max = 0),
+        ("two embeddings", argument, |o| o.rest.has_embedding = 2),
+        ("two heads", argument, |o| o.rest.has_head = 2),
+        ("row_width 0", argument, |o| o.rest.row_width = 0),
+        ("rows wider than the model", argument, |o| {
+            o.rest.row_width = D + 1
+        }),
         ("a matrix of 2^64 numbers", unsupported, |o| {
-            o.n_embd = u32::MAX
+            o.set(c"n_embd", u32::MAX.into())
+        }),
+        ("a vocabulary of 2^64", unsupported, |o| {
+            o.set(c"n_vocab", u64::MAX)
+        }),
+        ("2^33 hidden units", unsupported, |o| {
+            o.set(c"n_hidden", 1 << 33)
+        }),
+        ("2^32 layers more", unsupported, |o| {
+            o.set(c"n_layer", (1 << 32) + 1);
+            o.rest.has_head = 0;
         }),
     ];
     let quants: [(Quant, &str, Change); 3] = [
-        (Quant::F32, "f32", |o| o.quant = abi::F32),
-        (Quant::F16, "f16", |o| o.quant = abi::F16),
-        (Quant::Int8, "int8", |o| o.quant = abi::INT8),
+        (Quant::F32, "f32", |o| o.quant = c"f32"),
+        (Quant::F16, "f16", |o| o.quant = c"f16"),
+        (Quant::Int8, "int8", |o| o.quant = c"int8"),
     ];
     let has = device_info().quants;
     let missing = quants
@@ -210,22 +76,7 @@ fn bad_options_are_refused() {
     for (what, expected, change) in changes {
         let mut options = options();
         change(&mut options);
-        let mut memory = abi::Memory {
-            struct_size: size_of::<abi::Memory>() as u32,
-            ..abi::Memory::default()
-        };
-        let mut stage = null_mut();
-        // SAFETY: structs of the sizes that they say, or smaller than what they say is never read.
-        unsafe {
-            let status = (table.stage_estimate)(&options, &mut memory);
-            refused_as(table, status, expected, what);
-            let status = (table.stage_new)(&options, &mut stage);
-            refused_as(table, status, expected, what);
-        }
-        assert!(
-            stage.is_null(),
-            "{what}: an output is written only on success"
-        );
+        options_refused(table, &options, |_| {}, expected, what);
     }
     // SAFETY: NULL is what is tested.
     unsafe {
@@ -239,7 +90,7 @@ fn bad_options_are_refused() {
         );
         refused(
             table,
-            (table.stage_new)(&options(), null_mut()),
+            options().changed(|_| {}, |o| (table.stage_new)(o, null_mut())),
             "NULL stage",
         );
         refused(
@@ -247,6 +98,7 @@ fn bad_options_are_refused() {
             (table.stage_new)(null(), &mut null_mut()),
             "NULL options",
         );
+        refused(table, (table.state_count)(null(), &mut 0), "NULL options");
         refused(table, (table.stage_finish)(null_mut()), "NULL stage");
         refused(
             table,
@@ -268,36 +120,28 @@ fn bad_options_are_refused() {
 fn bad_tensors_are_refused() {
     let table = table();
     let room = Room::new();
-    let stage = new_stage(table);
-    let add = |change: fn(&mut abi::Tensor)| {
-        let mut tensor = tensor(abi::ATT_KEY, &room);
+    let stage = options().new_stage(table);
+    let add = |change: fn(&mut Tensor)| {
+        let mut tensor = room.tensor(c"att.key.weight");
         change(&mut tensor);
-        // SAFETY: there is room for more numbers than any of these tensors has.
-        unsafe { (table.stage_tensor)(stage, &tensor) }
+        tensor.send(table, stage)
     };
-    refused(table, add(|t| t.n_rows += 1), "a row too many");
-    refused(table, add(|t| t.n_cols = 0), "no columns");
-    refused(table, add(|t| t.dtype = abi::F32), "another dtype");
-    refused(table, add(|t| t.dtype = abi::INT8), "another dtype");
-    refused(table, add(|t| t.layer = 1), "a layer that it has not");
-    refused(table, add(|t| t.tensor = abi::TENSORS), "an unknown tensor");
-    refused(table, add(|t| t.values = null()), "no values");
-    refused(table, add(|t| t.struct_size = 4), "struct_size 4");
-    // SAFETY: as above, and NULL is what is tested.
+    refused(table, add(|t| t.rest.n_rows += 1), "a row too many");
+    refused(table, add(|t| t.rest.n_cols = 0), "no columns");
+    refused(table, add(|t| t.rest.n_cols = u64::MAX), "many columns");
+    refused(table, add(|t| t.rest.struct_size = 4), "struct_size 4");
+    // SAFETY: NULL is what is tested, and stages that do not have all they need.
     unsafe {
-        refused(
-            table,
-            (table.stage_tensor)(null_mut(), &tensor(0, &room)),
-            "NULL stage",
-        );
+        let emb = room.tensor(TENSORS[0]);
+        refused(table, emb.send(table, null_mut()), "NULL stage");
         refused(table, (table.stage_tensor)(stage, null()), "NULL tensor");
         refused(
             table,
             (table.stage_finish)(stage),
             "all tensors are missing",
         );
-        for number in 1..abi::TENSORS {
-            assert_eq!((table.stage_tensor)(stage, &tensor(number, &room)), abi::OK);
+        for name in &TENSORS[1..] {
+            assert_eq!(room.tensor(name).send(table, stage), abi::OK);
         }
         refused(table, (table.stage_finish)(stage), "one tensor is missing");
         let mut state = null_mut();
@@ -313,28 +157,14 @@ fn bad_tensors_are_refused() {
             (table.forward)(stages.as_mut_ptr(), 1, &batch),
             "forward before finish",
         );
-        assert_eq!((table.stage_tensor)(stage, &tensor(0, &room)), abi::OK);
+        assert_eq!(emb.send(table, stage), abi::OK);
         assert_eq!((table.stage_finish)(stage), abi::OK);
         refused(
             table,
-            (table.stage_tensor)(stage, &tensor(3, &room)),
+            room.tensor(c"ln1.weight").send(table, stage),
             "after finish",
         );
         (table.stage_free)(stage);
-    }
-}
-
-pub fn batch() -> abi::Batch {
-    abi::Batch {
-        struct_size: size_of::<abi::Batch>() as u32,
-        n_spans: 0,
-        spans: null(),
-        n_rows: 0,
-        write: abi::WRITE_NOTHING,
-        tokens: null(),
-        residual: null(),
-        numbers: null_mut(),
-        tokens_out: null_mut(),
     }
 }
 
@@ -542,15 +372,15 @@ fn a_copy_of_a_state_has_its_logits() {
 #[test]
 fn what_is_not_finite_is_seen() {
     let table = table();
-    for quant in [abi::F16, abi::INT8] {
+    for quant in [c"f16", c"int8"] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut numbers = Numbers::new(abi::StageOptions { quant, ..options() });
-            numbers.values[abi::NORM_IN_BIAS as usize][4..8].copy_from_slice(&bad.to_le_bytes());
+            let mut numbers = Numbers::new(Options { quant, ..options() });
+            numbers.set(c"ln0.bias", 1, bad);
             for at_once in [1, 3] {
                 let logits = numbers.logits(table, u64::from(H), at_once);
                 assert!(
                     logits.iter().all(|logit| !logit.is_finite()),
-                    "quant {quant}, {bad}, {at_once} at once: {logits:?}"
+                    "quant {quant:?}, {bad}, {at_once} at once: {logits:?}"
                 );
             }
         }

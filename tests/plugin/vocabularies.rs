@@ -4,9 +4,9 @@ use std::ptr::null_mut;
 
 use rwkv_edge_plugin as abi;
 
+use crate::calls::{batch, options, table};
 use crate::pieces::Numbers;
 use crate::setup::{deviation, largest, short, within};
-use crate::table::{batch, options, table};
 
 /// One token for each of `n` new states: the logits that they keep, and the tokens that were chosen.
 fn chosen(
@@ -56,7 +56,7 @@ fn chosen(
 fn chosen_tokens_are_the_largest_of_any_vocabulary() {
     let table = table();
     // The vocabularies of the Pile and World models, what is in between, and one that is no multiple of anything.
-    let (vocabularies, n_rows): (&[u32], &[usize]) = match short() {
+    let (vocabularies, n_rows): (&[u64], &[usize]) = match short() {
         None => (
             &[61, 320, 4096, 50_277, 65_536],
             &[1, 3, 16, 33, 64, 100, 300],
@@ -64,17 +64,16 @@ fn chosen_tokens_are_the_largest_of_any_vocabulary() {
         // Few, but every kernel that can find the largest: devices choose it by how many rows and logits there are.
         Some(_) => (&[61, 50_277], &[1, 33, 200]),
     };
-    for quant in [abi::F16, abi::INT8] {
+    for quant in [c"f16", c"int8"] {
         for &n_vocab in vocabularies {
-            let numbers = Numbers::new(abi::StageOptions {
-                quant,
-                n_vocab,
-                n_embd: 64,
-                n_attention: 64,
-                n_hidden: 128,
-                rows_max: 512,
-                ..options()
-            });
+            let mut options = options();
+            options.quant = quant;
+            options.set(c"n_vocab", n_vocab);
+            options.set(c"n_embd", 64);
+            options.set(c"n_attention", 64);
+            options.set(c"n_hidden", 128);
+            options.rest.rows_max = 512;
+            let numbers = Numbers::new(options);
             let stage = numbers.stage(table, u64::MAX);
             let n_vocab = n_vocab as usize;
             let mut of_more_rows: Option<Vec<f32>> = None;
@@ -89,7 +88,7 @@ fn chosen_tokens_are_the_largest_of_any_vocabulary() {
                 }
                 // The first rows are the same however many there are.
                 if let Some(more) = &of_more_rows {
-                    let what = format!("quant {quant}, {n_vocab} logits, {n} rows");
+                    let what = format!("quant {quant:?}, {n_vocab} logits, {n} rows");
                     within(&what, deviation(&logits, &more[..logits.len()]), 5e-2);
                 }
                 of_more_rows = Some(logits);

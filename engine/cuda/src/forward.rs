@@ -11,6 +11,7 @@ use rwkv_edge_plugin as abi;
 
 use crate::error::{Failure, Result};
 use crate::layout::{padded, BatchLayout, CHUNK_ROWS, FEW_ROWS};
+use crate::options::StageOptions;
 use crate::pass::{n_chunks, Pass, Shape};
 use crate::stage::{Slot, Stage, State, Work, PINNED_LOGITS_BYTES};
 
@@ -30,14 +31,14 @@ pub(crate) struct Span<'a> {
 pub(crate) enum Input<'a> {
     Tokens(&'a [u32]),
     /// (n_rows, n_embd)
-    Residual(&'a [f32]),
+    Rows(&'a [f32]),
 }
 
 /// What is wanted of the last.
 pub(crate) enum Output<'a> {
     Nothing,
     /// (n_rows, n_embd)
-    Residual(&'a mut [f32]),
+    Rows(&'a mut [f32]),
     /// (rows asked for, n_embd)
     Hidden(&'a mut [f32]),
     /// (rows asked for, n_vocab)
@@ -118,7 +119,7 @@ fn run(
             (Some(previous), _) => {
                 take_over(stages[index - 1], previous, stage, &work, slot, shape)?
             }
-            (None, Input::Residual(rows)) => {
+            (None, Input::Rows(rows)) => {
                 let n = stage.options.n_embd;
                 work.stream.upload_rows(slot.places.x, padded(n), rows, n)?;
             }
@@ -153,9 +154,8 @@ fn check_chain(
     };
     for pair in stages.windows(2) {
         let (a, b) = (&pair[0].options, &pair[1].options);
-        let facts =
-            |o: &abi::StageOptions| (o.n_embd, o.n_attention, o.n_hidden, o.n_layer, o.n_vocab);
-        if a.has_head != 0 {
+        let facts = |o: &StageOptions| (o.n_embd, o.n_attention, o.n_hidden, o.n_layer, o.n_vocab);
+        if a.has_head {
             return Err(Failure::argument(
                 "a stage with the head in front of another",
             ));
@@ -190,7 +190,7 @@ fn check_chain(
     match input {
         Input::Tokens(tokens) => {
             let n_vocab = first.options.n_vocab;
-            if first.options.has_embedding == 0 {
+            if !first.options.has_embedding {
                 return Err(Failure::argument(
                     "tokens for a stage without the embedding",
                 ));
@@ -199,12 +199,12 @@ fn check_chain(
                 return Err(Failure::argument(format!("token {token} of {n_vocab}")));
             }
         }
-        Input::Residual(_) if first.options.has_embedding != 0 => {
+        Input::Rows(_) if first.options.has_embedding => {
             return Err(Failure::argument("rows for a stage with the embedding"));
         }
-        Input::Residual(_) => {}
+        Input::Rows(_) => {}
     }
-    if output.is_of_rows() && last.options.has_head == 0 {
+    if output.is_of_rows() && !last.options.has_head {
         return Err(Failure::argument("outputs of a stage without the head"));
     }
     Ok(())
@@ -322,7 +322,7 @@ fn firsts(spans: &[Span<'_>]) -> Vec<u32> {
     spans.iter().map(of_span).collect()
 }
 
-/// The residual stream comes from the stage before.
+/// The rows come from the stage before.
 fn take_over(
     from: &Stage,
     from_slot: &Slot,
@@ -393,7 +393,7 @@ fn one_stage(
         if let Some(graph) = work.graphs.get(&key) {
             work.stream.replay(graph)?;
         }
-        if let (Output::Residual(rows), n) = (&mut *output, stage.options.n_embd) {
+        if let (Output::Rows(rows), n) = (&mut *output, stage.options.n_embd) {
             work.stream
                 .download_rows(rows, n, slot.places.x, padded(n))?;
         }
@@ -407,7 +407,7 @@ fn one_stage(
     let n = stage.options.n_embd;
     match output {
         Output::Nothing => Ok(()),
-        Output::Residual(rows) => work.stream.download_rows(rows, n, slot.places.x, padded(n)),
+        Output::Rows(rows) => work.stream.download_rows(rows, n, slot.places.x, padded(n)),
         Output::Hidden(rows) => hidden(&pass, rows),
         Output::Tokens(_) => {
             pass.logits()?;

@@ -1,17 +1,14 @@
 //! Where everything of a stage lies in device memory: one piece for the weights, one for what forward passes
 //! need. Counted before anything is allocated, so that a stage's size is known first.
 
-mod check;
-
-pub(crate) use check::check;
-
 use std::collections::BTreeMap;
 
-use rwkv_edge_plugin as abi;
-use rwkv_edge_plugin::StageOptions;
+use rwkv_edge_plugin::NO_LAYER;
 
 use crate::driver::Address;
+use crate::options::{Quant, StageOptions};
 use crate::params::{Batch, Inputs, Matrix, Norm};
+use crate::tensor::TensorId;
 
 /// Rows and columns of matrices are filled up with zeros to a multiple of this.
 const PADDING: u32 = 256;
@@ -63,9 +60,6 @@ impl Pieces {
         self.used
     }
 }
-
-/// Which tensor: its kind, and its layer where every layer has one.
-pub(crate) type TensorId = (u32, u32);
 
 /// Where a tensor goes.
 #[derive(Clone, Copy)]
@@ -122,24 +116,32 @@ struct Placer<'a> {
 }
 
 impl Placer<'_> {
-    fn vector(&mut self, id: TensorId, n: u32) -> Address {
+    fn vector(&mut self, name: &'static str, layer: u32, n: u32) -> Address {
         let at = self.small.floats(u64::from(padded(n)));
+        let id = TensorId { name, layer };
         self.places.insert(id, Place::Vector { at, n });
         at
     }
 
-    fn norm(&mut self, weight: u32, bias: u32, layer: u32, epsilon: f32) -> Norm {
+    fn norm(&mut self, [weight, bias]: [&'static str; 2], layer: u32, epsilon: f32) -> Norm {
         let n = self.options.n_embd;
         Norm {
-            weight: self.vector((weight, layer), n),
-            bias: self.vector((bias, layer), n),
+            weight: self.vector(weight, layer, n),
+            bias: self.vector(bias, layer, n),
             epsilon,
         }
     }
 
-    fn matrix(&mut self, id: TensorId, n_outputs: u32, n_inputs: u32, transpose: bool) -> Matrix {
+    /// `transpose`: it is stored one row an input.
+    fn matrix(
+        &mut self,
+        (name, layer): (&'static str, u32),
+        n_outputs: u32,
+        n_inputs: u32,
+        transpose: bool,
+    ) -> Matrix {
         let (rows, stride) = (padded(n_outputs), padded(n_inputs));
-        let int8 = self.options.quant == abi::INT8;
+        let int8 = self.options.quant == Quant::Int8;
         let n_weights = u64::from(rows) * u64::from(stride);
         let matrix = Matrix {
             weights: self
@@ -168,7 +170,7 @@ impl Placer<'_> {
             n_cols,
             transpose,
         };
-        self.places.insert(id, place);
+        self.places.insert(TensorId { name, layer }, place);
         matrix
     }
 
@@ -183,24 +185,23 @@ impl Placer<'_> {
         let start = self.small.next();
         let placed = Layer {
             small: (start, 0),
-            att_norm: self.norm(abi::ATT_NORM_WEIGHT, abi::ATT_NORM_BIAS, layer, epsilon),
-            att_mix: [
-                abi::ATT_MIX_KEY,
-                abi::ATT_MIX_VALUE,
-                abi::ATT_MIX_RECEPTANCE,
+            att_norm: self.norm(["ln1.weight", "ln1.bias"], layer, epsilon),
+            att_mix: ["att.time_mix_k", "att.time_mix_v", "att.time_mix_r"]
+                .map(|name| self.vector(name, layer, d)),
+            decay_log: self.vector("att.decay_log", layer, a),
+            bonus: self.vector("att.time_first", layer, a),
+            att_in: [
+                "att.key.weight",
+                "att.value.weight",
+                "att.receptance.weight",
             ]
-            .map(|id| self.vector((id, layer), d)),
-            decay_log: self.vector((abi::ATT_DECAY_LOG, layer), a),
-            bonus: self.vector((abi::ATT_BONUS, layer), a),
-            att_in: [abi::ATT_KEY, abi::ATT_VALUE, abi::ATT_RECEPTANCE]
-                .map(|id| self.matrix((id, layer), a, d, false)),
-            att_output: self.matrix((abi::ATT_OUTPUT, layer), d, a, false),
-            ffn_norm: self.norm(abi::FFN_NORM_WEIGHT, abi::FFN_NORM_BIAS, layer, epsilon),
-            ffn_mix: [abi::FFN_MIX_KEY, abi::FFN_MIX_RECEPTANCE]
-                .map(|id| self.vector((id, layer), d)),
-            ffn_in: [(abi::FFN_KEY, h), (abi::FFN_RECEPTANCE, d)]
-                .map(|(id, n_outputs)| self.matrix((id, layer), n_outputs, d, false)),
-            ffn_value: self.matrix((abi::FFN_VALUE, layer), d, h, true),
+            .map(|name| self.matrix((name, layer), a, d, false)),
+            att_output: self.matrix(("att.output.weight", layer), d, a, false),
+            ffn_norm: self.norm(["ln2.weight", "ln2.bias"], layer, epsilon),
+            ffn_mix: ["ffn.time_mix_k", "ffn.time_mix_r"].map(|name| self.vector(name, layer, d)),
+            ffn_in: [("ffn.key.weight", h), ("ffn.receptance.weight", d)]
+                .map(|(name, n_outputs)| self.matrix((name, layer), n_outputs, d, false)),
+            ffn_value: self.matrix(("ffn.value.weight", layer), d, h, true),
         };
         Layer {
             small: (start, self.small.next() - start),
@@ -220,18 +221,17 @@ impl Weights {
         };
         let p = &mut placer;
         let (mut embedding, mut norm_in) = Default::default();
-        if options.has_embedding != 0 {
-            embedding = p.matrix((abi::EMBEDDING, 0), v, d, false);
-            let epsilon = options.norm_epsilon;
-            norm_in = p.norm(abi::NORM_IN_WEIGHT, abi::NORM_IN_BIAS, 0, epsilon);
+        if options.has_embedding {
+            embedding = p.matrix(("emb.weight", NO_LAYER), v, d, false);
+            norm_in = p.norm(["ln0.weight", "ln0.bias"], 0, options.norm_epsilon);
         }
         let range = options.first_layer..options.first_layer + options.layer_count;
         let layers = range.map(|layer| p.layer(layer)).collect();
         let (mut norm_out, mut head) = Default::default();
-        if options.has_head != 0 {
+        if options.has_head {
             let epsilon = options.norm_out_epsilon;
-            norm_out = p.norm(abi::NORM_OUT_WEIGHT, abi::NORM_OUT_BIAS, 0, epsilon);
-            head = p.matrix((abi::HEAD, 0), v, d, false);
+            norm_out = p.norm(["ln_out.weight", "ln_out.bias"], NO_LAYER, epsilon);
+            head = p.matrix(("head.weight", NO_LAYER), v, d, false);
         }
         Weights {
             embedding,
@@ -338,7 +338,7 @@ impl Workspace {
                 false => pieces.floats(rows * 3 * a),
             };
         }
-        if options.has_head != 0 {
+        if options.has_head {
             let rows = rows.min(u64::from(LOGITS_ROWS));
             // Hidden rows are put there, too.
             w.logits = pieces.floats(rows * u64::from(vocab_stride.max(x_stride)));
@@ -478,8 +478,8 @@ pub(crate) fn state_floats(options: &StageOptions) -> u64 {
 /// Bytes of a state on the device: its numbers, and a row of logits where there is a head.
 pub(crate) fn state_bytes(options: &StageOptions) -> u64 {
     let logits = match options.has_head {
-        0 => 0,
-        _ => u64::from(options.n_vocab),
+        false => 0,
+        true => u64::from(options.n_vocab),
     };
     4 * (state_floats(options).next_multiple_of(64) + logits)
 }
@@ -487,6 +487,42 @@ pub(crate) fn state_bytes(options: &StageOptions) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::NAMES;
+
+    #[test]
+    fn every_tensor_has_a_place() {
+        let options = StageOptions {
+            n_vocab: 11,
+            n_embd: 8,
+            n_layer: 1,
+            n_attention: 8,
+            n_hidden: 16,
+            layer_count: 1,
+            has_embedding: true,
+            has_head: true,
+            rows_max: 4,
+            ..StageOptions::default()
+        };
+        let places = |options: &StageOptions| {
+            let weights = Weights::place(options, &mut Pieces::new(0), &mut Pieces::new(0));
+            weights.places.into_keys().collect::<Vec<_>>()
+        };
+        let mut expected = NAMES;
+        expected.sort_unstable();
+        let whole = places(&options);
+        assert!(whole.iter().map(|id| id.name).eq(expected));
+        let outside = whole.iter().filter(|id| id.layer == NO_LAYER);
+        assert_eq!(outside.count(), 4);
+        // A stage without layers, but for the head.
+        let head = StageOptions {
+            first_layer: 1,
+            layer_count: 0,
+            has_embedding: false,
+            ..options
+        };
+        assert!(places(&head).iter().all(|id| id.layer == NO_LAYER));
+        assert_eq!(places(&head).len(), 3);
+    }
 
     #[test]
     fn every_span_has_room_for_wkv_before_the_batch() {
@@ -498,7 +534,6 @@ mod tests {
                 n_attention: 256,
                 n_hidden,
                 layer_count: 2,
-                quant: abi::F16,
                 rows_max,
                 ..StageOptions::default()
             };

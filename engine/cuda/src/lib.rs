@@ -10,6 +10,7 @@
 //! resident a token of one sequence as a single launch
 //! stage    weights, memory of passes, states        upload   weights on their way to a device
 //! spare    which memory of states is kept
+//! options  which stages there can be                tensor   a tensor as it comes   names  values by names
 //! layout   where everything lies on a device        params   what kernels take
 //! kernels  the compiled kernels for a quantisation  device   a device with its module
 //! limits   what a device can do, measured           driver   the driver's functions, owned handles
@@ -26,6 +27,8 @@ mod kernels;
 mod layout;
 #[allow(unsafe_code)]
 mod limits;
+mod names;
+mod options;
 mod params;
 #[allow(unsafe_code)]
 mod pass;
@@ -35,5 +38,6 @@ mod spare;
 mod stage;
 #[allow(unsafe_code)]
 mod table;
+mod tensor;
 #[allow(unsafe_code)]
 mod upload;

@@ -12,9 +12,9 @@ use crate::driver::{Kernel, Launch};
 use crate::error::Result;
 use crate::kernels::SHARED_BESIDE;
 use crate::layout::{SlotPlaces, CHUNK_ROWS};
+use crate::options::{Quant, StageOptions};
 use crate::params::{Batch, Begin, THREADS};
 use crate::stage::Work;
-use rwkv_edge_plugin::{StageOptions, INT8};
 
 /// Shared memory that a block may have without asking.
 const SHARED_ALWAYS: u32 = 40 << 10;
@@ -42,7 +42,7 @@ pub(crate) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn int8(&self) -> bool {
-        self.options.quant == INT8
+        self.options.quant == Quant::Int8
     }
 
     /// What a block may ask for beside the little that kernels always have.
@@ -80,7 +80,7 @@ impl<'a> Pass<'a> {
 
     /// Embedding, where this stage has it; `from` is where the batch lies, in host or device memory.
     pub(crate) fn begin(&self, from: Batch, outputs: bool) -> Result<()> {
-        if self.options.has_embedding == 0 && !self.shape.single {
+        if !self.options.has_embedding && !self.shape.single {
             return Ok(());
         }
         let parameters = Begin {

@@ -3,9 +3,9 @@
 use crate::driver::{Kernel, Launch};
 use crate::error::Result;
 use crate::layout::{padded, Layer, Weights};
+use crate::options::Quant;
 use crate::params::{Matrix, Resident, ResidentLayer, THREADS};
 use crate::pass::Pass;
-use rwkv_edge_plugin::INT8;
 
 /// Of resident.cuh: what a thread holds of a row, in numbers, and of the hidden units.
 const ROW_MAX: u32 = 4 * THREADS;
@@ -117,8 +117,8 @@ impl<'a> Pass<'a> {
             .max(8);
         // The parts of each product's activations; the space between them is for the banks.
         let (parts, bytes) = match o.quant {
-            INT8 => (4, 1),
-            _ => (2, 2),
+            Quant::Int8 => (4, 1),
+            Quant::F16 => (2, 2),
         };
         let plane = |n: u32| bytes * padded(n) + 64;
         let plane_bytes = plane(o.n_embd.max(o.n_attention));
@@ -205,7 +205,7 @@ impl<'a> Pass<'a> {
 mod tests {
     use super::*;
     use crate::layout::Pieces;
-    use rwkv_edge_plugin::{self as abi, StageOptions};
+    use crate::options::StageOptions;
 
     /// All addresses of a layer: of vectors and factors, and of weights.
     fn addresses(layer: &Layer) -> (Vec<u64>, Vec<u64>) {
@@ -233,7 +233,7 @@ mod tests {
     /// The kernel finds a layer by its distance from the first.
     #[test]
     fn layers_lie_at_equal_distances() {
-        for (quant, has_embedding) in [(abi::F16, 0), (abi::INT8, 1)] {
+        for (quant, has_embedding) in [(Quant::F16, false), (Quant::Int8, true)] {
             let options = StageOptions {
                 n_vocab: 77,
                 n_embd: 260,

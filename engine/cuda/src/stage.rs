@@ -5,15 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rwkv_edge_plugin as abi;
-use rwkv_edge_plugin::StageOptions;
 
 use crate::device::{self, Device};
 use crate::driver::{Address, Context, Event, Graph, Memory, Pinned, Stream};
 use crate::error::{Failure, Result};
 use crate::kernels::Kernels;
-use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, TensorId, Weights, Workspace};
+use crate::layout::{self, BatchLayout, Pieces, Place, SlotPlaces, Weights, Workspace};
+use crate::options::{Quant, StageOptions};
 use crate::spare::Spare;
-use crate::upload::{bound_hidden_units, Source, SourceWeights, Uploader};
+use crate::tensor::{Source, SourceWeights, TensorId};
+use crate::upload::{bound_hidden_units, Uploader};
 
 /// Passes that may be in flight on a stage at once: as many stages of a pipeline can be busy at once.
 pub(crate) const SLOTS: usize = 4;
@@ -78,8 +79,8 @@ fn check_device(options: &StageOptions) -> Result<()> {
     // holds that and two vectors.
     let vectors = match (options.layer_count, options.quant) {
         (0, _) => 0,
-        (_, abi::INT8) => 2,
-        _ => 1,
+        (_, Quant::Int8) => 2,
+        (_, Quant::F16) => 1,
     };
     let rows = [
         ("hidden units", options.n_hidden, vectors),
@@ -101,7 +102,6 @@ fn check_device(options: &StageOptions) -> Result<()> {
 
 /// Bytes of weights, of the workspace with its slots, and of a state.
 pub(crate) fn estimate(options: &StageOptions) -> Result<abi::Memory> {
-    layout::check(options)?;
     check_device(options)?;
     let (mut small, mut weights) = (Pieces::new(0), Pieces::new(0));
     Weights::place(options, &mut small, &mut weights);
@@ -116,6 +116,12 @@ pub(crate) fn estimate(options: &StageOptions) -> Result<abi::Memory> {
         state_bytes: layout::state_bytes(options),
         allocated_bytes: 0,
     })
+}
+
+/// Numbers of a state, on the host.
+pub(crate) fn state_count(options: &StageOptions) -> Result<u64> {
+    check_device(options)?;
+    Ok(layout::state_floats(options))
 }
 
 impl Stage {
@@ -143,7 +149,7 @@ impl Stage {
         let work = Work {
             missing: weights.places.keys().map(|&id| (id, 0)).collect(),
             weights,
-            kernels: Kernels::new(&device, options.quant == abi::INT8)?,
+            kernels: Kernels::new(&device, options.quant == Quant::Int8)?,
             workspace: Workspace::default(),
             graphs: BTreeMap::new(),
             uploader: Some(Uploader::new(&device.context, &stream)?),
@@ -197,23 +203,18 @@ impl Stage {
             uploader,
             ..
         } = &mut *work;
-        let place = weights.places.get(&id).ok_or_else(|| {
-            Failure::argument(format!(
-                "tensor {} of layer {}: not of this stage",
-                id.0, id.1
-            ))
-        })?;
+        let place = weights
+            .places
+            .get(&id)
+            .ok_or_else(|| Failure::argument(format!("tensor {id}: not of this stage")))?;
         let (Some(uploader), Some(so_far)) = (uploader.as_mut(), missing.get_mut(&id)) else {
-            return Err(Failure::argument(format!(
-                "tensor {} of layer {}: a second time",
-                id.0, id.1
-            )));
+            return Err(Failure::argument(format!("tensor {id}: a second time")));
         };
         check_shape(id, place, source)?;
         if source.first_row != *so_far {
             return Err(Failure::argument(format!(
-                "tensor {} of layer {}: rows from {} on, expected those from {so_far} on",
-                id.0, id.1, source.first_row
+                "tensor {id}: rows from {} on, expected those from {so_far} on",
+                source.first_row
             )));
         }
         uploader.put(stream, &kernels.repack, place, source)?;
@@ -227,11 +228,10 @@ impl Stage {
     /// Every tensor is there: makes the memory for forward passes.
     pub(crate) fn finish(&self) -> Result<()> {
         let mut work = self.work();
-        if let Some(((tensor, layer), so_far)) = work.missing.first_key_value() {
+        if let Some((id, so_far)) = work.missing.first_key_value() {
             let n = work.missing.len();
             return Err(Failure::argument(format!(
-                "{n} tensors are missing, the first is tensor {tensor} of layer {layer}, of which {so_far} \
-                 rows have come"
+                "{n} tensors are missing, the first is {id}, of which {so_far} rows have come"
             )));
         }
         if work.uploader.is_none() {
@@ -272,8 +272,8 @@ impl Stage {
         let memory = self.allocate(stream, pieces.used())?;
         let rows_max = self.options.rows_max.max(layout::FEW_ROWS);
         let logits = match self.options.has_head {
-            0 => None,
-            _ => Some(Pinned::new(context, PINNED_LOGITS_BYTES)?),
+            false => None,
+            true => Some(Pinned::new(context, PINNED_LOGITS_BYTES)?),
         };
         Ok(Slot {
             index,
@@ -323,10 +323,8 @@ fn check_shape(id: TensorId, place: &Place, source: &Source<'_>) -> Result<()> {
         (Place::Vector { n, .. }, true) => (1, u64::from(*n)),
         (Place::Matrix { n_rows, n_cols, .. }, false) => (u64::from(*n_rows), u64::from(*n_cols)),
         _ => {
-            return Err(Failure::argument(format!(
-                "tensor {} of layer {}: not of the type that the stage has",
-                id.0, id.1
-            )))
+            let text = format!("tensor {id}: not of the type that the stage has");
+            return Err(Failure::argument(text));
         }
     };
     let found = (source.n_rows, source.n_cols);
@@ -334,8 +332,7 @@ fn check_shape(id: TensorId, place: &Place, source: &Source<'_>) -> Result<()> {
         return Ok(());
     }
     Err(Failure::argument(format!(
-        "tensor {} of layer {}: {found:?}, expected {expected:?}",
-        id.0, id.1
+        "tensor {id}: {found:?}, expected {expected:?}"
     )))
 }
 
@@ -409,14 +406,14 @@ impl State {
 
     pub(crate) fn check_logits(&self, count: usize) -> Result<()> {
         let options = &self.stage.options;
-        if options.has_head == 0 || count != options.n_vocab as usize {
+        if !options.has_head || count != options.n_vocab as usize {
             return Err(Failure::argument(format!(
                 "room for {} logits of a stage {} head, expected {} of one with a head",
                 count,
-                if options.has_head == 0 {
-                    "without a"
-                } else {
+                if options.has_head {
                     "with a"
+                } else {
+                    "without a"
                 },
                 options.n_vocab
             )));

@@ -1,6 +1,9 @@
 //! The table: what the host calls. Everything that comes from outside is checked here.
 
+mod host;
+
 use std::ffi::{c_char, CStr};
+use std::ptr::null;
 use std::sync::Arc;
 
 use rwkv_edge_plugin as abi;
@@ -10,14 +13,18 @@ use crate::driver::{self, Context};
 use crate::error::{answer, last, Failure, Result};
 use crate::forward::{self, Input, Output, Span};
 use crate::limits;
+use crate::options::{ARCHITECTURE, QUANTS};
 use crate::stage::{self, Stage, State};
-use crate::upload::{Source, SourceWeights};
+use crate::tensor::{Source, TensorId};
+use host::{options, parts, read, slice, slice_mut, text, write};
 
-/// The static table may be read from any thread: nothing in it changes.
-struct SharedTable(abi::Table);
+/// The static table, and lists of names, may be read from any thread: nothing in them changes.
+struct Shared<T>(T);
 
 // SAFETY: it holds functions and addresses of static text, and is never written.
-unsafe impl Sync for SharedTable {}
+unsafe impl Sync for Shared<abi::Table> {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Sync for Shared<[*const c_char; N]> {}
 
 const NAME: &CStr = c"cuda";
 const BUILD: &CStr =
@@ -26,15 +33,21 @@ const BUILD: &CStr =
         Err(_) => c"",
     };
 
-static TABLE: SharedTable = SharedTable(abi::Table {
+static ARCHITECTURE_NAMES: Shared<[*const c_char; 2]> = Shared([ARCHITECTURE.as_ptr(), null()]);
+static QUANT_NAMES: Shared<[*const c_char; QUANTS.len() + 1]> =
+    Shared([QUANTS[0].0.as_ptr(), QUANTS[1].0.as_ptr(), null()]);
+
+static TABLE: Shared<abi::Table> = Shared(abi::Table {
     version: abi::VERSION,
     struct_size: size_of::<abi::Table>() as u32,
     name: NAME.as_ptr(),
     build: BUILD.as_ptr(),
+    architectures: ARCHITECTURE_NAMES.0.as_ptr(),
     device_count,
     device_info,
     device_limits,
     stage_estimate,
+    state_count,
     stage_new,
     stage_tensor,
     stage_finish,
@@ -57,70 +70,11 @@ static TABLE: SharedTable = SharedTable(abi::Table {
 ///
 /// None is needed: it reads a number and gives an address of static memory.
 #[no_mangle]
-pub unsafe extern "C" fn rwkv_edge_plugin_v1(host_version: u32) -> *const abi::Table {
+pub unsafe extern "C" fn rwkv_edge_plugin_v2(host_version: u32) -> *const abi::Table {
     match host_version {
         abi::VERSION => &TABLE.0,
-        _ => std::ptr::null(),
+        _ => null(),
     }
-}
-
-/// A struct of the host's, read as far as both sides know it.
-///
-/// # Safety
-///
-/// `pointer` is null or that of a struct of `T`'s kind that starts with its own size.
-unsafe fn read<T: Copy>(what: &str, pointer: *const T) -> Result<T> {
-    if pointer.is_null() {
-        return Err(Failure::argument(format!("{what} is null")));
-    }
-    // SAFETY: every struct of the table starts with its size, a u32.
-    let found = unsafe { pointer.cast::<u32>().read() } as usize;
-    // Nothing has been added since version 1.
-    if found < size_of::<T>() {
-        return Err(Failure::argument(format!(
-            "{what} has {found} bytes, expected {}",
-            size_of::<T>()
-        )));
-    }
-    // SAFETY: it is as large as it says.
-    Ok(unsafe { pointer.read() })
-}
-
-/// Writes a struct of the host's, whose size it has set.
-///
-/// # Safety
-///
-/// As [`read`].
-unsafe fn write<T: Copy>(what: &str, pointer: *mut T, value: T) -> Result<()> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        read(what, pointer)?;
-        pointer.write(value);
-    }
-    Ok(())
-}
-
-/// # Safety
-///
-/// `pointer` is null or that of `n` numbers that nobody writes meanwhile.
-unsafe fn slice<'a, T>(what: &str, pointer: *const T, n: usize) -> Result<&'a [T]> {
-    if pointer.is_null() {
-        return Err(Failure::argument(format!("{what} is null")));
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { std::slice::from_raw_parts(pointer, n) })
-}
-
-/// # Safety
-///
-/// `pointer` is null or that of room for `n` numbers that is the plugin's for the time of the call. The numbers there
-/// are floats or integers, of which any bits are some.
-unsafe fn slice_mut<'a, T>(what: &str, pointer: *mut T, n: usize) -> Result<&'a mut [T]> {
-    if pointer.is_null() {
-        return Err(Failure::argument(format!("{what} is null")));
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { std::slice::from_raw_parts_mut(pointer, n) })
 }
 
 /// # Safety
@@ -156,11 +110,12 @@ unsafe extern "C" fn device_info(index: u32, info: *mut abi::Device) -> abi::Sta
         let (free_bytes, total_bytes) = context.memory()?;
         let device = abi::Device {
             struct_size: size_of::<abi::Device>() as u32,
-            quants: 1 << abi::F16 | 1 << abi::INT8,
+            reserved: 0,
             total_bytes,
             free_bytes,
-            name: text(&context.name()?),
-            detail: text(&device::detail(&context)?),
+            quants: QUANT_NAMES.0.as_ptr(),
+            name: fixed(&context.name()?),
+            detail: fixed(&device::detail(&context)?),
         };
         // SAFETY: the host gives a struct that starts with its size, or null.
         unsafe { write("info", info, device) }
@@ -168,7 +123,7 @@ unsafe extern "C" fn device_info(index: u32, info: *mut abi::Device) -> abi::Sta
 }
 
 /// Text for a field of a struct, cut where it is too long.
-fn text(text: &str) -> [c_char; 96] {
+fn fixed(text: &str) -> [c_char; 96] {
     let mut out = [0; 96];
     for (to, &byte) in out[..95].iter_mut().zip(text.as_bytes()) {
         *to = byte as c_char;
@@ -186,9 +141,18 @@ unsafe extern "C" fn stage_estimate(
     memory: *mut abi::Memory,
 ) -> abi::Status {
     // SAFETY: the host gives structs that start with their sizes, or null.
-    answer(|| unsafe {
-        let estimate = stage::estimate(&read("options", options)?)?;
-        write("memory", memory, estimate)
+    answer(|| unsafe { write("memory", memory, stage::estimate(&self::options(options)?)?) })
+}
+
+unsafe extern "C" fn state_count(
+    options: *const abi::StageOptions,
+    count: *mut u64,
+) -> abi::Status {
+    answer(|| {
+        // SAFETY: the host gives a struct that starts with its size, and room for one number, or null.
+        let (options, count) = unsafe { (self::options(options)?, slice_mut("count", count, 1)?) };
+        count[0] = stage::state_count(&options)?;
+        Ok(())
     })
 }
 
@@ -198,7 +162,7 @@ unsafe extern "C" fn stage_new(
 ) -> abi::Status {
     answer(|| {
         // SAFETY: the host gives a struct that starts with its size, and room for one pointer, or null.
-        let (options, out) = unsafe { (read("options", options)?, slice_mut("stage", out, 1)?) };
+        let (options, out) = unsafe { (self::options(options)?, slice_mut("stage", out, 1)?) };
         let stage = Arc::new(Stage::new(&options)?);
         out[0] = Box::into_raw(Box::new(stage)).cast();
         Ok(())
@@ -210,68 +174,21 @@ unsafe extern "C" fn stage_tensor(
     tensor: *const abi::Tensor,
 ) -> abi::Status {
     answer(|| {
-        // SAFETY: the host gives a stage and a struct that starts with its size, or null.
-        let (stage, tensor) = unsafe { (stage_of(stage)?, read("tensor", tensor)?) };
-        if tensor.tensor >= abi::TENSORS {
-            return Err(Failure::argument(format!("tensor {}", tensor.tensor)));
-        }
-        let in_layers = (abi::ATT_NORM_WEIGHT..=abi::FFN_VALUE).contains(&tensor.tensor);
-        let id = (tensor.tensor, if in_layers { tensor.layer } else { 0 });
-        // SAFETY: the struct says truly how large its arrays are.
-        let source = unsafe { source(&tensor, stage.options.quant)? };
-        stage.put(id, &source)
-    })
-}
-
-/// # Safety
-///
-/// The arrays of `tensor` are null or as large as it says.
-unsafe fn source<'a>(tensor: &abi::Tensor, quant: u32) -> Result<Source<'a>> {
-    let most = u64::from(u32::MAX);
-    let n = tensor.n_rows.checked_mul(tensor.n_cols);
-    // No slice may have more bytes than this.
-    let n = n.filter(|&n| n <= isize::MAX as u64 / 4);
-    n.filter(|_| tensor.n_rows <= most && tensor.n_cols <= most)
-        .ok_or_else(|| Failure::argument("a tensor too large"))?;
-    let rows_left = tensor.n_rows.checked_sub(tensor.first_row);
-    if tensor.row_count == 0 || rows_left.is_none_or(|left| tensor.row_count > left) {
-        return Err(Failure::argument(format!(
-            "tensor {}: {} rows from {} on, of {}",
-            tensor.tensor, tensor.row_count, tensor.first_row, tensor.n_rows
-        )));
-    }
-    // Of the piece: within those of the tensor.
-    let (row_count, n_cols) = (tensor.row_count as usize, tensor.n_cols as usize);
-    let n = row_count * n_cols;
-    let values = tensor.values;
-    let weights = match tensor.dtype {
-        // SAFETY: the caller's promise.
-        abi::F32 => SourceWeights::F32(unsafe { slice("values", values.cast(), n)? }),
-        dtype if dtype != quant => {
-            return Err(Failure::argument(format!(
-                "a matrix of dtype {dtype}, expected the stage's {quant}"
-            )))
-        }
-        // SAFETY: the caller's promise; any bits are bytes and f16.
-        abi::INT8 => unsafe {
-            SourceWeights::Int8 {
-                bytes: slice("values", values.cast(), n)?,
-                row_scales: slice("row_scales", tensor.row_scales, row_count)?,
-                column_exponents: match tensor.column_exponents.is_null() {
-                    true => None,
-                    false => Some(slice("column_exponents", tensor.column_exponents, n_cols)?),
-                },
-            }
-        },
-        // SAFETY: as above.
-        _ => SourceWeights::F16(unsafe { slice("values", values.cast(), 2 * n)? }),
-    };
-    Ok(Source {
-        n_rows: tensor.n_rows,
-        n_cols: tensor.n_cols,
-        first_row: tensor.first_row,
-        row_count: tensor.row_count,
-        weights,
+        // SAFETY: the host gives a stage and a struct that starts with its size, or null; the struct says truly how
+        // long its texts and arrays are.
+        let (stage, tensor, name, quant, parts) = unsafe {
+            let tensor = read("tensor", tensor)?;
+            (
+                stage_of(stage)?,
+                tensor,
+                text("name", tensor.name)?,
+                text("quant", tensor.quant)?,
+                parts(&tensor)?,
+            )
+        };
+        let id = TensorId::new(&name, tensor.layer)?;
+        let quants = (quant.as_str(), stage.options.quant);
+        stage.put(id, &Source::new(id, &tensor, quants, &parts)?)
     })
 }
 
@@ -417,21 +334,17 @@ unsafe fn forward_batch(stages: &[&Arc<Stage>], batch: &abi::Batch) -> Result<()
     let (input, mut output) = unsafe {
         let input = match batch.tokens.is_null() {
             false => Input::Tokens(slice("tokens", batch.tokens, n_rows)?),
-            true => Input::Residual(slice(
-                "tokens and residual",
-                batch.residual,
-                n_rows * n_embd,
-            )?),
+            true => Input::Rows(slice("tokens and rows_in", batch.rows_in, n_rows * n_embd)?),
         };
         let numbers = |n: usize| slice_mut("numbers", batch.numbers, n);
         let of_rows = [abi::WRITE_HIDDEN, abi::WRITE_LOGITS, abi::WRITE_TOKENS];
         let output = match batch.write {
             abi::WRITE_NOTHING => Output::Nothing,
             // No row is asked for.
-            write if of_rows.contains(&write) && n_asked == 0 && last.options.has_head != 0 => {
+            write if of_rows.contains(&write) && n_asked == 0 && last.options.has_head => {
                 Output::Nothing
             }
-            abi::WRITE_RESIDUAL => Output::Residual(numbers(n_rows * n_embd)?),
+            abi::WRITE_ROWS => Output::Rows(numbers(n_rows * n_embd)?),
             abi::WRITE_HIDDEN => Output::Hidden(numbers(n_asked * n_embd)?),
             abi::WRITE_LOGITS => Output::Logits(numbers(n_asked * n_vocab)?),
             abi::WRITE_TOKENS => {
@@ -455,57 +368,4 @@ unsafe extern "C" fn last_error(out: *mut c_char, capacity: usize) -> usize {
         }
     }
     text.len()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of 4 rows of 3 columns in int8.
-    fn piece(first_row: u64, row_count: u64, values: &[i8; 12], scales: &[u16; 4]) -> abi::Tensor {
-        abi::Tensor {
-            struct_size: size_of::<abi::Tensor>() as u32,
-            tensor: abi::ATT_KEY,
-            layer: 0,
-            dtype: abi::INT8,
-            n_rows: 4,
-            n_cols: 3,
-            first_row,
-            row_count,
-            values: values.as_ptr().cast(),
-            row_scales: scales.as_ptr(),
-            column_exponents: std::ptr::null(),
-        }
-    }
-
-    #[test]
-    fn a_piece_is_as_large_as_its_rows() {
-        let (values, scales) = ([1; 12], [1; 4]);
-        for (first_row, row_count) in [(0, 4), (0, 1), (3, 1), (1, 2)] {
-            let tensor = piece(first_row, row_count, &values, &scales);
-            // SAFETY: no piece has more rows than the arrays.
-            let source = unsafe { source(&tensor, abi::INT8) };
-            let source = source.unwrap_or_else(|e| panic!("{first_row} {row_count}: {}", e.text));
-            let SourceWeights::Int8 {
-                bytes, row_scales, ..
-            } = source.weights
-            else {
-                panic!("int8 weights");
-            };
-            assert_eq!(bytes.len() as u64, 3 * row_count);
-            assert_eq!(row_scales.len() as u64, row_count);
-        }
-    }
-
-    #[test]
-    fn pieces_outside_the_tensor_are_refused() {
-        let (values, scales) = ([1; 12], [1; 4]);
-        let outside = [(0, 0), (0, 5), (4, 1), (3, 2), (u64::MAX, 2), (1, u64::MAX)];
-        for (first_row, row_count) in outside {
-            let tensor = piece(first_row, row_count, &values, &scales);
-            // SAFETY: they are refused before anything is read.
-            let source = unsafe { source(&tensor, abi::INT8) };
-            assert!(source.is_err(), "{first_row} {row_count}");
-        }
-    }
 }

@@ -7,6 +7,7 @@ use crate::error::{Failure, Result};
 use crate::kernels::Kernels;
 use crate::layout::{Place, Weights, Workspace};
 use crate::params::{HiddenBound, Matrix, Repack, THREADS};
+use crate::tensor::{Source, SourceWeights};
 
 /// Bytes on the way at once; two such pieces take turns, of every device that gets a copy of the model.
 const PIECE_BYTES: usize = 2 << 20;
@@ -14,31 +15,6 @@ const PIECE_BYTES: usize = 2 << 20;
 const BOUND_BLOCKS: u32 = 64;
 /// Threads of a block that rearranges.
 const REPACK_THREADS: u32 = 256;
-
-/// Consecutive rows of a tensor in the host's memory.
-pub(crate) struct Source<'a> {
-    /// Of the whole tensor.
-    pub(crate) n_rows: u64,
-    pub(crate) n_cols: u64,
-    /// Which of its rows these are; within the tensor.
-    pub(crate) first_row: u64,
-    pub(crate) row_count: u64,
-    pub(crate) weights: SourceWeights<'a>,
-}
-
-/// Numbers of these rows.
-pub(crate) enum SourceWeights<'a> {
-    /// Of a vector.
-    F32(&'a [f32]),
-    F16(&'a [u8]),
-    Int8 {
-        bytes: &'a [u8],
-        /// (row_count) f16
-        row_scales: &'a [u16],
-        /// (n_cols), or none where all are 0
-        column_exponents: Option<&'a [i8]>,
-    },
-}
 
 /// One piece on the way.
 struct Piece {
@@ -174,11 +150,11 @@ fn put_row_scales(
     matrix: &Matrix,
     transpose: bool,
     first_row: u64,
-    scales: &[u16],
+    scales: &[u8],
 ) -> Result<()> {
     let factors: Vec<f32> = scales
-        .iter()
-        .map(|&bits| f16::from_bits(bits).to_f32())
+        .chunks_exact(2)
+        .map(|bytes| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32())
         .collect();
     let (of_rows, _) = factors_of(matrix, transpose);
     stream.upload_slice(of_rows + 4 * first_row, &factors)
@@ -190,10 +166,10 @@ fn put_column_exponents(
     matrix: &Matrix,
     transpose: bool,
     n_cols: usize,
-    exponents: Option<&[i8]>,
+    exponents: Option<&[u8]>,
 ) -> Result<()> {
     let factors: Vec<f32> = match exponents {
-        Some(exponents) => exponents.iter().map(|&e| column_factor(e)).collect(),
+        Some(exponents) => exponents.iter().map(|&e| column_factor(e as i8)).collect(),
         None => vec![1.0; n_cols],
     };
     let (_, of_columns) = factors_of(matrix, transpose);

@@ -9,9 +9,9 @@
 
 use core::ffi::{c_char, c_void};
 
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Name of the one exported symbol.
-pub const SYMBOL: &str = "rwkv_edge_plugin_v1";
+pub const SYMBOL: &str = "rwkv_edge_plugin_v2";
 
 pub type Status = i32;
 pub const OK: Status = 0;
@@ -20,10 +20,6 @@ pub const ERROR_UNSUPPORTED: Status = 2;
 pub const ERROR_MEMORY: Status = 3;
 pub const ERROR_DEVICE: Status = 4;
 pub const ERROR_PANIC: Status = 99;
-
-pub const F32: u32 = 0;
-pub const F16: u32 = 1;
-pub const INT8: u32 = 2;
 
 /// Opaque to the host.
 #[repr(C)]
@@ -41,32 +37,45 @@ pub struct State {
 #[derive(Clone, Copy)]
 pub struct Device {
     pub struct_size: u32,
-    pub quants: u32,
+    pub reserved: u32,
     pub total_bytes: u64,
     pub free_bytes: u64,
+    pub quants: *const *const c_char,
     pub name: [c_char; 96],
     pub detail: [c_char; 96],
 }
 
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy)]
+pub struct Size {
+    pub name: *const c_char,
+    pub value: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Number {
+    pub name: *const c_char,
+    pub value: f64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct StageOptions {
     pub struct_size: u32,
     pub device: u32,
-    pub n_vocab: u32,
-    pub n_embd: u32,
-    pub n_layer: u32,
-    pub n_attention: u32,
-    pub n_hidden: u32,
+    pub architecture: *const c_char,
+    pub quant: *const c_char,
+    pub sizes: *const Size,
+    pub numbers: *const Number,
+    pub n_sizes: u32,
+    pub n_numbers: u32,
     pub first_layer: u32,
     pub layer_count: u32,
     pub has_embedding: u32,
     pub has_head: u32,
-    pub quant: u32,
     pub rows_max: u32,
-    pub norm_epsilon: f32,
-    pub norm_out_epsilon: f32,
-    pub reserved: u32,
+    pub row_width: u32,
 }
 
 #[repr(C)]
@@ -80,51 +89,34 @@ pub struct Memory {
     pub allocated_bytes: u64,
 }
 
-pub const EMBEDDING: u32 = 0;
-pub const NORM_IN_WEIGHT: u32 = 1;
-pub const NORM_IN_BIAS: u32 = 2;
-pub const ATT_NORM_WEIGHT: u32 = 3;
-pub const ATT_NORM_BIAS: u32 = 4;
-pub const ATT_MIX_KEY: u32 = 5;
-pub const ATT_MIX_VALUE: u32 = 6;
-pub const ATT_MIX_RECEPTANCE: u32 = 7;
-pub const ATT_DECAY_LOG: u32 = 8;
-pub const ATT_BONUS: u32 = 9;
-pub const ATT_KEY: u32 = 10;
-pub const ATT_VALUE: u32 = 11;
-pub const ATT_RECEPTANCE: u32 = 12;
-pub const ATT_OUTPUT: u32 = 13;
-pub const FFN_NORM_WEIGHT: u32 = 14;
-pub const FFN_NORM_BIAS: u32 = 15;
-pub const FFN_MIX_KEY: u32 = 16;
-pub const FFN_MIX_RECEPTANCE: u32 = 17;
-pub const FFN_KEY: u32 = 18;
-pub const FFN_RECEPTANCE: u32 = 19;
-pub const FFN_VALUE: u32 = 20;
-pub const NORM_OUT_WEIGHT: u32 = 21;
-pub const NORM_OUT_BIAS: u32 = 22;
-pub const HEAD: u32 = 23;
-/// How many kinds of tensors there are.
-pub const TENSORS: u32 = 24;
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Part {
+    pub name: *const c_char,
+    pub data: *const c_void,
+    pub bytes: u64,
+}
+
+pub const NO_LAYER: u32 = u32::MAX;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Tensor {
     pub struct_size: u32,
-    pub tensor: u32,
     pub layer: u32,
-    pub dtype: u32,
+    pub name: *const c_char,
+    pub quant: *const c_char,
     pub n_rows: u64,
     pub n_cols: u64,
     pub first_row: u64,
     pub row_count: u64,
-    pub values: *const c_void,
-    pub row_scales: *const u16,
-    pub column_exponents: *const i8,
+    pub parts: *const Part,
+    pub n_parts: u32,
+    pub reserved: u32,
 }
 
 pub const WRITE_NOTHING: u32 = 0;
-pub const WRITE_RESIDUAL: u32 = 1;
+pub const WRITE_ROWS: u32 = 1;
 pub const WRITE_HIDDEN: u32 = 2;
 pub const WRITE_LOGITS: u32 = 3;
 pub const WRITE_TOKENS: u32 = 4;
@@ -150,7 +142,7 @@ pub struct Batch {
     pub n_rows: u32,
     pub write: u32,
     pub tokens: *const u32,
-    pub residual: *const f32,
+    pub rows_in: *const f32,
     pub numbers: *mut f32,
     pub tokens_out: *mut u32,
 }
@@ -171,11 +163,13 @@ pub struct Table {
     pub struct_size: u32,
     pub name: *const c_char,
     pub build: *const c_char,
+    pub architectures: *const *const c_char,
     pub device_count: unsafe extern "C" fn(count: *mut u32) -> Status,
     pub device_info: unsafe extern "C" fn(device: u32, info: *mut Device) -> Status,
     pub device_limits: unsafe extern "C" fn(device: u32, limits: *mut Limits) -> Status,
     pub stage_estimate:
         unsafe extern "C" fn(options: *const StageOptions, memory: *mut Memory) -> Status,
+    pub state_count: unsafe extern "C" fn(options: *const StageOptions, count: *mut u64) -> Status,
     pub stage_new:
         unsafe extern "C" fn(options: *const StageOptions, stage: *mut *mut Stage) -> Status,
     pub stage_tensor: unsafe extern "C" fn(stage: *mut Stage, tensor: *const Tensor) -> Status,

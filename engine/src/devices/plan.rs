@@ -241,6 +241,12 @@ impl Request<'_> {
                 Device::Cpu => (Target::Cpu, map.quant.unwrap_or(self.quant())),
                 Device::Plugin { name, index } => {
                     let (target, info) = find(name, *index)?;
+                    if let Target::Device(plugin, _) = target {
+                        plugin.check_architecture(
+                            self.config.sizes.architecture.name,
+                            &info.device,
+                        )?;
+                    }
                     let quant = match map.quant {
                         Some(quant) => check_quant(&info, quant)?,
                         None => self.quant_on(&info)?,
@@ -273,7 +279,8 @@ impl Request<'_> {
 
     fn data_parallel(&self) -> Result<Plan> {
         let failed = |reasons: String| Error::backend(reasons).at("data-parallel");
-        let (plugin, devices) = first_with_devices().map_err(failed)?;
+        let (plugin, devices) =
+            first_with_devices(self.config.sizes.architecture.name).map_err(failed)?;
         self.check_limits()?;
         let mut wanted = (0..)
             .zip(&devices)
@@ -298,7 +305,7 @@ impl Request<'_> {
     }
 
     fn auto(&self) -> Result<Plan> {
-        let (plugin, mut devices) = match first_with_devices() {
+        let (plugin, mut devices) = match first_with_devices(self.config.sizes.architecture.name) {
             Ok(found) => found,
             Err(reasons) => return Ok(self.on_cpu(Some(reasons))),
         };
@@ -422,11 +429,16 @@ fn find(name: &str, index: u32) -> Result<(Target, DeviceInfo)> {
     Ok((Target::Device(plugin, index), plugin.device_info(index)?))
 }
 
-/// The first plugin that has a device; else why none has.
-fn first_with_devices() -> std::result::Result<(&'static Plugin, Vec<DeviceInfo>), String> {
+/// The first plugin that has a device for models of an architecture; else why none has.
+fn first_with_devices(
+    architecture: &str,
+) -> std::result::Result<(&'static Plugin, Vec<DeviceInfo>), String> {
     let mut reasons = Vec::new();
     for (_, plugin) in plugin::all() {
-        let devices = plugin.and_then(|plugin| Ok((plugin, devices_of(plugin)?)));
+        let devices = plugin.and_then(|plugin| {
+            plugin.check_architecture(architecture, plugin.name())?;
+            Ok((plugin, devices_of(plugin)?))
+        });
         match devices {
             Ok((plugin, devices)) if !devices.is_empty() => return Ok((plugin, devices)),
             Ok((plugin, _)) => reasons.push(format!("{}: no devices", plugin.name())),

@@ -2,14 +2,12 @@
 //!
 //! Input: a plan and a source of weights. Output: a [`Pipeline`], which feeds batches of spans through its
 //! stages. Neighbouring stages of one plugin are a chain, which the plugin runs in one call and within which
-//! it moves the rows itself; everywhere else the residual stream passes through the host's memory.
+//! it moves the rows itself; everywhere else they pass through the host's memory.
 
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 use std::sync::Arc;
-
-use rwkv_edge_plugin as abi;
 
 use super::upload::Upload;
 use crate::devices::device_state;
@@ -19,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::math::exp::argmax;
 use crate::math::threads::Pool;
 use crate::networks::batch::{Cutter, Segment, Span};
-use crate::networks::common::NORM_OUT_EPSILON;
 use crate::networks::config::{Config, Sizes};
 use crate::networks::source::RowsSource;
+use crate::networks::state::StateLayout;
 use crate::networks::table::Part;
 use crate::networks::tensor_info::TensorInfo;
 use crate::networks::{Buffers, Machine, Network};
@@ -136,31 +134,23 @@ impl StageOptions {
         device: u32,
         rows_max: usize,
     ) -> Self {
-        let sizes = &config.sizes;
-        // Readers of checkpoints keep all sizes below 2^32.
-        let count = |n: usize| n as u32;
-        StageOptions(abi::StageOptions {
-            struct_size: size_of::<abi::StageOptions>() as u32,
+        let (sizes, architecture) = (&config.sizes, config.sizes.architecture);
+        let numbers = architecture.numbers.iter();
+        StageOptions {
             device,
-            n_vocab: count(sizes.n_vocab),
-            n_embd: count(sizes.n_embd),
-            n_layer: count(sizes.n_layer),
-            n_attention: count(sizes.n_attention),
-            n_hidden: count(sizes.n_hidden),
-            first_layer: count(part.layers.start),
-            layer_count: count(part.layers.len()),
-            has_embedding: u32::from(part.has_embedding),
-            has_head: u32::from(part.has_head),
-            quant: match quant {
-                Quant::F32 => abi::F32,
-                Quant::F16 => abi::F16,
-                Quant::Int8 => abi::INT8,
-            },
-            rows_max: count(rows_max),
-            norm_epsilon: config.settings.layer_norm_epsilon,
-            norm_out_epsilon: NORM_OUT_EPSILON,
-            reserved: 0,
-        })
+            architecture: architecture.name,
+            quant,
+            sizes: sizes.named().map(|(name, n)| (name, n as u64)).collect(),
+            numbers: numbers
+                .map(|&(name, get)| (name, f64::from(get(config))))
+                .collect(),
+            layers: part.layers.clone(),
+            has_embedding: part.has_embedding,
+            has_head: part.has_head,
+            rows_max,
+            row_width: architecture.row_width(sizes),
+            state_len: part.layers.len() * StateLayout::new(sizes, 0).layer_len(),
+        }
     }
 }
 
@@ -390,7 +380,7 @@ impl Pipeline {
     }
 
     /// Feeds a batch to neighbouring stages of one plugin. Without something wanted, which is that of the
-    /// last link, they give the residual stream for the next one.
+    /// last link, they give the rows for the next one.
     fn chain(
         &self,
         chain: &Range<usize>,
@@ -421,11 +411,11 @@ impl Pipeline {
         };
         let input = match has_embedding {
             true => Input::Tokens(tokens),
-            false => Input::Residual(residual),
+            false => Input::Rows(residual),
         };
         let passes_on = wanted.is_none();
         let output = match wanted {
-            None => plugin::Output::Residual(next),
+            None => plugin::Output::Rows(next),
             Some(_) if rows.is_empty() => plugin::Output::Nothing,
             Some(Wanted::Logits(out)) => plugin::Output::Logits(out),
             Some(Wanted::Hidden(out)) => plugin::Output::Hidden(out),

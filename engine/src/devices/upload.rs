@@ -1,10 +1,8 @@
 //! A network's weights on their way to devices.
 
-use rwkv_edge_plugin as abi;
-
 use super::stages::StageFacts;
 use crate::devices::plan::{PlannedStage, Target};
-use crate::devices::plugin::{self, StageBuilder, StageOptions};
+use crate::devices::plugin::{self, StageBuilder, StageOptions, TensorName};
 use crate::error::{Error, Result};
 use crate::networks::config::Config;
 use crate::networks::source::{RowsSource, WeightSource};
@@ -67,10 +65,10 @@ impl WeightSource for Upload<'_> {
 
     fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
         let vector = self.source.vector(tensor)?;
-        let (tensor, layer) = tensor_of(&vector.name)?;
+        let within = within_layer(tensor);
         for builder in &mut self.builders {
             builder
-                .vector(tensor, layer, &vector.values)
+                .vector(within, &vector.values)
                 .map_err(|e| e.at(format_args!("tensor {}", vector.name)))?;
         }
         self.tensors
@@ -82,18 +80,17 @@ impl WeightSource for Upload<'_> {
     }
 
     fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
-        let (at, name, layout) = (tensor, tensor.name(), tensor.layout());
-        let (tensor, layer) = tensor_of(&name)?;
+        let (name, layout, within) = (tensor.name(), tensor.layout(), within_layer(tensor));
         let builders = &mut self.builders;
         let mut size = None;
         let mut take = |rows: Rows<'_>| {
             size = Some(rows.size());
             builders.iter_mut().try_for_each(|builder| {
-                let taken = builder.rows(tensor, layer, &rows);
+                let taken = builder.rows(within, &rows);
                 taken.map_err(|e| e.at(format_args!("tensor {name}")))
             })
         };
-        self.source.matrix_rows(at, &mut take)?;
+        self.source.matrix_rows(tensor, &mut take)?;
         let size = size.ok_or_else(|| Error::format(format!("tensor {name}: no rows")))?;
         self.tensors
             .push(TensorInfo::of_matrix(&name, &size, &self.device));
@@ -107,46 +104,8 @@ impl WeightSource for Upload<'_> {
     }
 }
 
-/// The number of a tensor in a plugin's table, and its layer.
-fn tensor_of(name: &str) -> Result<(u32, u32)> {
-    const OUTSIDE: [(&str, u32); 6] = [
-        ("emb.weight", abi::EMBEDDING),
-        ("blocks.0.ln0.weight", abi::NORM_IN_WEIGHT),
-        ("blocks.0.ln0.bias", abi::NORM_IN_BIAS),
-        ("ln_out.weight", abi::NORM_OUT_WEIGHT),
-        ("ln_out.bias", abi::NORM_OUT_BIAS),
-        ("head.weight", abi::HEAD),
-    ];
-    const INSIDE: [(&str, u32); 18] = [
-        ("ln1.weight", abi::ATT_NORM_WEIGHT),
-        ("ln1.bias", abi::ATT_NORM_BIAS),
-        ("att.time_mix_k", abi::ATT_MIX_KEY),
-        ("att.time_mix_v", abi::ATT_MIX_VALUE),
-        ("att.time_mix_r", abi::ATT_MIX_RECEPTANCE),
-        ("att.decay_log", abi::ATT_DECAY_LOG),
-        ("att.time_first", abi::ATT_BONUS),
-        ("att.key.weight", abi::ATT_KEY),
-        ("att.value.weight", abi::ATT_VALUE),
-        ("att.receptance.weight", abi::ATT_RECEPTANCE),
-        ("att.output.weight", abi::ATT_OUTPUT),
-        ("ln2.weight", abi::FFN_NORM_WEIGHT),
-        ("ln2.bias", abi::FFN_NORM_BIAS),
-        ("ffn.time_mix_k", abi::FFN_MIX_KEY),
-        ("ffn.time_mix_r", abi::FFN_MIX_RECEPTANCE),
-        ("ffn.key.weight", abi::FFN_KEY),
-        ("ffn.receptance.weight", abi::FFN_RECEPTANCE),
-        ("ffn.value.weight", abi::FFN_VALUE),
-    ];
-    let find = |list: &[(&str, u32)], name: &str| {
-        let found = list.iter().find(|(known, _)| *known == name);
-        found.map(|(_, tensor)| *tensor)
-    };
-    let of_layer = |name: &str| {
-        let (layer, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
-        Some((find(&INSIDE, rest)?, layer.parse().ok()?))
-    };
-    let found = find(&OUTSIDE, name).map(|tensor| (tensor, 0));
-    found
-        .or_else(|| of_layer(name))
-        .ok_or_else(|| Error::unsupported(format!("tensor {name}: not one that devices know")))
+/// The name of a tensor within its layer, and the layer: `blocks.3.att.key.weight` is `att.key.weight` of layer 3.
+fn within_layer(tensor: &TensorAt<'_>) -> TensorName<'static> {
+    let layer = tensor.number_of_layer().map(|layer| layer as u32);
+    (tensor.spec.name, layer)
 }

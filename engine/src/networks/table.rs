@@ -355,8 +355,13 @@ impl TensorSpec {
         self
     }
 
+    /// The layer that a tensor's name has, `layer` being the one that it is part of.
+    fn layer_in_name(&self, layer: Option<usize>) -> Option<usize> {
+        layer.or(self.is_in_first_layer.then_some(0))
+    }
+
     fn full(&self, name: &str, layer: Option<usize>) -> String {
-        match layer.or(self.is_in_first_layer.then_some(0)) {
+        match self.layer_in_name(layer) {
             Some(layer) => format!("blocks.{layer}.{name}"),
             None => name.to_owned(),
         }
@@ -378,6 +383,11 @@ impl TensorSpec {
 }
 
 impl TensorAt<'_> {
+    /// The layer that its name has.
+    pub(crate) fn number_of_layer(&self) -> Option<usize> {
+        self.spec.layer_in_name(self.layer)
+    }
+
     /// In model files.
     pub(crate) fn name(&self) -> String {
         self.spec.full(self.spec.name, self.layer)

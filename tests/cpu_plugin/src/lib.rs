@@ -2,26 +2,36 @@
 //!
 //! It shows what docs/PLUGINS.md and the header say in as little code as that takes, and the tests of the
 //! table run against it. It knows nothing of the engine. This file has the functions of the table: they
-//! check what comes from the host, and let no panic out. `stage.rs` has weights and states, `network.rs`
-//! the arithmetic, `matrix.rs` the three ways in which matrices are stored.
+//! check what comes from the host, and let no panic out. `names.rs` has all that the host calls by names,
+//! `options.rs` what stages there can be, `stage.rs` weights and states, `network.rs` the arithmetic,
+//! `matrix.rs` the three ways in which matrices are stored.
 //!
-//! For tests of what can go wrong, environment variables change the devices: CPUPLUG_DEVICES their number
-//! (0: none), CPUPLUG_FREE_BYTES the memory of each, CPUPLUG_QUANTS (a bit mask) what matrices they take,
+//! For tests of what can go wrong, environment variables change the plugin: CPUPLUG_DEVICES the number of
+//! devices (0: none), CPUPLUG_FREE_BYTES the memory of each, CPUPLUG_QUANTS (f16,int8) what matrices they take,
+//! CPUPLUG_ARCHITECTURES what they say that they run, CPUPLUG_STATE_MORE how many numbers too many a state has;
+//! CPUPLUG_NO_DRIVER makes it fail as without a driver, CPUPLUG_BAD_TABLE gives a table that hosts must refuse.
+//! With CPUPLUG_TELL_THREADS every forward pass says on stderr which thread it runs on. With CPUPLUG_FAIL_FORWARD=N
+//! `forward` fails behind its work from the call on that is the N-th (from 0) since the variable is there; with
+//! CPUPLUG_FAIL_STATES states are neither read, written nor copied.
 
 mod matrix;
+mod names;
 mod network;
+mod options;
 mod stage;
 
 use std::cell::RefCell;
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_void, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use rwkv_edge_plugin as abi;
 
-use stage::{Stage, State};
+use options::Options;
+use stage::{Given, Stage, State};
 
 /// A status that is an error, and why.
 pub(crate) struct Failed(abi::Status, String);
@@ -32,6 +42,10 @@ pub(crate) fn wrong<T>(text: impl Into<String>) -> Result<T> {
     Err(Failed(abi::ERROR_ARGUMENT, text.into()))
 }
 
+pub(crate) fn unsupported<T>(text: impl Into<String>) -> Result<T> {
+    Err(Failed(abi::ERROR_UNSUPPORTED, text.into()))
+}
+
 thread_local! {
     static LAST_ERROR: RefCell<String> = const { RefCell::new(String::new()) };
 }
@@ -39,60 +53,102 @@ thread_local! {
 /// Bytes that stages and states have taken of each device.
 pub(crate) static TAKEN: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
-const TABLE: abi::Table = abi::Table {
-    version: abi::VERSION,
-    struct_size: size_of::<abi::Table>() as u32,
-    name: c"cpuplug".as_ptr(),
-    build: concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast(),
-    device_count,
-    device_info,
-    device_limits,
-    stage_estimate,
-    stage_new,
-    stage_tensor,
-    stage_finish,
-    stage_memory,
-    stage_free,
-    state_new,
-    state_write,
-    state_read,
-    state_copy,
-    state_free,
-    state_logits,
-    forward,
-    last_error,
-    reserved: [null_mut::<c_void>(); 8],
-};
+/// What CPUPLUG_BAD_TABLE asks for is wrong with it.
+fn table() -> Sealed {
+    let wrong = std::env::var("CPUPLUG_BAD_TABLE").unwrap_or_default();
+    let name = match wrong == "name" {
+        true => c"Not a name",
+        false => c"cpuplug",
+    };
+    Sealed(abi::Table {
+        version: abi::VERSION + u32::from(wrong == "version"),
+        struct_size: match wrong == "size" {
+            true => 8,
+            false => size_of::<abi::Table>() as u32,
+        },
+        name: name.as_ptr(),
+        build: concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast(),
+        architectures: architectures().as_ptr(),
+        device_count,
+        device_info,
+        device_limits,
+        stage_estimate,
+        state_count,
+        stage_new,
+        stage_tensor,
+        stage_finish,
+        stage_memory,
+        stage_free,
+        state_new,
+        state_write,
+        state_read,
+        state_copy,
+        state_free,
+        state_logits,
+        forward,
+        last_error,
+        reserved: [null_mut::<c_void>(); 8],
+    })
+}
 
 struct Sealed(abi::Table);
 
-static GOOD: Sealed = Sealed(TABLE);
-static OF_ANOTHER_VERSION: Sealed = Sealed(abi::Table {
-    version: abi::VERSION + 1,
-    ..TABLE
-});
-static TOO_SMALL: Sealed = Sealed(abi::Table {
-    struct_size: 8,
-    ..TABLE
-});
-static MISNAMED: Sealed = Sealed(abi::Table {
-    name: c"Not a name".as_ptr(),
-    ..TABLE
-});
-
 // SAFETY: nothing writes to the table, and its pointers are to constants and functions.
+unsafe impl Send for Sealed {}
+// SAFETY: as above.
 unsafe impl Sync for Sealed {}
+
+/// Names that live as long as the library, as the table wants them.
+pub(crate) struct List {
+    texts: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+// SAFETY: nothing writes to a list, and its pointers are to its own texts.
+unsafe impl Send for List {}
+// SAFETY: as above.
+unsafe impl Sync for List {}
+
+impl List {
+    /// Of what a variable says, or of all there is.
+    fn new(variable: &str, all: &str) -> Self {
+        let names = std::env::var(variable).unwrap_or_else(|_| all.into());
+        let names = names.split(',').filter(|name| !name.is_empty());
+        let texts: Vec<_> = names.filter_map(|name| CString::new(name).ok()).collect();
+        let mut pointers: Vec<_> = texts.iter().map(|text| text.as_ptr()).collect();
+        pointers.push(null());
+        List { texts, pointers }
+    }
+
+    fn as_ptr(&self) -> *const *const c_char {
+        self.pointers.as_ptr()
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.texts
+            .iter()
+            .any(|text| text.as_bytes() == name.as_bytes())
+    }
+}
+
+pub(crate) fn architectures() -> &'static List {
+    static LIST: OnceLock<List> = OnceLock::new();
+    LIST.get_or_init(|| List::new("CPUPLUG_ARCHITECTURES", names::ARCHITECTURE))
+}
+
+pub(crate) fn quants() -> &'static List {
+    static LIST: OnceLock<List> = OnceLock::new();
+    LIST.get_or_init(|| List::new("CPUPLUG_QUANTS", "f32,f16,int8"))
+}
 
 /// The one symbol of a plugin.
 #[no_mangle]
-pub extern "C" fn rwkv_edge_plugin_v1(host_version: u32) -> *const abi::Table {
-    let wrong = std::env::var("CPUPLUG_BAD_TABLE").ok();
-    match (host_version, wrong.as_deref()) {
-        (abi::VERSION, None) => &GOOD.0,
-        (_, Some("version")) => &OF_ANOTHER_VERSION.0,
-        (_, Some("size")) => &TOO_SMALL.0,
-        (_, Some("name")) => &MISNAMED.0,
-        _ => std::ptr::null(),
+pub extern "C" fn rwkv_edge_plugin_v2(host_version: u32) -> *const abi::Table {
+    static TABLE: OnceLock<Sealed> = OnceLock::new();
+    let gives_none = std::env::var_os("CPUPLUG_BAD_TABLE").is_some_and(|wrong| wrong == "none");
+    match host_version {
+        abi::VERSION if !gives_none => &TABLE.get_or_init(table).0,
+        _ => null(),
     }
 }
 
@@ -148,8 +204,39 @@ unsafe fn elements_mut<'a, T>(pointer: *mut T, len: usize, name: &str) -> Result
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer, len) })
 }
 
+/// # Safety
+/// The pointer is NULL or to a NUL-terminated text.
+pub(crate) unsafe fn text(pointer: *const c_char, name: &str) -> Result<String> {
+    if pointer.is_null() {
+        return wrong(format!("{name} is NULL"));
+    }
+    // SAFETY: not NULL, and the caller's promise is the rest. What is not UTF-8 is no name that is known.
+    Ok(unsafe { CStr::from_ptr(pointer) }
+        .to_string_lossy()
+        .into_owned())
+}
+
+/// Pairs of a name and a value.
+///
+/// # Safety
+/// The pointer is NULL or to `len` elements, with names that are NULL or NUL-terminated.
+pub(crate) unsafe fn named<T, V>(
+    pointer: *const T,
+    len: u32,
+    what: &str,
+    pair: impl Fn(&T) -> (*const c_char, V),
+) -> Result<Vec<(String, V)>> {
+    // SAFETY: the caller's promise is the same.
+    let given = unsafe { elements(pointer, len as usize, what) }?;
+    let pairs = given.iter().map(pair).map(|(name, value)| {
+        // SAFETY: as above.
+        Ok((unsafe { text(name, what) }?, value))
+    });
+    pairs.collect()
+}
+
 /// Structs of this version may grow in later ones, but never shrink.
-fn check_size<T>(struct_size: u32, name: &str) -> Result {
+pub(crate) fn check_size<T>(struct_size: u32, name: &str) -> Result {
     let expected = size_of::<T>();
     if (struct_size as usize) < expected {
         return wrong(format!(
@@ -171,7 +258,7 @@ fn n_devices() -> Result<u32> {
     Ok(setting("CPUPLUG_DEVICES").map_or(TAKEN.len(), |n| (n as usize).min(TAKEN.len())) as u32)
 }
 
-fn check_device(device: u32) -> Result {
+pub(crate) fn check_device(device: u32) -> Result {
     let n = n_devices()?;
     if device >= n {
         let text = format!("no device {device}: there are {n}");
@@ -182,10 +269,6 @@ fn check_device(device: u32) -> Result {
 
 fn total_bytes() -> u64 {
     setting("CPUPLUG_FREE_BYTES").unwrap_or(4 << 30)
-}
-
-fn quants() -> u32 {
-    setting("CPUPLUG_QUANTS").map_or(0b111, |mask| mask as u32)
 }
 
 /// Takes memory of a device.
@@ -250,17 +333,18 @@ unsafe extern "C" fn device_info(device: u32, info: *mut abi::Device) -> abi::St
         let free = total_bytes().saturating_sub(TAKEN[device as usize].load(Ordering::Relaxed));
         *info = abi::Device {
             struct_size: info.struct_size,
-            quants: quants(),
+            reserved: 0,
             total_bytes: total_bytes(),
             free_bytes: free,
-            name: text("a piece of memory"),
-            detail: text("for tests of the table"),
+            quants: quants().as_ptr(),
+            name: fixed("a piece of memory"),
+            detail: fixed("for tests of the table"),
         };
         Ok(())
     })
 }
 
-fn text(text: &str) -> [c_char; 96] {
+fn fixed(text: &str) -> [c_char; 96] {
     let mut chars = [0; 96];
     for (slot, byte) in chars[..95].iter_mut().zip(text.bytes()) {
         *slot = byte as c_char;
@@ -288,53 +372,6 @@ unsafe extern "C" fn device_limits(device: u32, limits: *mut abi::Limits) -> abi
     })
 }
 
-/// More than any model has; keeps all sums of bytes inside 64 bits.
-const SIZE_MAX: u32 = 1 << 17;
-
-/// Options that a stage can be made of.
-fn check_options(options: &abi::StageOptions) -> Result {
-    check_size::<abi::StageOptions>(options.struct_size, "options")?;
-    check_device(options.device)?;
-    let o = options;
-    let end = o.first_layer.checked_add(o.layer_count);
-    let sizes = [
-        o.n_vocab,
-        o.n_embd,
-        o.n_layer,
-        o.n_attention,
-        o.n_hidden,
-        o.rows_max,
-    ];
-    if sizes.contains(&0) {
-        return wrong("a size is 0");
-    }
-    match end {
-        Some(end) if end <= o.n_layer => {}
-        _ => return wrong("layers beyond the model's"),
-    }
-    if o.has_embedding > 1 || o.has_head > 1 {
-        return wrong("has_embedding and has_head are 0 or 1");
-    }
-    if o.has_embedding == 1 && o.first_layer != 0 {
-        return wrong("the embedding is in front of layer 0");
-    }
-    if o.has_head == 1 && end != Some(o.n_layer) {
-        return wrong("the head is behind the last layer");
-    }
-    if o.layer_count == 0 && o.has_head == 0 {
-        return wrong("a stage with neither layers nor the head");
-    }
-    // From here on it could be a stage, but not one of ours.
-    let unsupported = |text: String| Err(Failed(abi::ERROR_UNSUPPORTED, text));
-    if sizes.iter().any(|&size| size > SIZE_MAX) {
-        return unsupported(format!("sizes {sizes:?}, expected at most {SIZE_MAX} each"));
-    }
-    if o.quant > abi::INT8 || quants() >> o.quant & 1 == 0 {
-        return unsupported(format!("matrices of quant {} are not understood", o.quant));
-    }
-    Ok(())
-}
-
 unsafe extern "C" fn stage_estimate(
     options: *const abi::StageOptions,
     memory: *mut abi::Memory,
@@ -344,8 +381,23 @@ unsafe extern "C" fn stage_estimate(
         let (options, memory) =
             unsafe { (reference(options, "options")?, exclusive(memory, "memory")?) };
         check_size::<abi::Memory>(memory.struct_size, "memory")?;
-        check_options(options)?;
-        stage::estimate(options, memory);
+        // SAFETY: texts and arrays are as long as the options say, by the header.
+        stage::estimate(&unsafe { Options::read(options) }?, memory);
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn state_count(
+    options: *const abi::StageOptions,
+    count: *mut u64,
+) -> abi::Status {
+    fence(|| {
+        // SAFETY: NULL or valid, by the header.
+        let (options, count) =
+            unsafe { (reference(options, "options")?, exclusive(count, "count")?) };
+        // SAFETY: texts and arrays are as long as the options say, by the header.
+        let n = stage::state_len(&unsafe { Options::read(options) }?) as u64;
+        *count = n + setting("CPUPLUG_STATE_MORE").unwrap_or(0);
         Ok(())
     })
 }
@@ -358,8 +410,9 @@ unsafe extern "C" fn stage_new(
         // SAFETY: NULL or valid, by the header.
         let (options, out) =
             unsafe { (reference(options, "options")?, exclusive(stage, "stage")?) };
-        check_options(options)?;
-        let stage = Box::new(Stage::new(*options)?);
+        // SAFETY: texts and arrays are as long as the options say, by the header.
+        let options = unsafe { Options::read(options) }?;
+        let stage = Box::new(Stage::new(options)?);
         *out = Box::into_raw(stage).cast();
         Ok(())
     })
@@ -378,8 +431,8 @@ unsafe extern "C" fn stage_tensor(
             )
         };
         check_size::<abi::Tensor>(tensor.struct_size, "tensor")?;
-        // SAFETY: the header says that its pointers are to as many elements as its sizes say.
-        unsafe { stage.add(tensor) }
+        // SAFETY: texts and arrays are as long as the tensor says, by the header.
+        stage.add(&unsafe { Given::read(tensor) }?)
     })
 }
 

@@ -2,8 +2,7 @@
 //!
 //! A stored row is widened to f32 when it is needed, and then meets all rows of the batch.
 
-use rwkv_edge_plugin as abi;
-
+use crate::names::Quant;
 use crate::{wrong, Result};
 
 /// (n_rows, n_cols) as stored.
@@ -25,15 +24,23 @@ enum Values {
     },
 }
 
+/// Bytes of some rows.
+pub(crate) struct Parts<'a> {
+    pub(crate) values: &'a [u8],
+    /// Of int8.
+    pub(crate) row_scales: &'a [u8],
+    /// Of int8, where some are not 0.
+    pub(crate) column_exponents: Option<&'a [u8]>,
+}
+
 impl Matrix {
-    /// No rows yet, and room for all; its sizes and dtype were checked.
-    pub(crate) fn new(tensor: &abi::Tensor) -> Self {
-        let (n_rows, n_cols) = (tensor.n_rows as usize, tensor.n_cols as usize);
+    /// No rows yet, and room for all.
+    pub(crate) fn new(quant: Quant, n_rows: usize, n_cols: usize) -> Self {
         let n = n_rows * n_cols;
-        let values = match tensor.dtype {
-            abi::F32 => Values::F32(Vec::with_capacity(n)),
-            abi::F16 => Values::F16(Vec::with_capacity(n)),
-            _ => Values::Int8 {
+        let values = match quant {
+            Quant::F32 => Values::F32(Vec::with_capacity(n)),
+            Quant::F16 => Values::F16(Vec::with_capacity(n)),
+            Quant::Int8 => Values::Int8 {
                 values: Vec::with_capacity(n),
                 row_scales: Vec::with_capacity(n_rows),
                 column_factors: Vec::new(),
@@ -57,35 +64,26 @@ impl Matrix {
     }
 
     /// Takes the next rows.
-    ///
-    /// # Safety
-    /// The tensor's pointers are to as many elements as its sizes and dtype say, which were checked.
-    pub(crate) unsafe fn append(&mut self, tensor: &abi::Tensor) -> Result {
-        let n_rows = tensor.row_count as usize;
-        let n = n_rows * self.n_cols;
-        // SAFETY: the caller's promise is the same.
-        unsafe {
-            match &mut self.values {
-                Values::F32(all) => all.extend(copied::<f32>(tensor.values.cast(), n)),
-                Values::F16(all) => all.extend(copied::<u16>(tensor.values.cast(), n)),
-                Values::Int8 {
-                    values,
-                    row_scales,
-                    column_factors,
-                } => {
-                    let factors: Vec<f32> = match tensor.column_exponents.is_null() {
-                        true => vec![1.0; self.n_cols],
-                        false => copied(tensor.column_exponents, self.n_cols)
-                            .map(|exponent| (f32::from(exponent) / 4.0).exp2())
-                            .collect(),
-                    };
-                    if !column_factors.is_empty() && *column_factors != factors {
-                        return wrong("column_exponents are not those of the first rows");
-                    }
-                    *column_factors = factors;
-                    values.extend(copied::<i8>(tensor.values.cast(), n));
-                    row_scales.extend(copied(tensor.row_scales, n_rows));
+    pub(crate) fn append(&mut self, parts: &Parts<'_>) -> Result {
+        match &mut self.values {
+            Values::F32(all) => all.extend(floats(parts.values)),
+            Values::F16(all) => all.extend(halves(parts.values)),
+            Values::Int8 {
+                values,
+                row_scales,
+                column_factors,
+            } => {
+                let factor = |&exponent: &u8| (f32::from(exponent as i8) / 4.0).exp2();
+                let factors: Vec<f32> = match parts.column_exponents {
+                    None => vec![1.0; self.n_cols],
+                    Some(exponents) => exponents.iter().map(factor).collect(),
+                };
+                if !column_factors.is_empty() && *column_factors != factors {
+                    return wrong("column_exponents are not those of the first rows");
                 }
+                *column_factors = factors;
+                values.extend(parts.values.iter().map(|&byte| byte as i8));
+                row_scales.extend(halves(parts.row_scales));
             }
         }
         Ok(())
@@ -168,11 +166,15 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// # Safety
-/// The pointer is to `n` values for as long as the iterator is used.
-pub(crate) unsafe fn copied<T: Copy>(pointer: *const T, n: usize) -> impl Iterator<Item = T> {
-    // SAFETY: the caller's promise is the same. The values may lie anywhere: no alignment is needed.
-    (0..n).map(move |i| unsafe { pointer.add(i).read_unaligned() })
+pub(crate) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    let four = bytes.chunks_exact(4);
+    four.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+/// Bits of f16.
+fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
+    let two = bytes.chunks_exact(2);
+    two.map(|b| u16::from_le_bytes([b[0], b[1]]))
 }
 
 /// IEEE half precision.

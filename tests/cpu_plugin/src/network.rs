@@ -5,6 +5,8 @@
 
 use rwkv_edge_plugin as abi;
 
+use crate::names::Tensor;
+use crate::options::Options;
 use crate::stage::{Stage, State, Tensors};
 use crate::{elements, elements_mut, wrong, Result};
 
@@ -33,7 +35,7 @@ pub(crate) unsafe fn forward(stages: &[&Stage], batch: &abi::Batch) -> Result {
     );
     let asked: Vec<usize> = spans.iter().flat_map(asked_rows).collect();
     let needs_head = (abi::WRITE_HIDDEN..=abi::WRITE_TOKENS).contains(&batch.write);
-    if batch.write > abi::WRITE_TOKENS || needs_head && last.0.options.has_head == 0 {
+    if batch.write > abi::WRITE_TOKENS || needs_head && !last.0.options.has_head {
         return wrong(format!(
             "write {} cannot be asked of the last stage",
             batch.write
@@ -41,13 +43,13 @@ pub(crate) unsafe fn forward(stages: &[&Stage], batch: &abi::Batch) -> Result {
     }
 
     let mut x = match first.0.options.has_embedding {
-        1 => {
+        true => {
             // SAFETY: the caller's promise is the same.
             let tokens = unsafe { elements(batch.tokens, n_rows, "tokens") }?;
             embed(first, tokens)?
         }
         // SAFETY: as above.
-        _ => unsafe { elements(batch.residual, n_rows * d, "residual") }?.to_vec(),
+        false => unsafe { elements(batch.rows_in, n_rows * d, "rows_in") }?.to_vec(),
     };
     for (index, stage) in stages.iter().enumerate() {
         let tensors = stage.tensors()?;
@@ -63,7 +65,7 @@ pub(crate) unsafe fn forward(stages: &[&Stage], batch: &abi::Batch) -> Result {
             pass.channel_mixing(&mut x, &mut spans);
         }
     }
-    if batch.write == abi::WRITE_RESIDUAL {
+    if batch.write == abi::WRITE_ROWS {
         // SAFETY: as above.
         unsafe { elements_mut(batch.numbers, n_rows * d, "numbers") }?.copy_from_slice(&x);
     }
@@ -76,8 +78,8 @@ pub(crate) unsafe fn forward(stages: &[&Stage], batch: &abi::Batch) -> Result {
         .flat_map(|&row| x[row * d..][..d].iter().copied())
         .collect();
     let norm = (
-        tensors.vector(abi::NORM_OUT_WEIGHT, 0),
-        tensors.vector(abi::NORM_OUT_BIAS, 0),
+        tensors.vector(Tensor::NormOutWeight, abi::NO_LAYER),
+        tensors.vector(Tensor::NormOutBias, abi::NO_LAYER),
     );
     let hidden = layer_norm(&rows, norm, last.0.options.norm_out_epsilon);
     if batch.write == abi::WRITE_HIDDEN {
@@ -86,7 +88,9 @@ pub(crate) unsafe fn forward(stages: &[&Stage], batch: &abi::Batch) -> Result {
         out.copy_from_slice(&hidden);
         return Ok(());
     }
-    let logits = tensors.matrix(abi::HEAD, 0).multiply(&hidden);
+    let logits = tensors
+        .matrix(Tensor::Head, abi::NO_LAYER)
+        .multiply(&hidden);
     let mut row = 0;
     for span in &mut spans {
         row += asked_rows(span).count();
@@ -115,7 +119,6 @@ pub(crate) unsafe fn forward(stages: &[&Stage], batch: &abi::Batch) -> Result {
 /// # Safety
 /// As for [`forward`].
 unsafe fn spans<'a>(stages: &[&Stage], batch: &abi::Batch) -> Result<Vec<Rows<'a>>> {
-    let first = &stages[0].0.options;
     // SAFETY: the caller's promise is the same.
     let given = unsafe { elements(batch.spans, batch.n_spans as usize, "spans") }?;
     let mut spans: Vec<Rows<'a>> = Vec::new();
@@ -157,17 +160,10 @@ unsafe fn spans<'a>(stages: &[&Stage], batch: &abi::Batch) -> Result<Vec<Rows<'a
     }
     for pair in stages.windows(2) {
         let (a, b) = (&pair[0].0.options, &pair[1].0.options);
-        let neighbours = a.first_layer + a.layer_count == b.first_layer && b.has_embedding == 0;
-        if !neighbours || (a.n_embd, a.n_vocab) != (b.n_embd, b.n_vocab) || a.has_head == 1 {
+        let neighbours = a.first_layer + a.layer_count == b.first_layer && !b.has_embedding;
+        if !neighbours || (a.n_embd, a.n_vocab) != (b.n_embd, b.n_vocab) || a.has_head {
             return wrong("stages that do not follow each other");
         }
-    }
-    if first.has_embedding == 0
-        && first.first_layer == 0
-        && first.layer_count > 0
-        && batch.residual.is_null()
-    {
-        return wrong("residual is NULL");
     }
     Ok(spans)
 }
@@ -191,11 +187,13 @@ fn embed(stage: &Stage, tokens: &[u32]) -> Result<Vec<f32>> {
         if token >= o.n_vocab {
             return wrong(format!("token {token}, expected less than {}", o.n_vocab));
         }
-        tensors.matrix(abi::EMBEDDING, 0).row(token as usize, row);
+        tensors
+            .matrix(Tensor::Embedding, abi::NO_LAYER)
+            .row(token as usize, row);
     }
     let norm = (
-        tensors.vector(abi::NORM_IN_WEIGHT, 0),
-        tensors.vector(abi::NORM_IN_BIAS, 0),
+        tensors.vector(Tensor::NormInWeight, 0),
+        tensors.vector(Tensor::NormInBias, 0),
     );
     Ok(layer_norm(&rows, norm, o.norm_epsilon))
 }
@@ -228,13 +226,13 @@ struct Pass<'a> {
     tensors: &'a Tensors,
     /// Number in the model.
     layer: u32,
-    options: &'a abi::StageOptions,
+    options: &'a Options,
     /// Index in the chain.
     stage: usize,
 }
 
 impl Pass<'_> {
-    fn vector(&self, tensor: u32) -> &[f32] {
+    fn vector(&self, tensor: Tensor) -> &[f32] {
         self.tensors.vector(tensor, self.layer)
     }
 
@@ -282,24 +280,27 @@ impl Pass<'_> {
         }
     }
 
-    fn norm(&self, x: &[f32], weight: u32, bias: u32) -> Vec<f32> {
+    fn norm(&self, x: &[f32], weight: Tensor, bias: Tensor) -> Vec<f32> {
         let norm = (self.vector(weight), self.vector(bias));
         layer_norm(x, norm, self.options.norm_epsilon)
     }
 
     fn time_mixing(&self, x: &mut [f32], spans: &mut [Rows<'_>]) {
         let a = self.options.n_attention as usize;
-        let y = self.norm(x, abi::ATT_NORM_WEIGHT, abi::ATT_NORM_BIAS);
-        let mut product = |mix: u32, matrix: u32| {
+        let y = self.norm(x, Tensor::AttNormWeight, Tensor::AttNormBias);
+        let mut product = |mix: Tensor, matrix: Tensor| {
             let input = self.shift(&y, self.vector(mix), spans, 1);
             self.tensors.matrix(matrix, self.layer).multiply(&input)
         };
-        let key = product(abi::ATT_MIX_KEY, abi::ATT_KEY);
-        let value = product(abi::ATT_MIX_VALUE, abi::ATT_VALUE);
-        let receptance = product(abi::ATT_MIX_RECEPTANCE, abi::ATT_RECEPTANCE);
+        let key = product(Tensor::AttMixKey, Tensor::AttKey);
+        let value = product(Tensor::AttMixValue, Tensor::AttValue);
+        let receptance = product(Tensor::AttMixReceptance, Tensor::AttReceptance);
         self.keep(&y, spans, 1);
 
-        let (decay_log, bonus) = (self.vector(abi::ATT_DECAY_LOG), self.vector(abi::ATT_BONUS));
+        let (decay_log, bonus) = (
+            self.vector(Tensor::AttDecayLog),
+            self.vector(Tensor::AttBonus),
+        );
         let mut gated = vec![0.0; key.len()];
         for span in spans {
             for row in span.first..span.first + span.n {
@@ -324,28 +325,28 @@ impl Pass<'_> {
         }
         let delta = self
             .tensors
-            .matrix(abi::ATT_OUTPUT, self.layer)
+            .matrix(Tensor::AttOutput, self.layer)
             .multiply(&gated);
         x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
     }
 
     fn channel_mixing(&self, x: &mut [f32], spans: &mut [Rows<'_>]) {
-        let y = self.norm(x, abi::FFN_NORM_WEIGHT, abi::FFN_NORM_BIAS);
-        let input = self.shift(&y, self.vector(abi::FFN_MIX_KEY), spans, 0);
+        let y = self.norm(x, Tensor::FfnNormWeight, Tensor::FfnNormBias);
+        let input = self.shift(&y, self.vector(Tensor::FfnMixKey), spans, 0);
         let mut hidden = self
             .tensors
-            .matrix(abi::FFN_KEY, self.layer)
+            .matrix(Tensor::FfnKey, self.layer)
             .multiply(&input);
         hidden.iter_mut().for_each(|h| *h = h.max(0.0) * h.max(0.0));
-        let input = self.shift(&y, self.vector(abi::FFN_MIX_RECEPTANCE), spans, 0);
+        let input = self.shift(&y, self.vector(Tensor::FfnMixReceptance), spans, 0);
         let receptance = self
             .tensors
-            .matrix(abi::FFN_RECEPTANCE, self.layer)
+            .matrix(Tensor::FfnReceptance, self.layer)
             .multiply(&input);
         self.keep(&y, spans, 0);
         let value = self
             .tensors
-            .matrix(abi::FFN_VALUE, self.layer)
+            .matrix(Tensor::FfnValue, self.layer)
             .multiply_transposed(&hidden);
         for ((x, r), v) in x.iter_mut().zip(receptance).zip(value) {
             *x += sigmoid(r) * v;

@@ -6,15 +6,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rwkv_edge_plugin as abi;
 
-use crate::matrix::{copied, Matrix};
-use crate::{give_back, take, wrong, Result};
+use crate::matrix::{floats, Matrix, Parts};
+use crate::names::{chosen, Quant, Tensor};
+use crate::options::Options;
+use crate::{elements, give_back, named, take, text, wrong, Result};
 
 /// A range of layers. States hold it too, so that nothing dangles whatever the host does.
 #[derive(Clone)]
 pub(crate) struct Stage(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) options: abi::StageOptions,
+    pub(crate) options: Options,
     /// Tensors that have come so far; `None` once it is finished.
     loading: Mutex<Option<Tensors>>,
     finished: OnceLock<Tensors>,
@@ -22,16 +24,18 @@ pub(crate) struct Inner {
     taken: AtomicU64,
 }
 
-/// By their numbers and layers.
+/// Which tensor, and the layer of the model that has it, or NO_LAYER.
+type Key = (Tensor, u32);
+
 #[derive(Default)]
 pub(crate) struct Tensors {
-    vectors: HashMap<(u32, u32), Vec<f32>>,
-    matrices: HashMap<(u32, u32), Matrix>,
+    vectors: HashMap<Key, Vec<f32>>,
+    matrices: HashMap<Key, Matrix>,
 }
 
 impl Tensors {
     /// How many rows of a tensor have come.
-    fn rows_so_far(&self, key: (u32, u32)) -> u64 {
+    fn rows_so_far(&self, key: Key) -> u64 {
         match self.matrices.get(&key) {
             Some(matrix) => matrix.rows_so_far() as u64,
             None => u64::from(self.vectors.contains_key(&key)),
@@ -39,11 +43,11 @@ impl Tensors {
     }
 
     /// Every tensor that a stage must have was there when it was finished.
-    pub(crate) fn vector(&self, tensor: u32, layer: u32) -> &[f32] {
+    pub(crate) fn vector(&self, tensor: Tensor, layer: u32) -> &[f32] {
         &self.vectors[&(tensor, layer)]
     }
 
-    pub(crate) fn matrix(&self, tensor: u32, layer: u32) -> &Matrix {
+    pub(crate) fn matrix(&self, tensor: Tensor, layer: u32) -> &Matrix {
         &self.matrices[&(tensor, layer)]
     }
 }
@@ -56,26 +60,27 @@ struct Shape {
 }
 
 /// `None` for a tensor that the stage does not have.
-fn shape(o: &abi::StageOptions, tensor: u32, layer: u32) -> Option<Shape> {
+fn shape(o: &Options, tensor: Tensor, layer: u32) -> Option<Shape> {
     let [v, d, a, h] = [o.n_vocab, o.n_embd, o.n_attention, o.n_hidden].map(u64::from);
-    let has_layer = layer >= o.first_layer && layer - o.first_layer < o.layer_count;
+    let has_layer = (o.first_layer..o.first_layer + o.layer_count).contains(&layer);
+    let is_outside = layer == abi::NO_LAYER;
     let is_there = match tensor {
-        abi::EMBEDDING..=abi::NORM_IN_BIAS => o.has_embedding == 1 && layer == 0,
-        abi::NORM_OUT_WEIGHT..=abi::HEAD => o.has_head == 1 && layer == 0,
+        Tensor::Embedding => o.has_embedding && is_outside,
+        Tensor::NormInWeight | Tensor::NormInBias => o.has_embedding && layer == 0,
+        Tensor::NormOutWeight | Tensor::NormOutBias | Tensor::Head => o.has_head && is_outside,
         _ => has_layer,
     };
     if !is_there {
         return None;
     }
     let (is_matrix, n_rows, n_cols) = match tensor {
-        abi::EMBEDDING | abi::HEAD => (true, v, d),
-        abi::ATT_KEY | abi::ATT_VALUE | abi::ATT_RECEPTANCE => (true, a, d),
-        abi::ATT_OUTPUT => (true, d, a),
-        abi::FFN_KEY | abi::FFN_VALUE => (true, h, d),
-        abi::FFN_RECEPTANCE => (true, d, d),
-        abi::ATT_DECAY_LOG | abi::ATT_BONUS => (false, 1, a),
-        _ if tensor < abi::TENSORS => (false, 1, d),
-        _ => return None,
+        Tensor::Embedding | Tensor::Head => (true, v, d),
+        Tensor::AttKey | Tensor::AttValue | Tensor::AttReceptance => (true, a, d),
+        Tensor::AttOutput => (true, d, a),
+        Tensor::FfnKey | Tensor::FfnValue => (true, h, d),
+        Tensor::FfnReceptance => (true, d, d),
+        Tensor::AttDecayLog | Tensor::AttBonus => (false, 1, a),
+        _ => (false, 1, d),
     };
     Some(Shape {
         is_matrix,
@@ -85,42 +90,35 @@ fn shape(o: &abi::StageOptions, tensor: u32, layer: u32) -> Option<Shape> {
 }
 
 /// All tensors of a stage.
-fn all(o: &abi::StageOptions) -> impl Iterator<Item = (u32, u32, Shape)> + '_ {
+fn all(o: &Options) -> impl Iterator<Item = (&'static str, Key, Shape)> + '_ {
     let layers = o.first_layer..o.first_layer + o.layer_count;
-    let keys = (0..abi::TENSORS).flat_map(move |tensor| {
-        let layers = match tensor {
-            abi::ATT_NORM_WEIGHT..=abi::FFN_VALUE => layers.clone(),
-            _ => 0..1,
-        };
-        layers.map(move |layer| (tensor, layer))
+    let places = Tensor::ALL.iter().flat_map(move |&(tensor, name)| {
+        let layers = layers.clone().chain([abi::NO_LAYER]);
+        layers.map(move |layer| (name, (tensor, layer)))
     });
-    keys.filter_map(|(tensor, layer)| Some((tensor, layer, shape(o, tensor, layer)?)))
+    places.filter_map(|(name, key)| Some((name, key, shape(o, key.0, key.1)?)))
 }
 
-fn size_bytes(shape: &Shape, quant: u32) -> u64 {
+fn size_bytes(shape: &Shape, quant: Quant) -> u64 {
     let n = shape.n_rows * shape.n_cols;
     match (shape.is_matrix, quant) {
-        (false, _) | (true, abi::F32) => 4 * n,
-        (true, abi::F16) => 2 * n,
-        (true, _) => n + 2 * shape.n_rows + 4 * shape.n_cols,
+        (false, _) | (true, Quant::F32) => 4 * n,
+        (true, Quant::F16) => 2 * n,
+        (true, Quant::Int8) => n + 2 * shape.n_rows + 4 * shape.n_cols,
     }
 }
 
 /// Numbers of a state of the stage.
-fn state_len(o: &abi::StageOptions) -> usize {
+pub(crate) fn state_len(o: &Options) -> usize {
     o.layer_count as usize * (2 * o.n_embd as usize + 3 * o.n_attention as usize)
 }
 
-fn state_bytes(o: &abi::StageOptions) -> u64 {
-    let logits = if o.has_head == 1 {
-        o.n_vocab as usize
-    } else {
-        0
-    };
+fn state_bytes(o: &Options) -> u64 {
+    let logits = if o.has_head { o.n_vocab as usize } else { 0 };
     4 * (state_len(o) + logits) as u64
 }
 
-pub(crate) fn estimate(o: &abi::StageOptions, memory: &mut abi::Memory) {
+pub(crate) fn estimate(o: &Options, memory: &mut abi::Memory) {
     memory.weight_bytes = all(o)
         .map(|(_, _, shape)| size_bytes(&shape, o.quant))
         .sum();
@@ -132,7 +130,7 @@ pub(crate) fn estimate(o: &abi::StageOptions, memory: &mut abi::Memory) {
 }
 
 impl Stage {
-    pub(crate) fn new(options: abi::StageOptions) -> Result<Self> {
+    pub(crate) fn new(options: Options) -> Result<Self> {
         let mut memory = abi::Memory::default();
         estimate(&options, &mut memory);
         let bytes = memory.weight_bytes + memory.workspace_bytes;
@@ -145,37 +143,29 @@ impl Stage {
         })))
     }
 
-    /// # Safety
-    /// The tensor's pointers are NULL or to as many elements as its sizes say.
-    pub(crate) unsafe fn add(&self, tensor: &abi::Tensor) -> Result {
-        let o = &self.0.options;
-        let key = (tensor.tensor, tensor.layer);
-        let Some(shape) = shape(o, tensor.tensor, tensor.layer) else {
-            return wrong(format!(
-                "tensor {} of layer {} is not of this stage",
-                key.0, key.1
-            ));
+    pub(crate) fn add(&self, given: &Given<'_>) -> Result {
+        let (o, name, layer) = (&self.0.options, &given.name, given.layer);
+        let key = (Tensor::of(name)?, layer);
+        let Some(shape) = shape(o, key.0, layer) else {
+            return wrong(format!("tensor {name} of layer {layer}: not of this stage"));
         };
-        let dtype = if shape.is_matrix { o.quant } else { abi::F32 };
-        let found = (tensor.n_rows, tensor.n_cols, tensor.dtype);
-        let expected = (shape.n_rows, shape.n_cols, dtype);
+        let quant = if shape.is_matrix { o.quant } else { Quant::F32 };
+        let found = Quant::of(&given.quant)?;
+        if found != quant {
+            return wrong(format!("tensor {name}: {found:?}, expected {quant:?}"));
+        }
+        let (found, expected) = ((given.n_rows, given.n_cols), (shape.n_rows, shape.n_cols));
         if found != expected {
+            return wrong(format!("tensor {name}: {found:?}, expected {expected:?}"));
+        }
+        let rows_left = given.n_rows.checked_sub(given.first_row);
+        if given.row_count == 0 || rows_left.is_none_or(|left| given.row_count > left) {
             return wrong(format!(
-                "tensor {}: rows, columns, dtype {found:?}, expected {expected:?}",
-                key.0
+                "tensor {name}: {} rows from {} on, of {}",
+                given.row_count, given.first_row, given.n_rows
             ));
         }
-        let rows_left = tensor.n_rows.checked_sub(tensor.first_row);
-        if tensor.row_count == 0 || rows_left.is_none_or(|left| tensor.row_count > left) {
-            return wrong(format!(
-                "tensor {}: {} rows from {} on, of {}",
-                key.0, tensor.row_count, tensor.first_row, tensor.n_rows
-            ));
-        }
-        let is_int8 = shape.is_matrix && dtype == abi::INT8;
-        if tensor.values.is_null() || is_int8 && tensor.row_scales.is_null() {
-            return wrong(format!("tensor {}: values or row_scales is NULL", key.0));
-        }
+        let parts = given.parts(quant)?;
         let mut loading = self
             .0
             .loading
@@ -185,22 +175,21 @@ impl Stage {
             return wrong("the stage is finished");
         };
         let expected = tensors.rows_so_far(key);
-        if tensor.first_row != expected {
+        if given.first_row != expected {
             return wrong(format!(
-                "tensor {} of layer {}: rows from {} on, expected those from {expected} on",
-                key.0, key.1, tensor.first_row
+                "tensor {name} of layer {layer}: rows from {} on, expected those from {expected} on",
+                given.first_row
             ));
         }
         if !shape.is_matrix {
-            // SAFETY: not NULL, and the sizes are those that were expected; the rest is the caller's.
-            let values = unsafe { copied::<f32>(tensor.values.cast(), shape.n_cols as usize) };
-            tensors.vectors.insert(key, values.collect());
+            tensors.vectors.insert(key, floats(parts.values).collect());
             return Ok(());
         }
-        let matrices = tensors.matrices.entry(key);
-        let matrix = matrices.or_insert_with(|| Matrix::new(tensor));
-        // SAFETY: as above.
-        unsafe { matrix.append(tensor) }
+        let matrix = tensors
+            .matrices
+            .entry(key)
+            .or_insert_with(|| Matrix::new(quant, shape.n_rows as usize, shape.n_cols as usize));
+        matrix.append(&parts)
     }
 
     pub(crate) fn finish(&self) -> Result {
@@ -212,11 +201,12 @@ impl Stage {
         let Some(tensors) = &*loading else {
             return wrong("the stage is finished already");
         };
-        for (tensor, layer, shape) in all(&self.0.options) {
-            let (found, expected) = (tensors.rows_so_far((tensor, layer)), shape.n_rows);
+        for (name, key, shape) in all(&self.0.options) {
+            let (found, expected) = (tensors.rows_so_far(key), shape.n_rows);
             if found != expected {
                 return wrong(format!(
-                    "tensor {tensor} of layer {layer}: {found} rows of {expected} have come"
+                    "tensor {name} of layer {}: {found} rows of {expected} have come",
+                    key.1
                 ));
             }
         }
@@ -237,6 +227,92 @@ impl Stage {
     pub(crate) fn memory(&self, memory: &mut abi::Memory) {
         estimate(&self.0.options, memory);
         memory.allocated_bytes = self.0.taken.load(Ordering::Relaxed);
+    }
+}
+
+/// Rows of a tensor as they come: names that are texts, and parts that are bytes.
+pub(crate) struct Given<'a> {
+    name: String,
+    layer: u32,
+    quant: String,
+    n_rows: u64,
+    n_cols: u64,
+    first_row: u64,
+    row_count: u64,
+    parts: Vec<(String, &'a [u8])>,
+}
+
+impl<'a> Given<'a> {
+    /// # Safety
+    /// The texts and arrays of the tensor are NULL or as long as it says.
+    pub(crate) unsafe fn read(tensor: &'a abi::Tensor) -> Result<Self> {
+        // SAFETY: the caller's promise is the same.
+        let (name, quant, parts) = unsafe {
+            (
+                text(tensor.name, "name")?,
+                text(tensor.quant, "quant")?,
+                named(tensor.parts, tensor.n_parts, "parts", |part| {
+                    (part.name, *part)
+                })?,
+            )
+        };
+        let bytes = |(name, part): (String, abi::Part)| {
+            // No slice may have more.
+            if part.bytes > isize::MAX as u64 {
+                return wrong(format!("part {name}: {} bytes", part.bytes));
+            }
+            // SAFETY: as above.
+            let bytes = unsafe { elements(part.data.cast::<u8>(), part.bytes as usize, &name) }?;
+            Ok((name, bytes))
+        };
+        Ok(Given {
+            name,
+            layer: tensor.layer,
+            quant,
+            n_rows: tensor.n_rows,
+            n_cols: tensor.n_cols,
+            first_row: tensor.first_row,
+            row_count: tensor.row_count,
+            parts: parts.into_iter().map(bytes).collect::<Result<_>>()?,
+        })
+    }
+
+    /// All as large as the rows, which were checked, want them.
+    fn parts(&self, quant: Quant) -> Result<Parts<'a>> {
+        let sized = |part: &str, found: Option<&'a [u8]>, expected: u64| {
+            let found = match found {
+                Some(found) => found,
+                None => return wrong(format!("tensor {}: no {part}", self.name)),
+            };
+            match found.len() as u64 == expected {
+                true => Ok(found),
+                false => wrong(format!(
+                    "tensor {}: {} bytes of {part}, expected {expected}",
+                    self.name,
+                    found.len()
+                )),
+            }
+        };
+        let names = ["values", "row_scales", "column_exponents"];
+        let [values, row_scales, column_exponents] = match quant {
+            Quant::Int8 => chosen("part", names, &self.parts)?,
+            Quant::F32 | Quant::F16 => {
+                let [values] = chosen("part", ["values"], &self.parts)?;
+                [values, Some(&[][..]), None]
+            }
+        };
+        let n_scales = if quant == Quant::Int8 {
+            self.row_count
+        } else {
+            0
+        };
+        let n_values = self.row_count * self.n_cols;
+        let exponents = column_exponents.map(|_| sized(names[2], column_exponents, self.n_cols));
+        Ok(Parts {
+            values: sized(names[0], values, n_values * quant.value_bytes())?,
+            row_scales: sized(names[1], row_scales, 2 * n_scales)?,
+            column_exponents: exponents.transpose()?,
+        })
     }
 }
 

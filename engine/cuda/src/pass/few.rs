@@ -59,8 +59,8 @@ impl<'a> Pass<'a> {
         let weights = &self.work.weights;
         let Some(layer) = weights.layers.get(index) else {
             return match self.options.has_head {
-                0 => Ahead::default(),
-                _ => self.ahead(&[weights.head]),
+                false => Ahead::default(),
+                true => self.ahead(&[weights.head]),
             };
         };
         let (start, bytes) = layer.small;

@@ -15,6 +15,7 @@ pub(crate) struct Plugin {
     table: &'static abi::Table,
     name: String,
     build: String,
+    architectures: Vec<String>,
     path: PathBuf,
 }
 
@@ -41,8 +42,11 @@ pub(crate) fn open(path: &Path) -> Result<&'static Plugin> {
         return Ok(plugin);
     }
     let table = load(&path).map_err(&failed)?;
-    // SAFETY: `check_table` saw that neither is NULL; the header says NUL-terminated.
-    let [name, build] = unsafe { [text(table.name), text(table.build)] };
+    // SAFETY: `check_table` saw that none is NULL; the header says NUL-terminated, and of lists NULL-terminated.
+    let ([name, build], architectures) = unsafe {
+        let names = [text(table.name), text(table.build)];
+        (names, texts(table.architectures))
+    };
     if !is_device_name(&name) {
         return Err(failed(format!(
             "calls its devices `{name}`, expected lower-case letters and digits, and not cpu or auto"
@@ -52,6 +56,7 @@ pub(crate) fn open(path: &Path) -> Result<&'static Plugin> {
         table,
         name,
         build,
+        architectures,
         path,
     }));
     opened.push(plugin);
@@ -78,6 +83,11 @@ impl Plugin {
     pub(crate) fn build(&self) -> &str {
         &self.build
     }
+
+    /// What its devices can run.
+    pub(super) fn architectures(&self) -> &[String] {
+        &self.architectures
+    }
 }
 
 impl std::fmt::Debug for Plugin {
@@ -97,6 +107,21 @@ unsafe fn text(pointer: *const std::ffi::c_char) -> String {
     text.to_string_lossy().into_owned()
 }
 
+/// The texts of a list of names.
+///
+/// # Safety
+/// The pointer is NULL, or to pointers to NUL-terminated strings of which the last is NULL.
+pub(super) unsafe fn texts(list: *const *const std::ffi::c_char) -> Vec<String> {
+    if list.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the caller's promise: nothing behind the first NULL is read.
+    let pointers = (0..).map(|i| unsafe { *list.add(i) });
+    let pointers = pointers.take_while(|pointer| !pointer.is_null());
+    // SAFETY: the caller's promise is the same.
+    pointers.map(|pointer| unsafe { text(pointer) }).collect()
+}
+
 #[cfg(all(feature = "plugins", not(target_feature = "crt-static")))]
 fn load(path: &Path) -> Result<&'static abi::Table, String> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -112,12 +137,8 @@ fn load(path: &Path) -> Result<&'static abi::Table, String> {
         text
     })?;
     // SAFETY: the symbol's name holds the version of the type that it has.
-    let entry = *unsafe { library.get::<abi::Entry>(abi::SYMBOL.as_bytes()) }.map_err(|_| {
-        format!(
-            "no {}: not a plugin of this program, or one made for another version of it",
-            abi::SYMBOL
-        )
-    })?;
+    let entry = *unsafe { library.get::<abi::Entry>(abi::SYMBOL.as_bytes()) }
+        .map_err(|_| without_entry(&library))?;
     // Whatever the entry gives: once it was called, there may be threads in the library, and drivers know it. And a table
     // lives as long as the library: for ever.
     std::mem::forget(library);
@@ -125,6 +146,25 @@ fn load(path: &Path) -> Result<&'static abi::Table, String> {
     let table = unsafe { entry(abi::VERSION) };
     // SAFETY: the pointer is what the entry gave, and the library is loaded.
     unsafe { check_table(table) }
+}
+
+/// What a library is that does not have the entry of this version.
+#[cfg(all(feature = "plugins", not(target_feature = "crt-static")))]
+fn without_entry(library: &libloading::Library) -> String {
+    let expected = abi::VERSION;
+    for version in 1..expected {
+        let symbol = format!("rwkv_edge_plugin_v{version}");
+        // SAFETY: it is only looked for, and never called.
+        if unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) }.is_ok() {
+            return format!(
+                "is a plugin of table version {version}, expected {expected}: update it"
+            );
+        }
+    }
+    format!(
+        "no {}: not a plugin of this program, or one made for another version of it",
+        abi::SYMBOL
+    )
 }
 
 #[allow(dead_code)] // only some systems have such programs
@@ -160,7 +200,9 @@ unsafe fn check_table(table: *const abi::Table) -> Result<&'static abi::Table, S
     // SAFETY: not NULL and aligned; tables of every version begin with these two numbers.
     let [found, size] = unsafe { table.cast::<[u32; 2]>().read() };
     if found != version {
-        return Err(format!("plugin of version {found}, expected {version}"));
+        return Err(format!(
+            "is a plugin of table version {found}, expected {version}"
+        ));
     }
     let expected = size_of::<abi::Table>();
     if (size as usize) < expected {
@@ -195,11 +237,11 @@ mod tests {
         };
         let head = |version: u64, size: usize| version | (size as u64) << 32;
         let mut words = [1_u64; WORDS];
-        words[0] = head(2, size_of::<abi::Table>());
-        assert_eq!(check(&words), "plugin of version 2, expected 1");
-        words[0] = head(1, 100);
-        assert!(check(&words).contains("100 bytes"));
         words[0] = head(1, size_of::<abi::Table>());
+        assert_eq!(check(&words), "is a plugin of table version 1, expected 2");
+        words[0] = head(2, 100);
+        assert!(check(&words).contains("100 bytes"));
+        words[0] = head(2, size_of::<abi::Table>());
         words[9] = 0;
         assert_eq!(check(&words), "entry 8 of its table is NULL");
         // SAFETY: NULL is allowed.

@@ -11,11 +11,12 @@ use std::fmt;
 use std::ptr::{null, null_mut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytemuck::Pod;
 use rwkv_edge_plugin as abi;
 
-use super::library::Plugin;
+use super::library::{texts, Plugin};
+use super::options::{c_text, StageOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::networks::batch;
 use crate::quant::parts::Rows;
 use crate::quant::Quant;
 
@@ -52,10 +53,6 @@ pub struct DeviceLimits {
     pub step_seconds: f64,
 }
 
-/// Which stage is meant, in the numbers of the table.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StageOptions(pub(crate) abi::StageOptions);
-
 /// Bytes on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
@@ -84,21 +81,13 @@ impl Memory {
     }
 }
 
-fn struct_size<T>() -> u32 {
+pub(super) fn struct_size<T>() -> u32 {
     size_of::<T>() as u32
-}
-
-pub(crate) fn quant_code(quant: Quant) -> u32 {
-    match quant {
-        Quant::F32 => abi::F32,
-        Quant::F16 => abi::F16,
-        Quant::Int8 => abi::INT8,
-    }
 }
 
 impl Plugin {
     /// Turns a status into a result, with the plugin's text. Must follow the call on the same thread.
-    fn check(&self, status: abi::Status, place: impl fmt::Display) -> Result<()> {
+    pub(super) fn check(&self, status: abi::Status, place: impl fmt::Display) -> Result<()> {
         let kind = match status {
             abi::OK => return Ok(()),
             abi::ERROR_UNSUPPORTED => ErrorKind::Unsupported,
@@ -122,6 +111,24 @@ impl Plugin {
         format!("{}:{device}", self.name())
     }
 
+    /// Refuses what none of its devices can run; `place` is the device that is meant.
+    pub(crate) fn check_architecture(
+        &self,
+        architecture: &str,
+        place: impl fmt::Display,
+    ) -> Result<()> {
+        let has = self.architectures();
+        if has.iter().any(|known| known == architecture) {
+            return Ok(());
+        }
+        let has = match has.is_empty() {
+            true => "none".to_owned(),
+            false => has.join(" and "),
+        };
+        let text = format!("cannot run {architecture}, has {has}");
+        Err(Error::unsupported(text).at(place))
+    }
+
     /// Devices that there are now.
     pub(crate) fn device_count(&self) -> Result<u32> {
         let mut count = 0;
@@ -134,24 +141,27 @@ impl Plugin {
     pub(crate) fn device_info(&self, device: u32) -> Result<DeviceInfo> {
         let mut info = abi::Device {
             struct_size: struct_size::<abi::Device>(),
-            quants: 0,
+            reserved: 0,
             total_bytes: 0,
             free_bytes: 0,
+            quants: null(),
             name: [0; 96],
             detail: [0; 96],
         };
         // SAFETY: the pointer is to a struct of the size that it says.
         let status = unsafe { (self.table().device_info)(device, &mut info) };
         self.check(status, self.place(device))?;
-        let quants = [Quant::F32, Quant::F16, Quant::Int8];
-        let has = |quant: &Quant| info.quants >> quant_code(*quant) & 1 == 1;
+        // SAFETY: NULL, or what the plugin gave as a list.
+        let quants = unsafe { texts(info.quants) };
+        // Names that only later hosts know are none of ours.
+        let quants = quants.iter().filter_map(|name| Quant::from_name(name));
         Ok(DeviceInfo {
             device: self.place(device),
             name: fixed_text(&info.name),
             detail: fixed_text(&info.detail),
             total_bytes: info.total_bytes,
             free_bytes: info.free_bytes,
-            quants: quants.into_iter().filter(has).collect(),
+            quants: quants.collect(),
         })
     }
 
@@ -171,12 +181,27 @@ impl Plugin {
         })
     }
 
-    /// What a stage would take.
+    /// What a stage would take, if plugin and host agree about what a state of it is.
     pub(crate) fn stage_estimate(&self, options: &StageOptions) -> Result<Memory> {
-        let mut memory = empty_memory();
-        // SAFETY: both structs have the sizes that they say.
-        let status = unsafe { (self.table().stage_estimate)(&options.0, &mut memory) };
-        self.check(status, self.place(options.0.device))?;
+        let place = || self.place(options.device);
+        let (mut memory, mut count) = (empty_memory(), 0);
+        options.in_table_form(|raw| {
+            // SAFETY: both structs have the sizes that they say, and what they point to is there.
+            let status = unsafe { (self.table().stage_estimate)(raw, &mut memory) };
+            self.check(status, place())?;
+            // SAFETY: as above, and the other pointer is to a number.
+            let status = unsafe { (self.table().state_count)(raw, &mut count) };
+            self.check(status, place())
+        })??;
+        if count != options.state_len as u64 {
+            let text = format!(
+                "states of {} layers of {} are {count} numbers there, expected {}",
+                options.layers.len(),
+                options.architecture,
+                options.state_len
+            );
+            return Err(Error::backend(text).at(place()));
+        }
         Ok(Memory::of(memory))
     }
 }
@@ -199,9 +224,12 @@ fn fixed_text(text: &[c_char]) -> String {
 
 /// A range of a model's layers on a device. Shared by its model and its states.
 pub(crate) struct Stage {
-    plugin: &'static Plugin,
-    raw: *mut abi::Stage,
-    options: abi::StageOptions,
+    pub(super) plugin: &'static Plugin,
+    pub(super) raw: *mut abi::Stage,
+    pub(super) options: StageOptions,
+    /// Widths of logits and of hidden rows.
+    pub(super) n_vocab: usize,
+    pub(super) n_embd: usize,
 }
 
 // SAFETY: the header lets calls on one stage come from several threads at once.
@@ -238,17 +266,7 @@ impl Stage {
 
     /// The layers of the model that it has.
     pub(crate) fn layers(&self) -> std::ops::Range<usize> {
-        let first = self.options.first_layer as usize;
-        first..first + self.options.layer_count as usize
-    }
-
-    /// Numbers of one state.
-    fn state_len(&self) -> usize {
-        let (d, a) = (
-            self.options.n_embd as usize,
-            self.options.n_attention as usize,
-        );
-        self.layers().len() * (2 * d + 3 * a)
+        self.options.layers.clone()
     }
 
     pub(crate) fn memory(&self) -> Result<Memory> {
@@ -260,72 +278,83 @@ impl Stage {
     }
 }
 
+/// Of a tensor: its name within a layer, and the layer of the model, if one has it.
+pub(crate) type TensorName<'a> = (&'a str, Option<u32>);
+
+/// Valid as long as the numbers.
+fn part<T: Pod>(name: &'static CStr, numbers: &[T]) -> abi::Part {
+    abi::Part {
+        name: name.as_ptr(),
+        data: numbers.as_ptr().cast(),
+        bytes: size_of_val(numbers) as u64,
+    }
+}
+
 /// A stage that does not have all its tensors yet.
 pub(crate) struct StageBuilder(Stage);
 
 impl StageBuilder {
     pub(crate) fn new(plugin: &'static Plugin, options: &StageOptions) -> Result<Self> {
-        let mut raw = null_mut();
+        let (n_vocab, n_embd) = (options.size("n_vocab")?, options.size("n_embd")?);
+        let (place, mut raw) = (plugin.place(options.device), null_mut());
         // SAFETY: the options have the size that they say, and the other pointer is to a pointer.
-        let status = unsafe { (plugin.table().stage_new)(&options.0, &mut raw) };
-        plugin.check(status, plugin.place(options.0.device))?;
+        let new = |options: &_| unsafe { (plugin.table().stage_new)(options, &mut raw) };
+        let status = options.in_table_form(new)?;
+        plugin.check(status, &place)?;
         if raw.is_null() {
             let text = "a bug of the plugin: it gave no stage and no error";
-            return Err(Error::backend(text).at(plugin.place(options.0.device)));
+            return Err(Error::backend(text).at(place));
         }
         Ok(StageBuilder(Stage {
             plugin,
             raw,
-            options: options.0,
+            options: options.clone(),
+            n_vocab,
+            n_embd,
         }))
     }
 
-    pub(crate) fn vector(&mut self, tensor: u32, layer: u32, values: &[f32]) -> Result<()> {
-        self.tensor(abi::Tensor {
-            struct_size: struct_size::<abi::Tensor>(),
-            tensor,
-            layer,
-            dtype: abi::F32,
-            n_rows: 1,
-            n_cols: values.len() as u64,
-            first_row: 0,
-            row_count: 1,
-            values: values.as_ptr().cast(),
-            row_scales: null(),
-            column_exponents: null(),
-        })
+    pub(crate) fn vector(&mut self, name: TensorName<'_>, values: &[f32]) -> Result<()> {
+        let rows = [0, 1, 1, values.len()];
+        self.tensor(name, Quant::F32, rows, &[part(c"values", values)])
     }
 
     /// Some rows of a matrix; they come from the first to the last.
-    pub(crate) fn rows(&mut self, tensor: u32, layer: u32, rows: &Rows<'_>) -> Result<()> {
+    pub(crate) fn rows(&mut self, name: TensorName<'_>, rows: &Rows<'_>) -> Result<()> {
         let (size, range) = (rows.size(), rows.range());
+        let of_rows = [range.start, range.len(), size.n_rows, size.n_cols];
         // As many bytes as sizes and quantisation say.
-        let part = |name: &CStr| {
-            let part = rows
-                .parts()
-                .iter()
-                .find(|(kind, _)| kind.device_name == name);
-            part.map_or(null(), |(_, bytes)| bytes.as_ptr())
-        };
-        self.tensor(abi::Tensor {
-            struct_size: struct_size::<abi::Tensor>(),
-            tensor,
-            layer,
-            dtype: quant_code(size.quant),
-            n_rows: size.n_rows as u64,
-            n_cols: size.n_cols as u64,
-            first_row: range.start as u64,
-            row_count: range.len() as u64,
-            values: part(c"values").cast(),
-            row_scales: part(c"row_scales").cast(),
-            column_exponents: part(c"column_exponents").cast(),
-        })
+        let parts = rows.parts().iter();
+        let parts: Vec<_> = parts
+            .map(|(kind, bytes)| part(kind.device_name, bytes))
+            .collect();
+        self.tensor(name, size.quant, of_rows, &parts)
     }
 
-    /// Its pointers are to as many elements as its sizes say: only the two functions above call this.
-    fn tensor(&mut self, tensor: abi::Tensor) -> Result<()> {
+    /// The parts' pointers are to as many bytes as they say: only [`part`] makes them.
+    fn tensor(
+        &mut self,
+        (name, layer): TensorName<'_>,
+        quant: Quant,
+        [first_row, row_count, n_rows, n_cols]: [usize; 4],
+        parts: &[abi::Part],
+    ) -> Result<()> {
         let Stage { plugin, raw, .. } = self.0;
-        // SAFETY: the stage is valid, and the tensor is as the callers made it.
+        let (name, quant) = (c_text(name)?, c_text(quant.name())?);
+        let tensor = abi::Tensor {
+            struct_size: struct_size::<abi::Tensor>(),
+            layer: layer.unwrap_or(abi::NO_LAYER),
+            name: name.as_ptr(),
+            quant: quant.as_ptr(),
+            n_rows: n_rows as u64,
+            n_cols: n_cols as u64,
+            first_row: first_row as u64,
+            row_count: row_count as u64,
+            parts: parts.as_ptr(),
+            n_parts: parts.len() as u32,
+            reserved: 0,
+        };
+        // SAFETY: the stage is valid, and the texts and parts live as long as the call.
         let status = unsafe { (plugin.table().stage_tensor)(raw, &tensor) };
         plugin.check(status, self.0.place())
     }
@@ -341,12 +370,12 @@ impl StageBuilder {
 
 /// What one sequence remembers of one stage, on the device.
 pub(crate) struct State {
-    stage: Arc<Stage>,
+    pub(super) stage: Arc<Stage>,
     /// Locked for every call on it but `forward`, which has the state to itself.
-    raw: Mutex<RawState>,
+    pub(super) raw: Mutex<RawState>,
 }
 
-struct RawState(*mut abi::State);
+pub(super) struct RawState(pub(super) *mut abi::State);
 
 // SAFETY: the header lets functions be called from any thread.
 unsafe impl Send for RawState {}
@@ -390,7 +419,7 @@ impl State {
     /// # Panics
     /// When `numbers` has another length than the stage's layers need.
     pub(crate) fn write(&mut self, numbers: &[f32]) -> Result<()> {
-        assert!(numbers.len() == self.stage.state_len());
+        assert!(numbers.len() == self.stage.options.state_len);
         // SAFETY: the state is valid, and the slice has as many numbers as are said.
         self.with(|table, raw| unsafe { (table.state_write)(raw, numbers.as_ptr(), numbers.len()) })
     }
@@ -398,7 +427,7 @@ impl State {
     /// # Panics
     /// When `numbers` has another length than the stage's layers need.
     pub(crate) fn read(&self, numbers: &mut [f32]) -> Result<()> {
-        assert!(numbers.len() == self.stage.state_len());
+        assert!(numbers.len() == self.stage.options.state_len);
         self.with(|table, raw| {
             // SAFETY: the state is valid, and the slice has room for as many numbers as are said.
             unsafe { (table.state_read)(raw, numbers.as_mut_ptr(), numbers.len()) }
@@ -421,155 +450,10 @@ impl State {
     /// # Panics
     /// When `logits` has another length than the vocabulary.
     pub(crate) fn logits(&self, logits: &mut [f32]) -> Result<()> {
-        assert!(logits.len() == self.stage.options.n_vocab as usize);
+        assert!(logits.len() == self.stage.n_vocab);
         self.with(|table, raw| {
             // SAFETY: the state is valid, and the slice has room for as many numbers as are said.
             unsafe { (table.state_logits)(raw, logits.as_mut_ptr(), logits.len()) }
         })
     }
-}
-
-/// What goes into the first stage of a chain.
-#[derive(Clone, Copy)]
-pub(crate) enum Input<'a> {
-    /// One a row, where the stage has the embedding.
-    Tokens(&'a [u32]),
-    /// (rows, n_embd)
-    Residual(&'a [f32]),
-}
-
-/// What the last stage of a chain writes, and where to.
-pub(crate) enum Output<'a> {
-    Nothing,
-    /// (rows, n_embd)
-    Residual(&'a mut [f32]),
-    /// (rows asked for, n_embd)
-    Hidden(&'a mut [f32]),
-    /// (rows asked for, n_vocab)
-    Logits(&'a mut [f32]),
-    /// (rows asked for)
-    Tokens(&'a mut [u32]),
-}
-
-/// One sequence's part of a batch.
-pub(crate) struct SpanInput<'a> {
-    /// One a stage of the chain.
-    pub(crate) states: &'a mut [State],
-    pub(crate) n_rows: usize,
-    pub(crate) rows: batch::Output,
-}
-
-/// Memory for the pointers of one call, kept so that no call allocates.
-#[derive(Default)]
-pub(crate) struct BatchScratch {
-    spans: Vec<abi::Span>,
-    states: Vec<*mut abi::State>,
-    stages: Vec<*mut abi::Stage>,
-}
-
-// SAFETY: between calls the pointers are never read: `forward` begins by clearing them.
-unsafe impl Send for BatchScratch {}
-// SAFETY: as above.
-unsafe impl Sync for BatchScratch {}
-
-/// Feeds a batch to consecutive stages of one plugin.
-///
-/// # Errors
-/// What the plugin says; the states are undefined then.
-///
-/// # Panics
-/// When lengths do not agree with the rows, a state is of another stage than the chain's, or stages are
-/// not of one plugin: bugs of the caller.
-pub(crate) fn forward<'a>(
-    stages: &[Arc<Stage>],
-    scratch: &mut BatchScratch,
-    spans: impl Iterator<Item = SpanInput<'a>>,
-    input: Input<'_>,
-    output: Output<'_>,
-) -> Result<()> {
-    let (first, last) = (&stages[0], &stages[stages.len() - 1]);
-    let plugin = first.plugin;
-    scratch.stages.clear();
-    scratch.states.clear();
-    scratch.spans.clear();
-    for stage in stages {
-        assert!(std::ptr::eq(stage.plugin, plugin), "stages of one plugin");
-        scratch.stages.push(stage.raw);
-    }
-    let (mut n_rows, mut n_asked) = (0, 0);
-    for span in spans {
-        assert!(span.n_rows > 0 && span.states.len() == stages.len());
-        for (state, stage) in span.states.iter_mut().zip(stages) {
-            assert!(Arc::ptr_eq(&state.stage, stage), "a state of this stage");
-            let raw = state.raw.get_mut().unwrap_or_else(PoisonError::into_inner);
-            scratch.states.push(raw.0);
-        }
-        let (rows, asked) = match span.rows {
-            batch::Output::None => (abi::ROWS_NONE, 0),
-            batch::Output::Last => (abi::ROWS_LAST, 1),
-            batch::Output::All => (abi::ROWS_ALL, span.n_rows),
-        };
-        n_rows += span.n_rows;
-        n_asked += asked;
-        scratch.spans.push(abi::Span {
-            states: null(),
-            n_rows: span.n_rows as u32,
-            rows,
-        });
-    }
-    // Only now does the memory of `states` not move any more.
-    let of_spans = scratch.states.chunks_exact(stages.len());
-    for (span, states) in scratch.spans.iter_mut().zip(of_spans) {
-        span.states = states.as_ptr();
-    }
-    let mut batch = abi::Batch {
-        struct_size: struct_size::<abi::Batch>(),
-        n_spans: scratch.spans.len() as u32,
-        spans: scratch.spans.as_ptr(),
-        n_rows: n_rows as u32,
-        write: abi::WRITE_NOTHING,
-        tokens: null(),
-        residual: null(),
-        numbers: null_mut(),
-        tokens_out: null_mut(),
-    };
-    let (n_embd, n_vocab) = (
-        first.options.n_embd as usize,
-        first.options.n_vocab as usize,
-    );
-    assert!(n_rows > 0 && n_rows <= first.options.rows_max as usize);
-    match input {
-        Input::Tokens(tokens) => {
-            assert!(tokens.len() == n_rows && first.options.has_embedding == 1);
-            batch.tokens = tokens.as_ptr();
-        }
-        Input::Residual(residual) => {
-            assert!(residual.len() == n_rows * n_embd && first.options.has_embedding == 0);
-            batch.residual = residual.as_ptr();
-        }
-    }
-    let (write, numbers, expected) = match output {
-        Output::Nothing => (abi::WRITE_NOTHING, None, 0),
-        Output::Residual(out) => (abi::WRITE_RESIDUAL, Some(out), n_rows * n_embd),
-        Output::Hidden(out) => (abi::WRITE_HIDDEN, Some(out), n_asked * n_embd),
-        Output::Logits(out) => (abi::WRITE_LOGITS, Some(out), n_asked * n_vocab),
-        Output::Tokens(out) => {
-            assert!(out.len() == n_asked);
-            batch.tokens_out = out.as_mut_ptr();
-            (abi::WRITE_TOKENS, None, 0)
-        }
-    };
-    batch.write = write;
-    if let Some(out) = numbers {
-        assert!(out.len() == expected);
-        batch.numbers = out.as_mut_ptr();
-    }
-    let needs_head = [abi::WRITE_HIDDEN, abi::WRITE_LOGITS, abi::WRITE_TOKENS].contains(&write);
-    assert!(!needs_head || last.options.has_head == 1);
-    // SAFETY: stages and states are valid, of one plugin and one another; nobody else uses the states,
-    // which the spans borrow; every buffer has the length that rows and sizes give, as was asserted.
-    let status = unsafe {
-        (plugin.table().forward)(scratch.stages.as_ptr(), scratch.stages.len() as u32, &batch)
-    };
-    plugin.check(status, last.place())
 }
