@@ -74,7 +74,10 @@ impl HugePages {
         let failed = |e| Error::memory("the copy cannot be protected").with_source(e);
         let map = self.map.make_read_only();
         let map = map.map_err(|e| failed(e).at(&self.name))?;
-        let bytes = FileBytes::new(Storage::HugePages(Arc::new(map)));
-        Ok(SourceFile::from_bytes(&self.name, bytes))
+        let all = FileBytes::new(Storage::HugePages(Arc::new(map)));
+        // A file that was copied whole is as long as it was.
+        let used = all.slice(0..self.used);
+        let used = used.ok_or_else(|| Error::memory("no room for a copy").at(&self.name))?;
+        Ok(SourceFile::from_bytes(&self.name, used))
     }
 }

@@ -395,6 +395,8 @@ mod tests {
             );
             let copies = pages.finish().expect("can be protected");
             assert!(!copies.is_mapped() && copies.name() == "copies");
+            let end = places[3] + 229_998;
+            assert_eq!(copies.len(), end, "nothing behind the last");
             for (range, place) in ranges.into_iter().zip(places) {
                 let bytes = copies.bytes(place..place + range.end - range.start);
                 let bytes = bytes.expect("was copied");
