@@ -258,13 +258,7 @@ impl ModelFile {
         }
         let architecture = known::by_name(get("architecture")?)?;
         let quant = get("quant")?;
-        let unknown = || {
-            let known: Vec<_> = Quant::ALL.iter().map(|quant| quant.name()).collect();
-            Error::unsupported(format!(
-                "quant {quant}, expected one of {}",
-                known.join(", ")
-            ))
-        };
+        let unknown = || Error::unsupported(format!("quant {quant}, expected {}", Quant::names()));
         let damaged = |key: &str, e: &dyn std::fmt::Display| {
             Error::format(format!("metadata: damaged `{key}`: {e}"))
         };

@@ -185,6 +185,13 @@ impl Quant {
         all.find(|quant| quant.name() == name)
     }
 
+    /// All names, for texts: `f32, f16 or int8`.
+    pub(crate) fn names() -> String {
+        let mut names: Vec<_> = Self::ALL.iter().map(|quant| quant.name()).collect();
+        let last = names.pop().unwrap_or_default();
+        format!("{} or {last}", names.join(", "))
+    }
+
     /// The type of the weights where they are nothing but floats.
     pub(crate) fn floats(self) -> Option<Numbers> {
         of_quant!(self, F => F::FLOATS)
