@@ -16,6 +16,9 @@ use crate::quant::matrix::Layout;
 /// Rows, columns or channels, from the sizes of a model.
 pub(crate) type Count = fn(&Sizes) -> usize;
 
+/// A constant of the arithmetic.
+pub(crate) type Number = fn(&Config) -> f32;
+
 /// A kind of network: all that is known of it but its arithmetic.
 pub(crate) struct Architecture {
     /// Which arithmetic it has.
@@ -29,7 +32,7 @@ pub(crate) struct Architecture {
     /// Of a model, each after those that its default is computed from.
     pub(crate) sizes: &'static [SizeSpec],
     /// Constants of the arithmetic, by the names that plugins get them by.
-    pub(crate) numbers: &'static [(&'static str, fn(&Config) -> f32)],
+    pub(crate) numbers: &'static [(&'static str, Number)],
     /// Tensors in front of the layers, of each layer, and behind the layers; in the order in which a token needs
     /// them. Fingerprints of checkpoints, and so saved states, depend on this order.
     pub(crate) embedding: &'static [TensorSpec],
