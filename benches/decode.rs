@@ -13,11 +13,8 @@ const PREFILL_TOKENS: usize = 512;
 
 fn decode(c: &mut Criterion) {
     for quant in [Quant::F16, Quant::Int8] {
-        let options = Options {
-            quant: Some(quant),
-            ..Options::default()
-        };
-        let model = Model::synthetic(SyntheticSize::M169, &options, &mut |_, _| {});
+        let options = Options::new().quant(quant);
+        let model = Model::synthetic(SyntheticSize::M169, &options, &mut |_| {});
         let model = model.expect("fits into memory");
         let info = model.info();
         let mut group = c.benchmark_group(format!("169m {quant}, {} threads", info.threads));
@@ -43,11 +40,7 @@ fn decode(c: &mut Criterion) {
         group.throughput(Throughput::Elements(PREFILL_TOKENS as u64));
         group.bench_function("prefill 512", |b| {
             b.iter(|| {
-                let span = Span {
-                    state: &mut state,
-                    tokens: &tokens,
-                    output: Output::None,
-                };
+                let span = Span::new(&mut state, &tokens, Output::None);
                 model
                     .forward(&mut workspace, &mut [span], &mut [])
                     .expect("valid tokens")

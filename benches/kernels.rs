@@ -241,12 +241,10 @@ fn sampler(c: &mut Criterion) {
         ("top-p 0.9", 1.0, 0.9, 0),
         ("top-p 0.9, top-k 40", 1.0, 0.9, 40),
     ] {
-        let options = SamplerOptions {
-            temperature,
-            top_p,
-            top_k,
-            ..SamplerOptions::default()
-        };
+        let options = SamplerOptions::new()
+            .temperature(temperature)
+            .top_p(top_p)
+            .top_k(top_k);
         let mut sampler = Sampler::new(options, logits.len()).expect("valid options");
         group.bench_function(name, |b| b.iter(|| sampler.sample(black_box(&logits))));
     }

@@ -80,23 +80,25 @@ fn peak_of_process(case: &str) -> u64 {
 fn convert([form, dtype, reading, source, target]: [&str; 5]) {
     use rwkv_edge::{CheckpointSource, ConvertOptions, FloatType};
 
-    let mut options = ConvertOptions {
-        dtype: match dtype {
+    let mut options = ConvertOptions::new()
+        .dtype(match dtype {
             "f32" => Some(FloatType::F32),
             "f16" => Some(FloatType::F16),
             "bf16" => Some(FloatType::Bf16),
             _ => None,
-        },
-        overwrite: true,
-        ..ConvertOptions::default()
-    };
+        })
+        .overwrite(true);
     if form == "parts" {
-        options.shard_bytes_max = 10_000_000;
+        options = options.shard_bytes_max(10_000_000);
     }
-    let source = CheckpointSource::open(source, reading == "read").expect("a valid checkpoint");
+    let source = match reading {
+        "read" => CheckpointSource::open_without_mmap(source),
+        _ => CheckpointSource::open(source),
+    };
+    let source = source.expect("a valid checkpoint");
     let converted = match form {
-        "raw" => source.to_raw(target.as_ref(), &options, &mut |_, _| {}),
-        _ => source.to_hugging_face(target.as_ref(), &options, &mut |_, _| {}),
+        "raw" => source.to_raw(target, &options, &mut |_| {}),
+        _ => source.to_hugging_face(target, &options, &mut |_| {}),
     };
     converted.expect("room on the disk");
     println!("peak {}", large::status("VmHWM:"));

@@ -52,12 +52,10 @@ fn while_states_fail<T>(work: impl FnOnce() -> T) -> T {
 }
 
 fn open_on(map: &str) -> Model {
-    let options = Options {
-        quant: Some(Quant::F16),
-        threads: 2,
-        device_map: map.parse().expect("a map"),
-        ..Options::default()
-    };
+    let options = Options::new()
+        .quant(Quant::F16)
+        .threads(2)
+        .device_map(map.parse().expect("a map"));
     Model::open(golden(MODEL), &options).unwrap_or_else(|e| panic!("{map}: {e}"))
 }
 
@@ -91,11 +89,9 @@ fn greedy(model: &Model) -> Sampler {
 
 fn generate(session: &mut Session, n: usize) -> Result<Vec<u32>, Error> {
     let mut sampler = greedy(session.model());
-    let options = GenerateOptions {
-        max_new_tokens: n,
-        ignore_end_of_text: true,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::new()
+        .max_new_tokens(n)
+        .ignore_end_of_text(true);
     let on_text = |_: &str| ControlFlow::Continue(());
     let generated = session.generate(&mut sampler, &options, on_text)?;
     Ok(generated.tokens)
@@ -131,11 +127,7 @@ fn check_undefined(session: &mut Session) {
     // A pass over several states is refused before any of them has moved.
     let mut undefined = session.state().clone();
     let mut state = other.state().clone();
-    let spans = &mut [&mut state, &mut undefined].map(|state| Span {
-        state,
-        tokens: &[3],
-        output: Output::None,
-    });
+    let spans = &mut [&mut state, &mut undefined].map(|state| Span::new(state, &[3], Output::None));
     is_undefined(model.forward(&mut model.workspace(2), spans, &mut []));
     assert_eq!(state.as_slice(), numbers);
 }
@@ -202,11 +194,7 @@ fn a_prompt_that_fails_behind_its_first_piece_leaves_no_half_fed_state() {
     let mut workspace = model.workspace(2);
     let mut logits = vec![0.0; 5 * model.n_vocab()];
     let mut feed = |state: &mut State| {
-        let span = Span {
-            state,
-            tokens: &prompt[..5],
-            output: Output::All,
-        };
+        let span = Span::new(state, &prompt[..5], Output::All);
         model.forward(&mut workspace, &mut [span], &mut logits)
     };
     is_lost(while_forward_fails(2, || feed(&mut state)));
@@ -224,11 +212,9 @@ fn of_several_devices_with_the_whole_model_one_fails() {
     let mut workspace = model.workspace(4);
     let mut states = [model.new_state(), model.new_state()];
     let mut feed = |states: &mut [State; 2]| {
-        let mut spans = states.each_mut().map(|state| Span {
-            state,
-            tokens: &[1, 2],
-            output: Output::None,
-        });
+        let mut spans = states
+            .each_mut()
+            .map(|state| Span::new(state, &[1, 2], Output::None));
         model.forward(&mut workspace, &mut spans, &mut [])
     };
     feed(&mut states).expect("tokens");

@@ -44,13 +44,11 @@ fn loading_to_a_device_needs_a_few_pieces() {
         // Nothing to convert, but not mapped either.
         (&f16, Quant::F16, 2, true),
     ] {
-        let options = Options {
-            quant: Some(quant),
-            threads,
-            no_mmap,
-            device_map: "cpuplug:0".parse().expect("a device"),
-            ..Options::default()
-        };
+        let options = Options::new()
+            .quant(quant)
+            .threads(threads)
+            .no_mmap(no_mmap)
+            .device_map("cpuplug:0".parse().expect("a device"));
         let (model, _) = peak_of(|| Model::open(path, &options).expect("a valid checkpoint"));
         let weights = model.info().stages[0].weight_bytes;
         let peak = status("VmHWM:") - before;

@@ -51,11 +51,7 @@ fn expected(model: &Model, line: &str) -> [Vec<f64>; 3] {
     }
     let mut state = model.new_state();
     let mut rows = vec![0.0; tokens.len() * n_embd];
-    let span = Span {
-        state: &mut state,
-        tokens: &tokens,
-        output: Output::All,
-    };
+    let span = Span::new(&mut state, &tokens, Output::All);
     let mut workspace = model.workspace(48);
     model
         .forward_hidden(&mut workspace, &mut [span], &mut rows)

@@ -232,6 +232,7 @@ fn many_spans_at_once_equal_one_after_the_other() {
                 Output::None => {}
                 Output::Last => alone.extend_from_slice(session.logits().expect("fed")),
                 Output::All => alone.extend(logits),
+                other => panic!("{other:?} is not among the outputs"),
             }
             alone_states.push(session.state().clone());
         }
@@ -241,11 +242,7 @@ fn many_spans_at_once_equal_one_after_the_other() {
                 .iter_mut()
                 .zip(&texts)
                 .zip(outputs)
-                .map(|((state, tokens), output)| Span {
-                    state,
-                    tokens,
-                    output,
-                })
+                .map(|((state, tokens), output)| Span::new(state, tokens, output))
                 .collect();
             let n_rows: usize = spans.iter().map(Span::n_logit_rows).sum();
             let mut logits = vec![0.0; n_rows * n_vocab];
@@ -316,11 +313,7 @@ fn what_a_forward_pass_refuses_changes_nothing() {
         .expect_err("a state of another model");
     let mut workspace = model.workspace(4);
     let mut other_state = other.new_state();
-    let span = Span {
-        state: &mut other_state,
-        tokens: &[1],
-        output: Output::None,
-    };
+    let span = Span::new(&mut other_state, &[1], Output::None);
     model
         .forward(&mut workspace, &mut [span], &mut [])
         .expect_err("a state of another model");
@@ -328,11 +321,7 @@ fn what_a_forward_pass_refuses_changes_nothing() {
     let fewer_threads = open(golden("odd-bin"), Quant::Int8, 1);
     for mut workspace in [other.workspace(4), fewer_threads.workspace(4)] {
         let mut state = state.clone();
-        let span = Span {
-            state: &mut state,
-            tokens: &[1, 2, 3],
-            output: Output::None,
-        };
+        let span = Span::new(&mut state, &[1, 2, 3], Output::None);
         let error = model
             .forward(&mut workspace, &mut [span], &mut [])
             .expect_err("a workspace of another model");

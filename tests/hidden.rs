@@ -17,11 +17,7 @@ fn hidden(
     let output = if all { Output::All } else { Output::Last };
     let n_rows = if all { tokens.len() } else { 1 };
     let mut out = vec![0.0; n_rows * model.info().n_embd];
-    let span = Span {
-        state,
-        tokens,
-        output,
-    };
+    let span = Span::new(state, tokens, output);
     let mut workspace = model.workspace(rows_max);
     model
         .forward_hidden(&mut workspace, &mut [span], &mut out)
@@ -95,11 +91,7 @@ fn cutting_tokens_into_batches_and_spans_changes_nothing() {
         let mut spans: Vec<Span<'_>> = states
             .iter_mut()
             .zip(lengths)
-            .map(|(state, n)| Span {
-                state,
-                tokens: &tokens[..n],
-                output: Output::All,
-            })
+            .map(|(state, n)| Span::new(state, &tokens[..n], Output::All))
             .collect();
         let mut together = vec![0.0; 40 * n_embd];
         let mut workspace = model.workspace(16);
@@ -121,11 +113,7 @@ fn wrong_arguments_change_nothing() {
     let mut workspace = model.workspace(4);
     let mut out = vec![0.0; 2 * model.info().n_embd];
     for (tokens, part) in [(&[1u32, 2, 3][..], "hidden values"), (&[1, 9999], "9999")] {
-        let span = Span {
-            state: &mut state,
-            tokens,
-            output: Output::All,
-        };
+        let span = Span::new(&mut state, tokens, Output::All);
         let error = model
             .forward_hidden(&mut workspace, &mut [span], &mut out)
             .unwrap_err();

@@ -41,19 +41,17 @@ impl Files {
         let path = self.folder.path().join(format!("{quant}.safetensors"));
         if !path.exists() {
             let model = open(&self.checkpoint(), Some(quant), 0).expect("a valid checkpoint");
-            model.save(&path, &mut |_, _| {}).expect("room on the disk");
+            model.save(&path, &mut |_| {}).expect("room on the disk");
         }
         path
     }
 }
 
 fn open(path: &Path, quant: Option<Quant>, memory_max: u64) -> rwkv_edge::Result<Model> {
-    let options = Options {
-        quant,
-        threads: 2,
-        memory_max,
-        ..Options::default()
-    };
+    let options = Options::new()
+        .quant(quant)
+        .threads(2)
+        .memory_max(memory_max);
     Model::open(path, &options)
 }
 
@@ -85,11 +83,7 @@ fn logits(model: &Model) -> Vec<u32> {
     let mut workspace = model.workspace(50);
     for length in [1, 1, 5, 7, 8, 40, 50] {
         let mut logits = vec![0.0; length * model.n_vocab()];
-        let span = Span {
-            state: &mut state,
-            tokens: &tokens[..length],
-            output: Output::All,
-        };
+        let span = Span::new(&mut state, &tokens[..length], Output::All);
         model
             .forward(&mut workspace, &mut [span], &mut logits)
             .expect("valid tokens");
@@ -156,17 +150,14 @@ fn everything_that_is_taken_counts() {
     // What is converted while loading, or read, has no file to come back from.
     let error = open(&files.checkpoint(), Some(Quant::Int8), 24 * MIB).expect_err("too little");
     assert!(error.to_string().contains("`quantize`"), "{error}");
-    let no_mmap = Options {
-        no_mmap: true,
-        memory_max: 24 * MIB,
-        ..Options::default()
-    };
+    let no_mmap = Options::new().no_mmap(true).memory_max(24 * MIB);
     // Nor have copies; they are counted before they are made.
-    let huge_pages = |memory_max| Options {
-        huge_pages: true,
-        no_mmap: false,
-        memory_max,
-        ..no_mmap.clone()
+    let huge_pages = |memory_max| {
+        no_mmap
+            .clone()
+            .huge_pages(true)
+            .no_mmap(false)
+            .memory_max(memory_max)
     };
     for file in [&path, &files.checkpoint()] {
         let error = Model::open(file, &huge_pages(1)).expect_err("too little");

@@ -24,12 +24,7 @@ fn loading_needs_the_result_and_one_block() {
         (Quant::Int8, true),
         (Quant::F16, true),
     ] {
-        let options = Options {
-            quant: Some(quant),
-            threads: 2,
-            no_mmap,
-            ..Options::default()
-        };
+        let options = Options::new().quant(quant).threads(2).no_mmap(no_mmap);
         let (model, peak) = peak_of(|| Model::open(&path, &options).expect("a valid checkpoint"));
         let result = model.info().weight_bytes;
         println!(
@@ -47,15 +42,10 @@ fn loading_needs_the_result_and_one_block() {
         );
     }
     // A model file is used in place: opening it takes hardly any memory at all.
-    let options = Options {
-        quant: Some(Quant::Int8),
-        ..Options::default()
-    };
+    let options = Options::new().quant(Quant::Int8);
     let saved = folder.path().join("int8.safetensors");
     let model = Model::open(&path, &options).expect("a valid checkpoint");
-    model
-        .save(&saved, &mut |_, _| {})
-        .expect("room on the disk");
+    model.save(&saved, &mut |_| {}).expect("room on the disk");
     drop(model);
     let (model, peak) = peak_of(|| Model::open(&saved, &Options::default()).expect("just written"));
     println!(

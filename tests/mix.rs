@@ -14,11 +14,7 @@ fn logits(model: &Model, maker: &Model, tokens: &[u32]) -> Vec<f32> {
     let (mut begin, n_vocab) = (0, model.n_vocab());
     for n in [1, 3, 20, 1, 1].into_iter().cycle() {
         let end = tokens.len().min(begin + n);
-        let span = Span {
-            state: &mut state,
-            tokens: &tokens[begin..end],
-            output: Output::All,
-        };
+        let span = Span::new(&mut state, &tokens[begin..end], Output::All);
         let out = &mut logits[begin * n_vocab..end * n_vocab];
         model
             .forward(&mut workspace, &mut [span], out)
@@ -119,7 +115,7 @@ fn what_does_not_belong_together_is_refused() {
         .with_matrices_of(&other, &["head.weight"])
         .expect("of the same");
     let path = folder.path().join("mixed");
-    let error = mixed.save(&path, &mut |_, _| {}).expect_err("two kinds");
+    let error = mixed.save(&path, &mut |_| {}).expect_err("two kinds");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(
         error
@@ -128,18 +124,16 @@ fn what_does_not_belong_together_is_refused() {
         "{error}"
     );
     assert!(!path.exists());
-    mixed.verify(&mut |_, _| {}).expect("not damaged");
+    mixed.verify(&mut |_| {}).expect("not damaged");
 
     // A model that is int8 throughout is one again, and its file that of the other.
     let names = matrices(&base);
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let whole = base.with_matrices_of(&other, &names).expect("of the same");
-    whole.save(&path, &mut |_, _| {}).expect("can be written");
+    whole.save(&path, &mut |_| {}).expect("can be written");
     Model::open(&path, &Options::default()).expect("just written");
     let of_other = folder.path().join("other");
-    other
-        .save(&of_other, &mut |_, _| {})
-        .expect("can be written");
+    other.save(&of_other, &mut |_| {}).expect("can be written");
     let read = |path| std::fs::read(path).expect("just written");
     assert!(read(&path) == read(&of_other));
 }

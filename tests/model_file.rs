@@ -11,7 +11,7 @@ use rwkv_edge::{ErrorKind, Model, Options, Quant};
 
 fn save(model: &Model, folder: &tempfile::TempDir, name: &str) -> PathBuf {
     let path = folder.path().join(name);
-    model.save(&path, &mut |_, _| {}).expect("can be written");
+    model.save(&path, &mut |_| {}).expect("can be written");
     path
 }
 
@@ -26,12 +26,10 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
             for (no_mmap, huge_pages) in
                 [(false, false), (true, false), (false, true), (true, true)]
             {
-                let options = Options {
-                    no_mmap,
-                    huge_pages,
-                    threads: 1,
-                    ..Options::default()
-                };
+                let options = Options::new()
+                    .no_mmap(no_mmap)
+                    .huge_pages(huge_pages)
+                    .threads(1);
                 let saved = Model::open(&path, &options).expect("just written");
                 let (info, saved_info) = (model.info(), saved.info());
                 assert_eq!(saved_info.quant, quant);
@@ -57,7 +55,7 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
                     saved.session().eval_all(&tokens).expect("valid tokens"),
                     logits
                 );
-                saved.verify(&mut |_, _| {}).expect("not damaged");
+                saved.verify(&mut |_| {}).expect("not damaged");
             }
         }
     }
@@ -68,6 +66,7 @@ fn bytes_per_weight(quant: Quant) -> u64 {
         Quant::F32 => 4,
         Quant::F16 => 2,
         Quant::Int8 => 1,
+        other => panic!("{other} is not among the quantisations"),
     }
 }
 
@@ -82,10 +81,7 @@ fn a_saved_model_can_be_quantised_further_but_not_back() {
     assert_eq!(logits(&open(wide, Quant::Int8, 1)), logits(&int8));
     let path = save(&int8, &folder, "int8");
     for quant in [Quant::F32, Quant::F16] {
-        let options = Options {
-            quant: Some(quant),
-            ..Options::default()
-        };
+        let options = Options::new().quant(quant);
         let error = Model::open(&path, &options).expect_err("cannot become more exact");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("int8"), "{error}");
@@ -134,15 +130,9 @@ fn a_flipped_bit_is_found() {
         bad[at] ^= 1 << (at % 8);
         let path = folder.path().join("bad");
         fs::write(&path, &bad).expect("can be written");
-        if let Ok(model) = Model::open(
-            &path,
-            &Options {
-                threads: 1,
-                ..Options::default()
-            },
-        ) {
+        if let Ok(model) = Model::open(&path, &Options::new().threads(1)) {
             opened += 1;
-            let error = model.verify(&mut |_, _| {}).expect_err("one bit differs");
+            let error = model.verify(&mut |_| {}).expect_err("one bit differs");
             assert_eq!(error.kind(), ErrorKind::Format, "byte {at}");
             // Wrong weights are wrong text, never a crash.
             model.session().eval(&[1, 2, 3]).expect("valid tokens");
@@ -176,13 +166,13 @@ fn a_failed_write_leaves_the_old_file() {
     let old = fs::read(&path).expect("readable");
     // A model that is mapped from the file it is saved to stays valid: the name moves to a new file.
     let saved = Model::open(&path, &Options::default()).expect("just written");
-    saved.save(&path, &mut |_, _| {}).expect("can be written");
+    saved.save(&path, &mut |_| {}).expect("can be written");
     assert_eq!(fs::read(&path).expect("readable"), old);
     let error = model
-        .save(folder.path(), &mut |_, _| {})
+        .save(folder.path(), &mut |_| {})
         .expect_err("is a folder");
     assert_eq!(error.kind(), ErrorKind::Io);
-    let error = model.save(folder.path().join("no/such/folder"), &mut |_, _| {});
+    let error = model.save(folder.path().join("no/such/folder"), &mut |_| {});
     assert_eq!(error.expect_err("no such folder").kind(), ErrorKind::Io);
     let names: Vec<_> = fs::read_dir(folder.path()).expect("readable").collect();
     assert_eq!(names.len(), 1, "nothing is left behind: {names:?}");

@@ -225,10 +225,7 @@ fn matrices_are_ranked_by_what_each_alone_does() {
 
     // Every matrix once, the worst first.
     let open = |quant| {
-        let options = Options {
-            quant: Some(quant),
-            ..Options::default()
-        };
+        let options = Options::new().quant(quant);
         Model::open(repository("cli/demo"), &options).expect("the demo model")
     };
     let (reference, quantised) = (open(Quant::F32), open(Quant::Int8));

@@ -7,11 +7,7 @@
 use rwkv_edge::{ErrorKind, Sampler, SamplerOptions};
 
 fn options(temperature: f32) -> SamplerOptions {
-    SamplerOptions {
-        temperature,
-        seed: 42,
-        ..Default::default()
-    }
+    SamplerOptions::new().temperature(temperature).seed(42)
 }
 
 fn sampler(options: SamplerOptions, n_vocab: usize) -> Sampler {
@@ -38,8 +34,8 @@ fn specification(options: &SamplerOptions, logits: &[f32]) -> Vec<f64> {
         .map(|(id, &x)| ((f64::from(x - max) / temperature).exp(), id))
         .collect();
     weights.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    if options.top_k > 0 {
-        weights.truncate(options.top_k);
+    if let Some(top_k) = options.top_k {
+        weights.truncate(top_k.get());
     }
     let total: f64 = weights.iter().map(|w| w.0).sum();
     let mut sum = 0.0;
@@ -108,13 +104,11 @@ fn draws_follow_the_documented_distribution() {
     ];
     let mut failures = Vec::new();
     for (index, &(temperature, top_p, top_k)) in cases.iter().enumerate() {
-        let options = SamplerOptions {
-            temperature,
-            top_p,
-            top_k,
-            seed: index as u64,
-            ..Default::default()
-        };
+        let options = SamplerOptions::new()
+            .temperature(temperature)
+            .top_p(top_p)
+            .top_k(top_k)
+            .seed(index as u64);
         let logits = noise(64, 5 + index as u32);
         let expected = specification(&options, &logits);
         let mut sampler = sampler(options.clone(), 64);
@@ -123,10 +117,7 @@ fn draws_follow_the_documented_distribution() {
             failures.push(format!("{options:?}: chi-square {chi2}, limit {limit}"));
         }
         // The same test notices a temperature that is 5 % off, unless only one token is left.
-        let other = SamplerOptions {
-            temperature: temperature * 1.05,
-            ..options.clone()
-        };
+        let other = options.clone().temperature(temperature * 1.05);
         let wrong = specification(&other, &logits);
         let n_left = expected.iter().filter(|&&p| p > 0.01).count();
         let (chi2, limit) = chi_square(&mut sampler, &logits, &wrong, 200_000);
@@ -144,12 +135,10 @@ fn a_large_vocabulary_keeps_exactly_the_documented_tokens() {
     let n_draws = if is_emulated { 300 } else { 3_000 };
     // Flat enough that thousands of tokens stay: every one that is drawn must be among them.
     for (top_p, top_k) in [(0.5, 0), (0.9, 0), (0.9, 3000), (1.0, 500)] {
-        let options = SamplerOptions {
-            temperature: 2.0,
-            top_p,
-            top_k,
-            ..Default::default()
-        };
+        let options = SamplerOptions::new()
+            .temperature(2.0)
+            .top_p(top_p)
+            .top_k(top_k);
         let logits = noise(50_277, 9);
         let expected = specification(&options, &logits);
         let mut sampler = sampler(options, logits.len());
@@ -163,21 +152,12 @@ fn a_large_vocabulary_keeps_exactly_the_documented_tokens() {
 #[test]
 fn sequences_for_a_seed_are_pinned() {
     let logits = noise(1000, 1);
-    let cut = SamplerOptions {
-        top_p: 0.9,
-        top_k: 50,
-        ..options(1.5)
-    };
-    let nucleus = SamplerOptions {
-        top_p: 0.7,
-        ..options(1.5)
-    };
-    let penalised = SamplerOptions {
-        frequency_penalty: 0.5,
-        repetition_penalty: 1.2,
-        seed: u64::MAX,
-        ..options(0.7)
-    };
+    let cut = options(1.5).top_p(0.9).top_k(50);
+    let nucleus = options(1.5).top_p(0.7);
+    let penalised = options(0.7)
+        .frequency_penalty(0.5)
+        .repetition_penalty(1.2)
+        .seed(u64::MAX);
     let cases: [(SamplerOptions, [u32; 10]); 4] = [
         (options(1.5), PINNED_PLAIN),
         (cut, PINNED_CUT),
@@ -223,10 +203,7 @@ fn greedy_takes_the_highest_and_the_first_of_equals() {
         (&[-7.0], 0),
     ];
     // Penalties take another way through the sampler; uncounted, they change nothing.
-    let penalised = SamplerOptions {
-        presence_penalty: 1.0,
-        ..Default::default()
-    };
+    let penalised = SamplerOptions::new().presence_penalty(1.0);
     for options in [options(0.0), options(-1.0), penalised] {
         for (logits, expected) in cases {
             let mut sampler = sampler(options.clone(), logits.len());
@@ -255,11 +232,7 @@ fn extreme_logits() {
     for (logits, allowed) in cases {
         for temperature in [1e-30, 1.0] {
             for (top_p, top_k) in [(1.0, 0), (0.999, 0), (1.0, 3), (0.999, 3)] {
-                let options = SamplerOptions {
-                    top_p,
-                    top_k,
-                    ..options(temperature)
-                };
+                let options = options(temperature).top_p(top_p).top_k(top_k);
                 let mut sampler = sampler(options.clone(), logits.len());
                 let mut drawn: Vec<u32> = (0..200).map(|_| sampler.sample(logits)).collect();
                 drawn.sort_unstable();
@@ -275,20 +248,13 @@ fn cuts_that_leave_one_token_are_greedy() {
     let logits = noise(500, 3);
     let best = sampler(options(0.0), 500).sample(&logits);
     for (top_p, top_k) in [(1.0, 1), (0.0, 0), (1e-6, 0), (0.5, 1)] {
-        let options = SamplerOptions {
-            top_p,
-            top_k,
-            ..options(5.0)
-        };
+        let options = options(5.0).top_p(top_p).top_k(top_k);
         let mut sampler = sampler(options, 500);
         assert!((0..500).all(|_| sampler.sample(&logits) == best));
     }
     // Also where exp cannot tell the two best apart any more.
     let close = [1.0, 1.000_000_1, 0.0];
-    let options = SamplerOptions {
-        top_k: 1,
-        ..options(8.0)
-    };
+    let options = options(8.0).top_k(1);
     assert_eq!(sampler(options, 3).sample(&close), 1);
 }
 
@@ -297,11 +263,7 @@ fn equal_tokens_are_cut_by_id() {
     let logits = [1.0, 2.0, 1.0, 1.0, 1.0];
     // e / (e + 4) = 0.405 for token 1 and 0.149 for each of the others.
     for (top_p, top_k, last) in [(1.0, 3, 2), (0.6, 0, 2), (0.5, 0, 0), (0.71, 0, 3)] {
-        let options = SamplerOptions {
-            top_p,
-            top_k,
-            ..options(1.0)
-        };
+        let options = options(1.0).top_p(top_p).top_k(top_k);
         let mut sampler = sampler(options, 5);
         let drawn = (0..500).map(|_| sampler.sample(&logits));
         let highest = drawn.filter(|&token| token != 1).max();
@@ -344,12 +306,10 @@ fn penalties_by_hand() {
         (-1.0, -0.5, 1.0, 3.0, 2, 5.0),
     ];
     for (presence, frequency, repetition, logit, n_generated, expected) in cases {
-        let options = SamplerOptions {
-            presence_penalty: presence,
-            frequency_penalty: frequency,
-            repetition_penalty: repetition,
-            ..Default::default()
-        };
+        let options = SamplerOptions::new()
+            .presence_penalty(presence)
+            .frequency_penalty(frequency)
+            .repetition_penalty(repetition);
         let found = penalised_logit(&options, logit, n_generated);
         assert!(
             (found - expected).abs() < 1e-5,
@@ -360,10 +320,7 @@ fn penalties_by_hand() {
 
 #[test]
 fn penalties_act_before_the_softmax_and_reset_forgets_them() {
-    let penalised = SamplerOptions {
-        frequency_penalty: 0.5,
-        ..options(0.8)
-    };
+    let penalised = options(0.8).frequency_penalty(0.5);
     let logits = noise(16, 8);
     let mut sampler = sampler(penalised.clone(), 16);
     let mut shifted = logits.clone();
@@ -388,34 +345,22 @@ fn options_out_of_range_are_refused_by_name() {
     let (nan, inf) = (f32::NAN, f32::INFINITY);
     let mut cases = Vec::new();
     for temperature in [nan, inf, -inf] {
-        let options = SamplerOptions {
-            temperature,
-            ..base()
-        };
+        let options = base().temperature(temperature);
         cases.push(("temperature", options));
     }
     for top_p in [nan, -0.1, 1.001, inf] {
-        cases.push(("top_p", SamplerOptions { top_p, ..base() }));
+        cases.push(("top_p", base().top_p(top_p)));
     }
     for value in [nan, inf, -inf] {
-        let presence = SamplerOptions {
-            presence_penalty: value,
-            ..base()
-        };
-        let frequency = SamplerOptions {
-            frequency_penalty: value,
-            ..base()
-        };
+        let presence = base().presence_penalty(value);
+        let frequency = base().frequency_penalty(value);
         cases.extend([
             ("presence_penalty", presence),
             ("frequency_penalty", frequency),
         ]);
     }
     for repetition_penalty in [nan, inf, 0.0, -1.0] {
-        let options = SamplerOptions {
-            repetition_penalty,
-            ..base()
-        };
+        let options = base().repetition_penalty(repetition_penalty);
         cases.push(("repetition_penalty", options));
     }
     for (name, options) in cases {
@@ -440,15 +385,13 @@ fn options_may_change() {
     let mut changed = Sampler::new(SamplerOptions::default(), 500).expect("valid options");
     changed.reserve();
     for i in 0..64_u64 {
-        let options = SamplerOptions {
-            temperature: if i % 4 == 0 { 0.0 } else { 0.9 },
-            top_p: if i % 3 == 0 { 1.0 } else { 0.8 },
-            top_k: if i % 5 == 0 { 0 } else { 40 },
-            presence_penalty: if i % 2 == 0 { 0.0 } else { 0.5 },
-            frequency_penalty: if i % 7 == 0 { 0.0 } else { 0.1 },
-            seed: i,
-            ..SamplerOptions::default()
-        };
+        let options = SamplerOptions::new()
+            .temperature(if i % 4 == 0 { 0.0 } else { 0.9 })
+            .top_p(if i % 3 == 0 { 1.0 } else { 0.8 })
+            .top_k(if i % 5 == 0 { 0 } else { 40 })
+            .presence_penalty(if i % 2 == 0 { 0.0 } else { 0.5 })
+            .frequency_penalty(if i % 7 == 0 { 0.0 } else { 0.1 })
+            .seed(i);
         let mut new = Sampler::new(options.clone(), 500).expect("valid options");
         changed.set_options(options).expect("valid options");
         changed.reset();
@@ -459,10 +402,7 @@ fn options_may_change() {
             changed.accept(token);
         }
     }
-    let bad = SamplerOptions {
-        top_p: 2.0,
-        ..SamplerOptions::default()
-    };
+    let bad = SamplerOptions::new().top_p(2.0);
     let before = changed.options().clone();
     assert!(changed.set_options(bad).is_err());
     assert_eq!(changed.options(), &before);

@@ -43,7 +43,7 @@ fn repository() -> PathBuf {
 }
 
 fn demo() -> Tokenizer {
-    Tokenizer::open(&repository().join("cli/demo/tokenizer.json")).unwrap()
+    Tokenizer::open(repository().join("cli/demo/tokenizer.json")).unwrap()
 }
 
 fn test_data(file: &str) -> Option<PathBuf> {
@@ -55,7 +55,7 @@ fn test_data(file: &str) -> Option<PathBuf> {
 }
 
 fn twenty_b() -> Option<Tokenizer> {
-    test_data("20B_tokenizer.json").map(|path| Tokenizer::open(&path).unwrap())
+    test_data("20B_tokenizer.json").map(|path| Tokenizer::open(path).unwrap())
 }
 
 fn cases(file: &str) -> Cases {
@@ -292,7 +292,7 @@ fn what_is_no_tokenizer_is_refused_by_name() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().starts_with(name), "{error}");
     }
-    let error = Tokenizer::open(Path::new("/no/such/tokenizer.json")).unwrap_err();
+    let error = Tokenizer::open("/no/such/tokenizer.json").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
 }
 

@@ -53,7 +53,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn small() -> Tokenizer {
-    Tokenizer::open(&fixture("world_small.txt")).unwrap()
+    Tokenizer::open(fixture("world_small.txt")).unwrap()
 }
 
 fn whole_file() -> Option<PathBuf> {
@@ -214,16 +214,13 @@ fn the_vocabulary_must_fit_the_model() {
     ] {
         assert!(text.contains(part), "{text}: no {part}");
     }
-    let options = Options {
-        tokenizer: Some(fixture("world_small.txt")),
-        ..Options::default()
-    };
+    let options = Options::new().tokenizer(fixture("world_small.txt"));
     let model = Model::open(repository("cli/demo"), &options).unwrap();
     let error = model.tokenizer().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Tokenizer);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    let error = model.save(&path, &mut |_, _| {}).unwrap_err();
+    let error = model.save(&path, &mut |_| {}).unwrap_err();
     assert_eq!(
         error.kind(),
         ErrorKind::Tokenizer,
@@ -250,15 +247,12 @@ fn it_is_found_in_a_folder_and_travels_in_a_model_file() {
     for name in ["rwkv_vocab_v1.txt", "vocab.txt"] {
         let path = folder.path().join(name);
         std::fs::write(&path, tiny_vocabulary()).unwrap();
-        let options = Options {
-            quant: Some(Quant::Int8),
-            ..Options::default()
-        };
+        let options = Options::new().quant(Quant::Int8);
         let model = Model::open(folder.path(), &options).unwrap();
         assert_eq!(model.info().tokenizer.as_deref(), Some(name));
         assert_eq!(model.tokenizer().unwrap().encode(text).unwrap(), expected);
         let file = folder.path().join("whole.safetensors");
-        model.save(&file, &mut |_, _| {}).unwrap();
+        model.save(&file, &mut |_| {}).unwrap();
         // Nothing beside the file is needed.
         std::fs::remove_file(&path).unwrap();
         let model = Model::open(&file, &Options::default()).unwrap();

@@ -12,12 +12,12 @@
 //! use rwkv_edge::{GenerateOptions, Model, Options, Quant, Sampler, SamplerOptions};
 //!
 //! # fn main() -> rwkv_edge::Result<()> {
-//! let options = Options { quant: Some(Quant::Int8), ..Options::default() };
+//! let options = Options::new().quant(Quant::Int8);
 //! let model = Model::open("../cli/demo", &options)?;
 //! let mut session = model.session();
 //! session.eval(&model.tokenizer()?.encode("Ownership is")?)?;
-//! let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
-//! session.generate(&mut sampler, &GenerateOptions::default(), |text| {
+//! let mut sampler = Sampler::new(SamplerOptions::new(), model.n_vocab())?;
+//! session.generate(&mut sampler, &GenerateOptions::new(), |text| {
 //!     print!("{text}");
 //!     ControlFlow::Continue(())
 //! })?;
@@ -34,8 +34,8 @@
 //! use rwkv_edge::{Model, Options, Sampler, SamplerOptions, TextStream};
 //!
 //! # fn main() -> rwkv_edge::Result<()> {
-//! let model = Model::open("../cli/demo", &Options::default())?;
-//! let options = SamplerOptions { temperature: 0.7, top_p: 0.9, seed: 1, ..Default::default() };
+//! let model = Model::open("../cli/demo", &Options::new())?;
+//! let options = SamplerOptions::new().temperature(0.7).top_p(0.9).seed(1);
 //! let mut sampler = Sampler::new(options, model.n_vocab())?;
 //! let mut stream = TextStream::new(model.tokenizer()?);
 //! let mut session = model.session();
@@ -53,6 +53,26 @@
 //! another: [`CheckpointSource`]. Cargo features: `tokenizer` (on by default) reads `tokenizer.json`; without
 //! it only the vocabularies of RWKV World models are, and token ids. `threads` (on by default) lets several
 //! threads work on one forward pass; without it the caller's own does it alone.
+//!
+//! # Options, reports and later versions
+//!
+//! Options are made by `new`, which is their [`Default`], and changed by methods that have the names of their fields; fields
+//! can be read and assigned too. Where a number has a special case, such as no limit, the field is an [`Option`], in which
+//! `None` is that case, and its method takes 0 for it. Methods for an option that may be missing take a value or an `Option`.
+//!
+//! ```
+//! use rwkv_edge::{Options, Quant};
+//!
+//! let options = Options::new().quant(Quant::F16).threads(2).memory_max(64 << 20);
+//! let mut same = Options::default();
+//! same.quant = Some(Quant::F16);
+//! same.threads = std::num::NonZeroUsize::new(2);
+//! same.memory_max = std::num::NonZeroU64::new(64 << 20);
+//! assert_eq!(options, same);
+//! ```
+//!
+//! Later versions add fields and variants without breaking programs: structs and enums with public ones are
+//! `#[non_exhaustive]`, each of them. A `match` has a `_` for what this version does not know.
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("weights are used as they lie in files, which are little-endian");
@@ -68,6 +88,7 @@ mod memory;
 mod model;
 mod networks;
 mod products;
+mod progress;
 mod quant;
 mod text;
 
@@ -81,10 +102,11 @@ pub use memory::budget::Reservation;
 pub use model::info::{Info, StageInfo};
 pub use model::outline::Outline;
 pub use model::session::{Ending, GenerateOptions, Generated, Session};
-pub use model::{Model, Options, Workspace};
+pub use model::{Model, Options, Sparsity, Workspace};
 pub use networks::batch::{Output, Span};
 pub use networks::state::State;
 pub use networks::tensor_info::TensorInfo;
+pub use progress::{Progress, ProgressUnit};
 pub use quant::Quant;
 pub use text::sampler::{Sampler, SamplerOptions};
 pub use text::stream::{StopTexts, TextStream};

@@ -40,11 +40,7 @@ pub fn ids(value: &Value) -> Vec<u32> {
 }
 
 pub fn open(path: PathBuf, quant: Quant, threads: usize) -> Model {
-    let options = Options {
-        quant: Some(quant),
-        threads,
-        ..Options::default()
-    };
+    let options = Options::new().quant(quant).threads(threads);
     Model::open(&path, &options).unwrap_or_else(|e| panic!("{e}"))
 }
 

@@ -118,11 +118,7 @@ fn hidden_rows_are_those_of_the_cpu() {
             let model = open_on(map, case.path.clone(), Quant::F16);
             let mut state = model.new_state();
             let mut rows = vec![0.0; tokens.len() * model.info().n_embd];
-            let span = Span {
-                state: &mut state,
-                tokens,
-                output: Output::All,
-            };
+            let span = Span::new(&mut state, tokens, Output::All);
             let mut workspace = model.workspace(64);
             model
                 .forward_hidden(&mut workspace, &mut [span], &mut rows)
@@ -152,11 +148,7 @@ fn chosen_tokens_are_those_with_the_largest_logits() {
                 let mut state = model.new_state();
                 let mut workspace = model.workspace(length);
                 for (tokens, found) in tokens.chunks(length).zip(found.chunks_mut(length)) {
-                    let span = Span {
-                        state: &mut state,
-                        tokens,
-                        output: Output::All,
-                    };
+                    let span = Span::new(&mut state, tokens, Output::All);
                     let result = model.forward_tokens(&mut workspace, &mut [span], found);
                     result.expect("valid tokens");
                 }
@@ -185,10 +177,7 @@ fn generated_texts_end_with_their_logits() {
     let case = demo();
     let model = open_on(&device(), case.path, Quant::F16);
     let prompt = &case.tokens[..8];
-    let options = GenerateOptions {
-        max_new_tokens: 16,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::new().max_new_tokens(16);
     let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab()).expect("valid");
     let mut session = model.session();
     session.eval(prompt).expect("tokens");

@@ -29,10 +29,8 @@ fn together(model: &Model, states: &mut [State], texts: &[Vec<u32>], steps: usiz
         let mut spans: Vec<_> = states
             .iter_mut()
             .zip(texts)
-            .map(|(state, text)| Span {
-                state,
-                tokens: if step == 0 { text } else { &one },
-                output: Output::Last,
+            .map(|(state, text)| {
+                Span::new(state, if step == 0 { text } else { &one }, Output::Last)
             })
             .collect();
         model
@@ -110,6 +108,7 @@ fn spans_get_what_they_ask_for() {
             None => {}
             Last => alone.extend_from_slice(session.logits().expect("fed")),
             All => alone.extend(all),
+            other => panic!("{other:?} is not among the outputs"),
         }
     }
     for rows_max in [1, 3, 8, 64] {
@@ -118,11 +117,7 @@ fn spans_get_what_they_ask_for() {
             .iter_mut()
             .zip(&texts)
             .zip(outputs)
-            .map(|((state, tokens), output)| Span {
-                state,
-                tokens,
-                output,
-            })
+            .map(|((state, tokens), output)| Span::new(state, tokens, output))
             .collect();
         let mut logits = vec![0.0; alone.len()];
         let mut workspace = model.workspace(rows_max);

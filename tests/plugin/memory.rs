@@ -1,6 +1,6 @@
 //! Memory of the device: told before, taken as told, given back.
 
-use rwkv_edge::{Model, Quant, SyntheticSize};
+use rwkv_edge::{Model, ProgressUnit, Quant, SyntheticSize};
 
 use crate::setup::{cases, demo, device, device_info, open_on, options, short};
 
@@ -82,7 +82,16 @@ fn a_synthetic_model_fits() {
         return;
     }
     let options = options(&device(), Quant::F16);
-    let model = Model::synthetic(SyntheticSize::M169, &options, &mut |_, _| {}).expect("fits");
+    let mut last = None;
+    let model = Model::synthetic(SyntheticSize::M169, &options, &mut |progress| {
+        last = Some(progress);
+    });
+    let model = model.expect("fits");
+    let last = last.expect("matrices were made");
+    assert!(
+        last.is_finished() && last.unit == ProgressUnit::Weights,
+        "{last:?}"
+    );
     let mut session = model.session();
     session
         .eval(&(0..600).collect::<Vec<u32>>())

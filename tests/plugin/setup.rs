@@ -127,12 +127,10 @@ pub fn float_quants() -> Vec<Quant> {
 
 pub fn options(map: &str, quant: Quant) -> Options {
     device();
-    Options {
-        quant: Some(quant),
-        threads: 2,
-        device_map: map.parse().unwrap_or_else(|e| panic!("{e}")),
-        ..Options::default()
-    }
+    Options::new()
+        .quant(quant)
+        .threads(2)
+        .device_map(map.parse().unwrap_or_else(|e| panic!("{e}")))
 }
 
 pub fn open_on(map: &str, path: PathBuf, quant: Quant) -> Model {
@@ -148,11 +146,7 @@ pub fn in_pieces(model: &Model, tokens: &[u32], length: usize) -> Vec<f32> {
         .chunks(length)
         .zip(logits.chunks_mut(length * model.n_vocab()));
     for (tokens, logits) in pieces {
-        let span = Span {
-            state: &mut state,
-            tokens,
-            output: Output::All,
-        };
+        let span = Span::new(&mut state, tokens, Output::All);
         model
             .forward(&mut workspace, &mut [span], logits)
             .expect("valid tokens");

@@ -1,6 +1,6 @@
 //! Models whose layers are spread: over two stages of a device, over devices, and with the CPU in any place.
 
-use rwkv_edge::{Device, Model, Options, Quant};
+use rwkv_edge::{Device, Model, Quant};
 
 use crate::setup::{
     cases, deviation, device, device_info, devices, in_pieces, open_on, options, within,
@@ -117,9 +117,9 @@ fn stages_have_their_own_quantisation() {
     let folder = tempfile::tempdir().expect("a folder");
     for error in [
         model
-            .save(folder.path().join("m"), &mut |_, _| {})
+            .save(folder.path().join("m"), &mut |_| {})
             .expect_err("on a device"),
-        model.verify(&mut |_, _| {}).expect_err("on a device"),
+        model.verify(&mut |_| {}).expect_err("on a device"),
         model
             .with_matrices_of(&model, &[])
             .map(|_| ())
@@ -141,10 +141,8 @@ fn of_each_device(bytes: u64) -> Vec<(Device, u64)> {
 fn auto_fills_devices_and_gives_the_cpu_the_rest() {
     for case in cases() {
         let open = |limit: Option<u64>| {
-            let options = Options {
-                device_memory_max: limit.map_or(Vec::new(), of_each_device),
-                ..options("auto", Quant::F16)
-            };
+            let options = options("auto", Quant::F16)
+                .device_memory_max(limit.map_or(Vec::new(), of_each_device));
             Model::open(&case.path, &options).expect("fits somewhere")
         };
         let all = open(None);
@@ -199,10 +197,7 @@ fn maps_that_cannot_be() {
         let error = Model::open(&case.path, &options(&map, Quant::F16)).expect_err(&map);
         assert!(error.to_string().contains(part), "{map}: {error}");
     }
-    let options = Options {
-        device_memory_max: of_each_device(1000),
-        ..options(&d, Quant::F16)
-    };
+    let options = options(&d, Quant::F16).device_memory_max(of_each_device(1000));
     let error = Model::open(&case.path, &options).expect_err("too little memory");
     assert_eq!(error.kind(), rwkv_edge::ErrorKind::Memory);
     let text = error.to_string();

@@ -50,11 +50,7 @@ fn states_move_between_device_and_cpu() {
         let mut logits = vec![0.0; model.n_vocab()];
         for (model, tokens) in [(&model, head), (&cpu, middle), (&model, rest)] {
             let mut workspace = model.workspace(1);
-            let span = rwkv_edge::Span {
-                state: &mut state,
-                tokens,
-                output: rwkv_edge::Output::Last,
-            };
+            let span = rwkv_edge::Span::new(&mut state, tokens, rwkv_edge::Output::Last);
             model
                 .forward(&mut workspace, &mut [span], &mut logits)
                 .expect("valid");
@@ -182,11 +178,7 @@ fn workspaces_of_other_models_are_refused_and_nothing_has_changed() {
         let model = open_on(map, case.path.clone(), Quant::F16);
         let mut state = model.new_state();
         let mut feed = |workspace: &mut rwkv_edge::Workspace, logits: &mut [f32]| {
-            let span = Span {
-                state: &mut state,
-                tokens: &case.tokens[..3],
-                output: Output::Last,
-            };
+            let span = Span::new(&mut state, &case.tokens[..3], Output::Last);
             model.forward(workspace, &mut [span], logits)
         };
         let mut logits = vec![7.0; model.n_vocab()];
@@ -227,10 +219,10 @@ fn logits_belong_to_their_state_whatever_a_callback_does() {
         let state = session.state().clone();
         let mut saved = vec![0; session.saved_state_size()];
         session.save_state_to(&mut saved).expect("room");
-        let options = |max_new_tokens| GenerateOptions {
-            max_new_tokens,
-            ignore_end_of_text: true,
-            ..GenerateOptions::default()
+        let options = |max_new_tokens| {
+            GenerateOptions::new()
+                .max_new_tokens(max_new_tokens)
+                .ignore_end_of_text(true)
         };
         session
             .generate(&mut sampler, &options(2), |_| ControlFlow::Continue(()))

@@ -31,16 +31,14 @@ unsafe fn options(pointer: *const Options) -> Result<engine::Options> {
         // SAFETY: NUL-terminated by the caller's promise.
         false => Some(unsafe { path(given.tokenizer, "options: tokenizer") }?),
     };
-    let options = engine::Options {
-        quant: quant_of_code(given.quant)?,
-        threads: given.threads as usize,
-        tokenizer,
-        no_mmap: given.flags & FLAG_NO_MMAP != 0,
-        memory_max: given.max_memory,
+    let mut options = engine::Options::new()
+        .quant(quant_of_code(given.quant)?)
+        .threads(given.threads as usize)
+        .no_mmap(given.flags & FLAG_NO_MMAP != 0)
+        .memory_max(given.max_memory)
         // SAFETY: NUL-terminated by the caller's promise.
-        device_map: unsafe { device_map(given.device_map) }?,
-        ..engine::Options::default()
-    };
+        .device_map(unsafe { device_map(given.device_map) }?);
+    options.tokenizer = tokenizer;
     options.check()?;
     Ok(options)
 }

@@ -192,15 +192,13 @@ pub unsafe extern "C" fn rwkv_edge_set_sampling(
     let set = || unsafe {
         let given = versioned(sampling, "sampling")?;
         with_session(session, |parts| {
-            let options = SamplerOptions {
-                temperature: given.temperature,
-                top_p: given.top_p,
-                top_k: given.top_k as usize,
-                presence_penalty: given.presence_penalty,
-                frequency_penalty: given.frequency_penalty,
-                seed: given.seed,
-                ..SamplerOptions::default()
-            };
+            let options = SamplerOptions::new()
+                .temperature(given.temperature)
+                .top_p(given.top_p)
+                .top_k(given.top_k as usize)
+                .presence_penalty(given.presence_penalty)
+                .frequency_penalty(given.frequency_penalty)
+                .seed(given.seed);
             Ok(parts.sampler.set_options(options)?)
         })
     };
@@ -279,10 +277,7 @@ fn generate(
         session.logits().unwrap_or_default().to_vec(),
         sampler.clone(),
     );
-    let options = GenerateOptions {
-        max_new_tokens: max_tokens as usize,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::new().max_new_tokens(max_tokens as usize);
     let mut goes_on = true;
     let mut work = || {
         if !tokens.is_empty() {

@@ -236,6 +236,15 @@ fn constants_are_those_of_the_header() {
     assert_eq!(ours, constants());
 }
 
+#[test]
+fn every_quantisation_has_a_code_of_its_own() {
+    for &quant in engine::Quant::ALL {
+        let code = types::code_of_quant(quant);
+        let back = types::quant_of_code(code).unwrap_or_else(|_| panic!("{quant} as {code}"));
+        assert_eq!(back, Some(quant), "code {code}");
+    }
+}
+
 /// Offset of every field as C lays them out, and the size of the whole.
 fn c_layout(fields: &[(String, String)]) -> (Vec<(String, usize)>, usize) {
     let (mut offsets, mut end, mut align_max) = (Vec::new(), 0usize, 1);

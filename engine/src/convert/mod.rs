@@ -10,12 +10,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
 use crate::files::output::{sync_folder, OutputFile};
 use crate::files::Access;
+use crate::progress::{Counter, Progress, ProgressUnit};
 
 mod folder;
 mod hugging_face;
@@ -34,21 +36,61 @@ use part::Part;
 type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
 /// As transformers' `save_pretrained`.
-const SHARD_BYTES_MAX: u64 = 5_000_000_000;
+const SHARD_BYTES_MAX: Option<NonZeroU64> = NonZeroU64::new(5_000_000_000);
 
 /// How to write a checkpoint; [`Default`] keeps what can be kept.
-#[derive(Clone, Debug)]
+///
+/// ```
+/// use rwkv_edge::{ConvertOptions, FloatType};
+///
+/// let options = ConvertOptions::new().dtype(FloatType::F16).overwrite(true);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use = "options do nothing until something is written with them"]
 pub struct ConvertOptions {
     /// How to store all numbers. `None` keeps every tensor's own type; quantised ones become f32, which
     /// holds them exactly.
     pub dtype: Option<FloatType>,
     /// Replaces a model that is there already.
     pub overwrite: bool,
-    /// Hugging Face directory: bytes of tensors in one file at most, unless a single tensor has more.
-    pub shard_bytes_max: u64,
+    /// Hugging Face directory: bytes of tensors in one file at most, unless a single tensor has more. `None`: all of
+    /// them in one file. By default 5 GB, as transformers does.
+    pub shard_bytes_max: Option<NonZeroU64>,
     /// Hugging Face directory: a tokenizer file that becomes part of it: `tokenizer.json`, or a World
     /// vocabulary. `None` takes over the source's, if that is a directory.
     pub tokenizer: Option<PathBuf>,
+}
+
+impl ConvertOptions {
+    /// Every tensor with its own type: the [`Default`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`dtype`](field@Self::dtype).
+    pub fn dtype(mut self, dtype: impl Into<Option<FloatType>>) -> Self {
+        self.dtype = dtype.into();
+        self
+    }
+
+    /// Sets [`overwrite`](field@Self::overwrite).
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Sets [`shard_bytes_max`](field@Self::shard_bytes_max); 0 is `None`.
+    pub fn shard_bytes_max(mut self, bytes: u64) -> Self {
+        self.shard_bytes_max = NonZeroU64::new(bytes);
+        self
+    }
+
+    /// Sets [`tokenizer`](field@Self::tokenizer).
+    pub fn tokenizer(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tokenizer = Some(file.into());
+        self
+    }
 }
 
 impl Default for ConvertOptions {
@@ -87,9 +129,8 @@ pub struct Converted {
 /// use rwkv_edge::{CheckpointSource, ConvertOptions};
 ///
 /// # fn main() -> rwkv_edge::Result<()> {
-/// let source = CheckpointSource::open("RWKV-4-Pile-169M.pth", false)?;
-/// let options = ConvertOptions::default();
-/// source.to_hugging_face("rwkv-4-169m-pile".as_ref(), &options, &mut |_, _| {})?;
+/// let source = CheckpointSource::open("RWKV-4-Pile-169M.pth")?;
+/// source.to_hugging_face("rwkv-4-169m-pile", &ConvertOptions::new(), &mut |_| {})?;
 /// # Ok(())
 /// # }
 /// ```
@@ -98,14 +139,27 @@ pub struct CheckpointSource(Checkpoint);
 
 impl CheckpointSource {
     /// Opens a checkpoint: a Hugging Face directory, a `.pth` or `.safetensors` file, or a `.bin` file of
-    /// rwkv.cpp. `no_mmap` reads files instead of mapping them.
+    /// rwkv.cpp.
     ///
     /// # Errors
     ///
     /// As [`Model::open`](crate::Model::open); [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)
     /// for a model file, which no longer holds what the checkpoint did.
-    pub fn open(path: impl AsRef<Path>, no_mmap: bool) -> Result<Self> {
-        match checkpoint::open_path(path.as_ref(), Access::new(!no_mmap))? {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path.as_ref(), Access::new(true))
+    }
+
+    /// As [`open`](Self::open), but reads files instead of mapping them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub fn open_without_mmap(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path.as_ref(), Access::new(false))
+    }
+
+    fn open_with(path: &Path, access: Access) -> Result<Self> {
+        match checkpoint::open_path(path, access)? {
             Opened::Checkpoint(checkpoint) => Ok(CheckpointSource(checkpoint)),
             Opened::ModelFile(file) => {
                 let text =
@@ -132,7 +186,7 @@ impl CheckpointSource {
 
     /// Writes a Hugging Face directory: `config.json`, the weights as safetensors under Hugging Face's
     /// names, their index if they are in several files, `generation_config.json`, and the files of a
-    /// tokenizer if there is one. Calls `progress(done, total)` in bytes of tensors.
+    /// tokenizer if there is one. Calls `progress` while it works, which counts bytes of tensors.
     ///
     /// The files get their names when all are complete, `config.json` last. On failure the folder is as
     /// it was.
@@ -144,11 +198,11 @@ impl CheckpointSource {
     /// ones, `Tokenizer`, `Io`.
     pub fn to_hugging_face(
         &self,
-        folder: &Path,
+        folder: impl AsRef<Path>,
         options: &ConvertOptions,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
-        let checkpoint = &self.0;
+        let (folder, checkpoint) = (folder.as_ref(), &self.0);
         let mut parts = part::parts(checkpoint, options.dtype)?;
         if self.head_is_embedding() {
             // As transformers does: the configuration says that the embedding is the head too.
@@ -161,7 +215,8 @@ impl CheckpointSource {
         let tokenizer = hugging_face::tokenizer(checkpoint, options.tokenizer.as_deref())?;
         let generation = hugging_face::generation(checkpoint)?;
         let config = hugging_face::config(checkpoint, converted.dtype.torch_name())?;
-        let shards = safetensors::split(parts, options.shard_bytes_max.max(1));
+        let shard_bytes_max = options.shard_bytes_max.map_or(u64::MAX, NonZeroU64::get);
+        let shards = safetensors::split(parts, shard_bytes_max);
 
         let shard_name = |i: usize| safetensors::file_name(i, shards.len());
         let mut names: BTreeSet<String> = (0..shards.len()).map(shard_name).collect();
@@ -170,10 +225,10 @@ impl CheckpointSource {
         let mut target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
 
         let unfinished = target.unfinished.clone();
-        let mut progress = Counter::new(converted.size_bytes, progress);
+        let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
         for (i, shard) in shards.iter().enumerate() {
             let mut file = target.create(&shard_name(i))?;
-            safetensors::write(&mut file, shard, &mut |n| progress.advance(n))?;
+            safetensors::write(&mut file, shard, &mut |n| counter.advance(n))?;
             target.add(file)?;
             converted.weight_files.push(folder.join(shard_name(i)));
         }
@@ -196,23 +251,24 @@ impl CheckpointSource {
     }
 
     /// Writes one torch file under BlinkDL's names, as the RWKV models are published. Of the options only
-    /// `dtype` and `overwrite` count. Calls `progress(done, total)` in bytes of tensors.
+    /// `dtype` and `overwrite` count. Calls `progress` while it works, which counts bytes of tensors.
     ///
     /// # Errors
     ///
     /// Those of [`to_hugging_face`](Self::to_hugging_face).
     pub fn to_raw(
         &self,
-        file: &Path,
+        file: impl AsRef<Path>,
         options: &ConvertOptions,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
+        let file = file.as_ref();
         let parts = part::parts(&self.0, options.dtype)?;
         let mut converted = Converted::of(&parts);
         self.check_target(file, options.overwrite)?;
-        let mut progress = Counter::new(converted.size_bytes, progress);
+        let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
         let output = OutputFile::create(file)?;
-        raw::write(output, &parts, &mut |n| progress.advance(n))?.commit()?;
+        raw::write(output, &parts, &mut |n| counter.advance(n))?.commit()?;
         let parent = file.parent().filter(|path| !path.as_os_str().is_empty());
         sync_folder(parent.unwrap_or(Path::new(".")))?;
         converted.weight_files.push(file.to_owned());
@@ -254,27 +310,5 @@ impl Converted {
             dtype: part::common_type(parts),
             unfinished_files: Vec::new(),
         }
-    }
-}
-
-/// Bytes done, for whoever watches.
-struct Counter<'a> {
-    done: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
-}
-
-impl<'a> Counter<'a> {
-    fn new(total: u64, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
-        Counter {
-            done: 0,
-            total,
-            progress,
-        }
-    }
-
-    fn advance(&mut self, bytes: u64) {
-        self.done += bytes;
-        (self.progress)(self.done, self.total);
     }
 }

@@ -25,7 +25,8 @@ const READ_NUMBERS_ACROSS: usize = 4 << 20;
 const WRITE_NUMBERS: usize = 64 << 10;
 
 /// How a checkpoint stores numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum FloatType {
     /// IEEE half precision.
     F16,

@@ -12,6 +12,7 @@ use super::{CheckpointSource, ConvertOptions, FloatType};
 use crate::checkpoint::torch_records;
 use crate::error::{ErrorKind, Result};
 use crate::files::{Access, SourceFile};
+use crate::progress::ProgressUnit;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -116,10 +117,7 @@ fn raw_files_of_every_source() {
     let expected: std::collections::BTreeMap<String, Expected> =
         serde_json::from_str(&text).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let options = ConvertOptions {
-        overwrite: true,
-        ..ConvertOptions::default()
-    };
+    let options = ConvertOptions::new().overwrite(true);
     let path = folder.path().join("raw.pth");
     for (form, dtype) in [
         ("raw-f32.pth", FloatType::F32),
@@ -133,14 +131,19 @@ fn raw_files_of_every_source() {
     ] {
         for no_mmap in [false, true] {
             let source = fixture("checkpoints").join(form);
-            let source = CheckpointSource::open(source, no_mmap).unwrap();
-            let mut last = (0, 0);
+            let source = match no_mmap {
+                false => CheckpointSource::open(source).unwrap(),
+                true => CheckpointSource::open_without_mmap(source).unwrap(),
+            };
+            let mut last = None;
             let converted = source
-                .to_raw(&path, &options, &mut |done, total| last = (done, total))
+                .to_raw(&path, &options, &mut |progress| last = Some(progress))
                 .unwrap();
             assert_eq!(converted.dtype, dtype, "{form}");
-            assert_eq!(last, (converted.size_bytes, converted.size_bytes));
-            let raw = CheckpointSource::open(&path, false).unwrap();
+            let last = last.unwrap();
+            assert!(last.is_finished() && last.unit == ProgressUnit::Bytes);
+            assert_eq!(last.total, converted.size_bytes);
+            let raw = CheckpointSource::open(&path).unwrap();
             assert_eq!(raw.0.tensors.len(), expected.len());
             let mut storages = std::collections::BTreeSet::new();
             for (name, expected) in &expected {
@@ -166,7 +169,7 @@ fn numbers_beyond_the_new_type() {
     let mut bytes = std::fs::read(fixture("rwkv-cpp/FP32.bin")).unwrap();
     // The embedding's number [1, 3].
     let file = SourceFile::open_with(&fixture("rwkv-cpp/FP32.bin"), Access::Read).unwrap();
-    let opened = CheckpointSource::open(file.name(), true).unwrap();
+    let opened = CheckpointSource::open_without_mmap(file.name()).unwrap();
     let at = opened.0.tensors["emb.weight"].offset as usize + 4 * (32 + 3);
     for (value, dtype, place, other) in [
         (65_520.0, FloatType::F16, "[1, 3]", "--dtype bf16 or f32"),
@@ -176,15 +179,12 @@ fn numbers_beyond_the_new_type() {
     ] {
         bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         std::fs::write(&source, &bytes).unwrap();
-        let opened = CheckpointSource::open(&source, false).unwrap();
-        let options = ConvertOptions {
-            dtype: Some(dtype),
-            ..ConvertOptions::default()
-        };
+        let opened = CheckpointSource::open(&source).unwrap();
+        let options = ConvertOptions::new().dtype(dtype);
         let (raw, hugging_face) = (folder.path().join("raw.pth"), folder.path().join("a/b"));
         let errors = [
-            opened.to_raw(&raw, &options, &mut |_, _| {}),
-            opened.to_hugging_face(&hugging_face, &options, &mut |_, _| {}),
+            opened.to_raw(&raw, &options, &mut |_| {}),
+            opened.to_hugging_face(&hugging_face, &options, &mut |_| {}),
         ];
         for error in errors.map(Result::unwrap_err) {
             let text = error.to_string();
@@ -199,13 +199,10 @@ fn numbers_beyond_the_new_type() {
     // The largest number that rounds to one of f16.
     bytes[at..at + 4].copy_from_slice(&65_519.0f32.to_le_bytes());
     std::fs::write(&source, &bytes).unwrap();
-    let opened = CheckpointSource::open(&source, false).unwrap();
-    let options = ConvertOptions {
-        dtype: Some(FloatType::F16),
-        ..ConvertOptions::default()
-    };
+    let opened = CheckpointSource::open(&source).unwrap();
+    let options = ConvertOptions::new().dtype(FloatType::F16);
     opened
-        .to_raw(&folder.path().join("raw.pth"), &options, &mut |_, _| {})
+        .to_raw(folder.path().join("raw.pth"), &options, &mut |_| {})
         .unwrap();
 }
 
@@ -217,8 +214,8 @@ fn model_files_are_no_source() {
         fixture("golden/small-safetensors"),
         &crate::Options::default(),
     );
-    model.unwrap().save(&path, &mut |_, _| {}).unwrap();
-    let error = CheckpointSource::open(&path, false).unwrap_err();
+    model.unwrap().save(&path, &mut |_| {}).unwrap();
+    let error = CheckpointSource::open(&path).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("quantize"), "{error}");
 }

@@ -90,11 +90,10 @@ pub(crate) fn forward(
         let n_rows = run.iter().map(Span::n_logit_rows).sum();
         let (piece, others_wanted) = left.split(n_rows, sizes);
         works[home].pieces.push(piece);
-        works[home].spans.extend(run.iter_mut().map(|span| Span {
-            state: &mut *span.state,
-            tokens: span.tokens,
-            output: span.output,
-        }));
+        works[home].spans.extend(
+            run.iter_mut()
+                .map(|span| Span::new(&mut *span.state, span.tokens, span.output)),
+        );
         (left, rest, start) = (others_wanted, others, start + n);
     }
     let mut jobs: Vec<_> = pipelines.iter().zip(lanes).zip(works).collect();

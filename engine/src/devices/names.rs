@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -15,6 +16,7 @@ use crate::quant::Quant;
 
 /// A device that layers run on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Device {
     /// This machine's processor.
     Cpu,
@@ -41,6 +43,7 @@ pub enum Device {
 /// `fp32i8`; not given: as for the whole model) and how many layers it has. The head counts as a layer behind
 /// the last one, and the last stage takes the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceMap {
     /// All on the CPU.
     #[default]
@@ -54,14 +57,27 @@ pub enum DeviceMap {
 }
 
 /// One stage of a [`DeviceMap`].
+///
+/// ```
+/// use rwkv_edge::{DeviceMap, Quant, StageMap};
+///
+/// # fn main() -> rwkv_edge::Result<()> {
+/// let first = StageMap::new("cuda:0".parse()?).quant(Quant::F16).n_layers(12);
+/// let map = DeviceMap::Stages(vec![first, StageMap::new("cpu".parse()?)]);
+/// assert_eq!(map, "cuda:0 f16 *12 -> cpu".parse()?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use = "a stage does nothing until it is part of a device map"]
 pub struct StageMap {
     /// Where it runs.
     pub device: Device,
     /// How its matrices are stored; `None`: as for the whole model.
     pub quant: Option<Quant>,
     /// Its layers, where the head counts as one behind the last; `None`: all that are left.
-    pub n_layers: Option<usize>,
+    pub n_layers: Option<NonZeroUsize>,
 }
 
 impl FromStr for Device {
@@ -144,6 +160,27 @@ impl fmt::Display for DeviceMap {
 }
 
 impl StageMap {
+    /// A stage of all layers that are left, stored as the whole model is.
+    pub fn new(device: Device) -> Self {
+        StageMap {
+            device,
+            quant: None,
+            n_layers: None,
+        }
+    }
+
+    /// Sets [`quant`](field@Self::quant).
+    pub fn quant(mut self, quant: impl Into<Option<Quant>>) -> Self {
+        self.quant = quant.into();
+        self
+    }
+
+    /// Sets [`n_layers`](field@Self::n_layers); 0 is `None`.
+    pub fn n_layers(mut self, n_layers: usize) -> Self {
+        self.n_layers = NonZeroUsize::new(n_layers);
+        self
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
         let wrong = |what: &str| {
@@ -152,11 +189,7 @@ impl StageMap {
         };
         let mut words = text.split_whitespace();
         let device = words.next().ok_or_else(|| wrong("no device"))?.parse()?;
-        let mut stage = StageMap {
-            device,
-            quant: None,
-            n_layers: None,
-        };
+        let mut stage = StageMap::new(device);
         for word in words {
             if let Some(count) = word.strip_prefix('*') {
                 if count.ends_with('+') {
@@ -168,10 +201,11 @@ impl StageMap {
                 let count: usize = count
                     .parse()
                     .map_err(|_| wrong(&format!("`{word}` is no number of layers")))?;
-                if count == 0 || stage.n_layers.is_some() {
+                let count = NonZeroUsize::new(count);
+                if count.is_none() || stage.n_layers.is_some() {
                     return Err(wrong("*N once, and at least 1"));
                 }
-                stage.n_layers = Some(count);
+                stage.n_layers = count;
             } else if stage.quant.is_some() || stage.n_layers.is_some() {
                 return Err(wrong(&format!("`{word}` is one too many")));
             } else {
@@ -248,31 +282,26 @@ mod tests {
 
     #[test]
     fn maps_are_read_as_chatrwkv_writes_them() {
-        let stage = |device, quant, n_layers| StageMap {
-            device,
-            quant,
-            n_layers,
+        let stage = |device, quant: Option<Quant>, n_layers: usize| {
+            StageMap::new(device).quant(quant).n_layers(n_layers)
         };
         let cases = [
             ("cpu", DeviceMap::Cpu),
             (" auto ", DeviceMap::Auto),
             ("data-parallel", DeviceMap::DataParallel),
-            ("cuda", DeviceMap::Stages(vec![stage(cuda(0), None, None)])),
-            (
-                "cuda:3",
-                DeviceMap::Stages(vec![stage(cuda(3), None, None)]),
-            ),
+            ("cuda", DeviceMap::Stages(vec![stage(cuda(0), None, 0)])),
+            ("cuda:3", DeviceMap::Stages(vec![stage(cuda(3), None, 0)])),
             (
                 "cuda:0 fp16 *12 -> cuda:1 fp16i8 *6->cpu int8",
                 DeviceMap::Stages(vec![
-                    stage(cuda(0), Some(Quant::F16), Some(12)),
-                    stage(cuda(1), Some(Quant::Int8), Some(6)),
-                    stage(Device::Cpu, Some(Quant::Int8), None),
+                    stage(cuda(0), Some(Quant::F16), 12),
+                    stage(cuda(1), Some(Quant::Int8), 6),
+                    stage(Device::Cpu, Some(Quant::Int8), 0),
                 ]),
             ),
             (
                 "cpu fp32 *1",
-                DeviceMap::Stages(vec![stage(Device::Cpu, Some(Quant::F32), Some(1))]),
+                DeviceMap::Stages(vec![stage(Device::Cpu, Some(Quant::F32), 1)]),
             ),
         ];
         for (text, expected) in cases {

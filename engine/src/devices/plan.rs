@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 
 use crate::devices::names::{devices_of, Device, DeviceMap, StageMap};
 use crate::devices::plugin::{self, DeviceInfo, Memory, Plugin, StageOptions};
@@ -227,7 +228,8 @@ impl Request<'_> {
         let mut stages = Vec::with_capacity(maps.len());
         let mut first = 0;
         for map in maps {
-            let count = map.n_layers.unwrap_or(total.saturating_sub(first));
+            let left = total.saturating_sub(first);
+            let count = map.n_layers.map_or(left, NonZeroUsize::get);
             if count == 0 || first + count > total {
                 return Err(Error::argument(format!(
                     "device map: {} layers, the head counted as one, are not enough for {} stages that \

@@ -22,13 +22,15 @@ use crate::networks::config::{Config, Sizes};
 use crate::networks::known;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
+use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::blocks::{Blocks, RowSource};
 use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
 use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::Quant;
 
 /// A size in which RWKV-4 was published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SyntheticSize {
     /// 169 million parameters: 12 layers of width 768.
     M169,
@@ -72,7 +74,8 @@ impl SyntheticSize {
 impl Model {
     /// A model of a published size with made-up weights: for measuring speed and memory, which do not
     /// depend on what the weights are. The same seedless weights every time. About half of the hidden
-    /// units of the channel mixing are 0, where trained models have more.
+    /// units of the channel mixing are 0, where trained models have more. Calls `progress` while it works, which counts
+    /// weights of matrices.
     ///
     /// # Errors
     ///
@@ -80,7 +83,7 @@ impl Model {
     pub fn synthetic(
         size: SyntheticSize,
         options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let pool = Pool::new(n_threads(options.threads)?);
@@ -105,23 +108,22 @@ impl Model {
     }
 }
 
-/// Makes the weights; calls `progress(done, total)` in weights of matrices.
+/// Makes the weights; `progress` counts those of matrices.
 fn load(
     size: SyntheticSize,
     config: Config,
     plan: &Plan,
     pool: &Pool,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded> {
     let (sizes, architecture) = (&config.sizes, config.sizes.architecture);
     let tensors = architecture.tensors(sizes, &architecture.whole(sizes));
     let matrices = tensors.filter(TensorAt::is_matrix);
+    let total = matrices.map(|tensor| tensor.len() as u64).sum();
     let mut weights = SyntheticWeights {
         quant: plan.quant(),
         pool,
-        done: 0,
-        total: matrices.map(|tensor| tensor.len() as u64).sum(),
-        progress,
+        counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &config, plan)?;
     let place = format!("synthetic {}", size.name());
@@ -139,9 +141,7 @@ fn load(
 struct SyntheticWeights<'a> {
     quant: Quant,
     pool: &'a Pool,
-    done: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
+    counter: Counter<'a>,
 }
 
 impl WeightSource for SyntheticWeights<'_> {
@@ -185,8 +185,7 @@ impl RowsSource for SyntheticWeights<'_> {
 
 impl SyntheticWeights<'_> {
     fn was_made(&mut self, n: usize) {
-        self.done += n as u64;
-        (self.progress)(self.done, self.total);
+        self.counter.advance(n as u64);
     }
 }
 

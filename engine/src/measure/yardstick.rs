@@ -31,12 +31,13 @@ pub struct Yardstick {
 }
 
 impl Yardstick {
-    /// With the threads and kernels of this model; `huge_pages`: for a model whose weights are in them.
+    /// With the threads and kernels of this model, and with huge pages where its weights are in them.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there is none for a buffer of 512 MiB.
-    pub fn new(model: &Model, huge_pages: bool) -> Result<Self> {
+    pub fn new(model: &Model) -> Result<Self> {
+        let huge_pages = model.info().huge_page_bytes > 0;
         let buffer = buffer(BUFFER_BYTES, huge_pages).map_err(|e| {
             Error::memory("not enough memory to measure its bandwidth").with_source(e)
         })?;

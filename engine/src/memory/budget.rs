@@ -15,8 +15,7 @@ use crate::products::paging::Paging;
 /// Bytes that a model and its sessions may keep in memory, and how many they do.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
-    /// 0: no limit.
-    max: u64,
+    max: Option<u64>,
     used: AtomicU64,
     rows_max: Option<usize>,
     paged: Option<PagedWeights>,
@@ -47,7 +46,7 @@ pub struct Reservation {
 
 impl Budget {
     /// A budget of which so much is used already.
-    pub(crate) fn new(max: u64, used: u64, rows_max: Option<usize>) -> Self {
+    pub(crate) fn new(max: Option<u64>, used: u64, rows_max: Option<usize>) -> Self {
         Budget {
             max,
             used: AtomicU64::new(used),
@@ -72,30 +71,33 @@ impl Budget {
     }
 
     pub(crate) fn has_limit(&self) -> bool {
-        self.max > 0
+        self.max.is_some()
     }
 
     pub(crate) fn paging(&self) -> Option<&Paging> {
         self.paged.as_ref().map(|paged| &paged.paging)
     }
 
-    /// Bytes that nobody has taken; paged weights use them until someone does.
-    pub(crate) fn left(&self) -> u64 {
+    /// Bytes that nobody has taken, where there is a limit; paged weights use them until someone does.
+    pub(crate) fn left(&self) -> Option<u64> {
         let window = self.paged.as_ref().map_or(0, |paged| paged.window);
         let used = self.used.load(Ordering::Relaxed);
-        self.max.saturating_sub(used.saturating_add(window))
+        let max = self.max?;
+        Some(max.saturating_sub(used.saturating_add(window)))
     }
 
     /// Bytes of the weights for which there is no room now.
     pub(crate) fn paged_bytes(&self) -> u64 {
-        let size = self.paging().map_or(0, Paging::size_bytes);
-        size - self.left().min(size)
+        match (self.paging(), self.left()) {
+            (Some(paging), Some(left)) => paging.size_bytes().saturating_sub(left),
+            _ => 0,
+        }
     }
 
     /// Paged weights keep to what is left.
     fn make_room(&self) {
-        if let Some(paging) = self.paging() {
-            paging.keep(self.left());
+        if let (Some(paging), Some(left)) = (self.paging(), self.left()) {
+            paging.keep(left);
         }
     }
 
@@ -119,14 +121,13 @@ impl Budget {
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
         let window = self.paged.as_ref().map_or(0, |paged| paged.window);
         let total = before.saturating_add(bytes).saturating_add(window);
-        if self.max == 0 || total <= self.max || bytes == 0 {
+        let Some(max) = self.max.filter(|max| total > *max && bytes > 0) else {
             self.make_room();
             return Ok(());
-        }
+        };
         self.give_back(bytes);
         Err(Error::memory(format!(
-            "{name} of {bytes} bytes makes {total} bytes, expected at most {} (the memory limit)",
-            self.max
+            "{name} of {bytes} bytes makes {total} bytes, expected at most {max} (the memory limit)"
         )))
     }
 
@@ -171,15 +172,16 @@ mod tests {
 
     #[test]
     fn a_budget_is_kept_and_given_back() {
-        let budget = Budget::new(100, 60, None);
+        let budget = Budget::new(Some(100), 60, None);
         budget.take(40, "a session").expect("fits exactly");
-        assert_eq!(budget.left(), 0);
+        assert_eq!(budget.left(), Some(0));
         let error = budget.take(1, "a session").expect_err("does not fit");
         assert_eq!(error.kind(), crate::ErrorKind::Memory);
         assert!(error.to_string().contains("101"), "{error}");
         budget.give_back(40);
-        assert_eq!(budget.left(), 40);
-        let unlimited = Budget::new(0, 60, None);
+        assert_eq!(budget.left(), Some(40));
+        let unlimited = Budget::new(None, 60, None);
         unlimited.take(u64::MAX / 2, "a session").expect("no limit");
+        assert_eq!(unlimited.left(), None);
     }
 }

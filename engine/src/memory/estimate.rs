@@ -85,11 +85,7 @@ mod tests {
     fn estimates_are_those_of_the_real_thing() {
         for name in ["small-safetensors", "odd-bin", "deep-sharded"] {
             for quant in [Quant::F32, Quant::F16, Quant::Int8] {
-                let options = Options {
-                    quant: Some(quant),
-                    threads: 2,
-                    ..Options::default()
-                };
+                let options = Options::new().quant(quant).threads(2);
                 let path = format!("../tests/fixtures/golden/{name}");
                 let model = Model::open(path, &options).expect("a valid checkpoint");
                 let sizes = model.sizes();

@@ -89,8 +89,7 @@ pub(crate) enum Lie {
 /// The caller's limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
-    /// 0: none.
-    pub(crate) memory_max: u64,
+    pub(crate) memory_max: Option<u64>,
     /// What the process has taken otherwise.
     pub(crate) taken: u64,
     /// Whether the tokenizer has to fit.
@@ -147,7 +146,7 @@ impl Demand {
     ///
     /// # Errors
     /// Those of [`fit`](Self::fit).
-    pub(crate) fn budget(self, stages: &Stages, max: u64) -> Result<Budget> {
+    pub(crate) fn budget(self, stages: &Stages, max: Option<u64>) -> Result<Budget> {
         let embedding = |network: &'_ Network| network.embedding.is_some();
         let embedding = stages.networks().find(|network| embedding(network));
         let embedding = embedding.and_then(|network| network.embedding.as_ref());
@@ -172,11 +171,11 @@ impl Demand {
         Ok(budget)
     }
 
-    /// Fits the model into `max` bytes with one session; 0: no limit.
+    /// Fits the model into `max` bytes with one session, or without a limit.
     ///
     /// # Errors
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory), with the numbers, when it does not fit.
-    pub(crate) fn fit(&self, max: u64) -> Result<Fit> {
+    pub(crate) fn fit(&self, max: Option<u64>) -> Result<Fit> {
         let base = self.program.saturating_add(self.fixed);
         let resident = base.saturating_add(self.mapped);
         let fit = |used, rows_max: Option<usize>, window| Fit {
@@ -184,9 +183,9 @@ impl Demand {
             rows_max: rows_max.filter(|_| self.on_cpu),
             window,
         };
-        if max == 0 {
+        let Some(max) = max else {
             return Ok(fit(resident, None, None));
-        }
+        };
         if base.saturating_add(self.loading()) > max {
             return Err(self.refusal(max));
         }
@@ -315,8 +314,8 @@ mod tests {
     #[test]
     fn what_fits_stays_and_what_does_not_is_read_again() {
         let demand = demand();
-        let plan = |max| demand.fit(max).expect("fits");
-        let none = plan(0);
+        let plan = |max| demand.fit(Some(max)).expect("fits");
+        let none = demand.fit(None).expect("no limit");
         assert_eq!((none.rows_max, none.window), (None, None));
         let all = plan(300 * MIB);
         assert_eq!((all.rows_max, all.window), (Some(128), None));
@@ -355,11 +354,11 @@ mod tests {
             ..in_memory
         };
         for demand in [demand(), with_tokenizer, with_text, in_memory, converted] {
-            let text = demand.fit(1).expect_err("nothing fits").to_string();
+            let text = demand.fit(Some(1)).expect_err("nothing fits").to_string();
             let needed = text.split(' ').nth(1).and_then(|n| n.parse().ok());
             let needed: u64 = needed.expect("a number");
-            demand.fit(needed).expect("is enough");
-            demand.fit(needed - 1).expect_err("is not enough");
+            demand.fit(Some(needed)).expect("is enough");
+            demand.fit(Some(needed - 1)).expect_err("is not enough");
             assert!(text.contains("the program 8388608"), "{text}");
             assert_eq!(text.contains("`quantize`"), demand.mapped == 0, "{text}");
             assert_eq!(text.contains("the tokenizer "), demand.needs_text, "{text}");
@@ -372,10 +371,14 @@ mod tests {
             tokenizer,
             ..demand()
         };
-        let max = demand().fit(0).expect("no limit").used + 11 * MIB;
-        assert_eq!(with(0).fit(max).expect("fits").window, None);
-        assert!(with(15 * MIB).fit(max).expect("fits").window.is_some());
+        let max = demand().fit(None).expect("no limit").used + 11 * MIB;
+        assert_eq!(with(0).fit(Some(max)).expect("fits").window, None);
+        assert!(with(15 * MIB)
+            .fit(Some(max))
+            .expect("fits")
+            .window
+            .is_some());
         // Token ids go without.
-        with(300 * MIB).fit(max).expect("fits");
+        with(300 * MIB).fit(Some(max)).expect("fits");
     }
 }

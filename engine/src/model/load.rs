@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::math::threads::Pool;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
+use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::blocks::{Blocks, RowSource, TASK_ROWS};
 use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
 use crate::quant::matrix::{Layout, Matrix, Vector};
@@ -30,14 +31,14 @@ const FINGERPRINT_NUMBERS: usize = 64;
 /// Rows that one task reads where they lie across the file: longer pieces of what does lie side by side.
 const TASK_ROWS_ACROSS: usize = 256;
 
-/// Loads a checkpoint; calls `progress(done, total)` in weights. Where memory is short, no page is kept that
+/// Loads a checkpoint; `progress` counts weights. Where memory is short, no page is kept that
 /// was read only to be copied.
 pub(crate) fn load(
     checkpoint: Checkpoint,
     plan: &Plan,
     pool: &Pool,
     is_short: bool,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded> {
     let sizes = &checkpoint.config.sizes;
     let mut hash = Xxh3::new();
@@ -56,9 +57,7 @@ pub(crate) fn load(
         pool,
         is_short,
         hash,
-        done: 0,
-        total,
-        progress,
+        counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
     Ok(Loaded {
@@ -122,9 +121,7 @@ struct CheckpointWeights<'a> {
     is_short: bool,
     /// Becomes the checkpoint's fingerprint.
     hash: Xxh3,
-    done: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
+    counter: Counter<'a>,
 }
 
 impl CheckpointWeights<'_> {
@@ -162,8 +159,7 @@ impl CheckpointWeights<'_> {
         if self.is_short {
             raw.file.release(raw.offset..raw.end());
         }
-        self.done += n as u64;
-        (self.progress)(self.done, self.total);
+        self.counter.advance(n as u64);
     }
 }
 

@@ -24,6 +24,7 @@ use crate::networks::state::{State, StateLayout};
 use crate::networks::tensor_info::TensorInfo;
 use crate::networks::{Buffers, Machine};
 use crate::products::prefill_rows_best;
+use crate::progress::Progress;
 use crate::quant::matrix::Matrix;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
@@ -111,6 +112,16 @@ pub struct Workspace {
     _reservation: Option<Reservation>,
 }
 
+/// What hidden units that are 0 have saved: see [`Workspace::sparsity`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sparsity {
+    /// Rows that were not read.
+    pub skipped: u64,
+    /// All rows that there were.
+    pub total: u64,
+}
+
 impl Model {
     /// This model, but for the matrices called `names` (as [`tensors`](Self::tensors) calls them), which
     /// are those of `other`, the same checkpoint opened with another quantisation. Weights and threads
@@ -178,14 +189,15 @@ impl Model {
         }))
     }
 
-    /// Writes the model as one file, whole or not at all. Opened again it gives the same bits.
+    /// Writes the model as one file, whole or not at all. Opened again it gives the same bits. Calls `progress` while it
+    /// works, which counts bytes.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`], [`ErrorKind::Tokenizer`] when the tokenizer that would go into the file does
     /// not fit the model, [`ErrorKind::Unsupported`] for a model of several quantisations, or with layers
     /// on a device.
-    pub fn save(&self, path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         // A model file says once what all its matrices are.
         let networks = self.0.stages.only_networks("saved");
         let networks = networks.map_err(|e| e.at(&self.0.place))?;
@@ -197,13 +209,13 @@ impl Model {
     }
 
     /// Reads every weight, which opening does not: of a model file the checksum must be right, and no
-    /// number may be NaN or infinite. Calls `progress(done, total)`, in bytes, while it works.
+    /// number may be NaN or infinite. Calls `progress` while it computes the checksum, which counts bytes.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Format`], naming the tensor; [`ErrorKind::Unsupported`] for a model with layers on a
     /// device.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    pub fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         if let Some(file) = &self.0.model_file {
             model_file::verify_checksum(file, progress)?;
         }
@@ -341,8 +353,7 @@ impl Model {
 
     /// Bytes of [`Options::memory_max`] that could still be taken; `None` without a limit.
     pub fn memory_left(&self) -> Option<u64> {
-        let budget = &self.0.budget;
-        budget.has_limit().then(|| budget.left())
+        self.0.budget.left()
     }
 
     /// Tokens of a prompt to feed at once: more cost memory and bring nothing. f32 weights take more of
@@ -506,11 +517,12 @@ impl Workspace {
         self.buffers().map(Buffers::size_bytes).sum()
     }
 
-    /// Rows of `ffn.value` that sparsity saved, of those that there were, over all batches of few tokens
-    /// so far: with more tokens at once all rows are used.
-    pub fn sparsity(&self) -> (u64, u64) {
+    /// Rows of `ffn.value` that sparsity saved, over all batches of few tokens so far: with more tokens at
+    /// once all rows are used.
+    pub fn sparsity(&self) -> Sparsity {
         let counts = self.buffers().map(Buffers::sparsity);
-        counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1))
+        let (skipped, total) = counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+        Sparsity { skipped, total }
     }
 
     /// Those of the CPU's part.

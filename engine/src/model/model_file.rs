@@ -27,6 +27,7 @@ use crate::networks::config::Config;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::networks::{known, Tensor};
+use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::parts::{BadPart, Numbers, PartKind, Stored};
 use crate::quant::{Quant, Weights};
@@ -67,8 +68,8 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Writes a model; calls `progress(done, total)` in bytes.
-pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+/// Writes a model; `progress` counts bytes.
+pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
     let networks = model.stages.only_networks("saved")?;
     let tensors = networks.iter().flat_map(|network| network.tensors());
     let mut parts: Vec<_> = tensors.flat_map(tensor_parts).collect();
@@ -86,12 +87,11 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(u64, u6
 
     let mut file = OutputFile::create(path)?;
     let mut hash = Xxh3::new();
-    let mut done = 0;
+    let mut counter = Counter::new(ProgressUnit::Bytes, total as u64, progress);
     let mut write = |piece: &[u8]| -> Result<()> {
         file.write(piece)?;
         hash.update(piece);
-        done += piece.len();
-        progress(done as u64, total as u64);
+        counter.advance(piece.len() as u64);
         Ok(())
     };
     write(&header)?;
@@ -181,9 +181,10 @@ fn find_checksum(header: &[u8]) -> Option<usize> {
     (at + CHECKSUM_BLANK.len() <= header.len()).then_some(at)
 }
 
-/// Reads a whole model file and compares its checksum; calls `progress(done, total)` in bytes.
-pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+/// Reads a whole model file and compares its checksum; `progress` counts bytes.
+pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(Progress)) -> Result<()> {
     let failed = |text: String| Error::format(text).at(file.name());
+    let mut counter = Counter::new(ProgressUnit::Bytes, file.len(), progress);
     let mut hash = Xxh3::new();
     let mut written = None;
     let mut begin = 0;
@@ -203,8 +204,8 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(u64, u
         }
         drop(bytes);
         file.release(begin..end);
+        counter.advance(end - begin);
         begin = end;
-        progress(begin, file.len());
     }
     let computed = format!("{:016x}", hash.digest());
     match written {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::files::{Folder, SourceFile};
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::fit::{Demand, Limit};
+use crate::progress::Progress;
 use crate::text::tokenizer::Tokenizer;
 
 impl Model {
@@ -30,10 +32,10 @@ impl Model {
     ///
     /// Every [`ErrorKind`](crate::ErrorKind) but `State`, with the file and tensor that is at fault.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
-        Self::open_with_progress(path, options, &mut |_, _| {})
+        Self::open_with_progress(path, options, &mut |_| {})
     }
 
-    /// As [`open`](Self::open), and calls `progress(done, total)`, in weights, while it works.
+    /// As [`open`](Self::open), and calls `progress` while it works, which counts weights.
     ///
     /// # Errors
     ///
@@ -41,7 +43,7 @@ impl Model {
     pub fn open_with_progress(
         path: impl AsRef<Path>,
         options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         options.check()?;
         let opened = checkpoint::open_path(path.as_ref(), options.access())?;
@@ -59,7 +61,7 @@ impl Model {
     pub fn open_image(name: &str, image: &'static [u8], options: &Options) -> Result<Self> {
         options.check()?;
         let opened = checkpoint::open_image(name, image)?;
-        Self::from_opened(opened, options, &mut |_, _| {})
+        Self::from_opened(opened, options, &mut |_| {})
     }
 
     /// Opens a Hugging Face directory that is part of the program: (file name, content) pairs, such as
@@ -73,7 +75,7 @@ impl Model {
         options: &Options,
     ) -> Result<Self> {
         let opened = checkpoint::open_folder(Folder::Memory(files), true)?;
-        Self::from_opened(opened, options, &mut |_, _| {})
+        Self::from_opened(opened, options, &mut |_| {})
     }
 
     /// Opens only the tokenizer of a model, reading no weights.
@@ -114,7 +116,7 @@ impl Model {
     fn from_opened(
         opened: Opened,
         options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let n_threads = n_threads(options.threads)?;
@@ -131,7 +133,7 @@ impl Model {
             facts.tokenizer = Tokenizer::memory_bytes_of_file(path);
         }
         let limit = Limit {
-            memory_max: options.memory_max,
+            memory_max: options.memory_max.map(NonZeroU64::get),
             taken: options.memory_taken,
             for_text: options.memory_for_text,
         };

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::math::threads::Pool;
 use crate::memory::fit::{Lie, Origin as Facts};
 use crate::networks::config::Config;
+use crate::progress::Progress;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 
@@ -92,7 +93,7 @@ impl Origin {
         }
     }
 
-    /// Brings the weights where the plan wants them; calls `progress(done, total)` in weights. Where memory is
+    /// Brings the weights where the plan wants them; `progress` counts weights. Where memory is
     /// short, no page is kept that was read only to be copied.
     ///
     /// # Errors
@@ -102,7 +103,7 @@ impl Origin {
         plan: &Plan,
         pool: &Pool,
         is_short: bool,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Loaded> {
         match self {
             Origin::Checkpoint(checkpoint) => {

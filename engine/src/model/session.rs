@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::math::reserve;
 use crate::memory::budget::Reservation;
 use crate::memory::estimate;
-use crate::model::{Model, Workspace};
+use crate::model::{Model, Sparsity, Workspace};
 use crate::networks::batch::{Output, Span};
 use crate::networks::state::State;
 use crate::products::{prefill_rows_lasting, PREFILL_ROWS};
@@ -40,9 +40,17 @@ pub struct Session {
 }
 
 /// When a generated text ends.
+///
+/// ```
+/// use rwkv_edge::GenerateOptions;
+///
+/// let options = GenerateOptions::new().max_new_tokens(64).stop(["\n\n"]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use = "options do nothing until text is generated with them"]
 pub struct GenerateOptions {
-    /// At most so many tokens are generated.
+    /// At most so many tokens are generated; 0 is none.
     pub max_new_tokens: usize,
     /// Goes on behind the token that ends a text.
     pub ignore_end_of_text: bool,
@@ -51,7 +59,8 @@ pub struct GenerateOptions {
 }
 
 /// Why a generated text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Ending {
     /// There were as many tokens as asked for.
     Length,
@@ -65,6 +74,7 @@ pub enum Ending {
 
 /// What [`Session::generate`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Generated {
     /// New tokens, without the end of text. All of them have been fed.
     pub tokens: Vec<u32>,
@@ -155,8 +165,8 @@ impl Session {
         are_there.then_some(&self.logits[..])
     }
 
-    /// Rows of `ffn.value` that decode did not read because their hidden unit was 0, of all so far.
-    pub fn sparsity(&self) -> (u64, u64) {
+    /// Rows of `ffn.value` that decode did not read because their hidden unit was 0.
+    pub fn sparsity(&self) -> Sparsity {
         self.decode.sparsity()
     }
 
@@ -198,7 +208,7 @@ impl Session {
     /// When the file cannot be written, or [`State::numbers`] fails; an older file of that name is then as
     /// it was.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.state.save(path.as_ref(), &self.logits)
+        self.state.save(path, &self.logits)
     }
 
     /// Goes on from a file that [`save_state`](Self::save_state) wrote, with any quantisation of this
@@ -209,7 +219,7 @@ impl Session {
     /// [`ErrorKind::State`](crate::ErrorKind::State) when the file is damaged or of another model.
     /// Nothing has changed then.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        let logits = self.state.load(path.as_ref())?;
+        let logits = self.state.load(path)?;
         self.logits.clear();
         self.logits.extend_from_slice(&logits);
         Ok(())
@@ -270,12 +280,7 @@ impl Session {
                 .prefill
                 .get_or_insert_with(|| self.model.workspace(self.prefill_rows)),
         };
-        let output = Output::Last;
-        let span = Span {
-            state: &mut self.state,
-            tokens,
-            output,
-        };
+        let span = Span::new(&mut self.state, tokens, Output::Last);
         self.model
             .forward(workspace, &mut [span], &mut self.next_logits)?;
         std::mem::swap(&mut self.logits, &mut self.next_logits);
@@ -295,11 +300,7 @@ impl Session {
             .prefill
             .get_or_insert_with(|| self.model.workspace(self.prefill_rows));
         let mut logits = vec![0.0; tokens.len() * n_vocab];
-        let span = Span {
-            state: &mut self.state,
-            tokens,
-            output: Output::All,
-        };
+        let span = Span::new(&mut self.state, tokens, Output::All);
         self.model.forward(workspace, &mut [span], &mut logits)?;
         if let Some(last) = logits.chunks_exact(n_vocab).next_back() {
             self.logits.clear();
@@ -342,11 +343,8 @@ impl Session {
     /// Feeds a token, and gives the one with the largest logit behind it. The logits stay where they are.
     fn eval_token(&mut self, token: u32) -> Result<u32> {
         let mut next = [0];
-        let span = Span {
-            state: &mut self.state,
-            tokens: &[token],
-            output: Output::Last,
-        };
+        let tokens = [token];
+        let span = Span::new(&mut self.state, &tokens, Output::Last);
         self.model
             .forward_tokens(&mut self.decode, &mut [span], &mut next)?;
         self.logits.clear();
@@ -447,6 +445,31 @@ fn let_threads_start(model: &Model) {
             (0..20).for_each(|_| std::hint::spin_loop());
         });
         std::thread::yield_now();
+    }
+}
+
+impl GenerateOptions {
+    /// At most 128 tokens, up to the end of the text: the [`Default`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`max_new_tokens`](field@Self::max_new_tokens).
+    pub fn max_new_tokens(mut self, max_new_tokens: usize) -> Self {
+        self.max_new_tokens = max_new_tokens;
+        self
+    }
+
+    /// Sets [`ignore_end_of_text`](field@Self::ignore_end_of_text).
+    pub fn ignore_end_of_text(mut self, ignore_end_of_text: bool) -> Self {
+        self.ignore_end_of_text = ignore_end_of_text;
+        self
+    }
+
+    /// Sets [`stop`](field@Self::stop), in place of those before.
+    pub fn stop(mut self, stop: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.stop = stop.into_iter().map(Into::into).collect();
+        self
     }
 }
 

@@ -9,7 +9,8 @@ use super::state::{State, StateLayout};
 use crate::error::{Error, Result};
 
 /// Which tokens of a span logits are wanted for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Output {
     /// None: the tokens only move the state.
     None,
@@ -21,6 +22,7 @@ pub enum Output {
 
 /// Some tokens of one sequence, and the state that they move.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Span<'a> {
     /// The state before the tokens; after the forward pass, the state behind them.
     pub state: &'a mut State,
@@ -30,7 +32,16 @@ pub struct Span<'a> {
     pub output: Output,
 }
 
-impl Span<'_> {
+impl<'a> Span<'a> {
+    /// These tokens behind that state.
+    pub fn new(state: &'a mut State, tokens: &'a [u32], output: Output) -> Self {
+        Span {
+            state,
+            tokens,
+            output,
+        }
+    }
+
     /// Rows of logits that the forward pass gives for this span.
     pub fn n_logit_rows(&self) -> usize {
         match self.output {
@@ -148,11 +159,7 @@ mod tests {
         let spans: Vec<Span<'_>> = states
             .iter_mut()
             .zip(lengths.iter().zip(outputs))
-            .map(|(state, (&length, output))| Span {
-                state,
-                tokens: &tokens[..length],
-                output,
-            })
+            .map(|(state, (&length, output))| Span::new(state, &tokens[..length], output))
             .collect();
         for rows_max in 1..13 {
             let (mut cutter, mut segments, mut rows) = (Cutter::new(), Vec::new(), Vec::new());

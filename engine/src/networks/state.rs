@@ -511,16 +511,17 @@ impl State {
     /// # Errors
     /// When the file cannot be written, or a device does not give its numbers; an older file of that name
     /// is then as it was.
-    pub fn save(&self, path: &Path, logits: &[f32]) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>, logits: &[f32]) -> Result<()> {
         self.numbers()?;
-        output::write_whole(path, &self.to_bytes(logits))
+        output::write_whole(path.as_ref(), &self.to_bytes(logits))
     }
 
     /// Reads a file written by [`save`](Self::save), as [`load_bytes`](Self::load_bytes) does.
     ///
     /// # Errors
     /// Those of [`load_bytes`](Self::load_bytes), or an I/O error.
-    pub fn load(&mut self, path: &Path) -> Result<Vec<f32>> {
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<Vec<f32>> {
+        let path = path.as_ref();
         let failed = |e| Error::io("read", path, e);
         // One byte more than a state of this model has: whatever else the file is, it is not read whole.
         let size_max = self.saved_size(self.layout.sizes.n_vocab) + 1;

@@ -48,6 +48,7 @@ use parts::{check_sizes, present, BadPart, Numbers, PartKind};
 
 /// How the matrices of a model are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Quant {
     /// 32-bit floats.
     F32,

@@ -22,6 +22,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroUsize;
+
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
@@ -29,15 +31,23 @@ use crate::error::{Error, Result};
 use crate::math::exp::{self, argmax};
 
 /// How to choose tokens. The default is greedy, without penalties.
+///
+/// ```
+/// use rwkv_edge::SamplerOptions;
+///
+/// let options = SamplerOptions::new().temperature(0.8).top_p(0.9).top_k(40);
+/// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+#[must_use = "options do nothing until a sampler is made of them"]
 pub struct SamplerOptions {
     /// Logits are divided by it: below 1 makes likely tokens likelier. 0 or less: greedy.
     pub temperature: f32,
     /// Only the most probable tokens that together reach this probability may be drawn; at least one
     /// stays. 1: off.
     pub top_p: f32,
-    /// Only so many of the most probable tokens may be drawn. 0: off.
-    pub top_k: usize,
+    /// Only so many of the most probable tokens may be drawn. `None`: off.
+    pub top_k: Option<NonZeroUsize>,
     /// Subtracted from the logit of every token generated before. 0: off.
     pub presence_penalty: f32,
     /// Subtracted from a token's logit once for each time it was generated before. 0: off.
@@ -55,7 +65,7 @@ impl Default for SamplerOptions {
         SamplerOptions {
             temperature: 0.0,
             top_p: 1.0,
-            top_k: 0,
+            top_k: None,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
@@ -65,6 +75,53 @@ impl Default for SamplerOptions {
 }
 
 impl SamplerOptions {
+    /// Greedy, without penalties: the [`Default`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`temperature`](field@Self::temperature).
+    pub fn temperature(mut self, temperature: f32) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Sets [`top_p`](field@Self::top_p).
+    pub fn top_p(mut self, top_p: f32) -> Self {
+        self.top_p = top_p;
+        self
+    }
+
+    /// Sets [`top_k`](field@Self::top_k); 0 is `None`.
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.top_k = NonZeroUsize::new(top_k);
+        self
+    }
+
+    /// Sets [`presence_penalty`](field@Self::presence_penalty).
+    pub fn presence_penalty(mut self, presence_penalty: f32) -> Self {
+        self.presence_penalty = presence_penalty;
+        self
+    }
+
+    /// Sets [`frequency_penalty`](field@Self::frequency_penalty).
+    pub fn frequency_penalty(mut self, frequency_penalty: f32) -> Self {
+        self.frequency_penalty = frequency_penalty;
+        self
+    }
+
+    /// Sets [`repetition_penalty`](field@Self::repetition_penalty).
+    pub fn repetition_penalty(mut self, repetition_penalty: f32) -> Self {
+        self.repetition_penalty = repetition_penalty;
+        self
+    }
+
+    /// Sets [`seed`](field@Self::seed).
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
     fn has_penalties(&self) -> bool {
         self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
@@ -78,7 +135,7 @@ impl SamplerOptions {
 
     /// Whether only some tokens may be drawn.
     fn has_cut(&self) -> bool {
-        self.temperature > 0.0 && (self.top_p < 1.0 || self.top_k > 0)
+        self.temperature > 0.0 && (self.top_p < 1.0 || self.top_k.is_some())
     }
 
     fn check(&self) -> Result<()> {
@@ -116,7 +173,7 @@ impl SamplerOptions {
 /// ```
 /// use rwkv_edge::{Sampler, SamplerOptions};
 ///
-/// let options = SamplerOptions { temperature: 0.8, top_p: 0.9, seed: 7, ..Default::default() };
+/// let options = SamplerOptions::new().temperature(0.8).top_p(0.9).seed(7);
 /// let mut sampler = Sampler::new(options, 4)?;
 /// let token = sampler.sample(&[0.5, -1.0, 3.0, 2.5]);
 /// sampler.accept(token);
@@ -331,8 +388,8 @@ impl Sampler {
         let all = self.scores.iter().zip(0..);
         self.candidates
             .extend(all.map(|(&distance, token)| Candidate::new(distance, token)));
-        let top_k = self.options.top_k;
-        if 0 < top_k && top_k < self.candidates.len() {
+        let top_k = self.options.top_k.map_or(usize::MAX, NonZeroUsize::get);
+        if top_k < self.candidates.len() {
             self.candidates.select_nth_unstable(top_k - 1);
             self.candidates.truncate(top_k);
             // Sums must not depend on the order in which the selection leaves them.

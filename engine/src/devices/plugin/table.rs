@@ -49,8 +49,8 @@ pub struct DeviceLimits {
     pub read_bytes_per_s: f64,
     /// Multiply-adds a second of the arithmetic that long prompts use.
     pub macs_per_s: f64,
-    /// Seconds of one step of decode that waits for the one before; 0 where the plugin cannot say.
-    pub step_seconds: f64,
+    /// Seconds of one step of decode that waits for the one before; `None` where the plugin cannot say.
+    pub step_seconds: Option<f64>,
 }
 
 /// Bytes on a device.
@@ -177,7 +177,7 @@ impl Plugin {
         Ok(DeviceLimits {
             read_bytes_per_s: limits.read_bytes_per_s,
             macs_per_s: limits.macs_per_s,
-            step_seconds: limits.step_seconds,
+            step_seconds: Some(limits.step_seconds).filter(|seconds| *seconds > 0.0),
         })
     }
 

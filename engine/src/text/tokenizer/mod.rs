@@ -64,7 +64,8 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`ErrorKind::Io`] when it cannot be read, and those of [`Tokenizer::from_bytes`].
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let name = path.display().to_string();
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let mut bytes = Vec::new();
