@@ -58,7 +58,7 @@
 //!
 //! Options are made by `new`, which is their [`Default`], and changed by methods that have the names of their fields; fields
 //! can be read and assigned too. Where a number has a special case, such as no limit, the field is an [`Option`], in which
-//! `None` is that case, and its method takes 0 for it. Methods for an option that may be missing take a value or an `Option`.
+//! `None` is that case, and its method takes 0 for it. `quant` and `dtype` take a value or an `Option`.
 //!
 //! ```
 //! use rwkv_edge::{Options, Quant};
