@@ -15,7 +15,6 @@ mod chat;
 mod completions;
 mod convert;
 mod devices;
-mod divergence;
 mod embed;
 mod environment;
 mod eval;
@@ -36,7 +35,6 @@ mod pull;
 mod quantised;
 mod quantize;
 mod sampling;
-mod scoring;
 mod tokenize;
 mod verbosity;
 

@@ -105,6 +105,7 @@ pub use limits::Yardstick;
 pub use matrix::Quant;
 pub use model::{Model, Options, Workspace};
 pub use outline::Outline;
+pub use output::OutputFile;
 pub use plugin::{DeviceInfo, DeviceLimits};
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::{Ending, GenerateOptions, Generated, Session};
@@ -113,12 +114,11 @@ pub use synthetic::SyntheticSize;
 pub use text::{StopTexts, TextStream};
 pub use tokenizer::Tokenizer;
 
-/// For the benchmarks and the command of this repository; not part of the interface.
+/// For the benchmarks of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::aligned::Aligned;
     #[cfg(feature = "gemm")]
     pub use crate::kernels::gemm::multiply_f32 as gemm_f32;
     pub use crate::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
-    pub use crate::output::OutputFile;
 }
