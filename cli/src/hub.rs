@@ -22,6 +22,12 @@ pub(crate) struct Located {
 /// What names were found to be. A name is the same model as long as a command runs, and the hub is asked once.
 static FOUND: Mutex<BTreeMap<PathBuf, Located>> = Mutex::new(BTreeMap::new());
 
+/// A command begins: what names were in another one counts no more.
+pub(crate) fn forget() {
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    found.clear();
+}
+
 /// Finds what `--model` names: a local path that exists, else a model of the hub, which is
 /// downloaded if it is not in the cache. Anything else is a path too, for whoever opens it to say
 /// that it does not exist.
