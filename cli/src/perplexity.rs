@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use clap::value_parser;
 use rwkv_edge::{ErrorKind, Model};
-use rwkv_edge_scoring::{measure, Cut, Fed, Likelihood, Models, Outcome, Summary};
+use rwkv_edge_scoring::{measure, Fed, Likelihood, Models, Outcome, Summary, Windows};
 use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Cut the text into windows of N tokens
+    /// Windows the text into windows of N tokens
     ///
     /// Each begins with the empty state. As transformers users know it: a window begins every --stride tokens, and only those of its
     /// tokens count that no window before it had.
@@ -129,12 +129,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Args {
     /// How the text becomes sequences.
-    fn cut(&self) -> Result<Cut> {
+    fn cut(&self) -> Result<Windows> {
         let Some(window) = self.window else {
-            return Ok(Cut::WHOLE);
+            return Ok(Windows::WHOLE);
         };
         let stride = self.stride.unwrap_or(window / 2);
-        let cut = Cut::windows(window as usize, stride as usize);
+        let cut = Windows::windows(window as usize, stride as usize);
         cut.ok_or_else(|| {
             let text = format!(
                 "--stride {stride}: expected at most the window's {window}, or tokens would be left out"
@@ -196,7 +196,7 @@ impl Args {
 
 /// A measurement under way.
 struct Run<'a> {
-    cut: Cut,
+    cut: Windows,
     tokens: &'a [u32],
     start: Instant,
 }
@@ -241,7 +241,7 @@ pub(crate) struct Report {
     quant: rwkv_edge::Quant,
     likelihood: Likelihood,
     n_tokens: usize,
-    cut: Cut,
+    cut: Windows,
     tokens_per_s: f64,
     reference: Option<Reference>,
 }

@@ -22,7 +22,7 @@ use crate::event::{Progress, Work};
 use crate::id::{is_hex, is_plain_name, ModelId};
 
 /// Bytes read, hashed and written at once.
-const PIECE_BYTES: usize = 256 << 10;
+const RECEIVE_BYTES: usize = 256 << 10;
 
 /// What the hub says about a file.
 #[derive(Debug)]
@@ -209,7 +209,7 @@ impl RemoteFile<'_> {
         let answer = self.client.send(&request, Follow::All, 1)?;
         self.check_answer(&answer, partial)?;
         let mut body = answer.into_body().into_reader();
-        let mut piece = vec![0; PIECE_BYTES];
+        let mut piece = vec![0; RECEIVE_BYTES];
         loop {
             let n = match body.read(&mut piece) {
                 Ok(0) => break,
@@ -290,7 +290,7 @@ impl Partial {
             partial.restart()?;
             return Ok(partial);
         }
-        let mut piece = vec![0; PIECE_BYTES];
+        let mut piece = vec![0; RECEIVE_BYTES];
         loop {
             let n = partial.file.read(&mut piece);
             let n = n.context(ErrorKind::Io, failed)?;

@@ -30,7 +30,7 @@ const REVISION: &str = "main";
 const SAMPLE_BYTES: usize = 512;
 /// As many as Python's library names in one request.
 const FILES_PER_REQUEST: usize = 256;
-const PIECE_BYTES: usize = 256 << 10;
+const HASH_BYTES: usize = 256 << 10;
 /// A hub that makes a commit of many files is silent for a while.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -176,7 +176,7 @@ fn read_file(folder: &Path, path: PathBuf, read: &mut dyn FnMut(u64)) -> Result<
     let mut sha256 = Sha256::new();
     let mut git_sha1 = Sha1::new_with_prefix(format!("blob {size_bytes}\0"));
     let mut sample = Vec::new();
-    let mut piece = vec![0; PIECE_BYTES];
+    let mut piece = vec![0; HASH_BYTES];
     loop {
         let n = file.read(&mut piece).context(ErrorKind::Io, failed)?;
         if n == 0 {

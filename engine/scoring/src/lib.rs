@@ -8,12 +8,12 @@
 //!
 //! ```
 //! use rwkv_edge::{Model, Options};
-//! use rwkv_edge_scoring::{measure, Cut};
+//! use rwkv_edge_scoring::{measure, Windows};
 //!
 //! # fn main() -> rwkv_edge::Result<()> {
 //! let model = Model::open("../../cli/demo", &Options::default())?;
 //! let tokens = model.tokenizer()?.encode("Ownership is what makes a program safe.")?;
-//! let measured = measure(&[model][..], Cut::WHOLE.sequences(&tokens), |_n_fed| ())?;
+//! let measured = measure(&[model][..], Windows::WHOLE.sequences(&tokens), |_n_fed| ())?;
 //! assert!(measured.outcomes[0].likelihood.perplexity() > 1.0);
 //! # Ok(())
 //! # }
@@ -36,7 +36,7 @@ pub use divergence::{kl_divergence, Divergence, Summary};
 pub use embed::{Embedder, Pooling};
 pub use feed::{feed, Fed, Models, Predictions, Sequence, Target};
 pub use likelihood::{likeliest, log_sum_exp, negative_log_likelihood, Likelihood};
-pub use measure::{measure, Cut, Measured, Outcome};
+pub use measure::{measure, Measured, Outcome, Windows};
 
 /// Rows of `row_bytes` each, from 1 to `rows_max`, that a caller's buffers may have within the model's memory
 /// limit: half of what is left is for them.

@@ -8,21 +8,21 @@ use crate::likelihood::{likeliest, negative_log_likelihood, Likelihood};
 
 /// How a text becomes sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct Windows {
     /// Tokens of a window, and from one to the next.
     windows: Option<(usize, usize)>,
 }
 
-impl Cut {
+impl Windows {
     /// The whole text is one sequence.
-    pub const WHOLE: Cut = Cut { windows: None };
+    pub const WHOLE: Windows = Windows { windows: None };
 
     /// Windows of so many tokens, one every `stride` tokens; of each only those tokens count that no window
     /// before it had. `None` for windows of fewer than 2 tokens, and for strides of 0 or of more than a
     /// window, which would leave tokens out.
     pub fn windows(window: usize, stride: usize) -> Option<Self> {
         let makes_sense = window >= 2 && (1..=window).contains(&stride);
-        makes_sense.then_some(Cut {
+        makes_sense.then_some(Windows {
             windows: Some((window, stride)),
         })
     }
@@ -121,7 +121,7 @@ mod tests {
             let tokens: Vec<u32> = (0..n).collect();
             for window in 2..20 {
                 for stride in 1..=window {
-                    let cut = Cut::windows(window, stride).expect("makes sense");
+                    let cut = Windows::windows(window, stride).expect("makes sense");
                     let mut predicted: Vec<u32> = Vec::new();
                     for sequence in cut.sequences(&tokens) {
                         assert!(sequence.tokens().len() <= window);
@@ -135,7 +135,7 @@ mod tests {
                     assert_eq!(predicted, expected, "{n} {window} {stride}");
                 }
             }
-            let whole: Vec<_> = Cut::WHOLE.sequences(&tokens).collect();
+            let whole: Vec<_> = Windows::WHOLE.sequences(&tokens).collect();
             assert_eq!((whole.len(), whole[0].first_target()), (1, 1));
             assert_eq!(whole[0].tokens(), tokens);
         }
@@ -144,10 +144,14 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         for (window, stride) in [(0, 0), (1, 1), (4, 0), (4, 5)] {
-            assert_eq!(Cut::windows(window, stride), None, "{window} {stride}");
+            assert_eq!(Windows::windows(window, stride), None, "{window} {stride}");
         }
         for n in 0..2 {
-            assert_eq!(Cut::WHOLE.sequences(&[7; 2][..n]).count(), 0, "{n} tokens");
+            assert_eq!(
+                Windows::WHOLE.sequences(&[7; 2][..n]).count(),
+                0,
+                "{n} tokens"
+            );
             assert_eq!(windows(4, 2).sequences(&[7; 2][..n]).count(), 0);
         }
         for (n, first_target) in [(0, 0), (0, 1), (1, 1), (3, 0), (3, 3)] {
@@ -160,8 +164,8 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Argument);
     }
 
-    fn windows(window: usize, stride: usize) -> Cut {
-        Cut::windows(window, stride).expect("makes sense")
+    fn windows(window: usize, stride: usize) -> Windows {
+        Windows::windows(window, stride).expect("makes sense")
     }
 
     /// A token by token sum, beside which batches and windows have to stand.
@@ -171,7 +175,7 @@ mod tests {
         let text = "Ownership is what makes a program safe. ".repeat(9);
         let tokens = model.tokenizer()?.encode(&text)?;
         let mut told = Vec::new();
-        for cut in [Cut::WHOLE, windows(40, 15), windows(9, 9)] {
+        for cut in [Windows::WHOLE, windows(40, 15), windows(9, 9)] {
             let (mut sum, mut n, mut n_fed) = (0.0, 0, 0);
             for sequence in cut.sequences(&tokens) {
                 let mut session = model.session();
