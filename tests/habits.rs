@@ -238,8 +238,12 @@ fn environment_variables_stand_for_options() {
     let output = run_with(&[model], &["--tokens", "1,2", "-n", "3"]);
     assert_eq!(stdout(&output).trim().split(',').count(), 3);
     // Empty ones count as unset.
-    let found = info(&[("RWKV_EDGE_MODEL", ""), ("RWKV_EDGE_THREADS", "")], &[]);
+    let empty = [("RWKV_EDGE_MODEL", ""), ("RWKV_EDGE_THREADS", "")];
+    let found = info(&empty, &[]);
     assert_eq!(found["n_vocab"], 4096);
+    let help = stdout(&run_with(&empty, &["info", "--help"]));
+    assert_eq!(help, stdout(&run(["info", "--help"])));
+    assert!(help.contains("[env: RWKV_EDGE_MODEL]"), "{help}");
     for bad in ["many", "-1", "1.5"] {
         let output = run_with(&[("RWKV_EDGE_THREADS", bad)], &["A"]);
         assert_eq!(output.status.code(), Some(2));

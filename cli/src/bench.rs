@@ -15,6 +15,7 @@ use clap::ValueEnum;
 use rwkv_edge::{Model, Options, Sampler, SamplerOptions, Session, SyntheticSize};
 use serde_json::json;
 
+use crate::again::Program;
 use crate::args::{ModelArgs, Quant};
 use crate::plot::{self, Series};
 use crate::progress::Progress;
@@ -122,7 +123,7 @@ elements in the vector:\n\n    pub fn len(&self) -> usize {\n        self.len\n 
 full, the database server writes it to disk and starts a new one. A transaction that has not been \
 committed is rolled back. ";
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
     if args.spin {
         spin();
     }
@@ -137,14 +138,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let on_device = devices::is_on_device(&model.info());
     let mut report = match on_device {
-        true => on_devices::measure(args, &model)?,
-        false => on_cpu::measure(args, &model)?,
+        true => on_devices::measure(args, &model, program)?,
+        false => on_cpu::measure(args, &model, program)?,
     };
     if args.batch {
         report["batch"] = batch::measure(args, &model)?;
     }
     if args.busy {
-        let tokens_per_s = beside_busy_process(args, &model)?;
+        let tokens_per_s = beside_busy_process(args, &model, program)?;
         report["busy_decode_tokens_per_s"] = json!(tokens_per_s);
     }
     if let Some(path) = &args.plot {
@@ -219,8 +220,9 @@ fn chunk(args: &Args, model: &Model) -> usize {
 }
 
 /// Decode while another process keeps one core busy.
-fn beside_busy_process(args: &Args, model: &Model) -> Result<f64> {
-    let mut busy = start::command()?
+fn beside_busy_process(args: &Args, model: &Model, program: &Program) -> Result<f64> {
+    let mut busy = program
+        .command()?
         .args(["bench", "--spin"])
         .spawn()
         .context("cannot start again")?;

@@ -8,14 +8,12 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{bail, Result};
-use rwkv_edge::internals::OutputFile;
-use rwkv_edge::{Model, Quant, TensorInfo};
+use rwkv_edge::{Model, OutputFile, Quant, TensorInfo};
+use rwkv_edge_scoring::{Likelihood, Models, Outcome, Summary};
 use serde_json::{json, Value};
 
 use crate::bars;
-use crate::divergence::Summary;
-use crate::perplexity::{Outcome, Report};
-use crate::scoring::{Likelihood, Models};
+use crate::perplexity::{add_summary, Report};
 
 /// Model 0 is the reference, 1 has all matrices quantised, the others one each.
 pub(crate) struct ByTensor {
@@ -72,18 +70,18 @@ impl ByTensor {
 }
 
 impl Models for ByTensor {
-    fn len(&self) -> usize {
+    fn n_models(&self) -> usize {
         2 + self.matrices.len()
     }
 
-    fn get(&self, index: usize) -> Result<Model> {
+    fn get(&self, index: usize) -> rwkv_edge::Result<Model> {
         let chosen = match index {
             0 => return Ok(self.reference.clone()),
             1 => &self.matrices[..],
             _ => &self.matrices[index - 2..=index - 2],
         };
         let names: Vec<_> = chosen.iter().map(|tensor| tensor.name.as_str()).collect();
-        Ok(self.reference.with_matrices_of(&self.quantised, &names)?)
+        self.reference.with_matrices_of(&self.quantised, &names)
     }
 
     fn share_workspace(&self) -> bool {
@@ -159,7 +157,7 @@ impl Damage {
             "bytes": self.tensor.size_bytes,
             "perplexity": self.perplexity,
         });
-        self.summary.add_to(&mut object);
+        add_summary(&mut object, &self.summary);
         object
     }
 }

@@ -1,23 +1,19 @@
 //! `rwkv-edge embed`: one vector for each line of text.
 //!
-//! Lines are worked on in batches of rows, a row a token, so that the weights are read once for many
-//! lines; a line that is longer than a batch goes through in pieces. docs/EMBEDDINGS.md says which
-//! `--from` is good for what.
+//! docs/EMBEDDINGS.md says which `--from` is good for what.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Seek, StdoutLock, Write};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
-use rwkv_edge::{Model, Output, Reservation, Span, State, Workspace};
+use rwkv_edge_scoring::{Embedder, Pooling};
 use tempfile::SpooledTempFile;
 
 use crate::args::ModelArgs;
+use crate::model;
 use crate::progress::Progress;
-use crate::{devices, model};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -33,7 +29,7 @@ pub(crate) struct Args {
     /// What becomes the vector: the mean over the tokens, or the last one, of what the head reads; or what
     /// the time mixing of a layer, counted from 0, remembers.
     #[arg(long, value_name = "WHAT", default_value = "hidden-mean")]
-    from: Source,
+    from: Pooling,
 
     /// json, csv or npy
     ///
@@ -52,36 +48,12 @@ pub(crate) struct Args {
     no_normalize: bool,
 }
 
-#[derive(Clone, Copy)]
-enum Source {
-    HiddenLast,
-    HiddenMean,
-    State(usize),
-}
-
-impl FromStr for Source {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let layer = text.strip_prefix("state:").map(str::parse);
-        match (text, layer) {
-            ("hidden-last", _) => Ok(Source::HiddenLast),
-            ("hidden-mean", _) => Ok(Source::HiddenMean),
-            (_, Some(Ok(layer))) => Ok(Source::State(layer)),
-            _ => Err("expected hidden-last, hidden-mean or state:LAYER, such as state:3".into()),
-        }
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Format {
     Json,
     Csv,
     Npy,
 }
-
-/// Tokens that are worked on at once, and lines that wait at most.
-const ROWS_MAX: usize = 128;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.format == Format::Npy && io::stdout().is_terminal() {
@@ -90,8 +62,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (mut input, size) = open_input(args)?;
     let model = model::open(&args.model)?;
     let tokenizer = model.tokenizer()?;
-    let mut embedder = Embedder::new(&model, args.from, !args.no_normalize)?;
-    let mut writer = VectorWriter::new(args.format, embedder.width);
+    if let Pooling::State(layer) = args.from {
+        let n_layer = model.info().n_layer;
+        if layer >= n_layer {
+            let last = n_layer - 1;
+            bail!("--from state:{layer}: no such layer, expected 0 to {last}");
+        }
+    }
+    let mut embedder = Embedder::new(&model, args.from)?.normalize(!args.no_normalize);
+    let mut writer = VectorWriter::new(args.format, embedder.width());
     let mut progress = Progress::after_a_second("embedding");
     let (mut line, mut n_read) = (Vec::new(), 0);
     loop {
@@ -105,8 +84,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             embedder.push(tokenizer.encode_bytes(text)?);
         }
         // At the end of the input also what fills no batch.
-        while embedder.has_batch() || (n == 0 && !embedder.lines.is_empty()) {
-            embedder.run_batch(|vector| writer.write(vector))?;
+        while embedder.has_batch() || (n == 0 && !embedder.is_empty()) {
+            embedder.run_batch()?;
+            while let Some(vector) = embedder.pop() {
+                writer.write(&vector)?;
+            }
             if let Some(size) = size {
                 progress.show(n_read, size);
             }
@@ -143,159 +125,6 @@ impl Args {
             Some(path) => path.display().to_string(),
             None => "stdin".into(),
         }
-    }
-}
-
-/// Turns the tokens of lines into vectors, in order.
-struct Embedder<'a> {
-    model: &'a Model,
-    from: Source,
-    normalize: bool,
-    /// Numbers of a vector.
-    width: usize,
-    n_embd: usize,
-    workspace: Workspace,
-    /// Tokens of a batch.
-    rows_max: usize,
-    /// Lines without their vector yet; of the first some tokens may have been fed.
-    lines: VecDeque<Line>,
-    /// Lines that wait at most: each has a state.
-    lines_max: usize,
-    _states: Reservation,
-    /// Tokens of those lines that have not been fed.
-    n_waiting: usize,
-    /// States that no line uses.
-    spare: Vec<State>,
-    /// (rows, n_embd) of the present batch
-    hidden: Vec<f32>,
-}
-
-struct Line {
-    tokens: Vec<u32>,
-    n_fed: usize,
-    state: State,
-    /// (n_embd) sum of the rows so far
-    sum: Vec<f64>,
-}
-
-impl<'a> Embedder<'a> {
-    fn new(model: &'a Model, from: Source, normalize: bool) -> Result<Self> {
-        let info = model.info();
-        let width = match from {
-            Source::State(layer) if layer >= info.n_layer => bail!(
-                "--from state:{layer}: no such layer, expected 0 to {}",
-                info.n_layer - 1
-            ),
-            Source::State(_) => info.n_attention,
-            _ => info.n_embd,
-        };
-        let rows_max = match devices::is_on_device(&info) {
-            true => model.prefill_rows(),
-            false => ROWS_MAX,
-        };
-        let workspace = model.workspace(rows_max);
-        let line_bytes = info.state_bytes + info.n_embd * size_of::<f64>();
-        let lines_max = model::rows_that_fit(model, line_bytes, rows_max);
-        Ok(Embedder {
-            model,
-            from,
-            normalize,
-            width,
-            n_embd: info.n_embd,
-            workspace,
-            rows_max,
-            lines: VecDeque::new(),
-            lines_max,
-            _states: model.reserve_memory((lines_max * line_bytes) as u64)?,
-            n_waiting: 0,
-            spare: Vec::new(),
-            hidden: Vec::new(),
-        })
-    }
-
-    fn push(&mut self, tokens: Vec<u32>) {
-        self.n_waiting += tokens.len();
-        let mut state = self.spare.pop().unwrap_or_else(|| self.model.new_state());
-        state.reset();
-        self.lines.push_back(Line {
-            tokens,
-            n_fed: 0,
-            state,
-            sum: vec![0.0; self.n_embd],
-        });
-    }
-
-    fn has_batch(&self) -> bool {
-        self.n_waiting >= self.rows_max || self.lines.len() >= self.lines_max
-    }
-
-    /// Feeds up to `rows_max` tokens, and gives out the vectors of the lines that are done then.
-    fn run_batch(&mut self, mut on_vector: impl FnMut(&[f32]) -> io::Result<()>) -> Result<()> {
-        let mut room = self.rows_max;
-        let mut spans = Vec::new();
-        for line in &mut self.lines {
-            let n = room.min(line.tokens.len() - line.n_fed);
-            room -= n;
-            let tokens = &line.tokens[line.n_fed..line.n_fed + n];
-            line.n_fed += n;
-            let output = match self.from {
-                Source::HiddenMean => Output::All,
-                Source::HiddenLast if n > 0 && line.n_fed == line.tokens.len() => Output::Last,
-                _ => Output::None,
-            };
-            spans.push(Span {
-                state: &mut line.state,
-                tokens,
-                output,
-            });
-            if room == 0 {
-                break;
-            }
-        }
-        self.n_waiting -= self.rows_max - room;
-        let n_rows: Vec<usize> = spans.iter().map(Span::n_logit_rows).collect();
-        let n_values = n_rows.iter().sum::<usize>() * self.n_embd;
-        self.hidden.resize(n_values, 0.0);
-        self.model
-            .forward_hidden(&mut self.workspace, &mut spans, &mut self.hidden)?;
-        let mut rows = self.hidden.chunks_exact(self.n_embd);
-        for (line, n_rows) in self.lines.iter_mut().zip(n_rows) {
-            for row in rows.by_ref().take(n_rows) {
-                line.sum
-                    .iter_mut()
-                    .zip(row)
-                    .for_each(|(sum, &x)| *sum += f64::from(x));
-            }
-        }
-        let n_done = self
-            .lines
-            .iter()
-            .take_while(|line| line.n_fed == line.tokens.len())
-            .count();
-        let done: Vec<Line> = self.lines.drain(..n_done).collect();
-        for line in done {
-            on_vector(&self.vector(&line))?;
-            self.spare.push(line.state);
-        }
-        Ok(())
-    }
-
-    /// Of a line without tokens all zeros: there is nothing that it could be near to.
-    fn vector(&self, line: &Line) -> Vec<f32> {
-        let mut vector: Vec<f64> = match self.from {
-            _ if line.tokens.is_empty() => vec![0.0; self.width],
-            Source::HiddenLast => line.sum.clone(),
-            Source::HiddenMean => {
-                let n = line.tokens.len() as f64;
-                line.sum.iter().map(|sum| sum / n).collect()
-            }
-            Source::State(layer) => line.state.memory(layer).map(f64::from).collect(),
-        };
-        let length = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
-        if self.normalize && length > 0.0 {
-            vector.iter_mut().for_each(|x| *x /= length);
-        }
-        vector.into_iter().map(|x| x as f32).collect()
     }
 }
 

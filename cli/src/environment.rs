@@ -6,6 +6,9 @@
 
 use std::env;
 
+use clap::builder::Resettable;
+use clap::Command;
+
 /// Stands for `--model`.
 pub(crate) const MODEL: &str = "RWKV_EDGE_MODEL";
 /// Stands for `--threads`.
@@ -25,14 +28,21 @@ Environment:
 Exit code:
   0 done, 1 failed, 2 wrong usage; text goes to stdout, all else to stderr";
 
-/// Empty variables count as unset; bad values are an error that names the variable.
-pub(crate) fn prepare() -> Result<(), String> {
-    for name in [MODEL, THREADS] {
-        if env::var_os(name).is_some_and(|value| value.is_empty()) {
-            env::remove_var(name);
+/// Empty variables count as unset. They stay what they are: the environment is the whole process's.
+pub(crate) fn without_empty(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let value = arg.get_env().and_then(env::var_os);
+        match value.is_some_and(|value| value.is_empty()) {
+            true => arg.env(Resettable::Reset),
+            false => arg,
         }
-    }
-    let Some(threads) = env::var_os(THREADS) else {
+    });
+    command.mut_subcommands(without_empty)
+}
+
+/// Bad values are an error that names the variable.
+pub(crate) fn check() -> Result<(), String> {
+    let Some(threads) = env::var_os(THREADS).filter(|value| !value.is_empty()) else {
         return Ok(());
     };
     let threads = threads.to_string_lossy();

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
-use rwkv_edge::internals::OutputFile;
-use rwkv_edge::{Ending, GenerateOptions, Generated, Model, Sampler, Session};
+use rwkv_edge::{Ending, GenerateOptions, Generated, Model, OutputFile, Sampler, Session};
 use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};

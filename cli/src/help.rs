@@ -194,16 +194,23 @@ fn with_examples(command: Command) -> Command {
     }
 }
 
-/// Reads the command line; help, version and wrong usage end the program here.
-pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Cli {
-    let mut command = command();
-    let matches = command
-        .try_get_matches_from_mut(args)
-        .unwrap_or_else(|e| e.exit());
+/// Reads the command line; help and version are errors, too.
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let args: Vec<OsString> = args.collect();
+    let mut command = environment::without_empty(command());
+    let matches = command.try_get_matches_from_mut(&args);
+    let matches = matches.map_err(|error| match error.kind() {
+        // Help names the variables that stand for options, whatever is in them.
+        ErrorKind::DisplayHelp => {
+            let help = self::command().try_get_matches_from(&args);
+            help.err().unwrap_or(error)
+        }
+        _ => error,
+    })?;
     if let Some(text) = misplaced(&command, &matches) {
-        command.error(ErrorKind::ArgumentConflict, text).exit();
+        return Err(command.error(ErrorKind::ArgumentConflict, text));
     }
-    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.format(&mut command).exit())
+    Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
 }
 
 /// Options of `generate` before another command: `rwkv-edge --model M info` would not use them.

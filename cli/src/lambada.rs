@@ -11,12 +11,13 @@ use std::time::Instant;
 use anyhow::{anyhow, bail, Context, Result};
 use clap::value_parser;
 use rwkv_edge::Tokenizer;
+use rwkv_edge_scoring::{feed, likeliest, negative_log_likelihood, Sequence};
 use serde_json::{json, Value};
 
 use crate::args::ModelArgs;
 use crate::model;
+use crate::perplexity::describe_feeding;
 use crate::progress::Progress;
-use crate::scoring::{feed, likeliest, negative_log_likelihood, Sequence};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -68,9 +69,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let limit = args.limit.and_then(|limit| usize::try_from(limit).ok());
     let limit = limit.unwrap_or(usize::MAX);
     let passages = read(&args.file, model.tokenizer()?, limit)?;
-    let sequences = passages.iter().map(|passage| Sequence {
-        tokens: &passage.tokens,
-        first_target: passage.n_context,
+    let sequences = passages.iter().map(|passage| {
+        Sequence::new(&passage.tokens, passage.n_context)
+            .expect("a passage has a first token and a last word")
     });
     let n_fed: usize = sequences.clone().map(|sequence| sequence.n_fed()).sum();
     let none = Score {
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut scores = vec![none; passages.len()];
     let (quant, start) = (model.info().quant, Instant::now());
     let mut progress = Progress::at_once("lambada");
-    feed(
+    let fed = feed(
         &[model][..],
         sequences,
         |predictions| {
@@ -97,6 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         |done| progress.show(done, n_fed as u64),
     )?;
     drop(progress);
+    describe_feeding(&fed, 1, start.elapsed());
     let n = scores.len() as f64;
     let n_right = scores.iter().filter(|score| score.right).count();
     let (accuracy, loss) = (

@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, Write};
 
 use anyhow::{bail, Result};
 use rwkv_edge::Model;
+use rwkv_edge_scoring::rows_that_fit;
 
 use crate::args::{ModelArgs, TokenList};
 use crate::model;
@@ -47,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Of a bad token id none of the rows before it are printed.
     let row_bytes = model.n_vocab() * size_of::<f32>();
     let step = match args.all {
-        true => model::rows_that_fit(&model, row_bytes, ROWS_MAX),
+        true => rows_that_fit(&model, row_bytes, ROWS_MAX),
         false => tokens.len(),
     };
     check(tokens, &model)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{anyhow, Result};
 use clap::Command;
 use clap_mangen::Man;
-use rwkv_edge::internals::OutputFile;
+use rwkv_edge::OutputFile;
 
 use crate::{environment, help, note};
 

@@ -89,16 +89,6 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
     Ok(model)
 }
 
-/// Rows of `row_bytes` each, at most `rows_max`, that a caller's buffers may have within the memory limit:
-/// half of what is left is for them.
-pub(crate) fn rows_that_fit(model: &Model, row_bytes: usize, rows_max: usize) -> usize {
-    let Some(left) = model.memory_left() else {
-        return rows_max;
-    };
-    let rows = left / 2 / row_bytes.max(1) as u64;
-    usize::try_from(rows).unwrap_or(rows_max).clamp(1, rows_max)
-}
-
 /// What `--verbose` says of a model that was opened, and what everybody should know.
 pub(crate) fn describe(model: &Model, time: Duration) {
     if let Some(reason) = model.info().device_note {

@@ -2,21 +2,19 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 use clap::value_parser;
 use rwkv_edge::{ErrorKind, Model};
+use rwkv_edge_scoring::{measure, Fed, Likelihood, Models, Outcome, Summary, Windows};
 use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
 use crate::by_tensor::{self, ByTensor};
 use crate::devices::DeviceArgs;
-use crate::divergence::{kl_divergence, Divergence, Summary};
 use crate::progress::Progress;
-use crate::scoring::{feed, likeliest, negative_log_likelihood, Likelihood, Models, Sequence};
-use crate::UsageError;
-use crate::{model, note};
+use crate::{detail, model, note, UsageError};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -31,7 +29,7 @@ pub(crate) struct Args {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Cut the text into windows of N tokens
+    /// Windows the text into windows of N tokens
     ///
     /// Each begins with the empty state. As transformers users know it: a window begins every --stride tokens, and only those of its
     /// tokens count that no window before it had.
@@ -82,7 +80,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let cut = Cut::new(args)?;
+    let cut = args.cut()?;
     let plot = args.plot.as_deref().map(by_tensor::Plot::create);
     let plot = plot.transpose()?;
     let path = args.file.display();
@@ -130,6 +128,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Args {
+    /// How the text becomes sequences.
+    fn cut(&self) -> Result<Windows> {
+        let Some(window) = self.window else {
+            return Ok(Windows::WHOLE);
+        };
+        let stride = self.stride.unwrap_or(window / 2);
+        let cut = Windows::windows(window as usize, stride as usize);
+        cut.ok_or_else(|| {
+            let text = format!(
+                "--stride {stride}: expected at most the window's {window}, or tokens would be left out"
+            );
+            UsageError(text).into()
+        })
+    }
+
     fn model_args(&self) -> ModelArgs {
         let mut args = self.model.clone();
         if self.by_tensor {
@@ -181,64 +194,9 @@ impl Args {
     }
 }
 
-/// How the text becomes sequences.
-#[derive(Clone, Copy)]
-enum Cut {
-    Whole,
-    Windows { window: usize, stride: usize },
-}
-
-impl Cut {
-    fn new(args: &Args) -> Result<Self> {
-        let Some(window) = args.window else {
-            return Ok(Cut::Whole);
-        };
-        let stride = args.stride.unwrap_or(window / 2);
-        if stride > window {
-            let text = format!(
-                "--stride {stride}: expected at most the window's {window}, or tokens would be left out"
-            );
-            return Err(UsageError(text).into());
-        }
-        let (window, stride) = (window as usize, stride as usize);
-        Ok(Cut::Windows { window, stride })
-    }
-
-    /// The sequences: those of windows overlap.
-    fn sequences<'a>(self, tokens: &'a [u32]) -> impl Iterator<Item = Sequence<'a>> + Clone {
-        let n = tokens.len();
-        let (window, stride) = match self {
-            Cut::Whole => (n, n),
-            Cut::Windows { window, stride } => (window, stride),
-        };
-        // A window that reaches the end is the last.
-        let n_windows = 1 + n.saturating_sub(window).div_ceil(stride);
-        (0..n_windows).filter_map(move |index| {
-            let begin = index * stride;
-            let tokens = &tokens[begin..n.min(begin + window)];
-            // Behind the end of the window before; nothing predicts the first token of a window.
-            let first_target = match index {
-                0 => 1,
-                _ => (window - stride).max(1),
-            };
-            (first_target < tokens.len()).then_some(Sequence {
-                tokens,
-                first_target,
-            })
-        })
-    }
-}
-
-/// What one model did.
-pub(crate) struct Outcome {
-    pub(crate) likelihood: Likelihood,
-    /// From the first model; that of the first itself is empty.
-    pub(crate) divergence: Divergence,
-}
-
 /// A measurement under way.
 struct Run<'a> {
-    cut: Cut,
+    cut: Windows,
     tokens: &'a [u32],
     start: Instant,
 }
@@ -255,38 +213,14 @@ impl Run<'_> {
         models: &(impl Models + ?Sized),
         label: &'static str,
     ) -> Result<Vec<Outcome>> {
-        let mut outcomes: Vec<_> = (0..models.len())
-            .map(|_| Outcome {
-                likelihood: Likelihood::default(),
-                divergence: Divergence::default(),
-            })
-            .collect();
-        let total = (self.n_fed() * models.len()) as u64;
+        let total = (self.n_fed() * models.n_models()) as u64;
         let mut progress = Progress::at_once(label);
-        feed(
-            models,
-            self.cut.sequences(self.tokens),
-            |predictions| {
-                let compare = predictions.model > 0;
-                let judged = predictions.judge(|target, logits, reference| {
-                    let nll = negative_log_likelihood(logits, target.token);
-                    let divergence = compare.then(|| {
-                        let agrees = likeliest(logits) == likeliest(reference);
-                        (kl_divergence(reference, logits), agrees)
-                    });
-                    (nll, divergence)
-                });
-                let outcome = &mut outcomes[predictions.model];
-                for (nll, divergence) in judged {
-                    outcome.likelihood.push(nll);
-                    if let Some((kl, agrees)) = divergence {
-                        outcome.divergence.push(kl, agrees);
-                    }
-                }
-            },
-            |n_fed| progress.show(n_fed, total),
-        )?;
-        Ok(outcomes)
+        let start = Instant::now();
+        let sequences = self.cut.sequences(self.tokens);
+        let measured = measure(models, sequences, |n_fed| progress.show(n_fed, total))?;
+        drop(progress);
+        describe_feeding(&measured.fed, models.n_models(), start.elapsed());
+        Ok(measured.outcomes)
     }
 
     fn report(&self, quant: rwkv_edge::Quant, outcome: &Outcome) -> Report {
@@ -307,7 +241,7 @@ pub(crate) struct Report {
     quant: rwkv_edge::Quant,
     likelihood: Likelihood,
     n_tokens: usize,
-    cut: Cut,
+    cut: Windows,
     tokens_per_s: f64,
     reference: Option<Reference>,
 }
@@ -346,14 +280,14 @@ impl Report {
             "predicted": likelihood.n(),
             "quant": self.quant.name(),
         });
-        if let Cut::Windows { window, stride } = self.cut {
+        if let Some((window, stride)) = self.cut.window_and_stride() {
             object["window"] = json!(window);
             object["stride"] = json!(stride);
         }
         if let Some(reference) = &self.reference {
             object["against"] = json!(reference.quant.name());
             object["against_perplexity"] = json!(reference.likelihood.perplexity());
-            reference.summary.add_to(&mut object);
+            add_summary(&mut object, &reference.summary);
         } else {
             object["tokens_per_s"] = json!(self.tokens_per_s);
         }
@@ -362,9 +296,9 @@ impl Report {
 
     pub(crate) fn to_text(&self) -> String {
         let likelihood = &self.likelihood;
-        let windows = match self.cut {
-            Cut::Whole => String::new(),
-            Cut::Windows { window, stride } => format!(", windows of {window} every {stride}"),
+        let windows = match self.cut.window_and_stride() {
+            None => String::new(),
+            Some((window, stride)) => format!(", windows of {window} every {stride}"),
         };
         // Of several models at once the speed says nothing.
         let speed = match self.reference {
@@ -386,6 +320,7 @@ impl Report {
                 kl_p99,
                 kl_max,
                 top1_agreement,
+                ..
             } = reference.summary;
             text += &format!(
                 "against {}: perplexity {of_reference:.4} ({:+.3} %); KL divergence mean {kl_mean:.6}, \
@@ -399,33 +334,20 @@ impl Report {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Adds the numbers of a summary to a JSON object.
+pub(crate) fn add_summary(object: &mut Value, summary: &Summary) {
+    object["kl_mean"] = json!(summary.kl_mean);
+    object["kl_p99"] = json!(summary.kl_p99);
+    object["kl_max"] = json!(summary.kl_max);
+    object["top1_agreement"] = json!(summary.top1_agreement);
+}
 
-    #[test]
-    fn windows_predict_every_token_once_but_those_without_context() {
-        for n in 2..40_u32 {
-            let tokens: Vec<u32> = (0..n).collect();
-            for window in 2..20 {
-                for stride in 1..=window {
-                    let cut = Cut::Windows { window, stride };
-                    let mut predicted: Vec<u32> = Vec::new();
-                    for sequence in cut.sequences(&tokens) {
-                        assert!(sequence.tokens.len() <= window);
-                        assert_eq!(sequence.tokens[0] as usize % stride, 0);
-                        predicted.extend(&sequence.tokens[sequence.first_target..]);
-                    }
-                    // Windows that do not overlap have no context for their first tokens.
-                    let expected: Vec<u32> = (1..n)
-                        .filter(|token| stride < window || *token as usize % window != 0)
-                        .collect();
-                    assert_eq!(predicted, expected, "{n} {window} {stride}");
-                }
-            }
-            let whole: Vec<_> = Cut::Whole.sequences(&tokens).collect();
-            assert_eq!((whole.len(), whole[0].first_target), (1, 1));
-            assert_eq!(whole[0].tokens, tokens);
-        }
-    }
+/// What `--verbose` says of it.
+pub(crate) fn describe_feeding(fed: &Fed, n_models: usize, time: Duration) {
+    detail!(
+        "{} tokens fed to {n_models} models in {:.3} s, {} rows of logits at a time",
+        fed.n_tokens,
+        time.as_secs_f64(),
+        fed.logit_rows_max
+    );
 }

@@ -16,10 +16,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{bail, Context, Result};
 use rwkv_edge::{Model, Options, Quant};
+use rwkv_edge_hub::content_hash;
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 use crate::cache_folder;
-use crate::hub::{is_hex, Located};
+use crate::hub::Located;
 use crate::progress::{notice, Progress};
 
 /// Loading a local checkpoint of fewer bytes takes a moment only: no word about copies then.
@@ -157,13 +158,6 @@ impl Identity {
         identity.hash = hash.digest128();
         Ok(identity)
     }
-}
-
-/// The hash that a file of a hub's cache is stored under.
-fn content_hash(real: &Path) -> Option<&str> {
-    let name = real.file_name()?.to_str()?;
-    let in_blobs = real.parent()?.file_name()? == "blobs";
-    (in_blobs && (is_hex(name, 40) || is_hex(name, 64))).then_some(name)
 }
 
 /// When anything about a file changed, its times and name included: that cannot be set back.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{bail, Result};
-use rwkv_edge::internals::OutputFile;
+use rwkv_edge::OutputFile;
 use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};

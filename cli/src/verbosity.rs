@@ -1,7 +1,7 @@
 //! How much a command says on stderr beside its errors: `--quiet` and `--verbose`.
 //!
-//! Set once when the program starts. [`note!`](crate::note) prints what a user should know, such as what
-//! was written where; [`detail!`](crate::detail) what one who looks for a fault or for time wants to
+//! Set once when a command starts. [`note!`] prints what a user should know, such as what
+//! was written where; [`detail!`] what one who looks for a fault or for time wants to
 //! know. Progress bars ask [`is_quiet`]. Whoever reads stderr may go away at any time: that is no error.
 
 use std::fmt;
@@ -48,7 +48,7 @@ pub(crate) fn is_verbose() -> bool {
     LEVEL.load(Ordering::Relaxed) == VERBOSE
 }
 
-/// Prints a line to stderr; use [`note!`](crate::note) or [`detail!`](crate::detail).
+/// Prints a line to stderr; use [`note!`] or [`detail!`].
 pub(crate) fn print(line: fmt::Arguments<'_>) {
     // One write, so that lines of several threads or processes do not mix.
     let line = format!("{line}\n");
@@ -56,7 +56,6 @@ pub(crate) fn print(line: fmt::Arguments<'_>) {
 }
 
 /// A line on stderr that a user asked for, such as an answer to a command in a conversation.
-#[macro_export]
 macro_rules! tell {
     ($($text:tt)*) => {
         $crate::verbosity::print(format_args!($($text)*))
@@ -64,7 +63,6 @@ macro_rules! tell {
 }
 
 /// A line on stderr that `--quiet` leaves out.
-#[macro_export]
 macro_rules! note {
     ($($text:tt)*) => {
         if !$crate::verbosity::is_quiet() {
@@ -74,7 +72,6 @@ macro_rules! note {
 }
 
 /// A line on stderr that only `--verbose` shows.
-#[macro_export]
 macro_rules! detail {
     ($($text:tt)*) => {
         if $crate::verbosity::is_verbose() {
@@ -82,3 +79,5 @@ macro_rules! detail {
         }
     };
 }
+
+pub(crate) use {detail, note, tell};

@@ -96,6 +96,7 @@ pub use convert::{CheckpointSource, ConvertOptions, Converted, FloatType};
 pub use devices::names::{found_plugins, Device, DeviceMap, FoundPlugin, StageMap};
 pub use devices::plugin::{DeviceInfo, DeviceLimits};
 pub use error::{Error, ErrorKind, Result};
+pub use files::output::OutputFile;
 pub use measure::synthetic::SyntheticSize;
 pub use measure::yardstick::Yardstick;
 pub use memory::budget::Reservation;
@@ -112,10 +113,9 @@ pub use text::sampler::{Sampler, SamplerOptions};
 pub use text::stream::{StopTexts, TextStream};
 pub use text::tokenizer::Tokenizer;
 
-/// For the benchmarks, the command and the C library of this repository; not part of the interface.
+/// For the benchmarks and the C library of this repository; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::files::output::OutputFile;
     pub use crate::math::aligned::Aligned;
     #[cfg(feature = "gemm")]
     pub use crate::math::kernels::gemm::multiply_f32 as gemm_f32;

@@ -48,9 +48,9 @@ fn assert_model(world: &World) {
 #[test]
 fn an_interrupted_download_goes_on_in_the_same_run() {
     let (world, _) = World::with_model("small-safetensors");
-    world.hub.fail("GET", WEIGHTS, 1, Fault::Cut(100_000));
+    world.hub.fail("GET", WEIGHTS, 1, Fault::Windows(100_000));
     world.hub.fail("GET", WEIGHTS, 1, Fault::Drop);
-    world.hub.fail("GET", WEIGHTS, 1, Fault::Cut(50_000));
+    world.hub.fail("GET", WEIGHTS, 1, Fault::Windows(50_000));
     let output = world.run(&["pull", MODEL]);
     stdout(&output);
     assert!(stderr(&output).contains("going on"), "{}", stderr(&output));
@@ -106,7 +106,7 @@ fn a_killed_download_goes_on_where_it_was() {
 #[test]
 fn an_interrupted_download_goes_on_in_another_run() {
     let (world, _) = World::with_model("small-safetensors");
-    world.hub.fail("GET", WEIGHTS, 1, Fault::Cut(200_000));
+    world.hub.fail("GET", WEIGHTS, 1, Fault::Windows(200_000));
     world
         .hub
         .fail("GET", WEIGHTS, 1, Fault::Status(404, vec![]));
@@ -152,7 +152,7 @@ fn a_partial_file_of_another_program_is_gone_on_with_if_it_is_right() {
 #[test]
 fn a_server_without_ranges_starts_over() {
     let (world, _) = World::with_model("small-safetensors");
-    world.hub.fail("GET", WEIGHTS, 1, Fault::Cut(100_000));
+    world.hub.fail("GET", WEIGHTS, 1, Fault::Windows(100_000));
     world.hub.fail("GET", WEIGHTS, 9, Fault::IgnoreRange);
     stdout(&world.run(&["pull", MODEL]));
     assert_model(&world);
@@ -222,7 +222,7 @@ fn wrong_checksums_are_refused() {
 #[test]
 fn a_cut_and_then_garbled_download_is_refused() {
     let (world, _) = World::with_model("small-safetensors");
-    world.hub.fail("GET", WEIGHTS, 1, Fault::Cut(100_000));
+    world.hub.fail("GET", WEIGHTS, 1, Fault::Windows(100_000));
     world.hub.fail("GET", WEIGHTS, 1, Fault::Garble);
     assert_refused(&world.run(&["pull", MODEL]), &["SHA-256"]);
     assert_no_model(&world);

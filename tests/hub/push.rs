@@ -1,34 +1,31 @@
-//! Uploads against the stand-in. Part of the command's own crate, which calls `push` from
-//! `convert`.
+//! Uploads to the hub by the library, against the stand-in.
+
+#[path = "stand_in.rs"]
+mod stand_in;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::super::settings::{Settings, Token};
-use super::push;
-use super::stand_in::{sha256, Fault, Files, Hub};
+use rwkv_edge_hub::{Settings, Token};
+use stand_in::{sha256, Fault, Files, Hub};
 
 fn settings(hub: &Hub, token: &str) -> Settings {
-    let token = Token {
-        secret: token.to_owned(),
-        source: "HF_TOKEN".to_owned(),
-    };
-    Settings {
-        endpoint: hub.endpoint(),
-        cache: "/nowhere".into(),
-        token: (!token.secret.is_empty()).then_some(token),
-        offline: None,
-        connect_timeout: Duration::from_secs(10),
-        read_timeout: Duration::from_secs(10),
-        certificates: None,
-    }
+    let mut settings = Settings::new("/nowhere");
+    settings.endpoint = hub.endpoint();
+    settings.token = Token::new(token, "HF_TOKEN").expect("a token");
+    settings.read_timeout = Duration::from_secs(10);
+    settings
+}
+
+fn push(settings: Settings, folder: &Path, name: &str, summary: &str) -> Result<String, String> {
+    let pushed = rwkv_edge_hub::Hub::new(settings).push(folder, name, summary);
+    pushed.map_err(|error| error.to_string())
 }
 
 fn push_as(hub: &Hub, token: &str, folder: &Path, name: &str) -> Result<String, String> {
-    let pushed = push(settings(hub, token), folder, name, "Upload model");
-    pushed.map_err(|error| format!("{error:#}"))
+    push(settings(hub, token), folder, name, "Upload model")
 }
 
 /// A folder as `convert` makes it, and then some.

@@ -97,7 +97,9 @@ fn what_python_downloaded_is_found_here() {
 #[test]
 fn each_goes_on_with_what_the_other_has_begun() {
     let (world, _) = World::with_model("small-safetensors");
-    world.hub.fail("GET", "/objects/", 1, Fault::Cut(123_456));
+    world
+        .hub
+        .fail("GET", "/objects/", 1, Fault::Windows(123_456));
     world
         .hub
         .fail("GET", "/objects/", 1, Fault::Status(404, vec![]));

@@ -10,7 +10,7 @@ use serde_json::{json, Value};
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// The connection ends after so many bytes of the body.
-    Cut(usize),
+    Windows(usize),
     /// After so many bytes nothing more comes, but the connection stays.
     Stall(usize),
     /// It ends before any answer.
@@ -171,7 +171,7 @@ pub fn write_answer(
     stream.write_all(head.as_bytes())?;
     if request.method != "HEAD" {
         match fault {
-            Some(Fault::Cut(n)) => {
+            Some(Fault::Windows(n)) => {
                 stream.write_all(&answer.body[..n.min(answer.body.len())])?;
                 return Err(end());
             }

@@ -8,6 +8,7 @@ use serde_json::{json, Value};
 
 use super::start::start;
 use super::{batch, chunk, decode_once, median, seconds, tokens, Args};
+use crate::again::Program;
 use crate::devices;
 
 fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
@@ -26,7 +27,7 @@ fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
     Ok(tokens.len() as f64 / time)
 }
 
-pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
+pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<Value> {
     let info = model.info();
     let yardstick = Yardstick::new(model, info.huge_page_bytes > 0)?;
     let text = tokens(model, args.prompt_tokens.max(args.max_new_tokens))?;
@@ -64,7 +65,7 @@ pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
         _ => f32_macs,
     };
     let (skipped, seen) = session.sparsity();
-    let start = start(args, model.has_tokenizer())?;
+    let start = start(args, model.has_tokenizer(), program)?;
     Ok(json!({
         "quant": info.quant.name(),
         "device": devices::names(&info),

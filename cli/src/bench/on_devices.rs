@@ -9,6 +9,7 @@ use serde_json::{json, Value};
 
 use super::start::start;
 use super::{batch, chunk, median, seconds, tokens, Args};
+use crate::again::Program;
 use crate::{devices, memory};
 
 /// Sequences at once in `--batch`.
@@ -56,7 +57,7 @@ fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
     Ok(tokens.len() as f64 / time)
 }
 
-pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
+pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<Value> {
     let info = model.info();
     let limits = model.device_limits()?;
     prefill_once(args, model)?;
@@ -76,7 +77,7 @@ pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
     let share = |speed: f64, limit: Option<f64>| limit.filter(|&l| l > 0.0).map(|l| speed / l);
     let private_bytes = memory::private_bytes();
     let sum = |of: fn(&rwkv_edge::StageInfo) -> u64| info.stages.iter().map(of).sum::<u64>();
-    let start = start(args, model.has_tokenizer())?;
+    let start = start(args, model.has_tokenizer(), program)?;
     Ok(json!({
         "quant": info.quant.name(),
         "device": devices::names(&info),

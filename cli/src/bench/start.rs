@@ -1,6 +1,6 @@
 //! What a new process needs for its first token: `bench` starts this program again.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use super::{median, Args};
+use crate::again::Program;
 use crate::byte_size::ByteSize;
 
 /// What a new process needs for its first token; `None` for made-up weights, which no file holds.
@@ -18,12 +19,12 @@ pub(super) struct Start {
     pub(super) private_bytes: Option<u64>,
 }
 
-pub(super) fn start(args: &Args, has_tokenizer: bool) -> Result<Start> {
+pub(super) fn start(args: &Args, has_tokenizer: bool, program: &Program) -> Result<Start> {
     if args.synthetic.is_some() {
         return Ok(Start::default());
     }
     let run = |n: &str| -> Result<(f64, Value)> {
-        let mut command = command()?;
+        let mut command = program.command()?;
         command.args(["generate", "--json", "--ignore-eos", "-n", n]);
         let model = &args.model;
         let threads = model.threads.to_string();
@@ -74,11 +75,4 @@ pub(super) fn start(args: &Args, has_tokenizer: bool) -> Result<Start> {
         peak_rss_bytes: memory["peak_rss_bytes"].as_u64(),
         private_bytes: memory["private_bytes"].as_u64(),
     })
-}
-
-/// This program.
-pub(super) fn command() -> Result<Command> {
-    Ok(Command::new(
-        std::env::current_exe().context("cannot find this program")?,
-    ))
 }

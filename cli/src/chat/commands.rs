@@ -128,8 +128,7 @@ impl Line {
 
 /// A shell would have put the home folder in the place of `~`.
 fn with_home(path: &str) -> PathBuf {
-    let home = cache_folder::home(&|name| std::env::var_os(name));
-    match path.strip_prefix("~/").zip(home) {
+    match path.strip_prefix("~/").zip(cache_folder::home()) {
         Some((rest, home)) => home.join(rest),
         None => path.into(),
     }

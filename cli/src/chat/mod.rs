@@ -1,36 +1,34 @@
 //! `rwkv-edge chat`: a conversation, on a terminal or line by line from a pipe.
 //!
-//! This file reads lines and prints answers; `conversation.rs` holds what was said, `template.rs` how
-//! it is written down for a model. Only answers go to stdout.
+//! This file reads lines and prints answers; the conversation itself is the library's. Only answers go to
+//! stdout.
 
 mod commands;
-mod conversation;
 mod history;
 mod input;
-mod prompt_cache;
+mod interrupt;
 mod saved;
-mod template;
+mod settings;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, Context, Result};
-use rwkv_edge::internals::OutputFile;
-use rwkv_edge::Model;
+use rwkv_edge::{Model, OutputFile};
+use rwkv_edge_chat::{Answer, Conversation, Ending, Event, Options, PromptCache, Template, Undone};
 use serde_json::json;
 
 use self::commands::Line;
-use self::conversation::{Answer, Conversation, Ending, Options, Undone};
 use self::input::{Input, Read};
-use self::prompt_cache::PromptCache;
-use self::template::Template;
 use crate::args::ModelArgs;
 use crate::generate::per_second;
+use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
-use crate::{model, note, tell, text_of};
+use crate::{cache_folder, model, note, tell, text_of};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -113,16 +111,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         (None, None) => String::new(),
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let options = Options {
-        sampling: args.sampling.options(),
-        max_new_tokens: args.max_new_tokens,
-        stop: args.stop.clone(),
-        cache: args
-            .cache_prompt
-            .then(|| PromptCache::new(args.model.model.as_deref())),
-        interrupted: interrupted.clone(),
-    };
+    let interrupted = interrupt::flag();
+    // Not by what was typed in the conversation before this one.
+    interrupted.store(false, Ordering::Relaxed);
+    let mut options = Options::default();
+    options.sampling = args.sampling.options();
+    options.max_new_tokens = args.max_new_tokens;
+    options.stop = args.stop.clone();
+    options.cache = args.cache_prompt.then(|| prompt_cache(args));
+    options.interrupted = interrupted.clone();
+    options.on_event = Box::new(on_event());
     let mut conversation = Conversation::new(&model, template, &system, options)?;
     let input = Input::new(!args.no_history)?;
     if let Some(path) = &args.load_state {
@@ -131,9 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if input.is_terminal() {
         // Until here Ctrl-C ends the program; from a pipe it always does.
-        let flag = interrupted.clone();
-        ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-            .context("cannot catch Ctrl-C")?;
+        interrupt::catch()?;
     }
     let mut chat = Chat {
         conversation,
@@ -150,6 +146,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         note!("{saved}");
     }
     ended
+}
+
+fn prompt_cache(args: &Args) -> PromptCache {
+    let folder = cache_folder::of_program().ok();
+    let folder = folder.map(|folder| folder.join("prompts"));
+    PromptCache::new(args.model.model.as_deref(), folder)
+}
+
+/// A bar while a long text is read, and notes on stderr.
+fn on_event() -> impl FnMut(Event<'_>) + Send {
+    let mut bar: Option<Progress> = None;
+    move |event| match event {
+        Event::Reading { done, total } => bar
+            .get_or_insert_with(|| Progress::after_a_second("reading"))
+            .show(done as u64, total as u64),
+        Event::Note(text) => note!("{text}"),
+        _ => bar = None,
+    }
 }
 
 /// A form that was not asked for is told where it is a mere guess, and to people always.
@@ -225,7 +239,7 @@ impl Chat {
             }
             Line::Undo => match self.conversation.undo()? {
                 Some(Undone::Turn(turn)) => tell!("taken back: {}", turn.user),
-                Some(Undone::Replacement) => tell!("the conversation before is back"),
+                Some(_) => tell!("the conversation before is back"),
                 None => bail!("nothing to undo"),
             },
             Line::Retry => {
@@ -247,7 +261,7 @@ impl Chat {
                 let done = self.conversation.start_over(&system)?;
                 self.tell_done(done, "a new conversation with this system text");
             }
-            Line::Set(name, value) => self.conversation.set(&name, &value)?,
+            Line::Set(name, value) => settings::set(&mut self.conversation, &name, &value)?,
             Line::Show => self.show(),
             Line::Stats => self.stats(),
             Line::Help => tell!("{}", commands::help()),
@@ -272,17 +286,26 @@ impl Chat {
         };
         let json = self.json;
         let mut begun = false;
+        let mut printed = Ok(());
+        let mut print = |piece: &str| {
+            stdout.write_all(std::mem::take(&mut label).as_bytes())?;
+            stdout.write_all(piece.as_bytes())?;
+            stdout.flush()
+        };
         let answer = self.conversation.say(message, &mut |piece| {
             // The space or line before the first word belongs to the template.
             let piece = if begun { piece } else { piece.trim_start() };
             begun |= !piece.is_empty();
             if json || piece.is_empty() {
-                return Ok(());
+                return ControlFlow::Continue(());
             }
-            stdout.write_all(std::mem::take(&mut label).as_bytes())?;
-            stdout.write_all(piece.as_bytes())?;
-            stdout.flush()
+            printed = print(piece);
+            match printed {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
         })?;
+        printed?;
         match &answer {
             Some(answer) if json => writeln!(stdout, "{}", to_json(message, answer))?,
             // From a pipe there is a line for every message, even if there is nothing on it.
@@ -371,12 +394,7 @@ fn to_json(message: &str, answer: &Answer) -> serde_json::Value {
     json!({
         "user": message,
         "text": answer.text,
-        "ending": match answer.ending {
-            Ending::Stop => "stop",
-            Ending::EndOfText => "end_of_text",
-            Ending::Length => "length",
-            Ending::Interrupted => "interrupted",
-        },
+        "ending": answer.ending.name(),
         "prompt_tokens": answer.n_prompt_tokens,
         "tokens": answer.n_tokens,
         "prefill_tokens_per_s": per_second(answer.n_prompt_tokens, answer.prefill_time),

@@ -234,7 +234,7 @@ const SOME_ROWS_MAX: u32 = 1024;
 const HEAD_ROWS_MAX: u32 = 64;
 
 /// How one launch of products is cut.
-pub(crate) struct Cut<'a> {
+pub(crate) struct ProductCut<'a> {
     pub(crate) tile: &'a Tile,
     /// Blocks that share one tile's inputs.
     pub(crate) parts: u32,
@@ -249,7 +249,7 @@ const BYTES_A_NANOSECOND_ALL: u64 = 3300;
 const PARTS_NANOSECONDS: (u64, u64) = (1500, 300);
 const CLUSTER_NANOSECONDS: (u64, u64) = (700, 60);
 
-impl<'a> Cut<'a> {
+impl<'a> ProductCut<'a> {
     /// The tiles of which whole waves on all multiprocessors take least.
     fn of_whole_waves(
         tiles: impl Iterator<Item = &'a Tile>,
@@ -263,7 +263,7 @@ impl<'a> Cut<'a> {
             n_waves * tile.at_once * tile.rows * tile.outputs / tile.speed
         };
         let tile = tiles.min_by_key(cost)?;
-        Some(Cut { tile, parts: 1 })
+        Some(ProductCut { tile, parts: 1 })
     }
 }
 
@@ -277,10 +277,15 @@ impl Tile {
 
 impl Tiles {
     /// The cut for the head of `n_vocab` outputs.
-    pub(crate) fn cut_of_head(&self, n_rows: u32, n_vocab: u32, multiprocessors: u32) -> Cut<'_> {
+    pub(crate) fn cut_of_head(
+        &self,
+        n_rows: u32,
+        n_vocab: u32,
+        multiprocessors: u32,
+    ) -> ProductCut<'_> {
         match self {
-            Tiles::Plain(tile) => Cut { tile, parts: 1 },
-            Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => Cut {
+            Tiles::Plain(tile) => ProductCut { tile, parts: 1 },
+            Tiles::Tensor(tiles) if n_rows <= SPLIT_ROWS_MAX => ProductCut {
                 tile: &tiles.few,
                 parts: 1,
             },
@@ -289,7 +294,7 @@ impl Tiles {
                 let has_room =
                     |tile: &&Tile| n_vocab.div_ceil(tile.outputs) * tile.outputs <= padded(n_vocab);
                 let tiles = tiles.head.iter().filter(has_room);
-                Cut::of_whole_waves(tiles, n_rows, &[n_vocab], multiprocessors)
+                ProductCut::of_whole_waves(tiles, n_rows, &[n_vocab], multiprocessors)
                     .unwrap_or_else(|| self.cut_of_many(n_rows, &[n_vocab], multiprocessors))
             }
             Tiles::Tensor(_) => self.cut_of_many(n_rows, &[n_vocab], multiprocessors),
@@ -297,15 +302,15 @@ impl Tiles {
     }
 
     /// The cut by arithmetic.
-    fn cut_of_many(&self, n_rows: u32, outputs: &[u32], multiprocessors: u32) -> Cut<'_> {
+    fn cut_of_many(&self, n_rows: u32, outputs: &[u32], multiprocessors: u32) -> ProductCut<'_> {
         let tiles = match self {
-            Tiles::Plain(tile) => return Cut { tile, parts: 1 },
+            Tiles::Plain(tile) => return ProductCut { tile, parts: 1 },
             Tiles::Tensor(tiles) => tiles,
         };
         let [_, _, small] = &tiles.some;
         let candidates = std::iter::once(small).chain(&tiles.many);
-        let cut = Cut::of_whole_waves(candidates, n_rows, outputs, multiprocessors);
-        cut.unwrap_or(Cut {
+        let cut = ProductCut::of_whole_waves(candidates, n_rows, outputs, multiprocessors);
+        cut.unwrap_or(ProductCut {
             tile: &tiles.many[0],
             parts: 1,
         })
@@ -320,9 +325,9 @@ impl Tiles {
         stride: u32,
         weight_bytes: u32,
         multiprocessors: u32,
-    ) -> Cut<'_> {
+    ) -> ProductCut<'_> {
         let tiles = match self {
-            Tiles::Plain(tile) => return Cut { tile, parts: 1 },
+            Tiles::Plain(tile) => return ProductCut { tile, parts: 1 },
             Tiles::Tensor(tiles) => tiles,
         };
         if n_rows > SOME_ROWS_MAX {
@@ -337,8 +342,8 @@ impl Tiles {
         let halves = if n_rows <= SPLIT_ROWS_MAX { 2 } else { 1 };
         let candidates = of_rows
             .iter()
-            .flat_map(|tile| [1, 2, 4, 8].map(|parts| Cut { tile, parts }));
-        let fits = |cut: &Cut<'_>| {
+            .flat_map(|tile| [1, 2, 4, 8].map(|parts| ProductCut { tile, parts }));
+        let fits = |cut: &ProductCut<'_>| {
             let tile_bytes = u64::from(4 * cut.tile.rows * cut.tile.outputs);
             let n = u64::from(n_tiles(cut.tile));
             cut.parts == 1
@@ -350,7 +355,7 @@ impl Tiles {
             true => CLUSTER_NANOSECONDS,
             false => PARTS_NANOSECONDS,
         };
-        let cost = |cut: &Cut<'_>| {
+        let cost = |cut: &ProductCut<'_>| {
             let (tile, parts) = (cut.tile, u64::from(cut.parts));
             let n_blocks = u64::from(n_tiles(tile)) * parts;
             let stage_bytes =
@@ -368,7 +373,7 @@ impl Tiles {
             one.max(all) + adding
         };
         let cut = candidates.filter(fits).min_by_key(cost);
-        cut.unwrap_or(Cut {
+        cut.unwrap_or(ProductCut {
             tile: &of_rows[of_rows.len() - 1],
             parts: 1,
         })

@@ -20,7 +20,7 @@ const OWN_MAX: u32 = 256;
 const TILE: u32 = 16;
 /// Partial sums of a tile; what there is to do with a slot, which has so many bytes of a row.
 const TILE_BYTES: u32 = TILE * (THREADS / 32 + 4) * 4;
-const PIECE_BYTES: u32 = 16;
+const LOAD_BYTES: u32 = 16;
 const SLOT_ROW_BYTES: u32 = 1024;
 /// Slots of the ring: as many as there is room for, but not so few that weights stop coming, and not more than
 /// the kernel has barriers for.
@@ -32,7 +32,7 @@ const SHARED_BESIDE: u32 = 4 << 10;
 const LINE_BYTES: u64 = 128;
 
 /// How the launch is cut.
-pub(crate) struct Cut<'a> {
+pub(crate) struct TokenLaunch<'a> {
     kernel: &'a Kernel,
     n_blocks: u32,
     n_slots: u32,
@@ -43,7 +43,7 @@ pub(crate) struct Cut<'a> {
     n_pieces: u32,
 }
 
-impl Cut<'_> {
+impl TokenLaunch<'_> {
     /// Whether every multiprocessor takes a block: they wait for each other.
     fn runs_at_once(&self) -> bool {
         let shared = self.shared();
@@ -58,7 +58,7 @@ impl Cut<'_> {
         self.n_slots * SLOT_BYTES
             + self.planes_bytes
             + self.n_tiles * TILE_BYTES
-            + self.n_pieces * PIECE_BYTES
+            + self.n_pieces * LOAD_BYTES
     }
 }
 
@@ -92,7 +92,7 @@ fn steps(weights: &Weights) -> (u64, u64) {
 
 impl<'a> Pass<'a> {
     /// How this pass is one launch, if it can be.
-    pub(crate) fn resident(&self) -> Option<Cut<'a>> {
+    pub(crate) fn resident(&self) -> Option<TokenLaunch<'a>> {
         let o = self.options;
         let kernel = self.work.kernels.token.as_ref()?;
         let widths = [o.n_embd, o.n_attention, o.n_hidden];
@@ -130,7 +130,7 @@ impl<'a> Pass<'a> {
         let of_layer = chunks(o.n_embd) * (3 * attention + tiles(o.n_hidden) + embd)
             + embd * (chunks(o.n_attention) + chunks(o.n_hidden));
         let n_pieces = of_layer.max(chunks(o.n_embd) * n_tiles);
-        let mut cut = Cut {
+        let mut cut = TokenLaunch {
             kernel,
             n_blocks,
             n_slots: 0,
@@ -149,7 +149,7 @@ impl<'a> Pass<'a> {
     }
 
     /// All layers of one row; `with_head`: and its logits, and the best token.
-    pub(crate) fn token(&self, cut: &Cut<'_>, with_head: bool) -> Result<()> {
+    pub(crate) fn token(&self, cut: &TokenLaunch<'_>, with_head: bool) -> Result<()> {
         let (o, w, weights) = (self.options, &self.work.workspace, &self.work.weights);
         let Some(first) = weights.layers.first() else {
             return Ok(());

@@ -10,7 +10,7 @@ use crate::params::{HiddenBound, Matrix, Repack, THREADS};
 use crate::tensor::{Source, SourceWeights};
 
 /// Bytes on the way at once; two such pieces take turns, of every device that gets a copy of the model.
-const PIECE_BYTES: usize = 2 << 20;
+const PINNED_BYTES: usize = 2 << 20;
 /// Blocks that look through a matrix's rows.
 const BOUND_BLOCKS: u32 = 64;
 /// Threads of a block that rearranges.
@@ -32,8 +32,8 @@ impl Uploader {
     pub(crate) fn new(context: &std::sync::Arc<Context>, stream: &Stream) -> Result<Self> {
         let piece = || {
             Ok(Piece {
-                pinned: Pinned::new(context, PIECE_BYTES)?,
-                staging: Memory::zeroed(stream, PIECE_BYTES as u64)?,
+                pinned: Pinned::new(context, PINNED_BYTES)?,
+                staging: Memory::zeroed(stream, PINNED_BYTES as u64)?,
                 free: Event::new(context, false)?,
             })
         };
@@ -95,7 +95,7 @@ impl Uploader {
         bytes: &[u8],
     ) -> Result<()> {
         let row_bytes = bytes.len() / source.row_count.max(1) as usize;
-        let rows_at_once = PIECE_BYTES / row_bytes.max(1);
+        let rows_at_once = PINNED_BYTES / row_bytes.max(1);
         if rows_at_once == 0 {
             return Err(Failure::unsupported(format!("rows of {row_bytes} bytes")));
         }

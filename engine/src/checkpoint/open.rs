@@ -63,8 +63,8 @@ pub(crate) fn open_image(name: &str, image: &'static [u8]) -> Result<Opened> {
 pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Result<Opened> {
     let place = file.name().to_owned();
     match read_weights(file)? {
-        Weights::ModelFile(file) => Ok(Opened::ModelFile(file)),
-        Weights::Tensors(tensors) => {
+        FileContent::ModelFile(file) => Ok(Opened::ModelFile(file)),
+        FileContent::Tensors(tensors) => {
             finish(place, tensors, None, folder, mapped).map(Opened::Checkpoint)
         }
     }
@@ -77,8 +77,8 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         read_shards(&folder, &file, mapped)?
     } else {
         match read_weights(file)? {
-            Weights::ModelFile(file) => return Ok(Opened::ModelFile(file)),
-            Weights::Tensors(tensors) => tensors,
+            FileContent::ModelFile(file) => return Ok(Opened::ModelFile(file)),
+            FileContent::Tensors(tensors) => tensors,
         }
     };
     let config = match folder.open("config.json", mapped)? {
@@ -145,19 +145,19 @@ fn finish(
     })
 }
 
-enum Weights {
+enum FileContent {
     Tensors(Vec<RawTensor>),
     ModelFile(SafetensorsFile),
 }
 
 /// Reads the table of a file of any format.
-fn read_weights(file: SourceFile) -> Result<Weights> {
+fn read_weights(file: SourceFile) -> Result<FileContent> {
     let start = file.bytes(0..file.len().min(64))?;
     if torch::recognises(&start) {
-        return torch::read(&file).map(Weights::Tensors);
+        return torch::read(&file).map(FileContent::Tensors);
     }
     if rwkv_cpp::recognises(&start) {
-        return rwkv_cpp::read(&file).map(Weights::Tensors);
+        return rwkv_cpp::read(&file).map(FileContent::Tensors);
     }
     if SafetensorsFile::recognises(&start) {
         let file = SafetensorsFile::open(file)?;
@@ -166,9 +166,9 @@ fn read_weights(file: SourceFile) -> Result<Weights> {
             .get("format")
             .is_some_and(|format| format == MODEL_FILE_FORMAT)
         {
-            return Ok(Weights::ModelFile(file));
+            return Ok(FileContent::ModelFile(file));
         }
-        return file.raw_tensors().map(Weights::Tensors);
+        return file.raw_tensors().map(FileContent::Tensors);
     }
     Err(unrecognised(&start).at(file.name()))
 }
@@ -254,7 +254,7 @@ fn read_shards(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec<
         let Some(file) = folder.open(shard, mapped)? else {
             return refuse(format!("shard {shard}: no such file in its folder"));
         };
-        let Weights::Tensors(found) = read_weights(file)? else {
+        let FileContent::Tensors(found) = read_weights(file)? else {
             return refuse(format!(
                 "shard {shard}: a model file, expected part of a checkpoint"
             ));

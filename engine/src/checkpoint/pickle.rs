@@ -42,7 +42,7 @@ pub(super) struct Storage {
 
 /// The tensors of a state dict, in its order.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, PickledTensor)>> {
-    let mut machine = Machine {
+    let mut machine = Interpreter {
         input: bytes,
         at: 0,
         stack: Vec::new(),
@@ -110,7 +110,7 @@ impl Global {
     }
 }
 
-struct Machine<'a> {
+struct Interpreter<'a> {
     input: &'a [u8],
     at: usize,
     stack: Vec<Value>,
@@ -125,7 +125,7 @@ struct Machine<'a> {
     tensors: Vec<PickledTensor>,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> Interpreter<'a> {
     /// Runs to the end of the program and gives what it built.
     fn run(&mut self) -> Result<Value> {
         loop {

@@ -21,16 +21,16 @@ use crate::progress::{Counter, Progress, ProgressUnit};
 
 mod folder;
 mod hugging_face;
-mod part;
 mod raw;
 mod safetensors;
+mod target;
 #[cfg(test)]
 mod tests;
 mod zip;
 
 use folder::ModelFolder;
-pub use part::FloatType;
-use part::Part;
+pub use target::FloatType;
+use target::TargetTensor;
 
 /// Takes the next bytes of a file.
 type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
@@ -203,7 +203,7 @@ impl CheckpointSource {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
         let (folder, checkpoint) = (folder.as_ref(), &self.0);
-        let mut parts = part::parts(checkpoint, options.dtype)?;
+        let mut parts = target::parts(checkpoint, options.dtype)?;
         if self.head_is_embedding() {
             // As transformers does: the configuration says that the embedding is the head too.
             parts.retain(|part| part.name != "head.weight");
@@ -263,7 +263,7 @@ impl CheckpointSource {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
         let file = file.as_ref();
-        let parts = part::parts(&self.0, options.dtype)?;
+        let parts = target::parts(&self.0, options.dtype)?;
         let mut converted = Converted::of(&parts);
         self.check_target(file, options.overwrite)?;
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
@@ -301,13 +301,13 @@ impl CheckpointSource {
 }
 
 impl Converted {
-    fn of(parts: &[Part<'_>]) -> Self {
+    fn of(parts: &[TargetTensor<'_>]) -> Self {
         Converted {
             weight_files: Vec::new(),
             tokenizer_files: Vec::new(),
-            n_params: parts.iter().map(Part::len).sum(),
-            size_bytes: parts.iter().map(Part::size_bytes).sum(),
-            dtype: part::common_type(parts),
+            n_params: parts.iter().map(TargetTensor::len).sum(),
+            size_bytes: parts.iter().map(TargetTensor::size_bytes).sum(),
+            dtype: target::common_type(parts),
             unfinished_files: Vec::new(),
         }
     }

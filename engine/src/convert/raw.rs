@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::part::{FloatType, Part};
+use super::target::{FloatType, TargetTensor};
 use super::zip::{Sink, ZipWriter};
 use crate::error::Result;
 
@@ -18,7 +18,7 @@ const FORMAT_VERSION: &[u8] = b"3\n";
 /// Writes an archive of these parts; calls `advance(n)` for every `n` bytes of numbers.
 pub(super) fn write<S: Sink>(
     sink: S,
-    parts: &[Part<'_>],
+    parts: &[TargetTensor<'_>],
     advance: &mut dyn FnMut(u64),
 ) -> Result<S> {
     let mut zip = ZipWriter::new(sink);
@@ -44,7 +44,7 @@ fn small_record<S: Sink>(zip: &mut ZipWriter<S>, name: &str, bytes: &[u8]) -> Re
 }
 
 /// The pickled `OrderedDict` of all parts; part i is the whole of storage i.
-fn table(parts: &[Part<'_>]) -> Vec<u8> {
+fn table(parts: &[TargetTensor<'_>]) -> Vec<u8> {
     let mut pickle = Pickle::default();
     pickle.raw(b"\x80\x02"); // protocol
     pickle.ordered_dict();
@@ -102,7 +102,7 @@ impl Pickle {
         self.raw(b")R"); // called without arguments
     }
 
-    fn tensor(&mut self, key: usize, part: &Part<'_>) {
+    fn tensor(&mut self, key: usize, part: &TargetTensor<'_>) {
         let storage = match part.dtype {
             FloatType::F32 => "FloatStorage",
             FloatType::F16 => "HalfStorage",

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::part::Part;
+use super::target::TargetTensor;
 use crate::error::Result;
 use crate::files::output::OutputFile;
 
@@ -19,7 +19,7 @@ const ALIGNMENT: usize = 8;
 
 /// Distributes the parts in order: a file is full when the next part would make it larger than
 /// `bytes_max`, and a part that is larger by itself has a file of its own.
-pub(super) fn split(parts: Vec<Part<'_>>, bytes_max: u64) -> Vec<Vec<Part<'_>>> {
+pub(super) fn split(parts: Vec<TargetTensor<'_>>, bytes_max: u64) -> Vec<Vec<TargetTensor<'_>>> {
     let mut shards = Vec::new();
     let (mut shard, mut shard_bytes) = (Vec::new(), 0);
     for part in parts {
@@ -56,7 +56,7 @@ pub(super) fn file_name(index: usize, count: usize) -> String {
 /// Writes a file of these parts; calls `advance(n)` for every `n` bytes of numbers.
 pub(super) fn write(
     file: &mut OutputFile,
-    parts: &[Part<'_>],
+    parts: &[TargetTensor<'_>],
     advance: &mut dyn FnMut(u64),
 ) -> Result<()> {
     file.write(&header(parts))?;
@@ -71,7 +71,7 @@ pub(super) fn write(
 }
 
 /// The length, and the JSON that says where each tensor is.
-fn header(parts: &[Part<'_>]) -> Vec<u8> {
+fn header(parts: &[TargetTensor<'_>]) -> Vec<u8> {
     let mut text = r#"{"__metadata__":{"format":"pt"}"#.to_owned();
     let mut begin = 0;
     for part in parts {
@@ -92,7 +92,7 @@ fn header(parts: &[Part<'_>]) -> Vec<u8> {
 }
 
 /// The file that says which tensor is in which of several files.
-pub(super) fn index(shards: &[Vec<Part<'_>>]) -> Vec<u8> {
+pub(super) fn index(shards: &[Vec<TargetTensor<'_>>]) -> Vec<u8> {
     let mut weight_map = BTreeMap::new();
     let (mut n_params, mut size_bytes) = (0, 0);
     for (i, shard) in shards.iter().enumerate() {

@@ -12,7 +12,7 @@ use crate::devices::names::{devices_of, Device, DeviceMap, StageMap};
 use crate::devices::plugin::{self, DeviceInfo, Memory, Plugin, StageOptions};
 use crate::error::{Error, Result};
 use crate::networks::config::Config;
-use crate::networks::table::Part;
+use crate::networks::table::StageRange;
 use crate::quant::Quant;
 
 /// Rows of a batch where all stages are on devices of plugins: large enough to be bound by arithmetic.
@@ -46,7 +46,7 @@ impl Target {
 pub(crate) struct PlannedStage {
     pub(crate) target: Target,
     pub(crate) quant: Quant,
-    pub(crate) part: Part,
+    pub(crate) part: StageRange,
 }
 
 /// Where everything goes.
@@ -164,9 +164,9 @@ impl Request<'_> {
     }
 
     /// The stage that has `count` of the layers from `first` on, the head being the last.
-    fn part(&self, first: usize, count: usize) -> Part {
+    fn part(&self, first: usize, count: usize) -> StageRange {
         let n_layer = self.config.sizes.n_layer;
-        Part {
+        StageRange {
             layers: first.min(n_layer)..(first + count).min(n_layer),
             has_embedding: first == 0,
             has_head: first + count == n_layer + 1,
@@ -401,7 +401,7 @@ impl Request<'_> {
 
 /// Layers of stages, the head counted as one.
 fn count(stages: &[PlannedStage]) -> usize {
-    let of = |part: &Part| part.layers.len() + usize::from(part.has_head);
+    let of = |part: &StageRange| part.layers.len() + usize::from(part.has_head);
     stages.iter().map(|stage| of(&stage.part)).sum()
 }
 

@@ -20,7 +20,7 @@ use crate::networks::batch::{Cutter, Segment, Span};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::source::RowsSource;
 use crate::networks::state::StateLayout;
-use crate::networks::table::Part;
+use crate::networks::table::StageRange;
 use crate::networks::tensor_info::TensorInfo;
 use crate::networks::{Buffers, Machine, Network};
 use crate::quant::Quant;
@@ -129,7 +129,7 @@ impl<'a> Wanted<'a> {
 impl StageOptions {
     pub(crate) fn new(
         config: &Config,
-        part: &Part,
+        part: &StageRange,
         quant: Quant,
         device: u32,
         rows_max: usize,

@@ -9,7 +9,7 @@ use crate::networks::source::{RowsSource, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::networks::tensor_info::TensorInfo;
 use crate::quant::matrix::{Buffer, Matrix, Vector};
-use crate::quant::parts::Rows;
+use crate::quant::parts::MatrixRows;
 use crate::quant::{Quant, Weights};
 
 /// Brings what a network asks for to devices, and gives placeholders.
@@ -83,7 +83,7 @@ impl WeightSource for Upload<'_> {
         let (name, layout, within) = (tensor.name(), tensor.layout(), within_layer(tensor));
         let builders = &mut self.builders;
         let mut size = None;
-        let mut take = |rows: Rows<'_>| {
+        let mut take = |rows: MatrixRows<'_>| {
             size = Some(rows.size());
             builders.iter_mut().try_for_each(|builder| {
                 let taken = builder.rows(within, &rows);

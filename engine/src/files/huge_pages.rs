@@ -14,7 +14,7 @@ use super::{SourceFile, BUFFER_ALIGN};
 use crate::error::{Error, Result};
 
 /// So much of a file is in memory twice while it is copied.
-const PIECE_BYTES: u64 = 1 << 20;
+const COPY_BYTES: u64 = 1 << 20;
 
 /// Memory for copies, which fill it one after the other.
 pub(crate) struct HugePages {
@@ -52,7 +52,7 @@ impl HugePages {
         let begin = self.used.next_multiple_of(BUFFER_ALIGN);
         let (mut at, mut start) = (begin, range.start);
         while start < range.end {
-            let end = range.end.min(start.saturating_add(PIECE_BYTES));
+            let end = range.end.min(start.saturating_add(COPY_BYTES));
             let bytes = file.bytes(start..end)?;
             let room = self.map.get_mut(at..at + bytes.len());
             let room = room.ok_or_else(|| Error::memory("no room for a copy").at(file.name()))?;

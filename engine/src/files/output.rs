@@ -33,6 +33,9 @@ pub(crate) fn is_unfinished(name: &str) -> bool {
 }
 
 /// A file being written; nothing is at its path before [`commit`](Self::commit).
+///
+/// Until then it has a temporary name in the same folder, and what was at its path stays. Dropped before, it is
+/// gone.
 #[derive(Debug)]
 pub struct OutputFile {
     path: PathBuf,

@@ -59,7 +59,7 @@ struct Shared {
     state: AtomicU64,
     work: UnsafeCell<Option<Work<'static>>>,
     /// One a thread.
-    parts: Box<[Part]>,
+    parts: Box<[ThreadShare]>,
     n_sleeping: AtomicUsize,
     stop: AtomicBool,
     /// The first panic of a worker in the present job.
@@ -74,9 +74,9 @@ unsafe impl Sync for Shared {}
 /// line of its own.
 #[derive(Default)]
 #[repr(align(64))]
-struct Part(AtomicU64);
+struct ThreadShare(AtomicU64);
 
-impl Part {
+impl ThreadShare {
     fn set(&self, tasks: Range<usize>) {
         let packed = (tasks.end as u64) << 32 | tasks.start as u64;
         self.0.store(packed, Ordering::Relaxed);
@@ -126,7 +126,9 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             work: UnsafeCell::new(None),
-            parts: (0..n_threads.max(1)).map(|_| Part::default()).collect(),
+            parts: (0..n_threads.max(1))
+                .map(|_| ThreadShare::default())
+                .collect(),
             n_sleeping: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),

@@ -5,9 +5,9 @@
 
 use crate::networks::config::Sizes;
 use crate::networks::state::StateLayout;
-use crate::networks::table::{Part, TensorAt};
+use crate::networks::table::{StageRange, TensorAt};
 use crate::networks::Buffers;
-use crate::products::paging::PIECE_BYTES;
+use crate::products::paging::PAGED_BYTES;
 use crate::products::{BLOCK_OUTPUTS_MAX, CHUNK_INPUTS, MANY_ROWS};
 use crate::quant::matrix::Layout;
 use crate::quant::Quant;
@@ -27,7 +27,7 @@ pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 
         quant.row_values_bytes(n_cols).saturating_mul(rows as u64)
     };
     // Before and behind what was touched, the system may map as much as is dropped with it.
-    matrices(sizes).map(piece).fold(PIECE_BYTES, u64::max) + 2 * crate::files::RELEASE_MARGIN
+    matrices(sizes).map(piece).fold(PAGED_BYTES, u64::max) + 2 * crate::files::RELEASE_MARGIN
 }
 
 /// Numbers of the largest matrix.
@@ -38,7 +38,7 @@ pub(crate) fn largest_matrix(sizes: &Sizes) -> u64 {
 
 fn matrices(sizes: &Sizes) -> impl Iterator<Item = TensorAt<'_>> {
     // All layers are of one size.
-    let part = Part {
+    let part = StageRange {
         layers: 0..1,
         ..sizes.architecture.whole(sizes)
     };
@@ -48,7 +48,7 @@ fn matrices(sizes: &Sizes) -> impl Iterator<Item = TensorAt<'_>> {
 
 /// Bytes of the weights of a part of a network of these sizes. Matrices that are used where they lie, in a
 /// file or in flash, take none, but vectors and scales are kept in memory always.
-pub(crate) fn weight_bytes(sizes: &Sizes, part: &Part, quant: Quant, in_place: bool) -> u64 {
+pub(crate) fn weight_bytes(sizes: &Sizes, part: &StageRange, quant: Quant, in_place: bool) -> u64 {
     let bytes = |tensor: TensorAt<'_>| match tensor.is_matrix() {
         true => quant.memory_bytes(tensor.stored_shape(), in_place),
         false => (tensor.len() * size_of::<f32>()) as u64,

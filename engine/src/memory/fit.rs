@@ -62,7 +62,7 @@ pub(crate) struct Fit {
 
 /// What decides how much memory a model takes, before its weights are read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Origin {
+pub(crate) struct ModelFacts {
     pub(crate) sizes: Sizes,
     /// How its matrices are stored.
     pub(crate) stored: Quant,
@@ -98,7 +98,7 @@ pub(crate) struct Limit {
 
 impl Demand {
     /// What a model will want that was opened, but not loaded.
-    pub(crate) fn of(origin: &Origin, plan: &Plan, limit: &Limit, n_threads: usize) -> Self {
+    pub(crate) fn of(origin: &ModelFacts, plan: &Plan, limit: &Limit, n_threads: usize) -> Self {
         let mut demand = Demand {
             sizes: origin.sizes,
             quant: plan.quant(),
@@ -120,7 +120,7 @@ impl Demand {
     }
 
     /// Adds the weights of a stage on the CPU.
-    fn add(&mut self, origin: &Origin, stage: &PlannedStage, is_whole: bool) {
+    fn add(&mut self, origin: &ModelFacts, stage: &PlannedStage, is_whole: bool) {
         let quant = stage.quant;
         let all = weight_bytes(&self.sizes, &stage.part, quant, false);
         let vectors = weight_bytes(&self.sizes, &stage.part, quant, true);

@@ -22,7 +22,7 @@ use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::blocks::{Blocks, RowSource, TASK_ROWS};
 use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
 use crate::quant::matrix::{Layout, Matrix, Vector};
-use crate::quant::parts::{BadPart, Rows, Stored};
+use crate::quant::parts::{BadPart, MatrixRows, Stored};
 use crate::quant::{Quant, Weights};
 
 /// How many numbers of a matrix take part in the fingerprint: enough to tell checkpoints apart without
@@ -278,7 +278,7 @@ pub(crate) fn convert_in_pieces(
     tensor: &RawTensor,
     quant: Quant,
     pool: &Pool,
-    take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    take: &mut dyn FnMut(MatrixRows<'_>) -> Result<()>,
 ) -> Result<()> {
     let (n_rows, n_cols) = matrix_shape(tensor)?;
     if !is_stored_as(tensor, quant) {
@@ -301,7 +301,7 @@ mod tests {
 
     use super::*;
     use crate::files::SourceFile;
-    use crate::quant::convert::PIECE_BYTES;
+    use crate::quant::convert::UPLOAD_BYTES;
 
     /// A matrix of more than one block, in a file whose numbers are aligned or not.
     fn tensor(dtype: Dtype, shape: [usize; 2], shift: usize) -> RawTensor {
@@ -341,7 +341,7 @@ mod tests {
                 }
                 all.extend_from_slice(bytes);
             }
-            assert!(rows.parts()[0].1.len() <= PIECE_BYTES);
+            assert!(rows.parts()[0].1.len() <= UPLOAD_BYTES);
             n_pieces += 1;
             Ok(())
         })

@@ -43,10 +43,10 @@ const CHECKSUM_BLANK: &str = "0000000000000000";
 const TOKENIZER: &str = "tokenizer";
 const PADDING: &str = "padding.";
 /// Bytes written or hashed at once.
-const PIECE_BYTES: usize = 4 << 20;
+const WRITE_BYTES: usize = 4 << 20;
 
 /// One tensor to be written.
-struct Part<'a> {
+struct FileTensor<'a> {
     name: String,
     dtype: &'static str,
     shape: Vec<usize>,
@@ -55,10 +55,10 @@ struct Part<'a> {
     matrix: Option<&'a Matrix>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> FileTensor<'a> {
     fn new(name: &str, dtype: &'static str, shape: Vec<usize>, bytes: &'a [u8]) -> Self {
         let name = name.to_owned();
-        Part {
+        FileTensor {
             name,
             dtype,
             shape,
@@ -74,7 +74,7 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progres
     let tensors = networks.iter().flat_map(|network| network.tensors());
     let mut parts: Vec<_> = tensors.flat_map(tensor_parts).collect();
     if let Some(file) = &model.tokenizer.file {
-        parts.push(Part::new(
+        parts.push(FileTensor::new(
             TOKENIZER,
             "U8",
             vec![file.bytes.len()],
@@ -96,7 +96,7 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progres
     };
     write(&header)?;
     for part in &parts {
-        part.bytes.chunks(PIECE_BYTES).try_for_each(&mut write)?;
+        part.bytes.chunks(WRITE_BYTES).try_for_each(&mut write)?;
         if let (Some(matrix), Some(_)) = (part.matrix, model.budget.paging()) {
             matrix.release();
         }
@@ -107,17 +107,22 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progres
     file.commit()
 }
 
-fn tensor_parts(tensor: Tensor<'_>) -> Vec<Part<'_>> {
+fn tensor_parts(tensor: Tensor<'_>) -> Vec<FileTensor<'_>> {
     let matrix = match tensor {
         Tensor::Vector(vector) => {
             let bytes = bytemuck::cast_slice(&vector.values);
-            return vec![Part::new(&vector.name, "F32", vec![vector.len()], bytes)];
+            return vec![FileTensor::new(
+                &vector.name,
+                "F32",
+                vec![vector.len()],
+                bytes,
+            )];
         }
         Tensor::Matrix(matrix) => matrix,
     };
     let parts = matrix.parts().into_iter().map(|(kind, bytes)| {
         let name = format!("{}{}", matrix.name, kind.suffix);
-        Part::new(&name, kind.numbers.name(), kind.shape, bytes)
+        FileTensor::new(&name, kind.numbers.name(), kind.shape, bytes)
     });
     let mut parts: Vec<_> = parts.collect();
     parts[0].matrix = Some(matrix);
@@ -126,7 +131,7 @@ fn tensor_parts(tensor: Tensor<'_>) -> Vec<Part<'_>> {
 
 /// The format allows no gaps between tensors, so whatever moves the next one to its boundary is a
 /// tensor itself.
-fn with_padding(parts: Vec<Part<'_>>) -> Vec<Part<'_>> {
+fn with_padding(parts: Vec<FileTensor<'_>>) -> Vec<FileTensor<'_>> {
     static ZEROS: [u8; ALIGNMENT] = [0; ALIGNMENT];
     let mut padded = Vec::with_capacity(2 * parts.len());
     for part in parts {
@@ -134,14 +139,14 @@ fn with_padding(parts: Vec<Part<'_>>) -> Vec<Part<'_>> {
         padded.push(part);
         if n > 0 {
             let name = format!("{PADDING}{}", padded.len());
-            padded.push(Part::new(&name, "U8", vec![n], &ZEROS[..n]));
+            padded.push(FileTensor::new(&name, "U8", vec![n], &ZEROS[..n]));
         }
     }
     padded
 }
 
 /// The file up to its data section, with a blank checksum.
-fn header(model: &Inner, parts: &[Part<'_>]) -> Vec<u8> {
+fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Vec<u8> {
     let mut metadata = json!({
         "format": FORMAT,
         "format_version": FORMAT_VERSION.to_string(),
@@ -189,7 +194,7 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(Progre
     let mut written = None;
     let mut begin = 0;
     while begin < file.len() {
-        let end = (begin + PIECE_BYTES as u64).min(file.len());
+        let end = (begin + WRITE_BYTES as u64).min(file.len());
         let bytes = file.bytes(begin..end)?;
         if begin == 0 {
             // Of a header larger than a piece only the beginning is searched: metadata comes first.

@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoint, Opened, TokenizerFile};
 use crate::devices::plan::Plan;
 use crate::error::Result;
 use crate::math::threads::Pool;
-use crate::memory::fit::{Lie, Origin as Facts};
+use crate::memory::fit::{Lie, ModelFacts};
 use crate::networks::config::Config;
 use crate::progress::Progress;
 use crate::quant::Quant;
@@ -69,12 +69,12 @@ impl Origin {
     }
 
     /// What decides how much memory the model takes; `copies`: whether what is used in place is copied.
-    pub(super) fn facts(&self, plan: &Plan, copies: bool) -> Facts {
+    pub(super) fn facts(&self, plan: &Plan, copies: bool) -> ModelFacts {
         let copies = copies && quant_of_copies(plan).is_some();
         let tokenizer = self
             .tokenizer()
             .map_or(0, |file| Tokenizer::memory_bytes(&file.bytes));
-        Facts {
+        ModelFacts {
             sizes: self.config().sizes,
             stored: self.stored_quant(),
             tokenizer,

@@ -29,7 +29,7 @@ use batch::{Segment, Span};
 use common::{Embedding, Head, Pass};
 use config::{Config, Sizes};
 use source::WeightSource;
-use table::{Kind, Part};
+use table::{Kind, StageRange};
 
 /// The weights of a model, or of some of its layers.
 pub(crate) struct Network {
@@ -71,7 +71,7 @@ impl Network {
     pub(crate) fn build(
         source: &mut dyn WeightSource,
         config: &Config,
-        part: &Part,
+        part: &StageRange,
     ) -> Result<Self> {
         let sizes = &config.sizes;
         let embedding = match part.has_embedding {
@@ -93,8 +93,8 @@ impl Network {
     }
 
     /// Which part of the model it is.
-    pub(crate) fn part(&self) -> Part {
-        Part {
+    pub(crate) fn part(&self) -> StageRange {
+        StageRange {
             layers: self.first_layer..self.first_layer + self.layers.len(),
             has_embedding: self.embedding.is_some(),
             has_head: self.head.is_some(),

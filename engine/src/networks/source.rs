@@ -6,7 +6,7 @@ use super::table::TensorAt;
 use super::Tensor;
 use crate::error::{Error, Result};
 use crate::quant::matrix::{Matrix, Vector};
-use crate::quant::parts::Rows;
+use crate::quant::parts::MatrixRows;
 use crate::quant::Quant;
 
 /// A checkpoint, a model file, another network, or numbers that are made up.
@@ -29,7 +29,7 @@ pub(crate) trait RowsSource: WeightSource {
 }
 
 /// Who takes pieces of a matrix.
-pub(crate) type TakeRows<'a> = dyn FnMut(Rows<'_>) -> Result<()> + 'a;
+pub(crate) type TakeRows<'a> = dyn FnMut(MatrixRows<'_>) -> Result<()> + 'a;
 
 /// A field of a network's weights.
 pub(crate) trait Weight: Sized {

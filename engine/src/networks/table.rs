@@ -131,7 +131,7 @@ pub(crate) struct HuggingFace {
 
 /// Which part of a network a stage has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct StageRange {
     /// Of the model's layers; may be none where it has the head.
     pub(crate) layers: Range<usize>,
     pub(crate) has_embedding: bool,
@@ -205,7 +205,7 @@ impl Architecture {
     pub(crate) fn tensors<'a>(
         &'static self,
         sizes: &'a Sizes,
-        part: &Part,
+        part: &StageRange,
     ) -> impl Iterator<Item = TensorAt<'a>> {
         let outside = |specs: &'static [TensorSpec], is_there: bool| {
             let specs = if is_there { specs } else { &[] };
@@ -249,8 +249,8 @@ impl Architecture {
     }
 
     /// The whole network.
-    pub(crate) fn whole(&self, sizes: &Sizes) -> Part {
-        Part {
+    pub(crate) fn whole(&self, sizes: &Sizes) -> StageRange {
+        StageRange {
             layers: 0..sizes.n_layer,
             has_embedding: true,
             has_head: true,

@@ -3,7 +3,7 @@
 use super::config::{Config, Sizes};
 use super::known::architectures;
 use super::state::{State, StateLayout};
-use super::table::{Part, Shape};
+use super::table::{Shape, StageRange};
 use super::Buffers;
 
 /// Sizes of the first architecture, in the order of its table, which is that of the fields of [`Sizes`].
@@ -81,7 +81,7 @@ fn the_table_of_version_4_has_what_its_checkpoints_have() {
     let whole = sizes.architecture.whole(&sizes);
     let tensors = sizes.architecture.tensors(&sizes, &whole);
     assert_eq!(tensors.count(), 12 * 18 + 6);
-    let second = Part {
+    let second = StageRange {
         layers: 6..12,
         has_embedding: false,
         has_head: true,

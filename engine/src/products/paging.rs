@@ -14,7 +14,7 @@ use crate::quant::matrix::Matrix;
 
 /// Bytes of a matrix that are in memory at once. Larger pieces are no faster: each costs two calls of the
 /// system, and the pages in it a few thousand times as much.
-pub(crate) const PIECE_BYTES: u64 = 4 << 20;
+pub(crate) const PAGED_BYTES: u64 = 4 << 20;
 
 /// The matrices of a network whose pages can be dropped.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Paged {
 
     /// Rows of a piece, a multiple of `step`.
     fn piece_rows(&self, step: usize) -> usize {
-        let rows = PIECE_BYTES as usize / self.row_bytes.max(1);
+        let rows = PAGED_BYTES as usize / self.row_bytes.max(1);
         (rows / step * step).max(step)
     }
 }
@@ -198,6 +198,6 @@ impl PagedMatrix<'_> {
             }
         };
         let start = row * paged.row_bytes;
-        paged.bytes.prefetch(start..start + PIECE_BYTES as usize);
+        paged.bytes.prefetch(start..start + PAGED_BYTES as usize);
     }
 }

@@ -6,16 +6,16 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::quant::blocks::{Blocks, BLOCK_NUMBERS};
-use crate::quant::parts::Rows;
+use crate::quant::parts::MatrixRows;
 use crate::quant::{of_quant, Format, Quant, Weights};
 
 /// Pieces of a matrix on its way to a device are at most this large, rows that are longer aside: one of them,
 /// the block in f32 that it is made of, and what a plugin may pin are together far below 64 MiB.
-pub(crate) const PIECE_BYTES: usize = 4 * BLOCK_NUMBERS;
+pub(crate) const UPLOAD_BYTES: usize = 4 * BLOCK_NUMBERS;
 
-/// Cuts `n_rows` rows of that size into pieces of at most [`PIECE_BYTES`], or of one row.
+/// Cuts `n_rows` rows of that size into pieces of at most [`UPLOAD_BYTES`], or of one row.
 pub(super) fn pieces(n_rows: usize, row_size_bytes: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (PIECE_BYTES / row_size_bytes.max(1)).max(1);
+    let step = (UPLOAD_BYTES / row_size_bytes.max(1)).max(1);
     let starts = (0..n_rows).step_by(step);
     starts.map(move |start| start..(start + step).min(n_rows))
 }
@@ -29,11 +29,11 @@ pub(crate) fn convert_rows(blocks: &mut Blocks<'_>, quant: Quant) -> Result<Weig
 pub(crate) fn convert_rows_in_pieces(
     blocks: &mut Blocks<'_>,
     quant: Quant,
-    take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+    take: &mut dyn FnMut(MatrixRows<'_>) -> Result<()>,
 ) -> Result<()> {
     let shape = (blocks.n_rows, blocks.n_cols);
     let mut take = |rows: Range<usize>, parts: &[&[u8]]| {
-        take(Rows::new(quant, shape, rows, parts.iter().copied()))
+        take(MatrixRows::new(quant, shape, rows, parts.iter().copied()))
     };
     of_quant!(quant, F => F::convert_in_pieces(blocks, &mut take))
 }
@@ -44,9 +44,12 @@ mod tests {
 
     #[test]
     fn long_rows_go_one_by_one() {
-        let all: Vec<_> = pieces(3, PIECE_BYTES + 1).collect();
+        let all: Vec<_> = pieces(3, UPLOAD_BYTES + 1).collect();
         assert_eq!(all, [0..1, 1..2, 2..3]);
-        assert_eq!(pieces(3, PIECE_BYTES / 2).collect::<Vec<_>>(), [0..2, 2..3]);
+        assert_eq!(
+            pieces(3, UPLOAD_BYTES / 2).collect::<Vec<_>>(),
+            [0..2, 2..3]
+        );
         assert_eq!(pieces(0, 1).count(), 0);
     }
 }

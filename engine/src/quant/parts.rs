@@ -151,13 +151,13 @@ pub(super) fn present<'a>(
 }
 
 /// Consecutive rows of a matrix as stored, on their way to a device.
-pub(crate) struct Rows<'a> {
+pub(crate) struct MatrixRows<'a> {
     size: MatrixSize,
     range: Range<usize>,
     parts: Vec<(PartKind, &'a [u8])>,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> MatrixRows<'a> {
     /// Of all parts of the rows, also those that may be left out.
     ///
     /// # Panics
@@ -178,7 +178,7 @@ impl<'a> Rows<'a> {
             assert_eq!(bytes.len() as u64, expected, "{quant}{}", kind.suffix);
         }
         let kinds = parts.iter().map(|(kind, _)| kind);
-        Rows {
+        MatrixRows {
             size: MatrixSize::new(quant, (n_rows, n_cols), kinds),
             range,
             parts,
@@ -233,7 +233,7 @@ impl<'a> Stored<'a> {
     pub(crate) fn for_each_piece(
         &self,
         mut read: impl FnMut(Range<usize>) -> Result<FileBytes>,
-        take: &mut dyn FnMut(Rows<'_>) -> Result<()>,
+        take: &mut dyn FnMut(MatrixRows<'_>) -> Result<()>,
     ) -> Result<()> {
         let of_row = |kind: &PartKind| kind.row_size_bytes() as usize;
         for rows in pieces(self.shape.0, of_row(&self.kinds[0])) {
@@ -247,7 +247,7 @@ impl<'a> Stored<'a> {
                 Some(part) => &part[..],
             });
             let parts = std::iter::once(&values[..]).chain(beside);
-            take(Rows::new(self.quant, self.shape, rows.clone(), parts))?;
+            take(MatrixRows::new(self.quant, self.shape, rows.clone(), parts))?;
         }
         Ok(())
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::blocks::{Blocks, RowSource};
-use super::convert::{convert_rows, convert_rows_in_pieces, PIECE_BYTES};
+use super::convert::{convert_rows, convert_rows_in_pieces, UPLOAD_BYTES};
 use super::matrix::{Layout, Matrix};
-use super::parts::{MatrixSize, PartKind, Rows, Stored};
+use super::parts::{MatrixRows, MatrixSize, PartKind, Stored};
 use super::{Quant, Weights};
 use crate::error::Result;
 use crate::files::FileBytes;
@@ -157,7 +157,7 @@ struct Joined {
 }
 
 impl Joined {
-    fn add(&mut self, rows: &Rows<'_>) {
+    fn add(&mut self, rows: &MatrixRows<'_>) {
         assert!(self.size.is_none_or(|size| size == rows.size()));
         assert_eq!(rows.range().start, self.n_rows);
         self.size = Some(rows.size());
@@ -170,7 +170,7 @@ impl Joined {
             }
             all.extend_from_slice(bytes);
         }
-        assert!(rows.parts()[0].1.len() <= PIECE_BYTES);
+        assert!(rows.parts()[0].1.len() <= UPLOAD_BYTES);
     }
 }
 

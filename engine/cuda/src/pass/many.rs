@@ -4,7 +4,7 @@
 use super::Pass;
 use crate::driver::{Address, Kernel};
 use crate::error::Result;
-use crate::kernels::{Cut, Single, Tiles, SPLIT_ROWS_MAX};
+use crate::kernels::{ProductCut, Single, Tiles, SPLIT_ROWS_MAX};
 use crate::layout::Layer;
 use crate::params::{Finish, Plain, Product, Products, Shift, WkvRows, THREADS, WKV_CHANNELS};
 
@@ -307,9 +307,9 @@ impl<'a> Pass<'a> {
         products: &[Product],
         n_rows: u32,
         beside: Beside,
-        cut: Cut<'_>,
+        cut: ProductCut<'_>,
     ) -> Result<()> {
-        let Cut { tile, parts } = cut;
+        let ProductCut { tile, parts } = cut;
         let w = &self.work.workspace;
         let mut parameters = Products {
             n_rows,

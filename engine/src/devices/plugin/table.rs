@@ -17,7 +17,7 @@ use rwkv_edge_plugin as abi;
 use super::library::{texts, Plugin};
 use super::options::{c_text, StageOptions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::quant::parts::Rows;
+use crate::quant::parts::MatrixRows;
 use crate::quant::Quant;
 
 /// Longer error texts of plugins are cut.
@@ -320,7 +320,7 @@ impl StageBuilder {
     }
 
     /// Some rows of a matrix; they come from the first to the last.
-    pub(crate) fn rows(&mut self, name: TensorName<'_>, rows: &Rows<'_>) -> Result<()> {
+    pub(crate) fn rows(&mut self, name: TensorName<'_>, rows: &MatrixRows<'_>) -> Result<()> {
         let (size, range) = (rows.size(), rows.range());
         let of_rows = [range.start, range.len(), size.n_rows, size.n_cols];
         // As many bytes as sizes and quantisation say.

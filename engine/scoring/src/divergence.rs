@@ -1,13 +1,11 @@
 //! How far the predictions of a model are from those of a reference: KL divergence and the likeliest
 //! token. docs/EVALUATION.md states the conventions.
 
-use serde_json::{json, Value};
-
-use crate::scoring::log_sum_exp;
+use crate::likelihood::log_sum_exp;
 
 /// Over many tokens. Keeps four bytes a token, for the percentile.
-#[derive(Default)]
-pub(crate) struct Divergence {
+#[derive(Clone, Debug, Default)]
+pub struct Divergence {
     /// In nats.
     kl: Vec<f32>,
     kl_sum: f64,
@@ -16,22 +14,28 @@ pub(crate) struct Divergence {
 
 /// A summary of [`Divergence`].
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Summary {
-    pub(crate) kl_mean: f64,
-    pub(crate) kl_p99: f64,
-    pub(crate) kl_max: f64,
+#[non_exhaustive]
+pub struct Summary {
+    /// Mean over the tokens, in nats.
+    pub kl_mean: f64,
+    /// 99th percentile over the tokens, in nats.
+    pub kl_p99: f64,
+    /// The largest of one token, in nats.
+    pub kl_max: f64,
     /// Share of the tokens for which both have the same likeliest token.
-    pub(crate) top1_agreement: f64,
+    pub top1_agreement: f64,
 }
 
 impl Divergence {
-    pub(crate) fn push(&mut self, kl: f64, agrees: bool) {
+    /// Counts one more token: its divergence in nats, and whether both have the same likeliest token.
+    pub fn push(&mut self, kl: f64, agrees: bool) {
         self.kl.push(kl as f32);
         self.kl_sum += kl;
         self.n_agreeing += usize::from(agrees);
     }
 
-    pub(crate) fn summary(&self) -> Summary {
+    /// Of all tokens so far; NaN where there is none.
+    pub fn summary(&self) -> Summary {
         let mut sorted = self.kl.clone();
         sorted.sort_unstable_by(f32::total_cmp);
         let n = self.kl.len() as f64;
@@ -41,16 +45,6 @@ impl Divergence {
             kl_max: sorted.last().copied().map_or(f64::NAN, f64::from),
             top1_agreement: self.n_agreeing as f64 / n,
         }
-    }
-}
-
-impl Summary {
-    /// Adds its numbers to a JSON object.
-    pub(crate) fn add_to(&self, object: &mut Value) {
-        object["kl_mean"] = json!(self.kl_mean);
-        object["kl_p99"] = json!(self.kl_p99);
-        object["kl_max"] = json!(self.kl_max);
-        object["top1_agreement"] = json!(self.top1_agreement);
     }
 }
 
@@ -67,7 +61,7 @@ fn percentile(sorted: &[f32], share: f64) -> f64 {
 
 /// KL(reference || model) in nats: what is lost, a token, by taking the model's probabilities for the
 /// reference's.
-pub(crate) fn kl_divergence(reference: &[f32], logits: &[f32]) -> f64 {
+pub fn kl_divergence(reference: &[f32], logits: &[f32]) -> f64 {
     let (reference_log, model_log) = (log_sum_exp(reference), log_sum_exp(logits));
     let terms = reference.iter().zip(logits).map(|(&r, &m)| {
         let log_p = f64::from(r) - reference_log;

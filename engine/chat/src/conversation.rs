@@ -5,64 +5,18 @@
 //! on how it was cut into tokens or where it was interrupted. Nothing here touches a terminal.
 
 use std::collections::VecDeque;
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use anyhow::{bail, Context, Result};
 use rwkv_edge::{
-    Model, Reservation, Sampler, SamplerOptions, Session, State, StopTexts, TextStream,
+    Model, Reservation, Result, Sampler, SamplerOptions, Session, State, StopTexts, TextStream,
 };
-use serde::{Deserialize, Serialize};
 
-use super::prompt_cache::PromptCache;
-use super::template::{without_blank_lines, Template, TURN_END};
-use crate::progress::Progress;
-
-/// What was said in one turn.
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Turn {
-    pub(crate) user: String,
-    pub(crate) answer: String,
-}
-
-/// The text of a conversation.
-#[derive(Clone)]
-pub(crate) struct Transcript {
-    pub(crate) template: Template,
-    /// What the conversation began with, as the user gave it.
-    pub(crate) system: String,
-    pub(crate) turns: Vec<Turn>,
-}
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Ending {
-    Stop,
-    EndOfText,
-    Length,
-    Interrupted,
-}
-
-pub(crate) struct Answer {
-    pub(crate) text: String,
-    pub(crate) ending: Ending,
-    pub(crate) n_prompt_tokens: usize,
-    pub(crate) n_tokens: usize,
-    pub(crate) prefill_time: Duration,
-    pub(crate) decode_time: Duration,
-}
-
-pub(crate) struct Options {
-    pub(crate) sampling: SamplerOptions,
-    pub(crate) max_new_tokens: usize,
-    /// Texts that end an answer, beside the template's own.
-    pub(crate) stop: Vec<String>,
-    pub(crate) cache: Option<PromptCache>,
-    /// Set from elsewhere to end what is going on.
-    pub(crate) interrupted: Arc<AtomicBool>,
-}
+use crate::options::{Event, Options};
+use crate::said::{Answer, Ending, Transcript, Turn};
+use crate::template::{without_blank_lines, Template, TURN_END};
 
 /// What `undo` undoes: the state before, and the text where more than the last turn changed.
 struct Step {
@@ -77,7 +31,10 @@ const UNDO_BYTES_MAX: usize = 64 << 20;
 /// have its way.
 const PASSED_OVER_MAX: usize = 64;
 
-pub(crate) struct Conversation {
+/// A conversation with a model: what was said, the state behind it, and the way back.
+///
+/// The state is always that behind the text, every turn ended by a blank line, however an answer ended.
+pub struct Conversation {
     session: Session,
     transcript: Transcript,
     /// The state behind the system text, where it is known.
@@ -90,13 +47,14 @@ pub(crate) struct Conversation {
 }
 
 impl Conversation {
-    /// Reads the system text; ends early, as if there were none, when interrupted.
-    pub(crate) fn new(
-        model: &Model,
-        template: Template,
-        system: &str,
-        options: Options,
-    ) -> Result<Self> {
+    /// Begins with a system text, which may be empty; ends reading it early, as if there were none, when
+    /// interrupted.
+    ///
+    /// # Errors
+    ///
+    /// When the model has no tokenizer, there is no memory for states to go back to, or the options make no
+    /// sense.
+    pub fn new(model: &Model, template: Template, system: &str, options: Options) -> Result<Self> {
         let session = model.session();
         // With little memory, an eighth of what is left.
         let left = model.memory_left().map_or(u64::MAX, |left| left / 8);
@@ -106,11 +64,7 @@ impl Conversation {
             session,
             undo_bytes_max,
             _undo: model.reserve_memory(undo_bytes_max as u64)?,
-            transcript: Transcript {
-                template,
-                system: String::new(),
-                turns: Vec::new(),
-            },
+            transcript: Transcript::new(template),
             begun: Some(model.new_state()),
             steps: VecDeque::new(),
             options,
@@ -126,65 +80,68 @@ impl Conversation {
         Ok(conversation)
     }
 
-    pub(crate) fn transcript(&self) -> &Transcript {
+    /// What was said so far.
+    pub fn transcript(&self) -> &Transcript {
         &self.transcript
     }
 
-    pub(crate) fn session(&self) -> &Session {
+    /// The model, and the state behind what was said.
+    pub fn session(&self) -> &Session {
         &self.session
     }
 
-    pub(crate) fn sampling(&self) -> &SamplerOptions {
+    /// How answers are drawn.
+    pub fn sampling(&self) -> &SamplerOptions {
         &self.options.sampling
     }
 
-    /// Changes how answers are drawn from here on, by the names of the command's options.
-    pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        fn parse<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
-            let parsed = value.parse().ok();
-            parsed.with_context(|| format!("{name} {value}: not such a number"))
-        }
-        let (old, n_max) = (
-            self.options.sampling.clone(),
-            &mut self.options.max_new_tokens,
-        );
-        let sampling = &mut self.options.sampling;
-        match name {
-            "temperature" => sampling.temperature = parse(name, value)?,
-            "top-p" => sampling.top_p = parse(name, value)?,
-            "top-k" => sampling.top_k = parse(name, value)?,
-            "presence-penalty" => sampling.presence_penalty = parse(name, value)?,
-            "frequency-penalty" => sampling.frequency_penalty = parse(name, value)?,
-            "repetition-penalty" => sampling.repetition_penalty = parse(name, value)?,
-            "seed" => {
-                sampling.seed = parse(name, value)?;
-                self.n_answers = 0;
-            }
-            "max-new-tokens" => *n_max = parse(name, value)?,
-            _ => bail!(
-                "no setting {name}, expected temperature, top-p, top-k, presence-penalty, \
-                 frequency-penalty, repetition-penalty, seed or max-new-tokens"
-            ),
-        }
+    /// Changes how answers are drawn from here on. With another seed the draws begin anew, as with
+    /// [`set_seed`](Self::set_seed).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sampler::new`]; all stays as it was then.
+    pub fn set_sampling(&mut self, sampling: SamplerOptions) -> Result<()> {
+        let is_new = sampling.seed != self.options.sampling.seed;
+        let old = std::mem::replace(&mut self.options.sampling, sampling);
         if let Err(error) = self.sampler() {
             self.options.sampling = old;
             return Err(error);
         }
+        if is_new {
+            self.n_answers = 0;
+        }
         Ok(())
     }
 
-    /// Turns and other changes that can be undone, and the memory that their states take.
-    pub(crate) fn undo_steps(&self) -> (usize, usize) {
+    /// Begins the draws anew: the next answer is drawn as the first one of a conversation with this seed.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.options.sampling.seed = seed;
+        self.n_answers = 0;
+    }
+
+    /// Changes how many tokens an answer has at most.
+    pub fn set_max_new_tokens(&mut self, n: usize) {
+        self.options.max_new_tokens = n;
+    }
+
+    /// Turns and other changes that can be undone, and the bytes that their states take.
+    pub fn undo_steps(&self) -> (usize, usize) {
         let n = self.steps.len();
         (n, n * self.session.state().size_bytes())
     }
 
     /// Says something and gives the answer, whose text goes to `on_text` as it comes, whole characters
-    /// only. `None` when interrupted before there was any of it: nothing has changed then.
-    pub(crate) fn say(
+    /// only. `None` when interrupted before there was any of it, and when `on_text` breaks off, since nobody
+    /// hears the answer: nothing has changed then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::eval`]. Nothing has changed then, but where a device failed.
+    pub fn say(
         &mut self,
         message: &str,
-        on_text: &mut dyn FnMut(&str) -> io::Result<()>,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Answer>> {
         let before = self.session.state().clone();
         let answer = match self.answer(&before, message, on_text) {
@@ -207,7 +164,7 @@ impl Conversation {
         &mut self,
         before: &State,
         message: &str,
-        on_text: &mut dyn FnMut(&str) -> io::Result<()>,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Answer>> {
         let prompt = self.encode(&self.transcript.template.turn(message))?;
         let start = Instant::now();
@@ -216,7 +173,9 @@ impl Conversation {
         }
         let prefill_time = start.elapsed();
         let start = Instant::now();
-        let (tokens, text, ending) = self.generate(on_text)?;
+        let Some((tokens, text, ending)) = self.generate(on_text)? else {
+            return Ok(None);
+        };
         let decode_time = start.elapsed();
         if ending == Ending::Interrupted && text.is_empty() {
             return Ok(None);
@@ -233,11 +192,11 @@ impl Conversation {
     }
 
     /// Draws and feeds tokens up to the end of the answer; gives them, the text before the stop text,
-    /// and why there is no more.
+    /// and why there is no more. `None` where `on_text` breaks off.
     fn generate(
         &mut self,
-        on_text: &mut dyn FnMut(&str) -> io::Result<()>,
-    ) -> Result<(Vec<u32>, String, Ending)> {
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Option<(Vec<u32>, String, Ending)>> {
         let model = self.session.model().clone();
         let mut sampler = self.sampler()?;
         let mut stops = self.stop_texts()?;
@@ -265,7 +224,9 @@ impl Conversation {
             tokens.push(token);
             let piece = stops.push(stream.push(token)?);
             text.push_str(piece);
-            on_text(piece)?;
+            if on_text(piece).is_break() {
+                return Ok(None);
+            }
             self.session.eval(&[token])?;
             if stops.hit().is_some() {
                 break Ending::Stop;
@@ -274,8 +235,10 @@ impl Conversation {
         // What might have become a stop text is text; a character that is not whole is left out.
         let rest = stops.flush();
         text.push_str(rest);
-        on_text(rest)?;
-        Ok((tokens, text, ending))
+        if on_text(rest).is_break() {
+            return Ok(None);
+        }
+        Ok(Some((tokens, text, ending)))
     }
 
     /// Moves the state behind the answer's text and a blank line. Mostly the model has just written
@@ -305,8 +268,12 @@ impl Conversation {
     }
 
     /// Goes back before the last turn, or the last change of the whole conversation. `None` when there
-    /// is no way back; else whether a turn was taken back.
-    pub(crate) fn undo(&mut self) -> Result<Option<Undone>> {
+    /// is no way back; else what was taken back.
+    ///
+    /// # Errors
+    ///
+    /// When a device fails.
+    pub fn undo(&mut self) -> Result<Option<Undone>> {
         let Some(step) = self.steps.pop_back() else {
             return Ok(None);
         };
@@ -323,7 +290,11 @@ impl Conversation {
 
     /// Begins a new conversation with the same system text. False when interrupted while reading it:
     /// nothing has changed then.
-    pub(crate) fn reset(&mut self) -> Result<bool> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start_over`](Self::start_over).
+    pub fn reset(&mut self) -> Result<bool> {
         let Some(begun) = self.begun.clone() else {
             let system = self.transcript.system.clone();
             return self.start_over(&system);
@@ -339,7 +310,11 @@ impl Conversation {
 
     /// Begins a new conversation with another system text. False when interrupted while reading it:
     /// nothing has changed then.
-    pub(crate) fn start_over(&mut self, system: &str) -> Result<bool> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Session::eval`]. Nothing has changed then, but where a device failed.
+    pub fn start_over(&mut self, system: &str) -> Result<bool> {
         let before = self.session.state().clone();
         self.session.reset();
         let read = self.read_system(system);
@@ -380,31 +355,45 @@ impl Conversation {
         if tokens.is_empty() {
             return Ok(true);
         }
-        if let Some(cache) = &self.options.cache {
-            if cache.load(&mut self.session, &text, &tokens) {
+        let Options {
+            cache, on_event, ..
+        } = &mut self.options;
+        if let Some(cache) = cache {
+            let mut note = |line: fmt::Arguments<'_>| on_event(Event::Note(&line.to_string()));
+            if cache.load(&mut self.session, &text, &tokens, &mut note) {
                 return Ok(true);
             }
         }
         if !self.feed(&tokens)? {
             return Ok(false);
         }
-        if let Some(cache) = &self.options.cache {
-            cache.save(&self.session, &text, &tokens);
+        let Options {
+            cache, on_event, ..
+        } = &mut self.options;
+        if let Some(cache) = cache {
+            let mut note = |line: fmt::Arguments<'_>| on_event(Event::Note(&line.to_string()));
+            cache.save(&self.session, &text, &tokens, &mut note);
         }
         Ok(true)
     }
 
     /// Feeds tokens piece by piece. False when interrupted between two of them.
     fn feed(&mut self, tokens: &[u32]) -> Result<bool> {
-        let mut progress = Progress::after_a_second("reading");
-        let mut n_done = 0;
+        let fed = self.feed_pieces(tokens);
+        (self.options.on_event)(Event::ReadingEnded);
+        fed
+    }
+
+    fn feed_pieces(&mut self, tokens: &[u32]) -> Result<bool> {
+        let (mut done, total) = (0, tokens.len());
+        (self.options.on_event)(Event::Reading { done, total });
         for piece in tokens.chunks(self.session.model().prefill_rows()) {
             if self.options.interrupted.load(Ordering::Relaxed) {
                 return Ok(false);
             }
             self.session.eval(piece)?;
-            n_done += piece.len();
-            progress.show(n_done as u64, tokens.len() as u64);
+            done += piece.len();
+            (self.options.on_event)(Event::Reading { done, total });
         }
         Ok(true)
     }
@@ -418,7 +407,7 @@ impl Conversation {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.session.model().tokenizer()?.encode(text)?)
+        self.session.model().tokenizer()?.encode(text)
     }
 
     /// Penalties count the tokens of one answer. Every answer has another seed, the first the one
@@ -426,13 +415,13 @@ impl Conversation {
     fn sampler(&self) -> Result<Sampler> {
         let mut options = self.options.sampling.clone();
         options.seed = options.seed.wrapping_add(self.n_answers);
-        Ok(Sampler::new(options, self.session.model().n_vocab())?)
+        Sampler::new(options, self.session.model().n_vocab())
     }
 
     fn stop_texts(&self) -> Result<StopTexts> {
         let own = self.transcript.template.stop().to_owned();
         let all = std::iter::once(own).chain(self.options.stop.iter().cloned());
-        Ok(StopTexts::new(all.collect())?)
+        StopTexts::new(all.collect())
     }
 }
 
@@ -454,7 +443,10 @@ fn first_word(sampler: &mut Sampler, logits: &[f32], model: &Model) -> Result<u3
 }
 
 /// What was undone.
-pub(crate) enum Undone {
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Undone {
+    /// The last turn.
     Turn(Turn),
     /// A reset, another system text, or a conversation that was loaded.
     Replacement,
@@ -462,26 +454,33 @@ pub(crate) enum Undone {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::Arc;
+
     use super::*;
+
+    fn demo() -> Result<Model> {
+        Model::open("../../cli/demo", &rwkv_edge::Options::default())
+    }
+
+    fn plain() -> Template {
+        "plain".parse().expect("a template")
+    }
 
     /// States to go back to are bounded, and the latest are the ones that stay.
     #[test]
     fn the_way_back_is_long_but_not_endless() -> Result<()> {
-        let model = Model::open("demo", &rwkv_edge::Options::default())?;
+        let model = demo()?;
         let options = Options {
-            sampling: SamplerOptions::default(),
             max_new_tokens: 1,
-            stop: Vec::new(),
-            cache: None,
-            interrupted: Arc::default(),
+            ..Options::default()
         };
-        let plain: Template = "plain".parse().map_err(anyhow::Error::msg)?;
-        let mut conversation = Conversation::new(&model, plain, "", options)?;
+        let mut conversation = Conversation::new(&model, plain(), "", options)?;
         let n_max = UNDO_BYTES_MAX / model.new_state().size_bytes();
         for _ in 0..n_max + 5 {
             assert!(conversation.reset()?);
         }
-        let said = conversation.say("Hello", &mut |_| Ok(()))?;
+        let said = conversation.say("Hello", &mut |_| ControlFlow::Continue(()))?;
         assert_eq!(said.map(|answer| answer.n_tokens), Some(1));
         assert_eq!(conversation.undo_steps().0, n_max);
         assert!(conversation.undo_steps().1 <= UNDO_BYTES_MAX);
@@ -496,29 +495,94 @@ mod tests {
     /// Nothing has changed when an interruption comes before the first word.
     #[test]
     fn interrupted_before_the_answer_nothing_was_said() -> Result<()> {
-        let model = Model::open("demo", &rwkv_edge::Options::default())?;
+        let model = demo()?;
         let interrupted = Arc::new(AtomicBool::new(false));
         let options = Options {
-            sampling: SamplerOptions::default(),
             max_new_tokens: 9,
-            stop: Vec::new(),
-            cache: None,
             interrupted: interrupted.clone(),
+            ..Options::default()
         };
-        let plain: Template = "plain".parse().map_err(anyhow::Error::msg)?;
-        let mut conversation = Conversation::new(&model, plain, "A system text.", options)?;
+        let mut conversation = Conversation::new(&model, plain(), "A system text.", options)?;
         let before = conversation.session.state().clone();
+        let mut go_on = |_: &str| ControlFlow::Continue(());
         interrupted.store(true, Ordering::Relaxed);
-        assert!(conversation.say("Hello", &mut |_| Ok(()))?.is_none());
+        assert!(conversation.say("Hello", &mut go_on)?.is_none());
         assert!(!conversation.start_over("Another text.")?);
         assert!(*conversation.session.state() == before);
         assert_eq!(conversation.transcript.system, "A system text.");
         assert_eq!(conversation.undo_steps().0, 0);
         // A reader that has gone: the turn is taken back, too.
         interrupted.store(false, Ordering::Relaxed);
-        let closed = |_: &str| Err(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert!(conversation.say("Hello", &mut { closed }).is_err());
+        let mut closed = |_: &str| ControlFlow::Break(());
+        assert!(conversation.say("Hello", &mut closed)?.is_none());
         assert!(*conversation.session.state() == before);
+        assert!(conversation.transcript.turns.is_empty());
+        Ok(())
+    }
+
+    /// Of what takes long there is always a beginning, and an end however it went.
+    #[test]
+    fn events_tell_what_is_read() -> Result<()> {
+        let model = demo()?;
+        let (told, events) = std::sync::mpsc::channel();
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let options = Options {
+            max_new_tokens: 1,
+            interrupted: interrupted.clone(),
+            on_event: Box::new(move |event| {
+                // What is told behind the end of the test is nobody's business.
+                let _ = told.send(format!("{event:?}"));
+            }),
+            ..Options::default()
+        };
+        let mut conversation = Conversation::new(&model, plain(), "", options)?;
+        assert!(conversation.start_over("A system text.")?);
+        let n = model.tokenizer()?.encode("A system text.\n\n")?.len();
+        let found: Vec<String> = events.try_iter().collect();
+        let reading = |done: usize| format!("Reading {{ done: {done}, total: {n} }}");
+        assert_eq!(found, [reading(0), reading(n), "ReadingEnded".into()]);
+        interrupted.store(true, Ordering::Relaxed);
+        assert!(!conversation.start_over("A system text.")?);
+        let found: Vec<String> = events.try_iter().collect();
+        assert_eq!(found, [reading(0), "ReadingEnded".into()]);
+        Ok(())
+    }
+
+    /// Answers of one seed differ from each other, and come again when the draws begin anew.
+    #[test]
+    fn draws_begin_anew_with_a_seed() -> Result<()> {
+        let model = demo()?;
+        let sampling = SamplerOptions {
+            temperature: 1.0,
+            seed: 7,
+            ..SamplerOptions::default()
+        };
+        let options = Options {
+            sampling: sampling.clone(),
+            max_new_tokens: 12,
+            ..Options::default()
+        };
+        let mut conversation = Conversation::new(&model, plain(), "", options)?;
+        let say = |conversation: &mut Conversation| -> Result<String> {
+            conversation.reset()?;
+            let said = conversation.say("Ownership is", &mut |_| ControlFlow::Continue(()))?;
+            Ok(said.map_or(String::new(), |answer| answer.text))
+        };
+        let first = say(&mut conversation)?;
+        let second = say(&mut conversation)?;
+        assert_ne!(first, second);
+        // The same options change nothing, the same seed does.
+        conversation.set_sampling(sampling.clone())?;
+        assert!(![&first, &second].contains(&&say(&mut conversation)?));
+        conversation.set_seed(7);
+        assert_eq!(say(&mut conversation)?, first);
+        // A wrong option changes nothing.
+        let wrong = SamplerOptions {
+            top_p: -1.0,
+            ..sampling
+        };
+        assert!(conversation.set_sampling(wrong).is_err());
+        assert_eq!(say(&mut conversation)?, second);
         Ok(())
     }
 }

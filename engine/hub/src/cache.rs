@@ -12,11 +12,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
 use fs4::FileExt;
 
-use super::id::{is_file_path, is_hex, is_plain_name};
-use crate::progress::notice;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::id::{is_file_path, is_hex, is_plain_name};
 
 /// The folder of one repository.
 #[derive(Clone, Debug)]
@@ -77,16 +77,16 @@ impl RepositoryCache {
     }
 
     /// Waits until no other process downloads the blob.
-    pub(crate) fn lock(&self, etag: &str, file: &str) -> Result<Lock> {
+    pub(crate) fn lock(&self, etag: &str, file: &str, observer: &Observer) -> Result<Lock> {
         create_folder(&self.locks)?;
         create_folder(&self.folder.join("blobs"))?;
         let path = self.locks.join(format!("{etag}.lock"));
         let failed = || format!("{}: cannot lock", path.display());
         let lock = File::options().create(true).append(true).open(&path);
-        let lock = lock.with_context(failed)?;
+        let lock = lock.context(ErrorKind::Io, failed)?;
         let locked = match FileExt::try_lock(&lock) {
             Err(fs4::TryLockError::WouldBlock) => {
-                notice(format_args!(
+                observer.note(format_args!(
                     "waiting for another program that downloads {file}"
                 ));
                 FileExt::lock(&lock)
@@ -97,14 +97,15 @@ impl RepositoryCache {
         match locked {
             Ok(()) => Ok(Lock { _file: Some(lock) }),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Lock { _file: None }),
-            Err(error) => Err(error).with_context(failed),
+            Err(error) => Err(error).context(ErrorKind::Io, failed),
         }
     }
 
     /// Puts a complete blob into a snapshot, in place of whatever is there.
     pub(crate) fn link(&self, etag: &str, commit: &str, file: &str) -> Result<()> {
         if !is_plain_name(commit) || !is_file_path(file) {
-            bail!("{file} of commit {commit}: not a name that a file can have here");
+            let text = format!("{file} of commit {commit}: not a name that a file can have here");
+            return Err(Error::new(ErrorKind::Hub, text));
         }
         let link = self.snapshot(commit).join(file);
         let folder = link.parent().unwrap_or(&self.folder);
@@ -120,7 +121,7 @@ impl RepositoryCache {
         link_or_copy(&target, &self.blob(etag), &beside)
             .and_then(|()| fs::rename(&beside, &link))
             .inspect_err(|_| drop(fs::remove_file(&beside)))
-            .with_context(|| format!("{}: cannot link", link.display()))
+            .context(ErrorKind::Io, || format!("{}: cannot link", link.display()))
     }
 
     /// Notes which commit a revision is.
@@ -137,9 +138,10 @@ impl RepositoryCache {
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder).with_context(failed)?;
-        file.write_all(commit.as_bytes()).with_context(failed)?;
-        file.persist(&path).with_context(failed)?;
+        let mut file = builder.tempfile_in(folder).context(ErrorKind::Io, failed)?;
+        file.write_all(commit.as_bytes())
+            .context(ErrorKind::Io, failed)?;
+        file.persist(&path).context(ErrorKind::Io, failed)?;
         Ok(())
     }
 }
@@ -150,7 +152,9 @@ pub(crate) fn is_commit(revision: &str) -> bool {
 }
 
 fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("{}: cannot create", path.display()))
+    fs::create_dir_all(path).context(ErrorKind::Io, || {
+        format!("{}: cannot create", path.display())
+    })
 }
 
 #[cfg(unix)]

@@ -7,12 +7,23 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rwkv_edge::Model;
+use rwkv_edge::{Error, ErrorKind, Model};
 
 /// The form of a conversation.
+///
+/// Its text form, which [`FromStr`] reads and [`name`](Self::name) gives, is one of `raven` (Bob/Alice),
+/// `world` (User/Assistant), `qa` (Question/Answer), `instruct` (a task and its response), `plain` (the text
+/// alone, which the model goes on with), or any two names such as `Ann/Robot`.
+///
+/// ```
+/// use rwkv_edge_chat::Template;
+///
+/// let template: Template = "world".parse()?;
+/// assert_eq!(template.turn("Why?"), "User: Why?\n\nAssistant:");
+/// # Ok::<(), rwkv_edge::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Template {
-    /// As `--template` names it.
+pub struct Template {
     name: String,
     form: Form,
 }
@@ -28,7 +39,7 @@ enum Form {
 }
 
 /// Ends every turn.
-pub(crate) const TURN_END: &str = "\n\n";
+pub const TURN_END: &str = "\n\n";
 
 const INSTRUCTION: &str = "Below is an instruction that describes a task. Write a response that \
                            appropriately completes the request.\n\n# Instruction:\n";
@@ -36,7 +47,7 @@ const RESPONSE: &str = "\n\n# Response:\n";
 
 impl Template {
     /// That of the model's family, or plain text where there is no telling.
-    pub(crate) fn of(model: &Model) -> Self {
+    pub fn of(model: &Model) -> Self {
         let is_world = model
             .tokenizer()
             .is_ok_and(|tokenizer| tokenizer.is_world());
@@ -66,12 +77,13 @@ impl Template {
         }
     }
 
-    pub(crate) fn is_plain(&self) -> bool {
+    /// Whether the model is given the text alone.
+    pub fn is_plain(&self) -> bool {
         self.form == Form::Plain
     }
 
     /// What is fed before the first turn.
-    pub(crate) fn system(&self, text: &str) -> String {
+    pub fn system(&self, text: &str) -> String {
         let text = text.replace("\r\n", "\n");
         match text.trim_end() {
             "" => String::new(),
@@ -80,7 +92,7 @@ impl Template {
     }
 
     /// What is fed for a message, up to where the answer begins.
-    pub(crate) fn turn(&self, message: &str) -> String {
+    pub fn turn(&self, message: &str) -> String {
         let message = without_blank_lines(message);
         match &self.form {
             Form::Dialogue { user, assistant } => {
@@ -92,7 +104,7 @@ impl Template {
     }
 
     /// The text that ends an answer.
-    pub(crate) fn stop(&self) -> &'static str {
+    pub fn stop(&self) -> &'static str {
         match self.form {
             // Responses to tasks may have paragraphs; a new task must not begin.
             Form::Instruct => "\n\n# ",
@@ -100,27 +112,32 @@ impl Template {
         }
     }
 
-    /// What stands before the user's line on a terminal.
-    pub(crate) fn user_label(&self) -> String {
+    /// What stands before the user's line where a conversation is shown to people.
+    pub fn user_label(&self) -> String {
         match &self.form {
             Form::Dialogue { user, .. } => format!("{user}: "),
             _ => "> ".into(),
         }
     }
 
-    /// What stands before the answer on a terminal.
-    pub(crate) fn answer_label(&self) -> String {
+    /// What stands before the answer where a conversation is shown to people.
+    pub fn answer_label(&self) -> String {
         match &self.form {
             Form::Dialogue { assistant, .. } => format!("{assistant}: "),
             _ => String::new(),
         }
     }
+
+    /// The text form, from which the template can be read again.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 impl FromStr for Template {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, Error> {
         if ["raven", "world", "qa", "instruct", "plain"].contains(&text) {
             return Ok(Self::named(text));
         }
@@ -133,13 +150,15 @@ impl FromStr for Template {
                     assistant: assistant.trim().into(),
                 },
             }),
-            _ => Err(
-                "expected raven, world, qa, instruct, plain, or two names such as Ann/Robot".into(),
-            ),
+            _ => Err(Error::new(
+                ErrorKind::Argument,
+                "expected raven, world, qa, instruct, plain, or two names such as Ann/Robot",
+            )),
         }
     }
 }
 
+/// For people, with the names of those who talk.
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.form {
@@ -148,13 +167,6 @@ impl fmt::Display for Template {
             }
             _ => f.write_str(&self.name),
         }
-    }
-}
-
-impl Template {
-    /// As `--template` takes it.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
     }
 }
 

@@ -1,5 +1,4 @@
-//! Names of models on the hub: `OWNER/NAME`, with a file of the repository behind another slash
-//! where one of several is meant, and with a branch, tag or commit behind an `@`.
+//! Names: of models on the hub, and of files in its cache.
 
 #![forbid(unsafe_code)]
 
@@ -10,26 +9,34 @@ use std::path::Path;
 const NAME_CHARS_MAX: usize = 96;
 
 /// The branch that is meant where none is named.
-#[cfg(feature = "hub")]
 const DEFAULT_REVISION: &str = "main";
 
 /// Endings by which a name of two parts is a path to a file that is missing, rather than a
 /// repository.
 const FILE_ENDINGS: [&str; 6] = [".pth", ".pt", ".safetensors", ".bin", ".gguf", ".json"];
 
-/// A model on the hub.
+/// A model on the hub: `OWNER/NAME`, with a file of the repository behind another slash where one of
+/// several is meant, and with a branch, tag or commit behind an `@`.
+///
+/// ```
+/// use rwkv_edge_hub::ModelId;
+///
+/// let id = ModelId::parse("BlinkDL/rwkv-4-pile-169m/RWKV-4-Pile-169M.pth@main").expect("it is one");
+/// assert_eq!(id.repository(), "BlinkDL/rwkv-4-pile-169m");
+/// assert_eq!(id.file(), Some("RWKV-4-Pile-169M.pth"));
+/// assert_eq!(ModelId::parse("./models/mine"), None);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ModelId {
-    pub(crate) owner: String,
-    pub(crate) name: String,
-    /// A file of the repository, with slashes between its folders.
-    pub(crate) file: Option<String>,
+pub struct ModelId {
+    owner: String,
+    name: String,
+    file: Option<String>,
     revision: Option<String>,
 }
 
 impl ModelId {
     /// The id that a text is, if it looks like one.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (path, revision) = match text.split_once('@') {
             Some((path, revision)) => (path, Some(revision)),
             None => (text, None),
@@ -50,24 +57,42 @@ impl ModelId {
         })
     }
 
-    /// The id that a path is, if it looks like one.
-    pub(crate) fn of_path(path: &Path) -> Option<Self> {
-        Self::parse(path.to_str()?)
+    /// The id that a path is, if there is nothing at that path and it looks like one. Anything else is for
+    /// whoever opens the path, also to say that it does not exist.
+    pub fn of_missing(path: &Path) -> Option<Self> {
+        match path.exists() {
+            true => None,
+            false => Self::parse(path.to_str()?),
+        }
     }
-}
 
-#[cfg(feature = "hub")]
-impl ModelId {
+    /// Who has the repository.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// What the repository is called by its owner.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// `OWNER/NAME`
-    pub(crate) fn repository(&self) -> String {
+    pub fn repository(&self) -> String {
         format!("{}/{}", self.owner, self.name)
     }
 
-    pub(crate) fn revision(&self) -> &str {
+    /// A file of the repository, with slashes between its folders, where one is named.
+    pub fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
+    /// A branch, tag or commit; `main` where none is named.
+    pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or(DEFAULT_REVISION)
     }
 
     /// The same repository and revision, and this file.
+    #[cfg(feature = "network")]
     pub(crate) fn with_file(&self, file: &str) -> Self {
         ModelId {
             file: Some(file.to_owned()),
@@ -119,12 +144,20 @@ pub(crate) fn is_hex(text: &str, n_digits: usize) -> bool {
     text.len() == n_digits && text.bytes().all(digit)
 }
 
+/// The hash that a file of the cache is stored under, which is that of its content; `None` for any other
+/// file. `file` is its real path, and no link to it.
+pub fn content_hash(file: &Path) -> Option<&str> {
+    let name = file.file_name()?.to_str()?;
+    let in_blobs = file.parent()?.file_name()? == "blobs";
+    (in_blobs && (is_hex(name, 40) || is_hex(name, 64))).then_some(name)
+}
+
 /// Branches and tags may have slashes in them, such as `refs/pr/1`; git allows no spaces.
 fn is_revision(revision: &str) -> bool {
     is_file_path(revision) && !revision.contains(char::is_whitespace)
 }
 
-#[cfg(all(test, feature = "hub"))]
+#[cfg(test)]
 mod tests {
     use super::ModelId;
 

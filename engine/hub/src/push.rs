@@ -7,31 +7,30 @@
 
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{anyhow, bail, Context, Error, Result};
 use base64::prelude::{Engine, BASE64_STANDARD};
 use serde_json::{json, Value};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::client::{Client, Failure, Request, TRIES};
-use super::download::hex;
-use super::lfs::{Object, Uploads};
-use super::settings::Settings;
-use super::ModelId;
-use crate::progress::Progress;
+use crate::client::{Client, Failure, Request, TRIES};
+use crate::download::hex;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::{Observer, Work};
+use crate::id::ModelId;
+use crate::lfs::{Object, Uploads};
+use crate::settings::Settings;
 
 const REVISION: &str = "main";
 /// From the start of a file; by it the hub tells text from other content.
 const SAMPLE_BYTES: usize = 512;
 /// As many as Python's library names in one request.
 const FILES_PER_REQUEST: usize = 256;
-const PIECE_BYTES: usize = 256 << 10;
+const HASH_BYTES: usize = 256 << 10;
 /// A hub that makes a commit of many files is silent for a while.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -50,24 +49,32 @@ struct LocalFile {
 /// Refuses what cannot work, before there is anything to push.
 pub(crate) fn check(settings: &Settings, name: &str) -> Result<String> {
     if let Some(variable) = settings.offline {
-        bail!("{name}: cannot push, since {variable} is set");
+        let text = format!("{name}: cannot push, since {variable} is set");
+        return Err(Error::new(ErrorKind::Network, text));
     }
     let Some(token) = &settings.token else {
-        bail!(
+        let text = format!(
             "{name}: pushing needs a token that may write, in HF_TOKEN; make one on \
              {}/settings/tokens",
             settings.endpoint
         );
+        return Err(Error::new(ErrorKind::Access, text));
     };
     Ok(token.source.clone())
 }
 
-/// What `super::push` promises, with given settings.
-pub(crate) fn push(settings: Settings, folder: &Path, name: &str, summary: &str) -> Result<String> {
+/// What `Hub::push` promises.
+pub(crate) fn push(
+    settings: Settings,
+    observer: &Observer,
+    folder: &Path,
+    name: &str,
+    summary: &str,
+) -> Result<String> {
     let token_source = check(&settings, name)?;
     let patience = PATIENCE.max(settings.read_timeout);
-    let client = Client::with_patience(settings, patience)?;
-    let mut files = read_folder(folder)?;
+    let client = Client::with_patience(settings, observer.clone(), patience)?;
+    let mut files = read_folder(folder, observer)?;
     let explain = |failure| explain(name, &token_source, &client, failure);
     let repository = make_repository(&client, name).map_err(explain)?;
     choose_ways(&client, &repository, &mut files).map_err(explain)?;
@@ -80,36 +87,50 @@ pub(crate) fn push(settings: Settings, folder: &Path, name: &str, summary: &str)
 
 fn explain(name: &str, token_source: &str, client: &Client, failure: Failure) -> Error {
     let hub = &client.settings.endpoint;
-    match failure {
-        Failure::Other(error) => error.context(format!("{name}: cannot push")),
-        Failure::Refused(refusal) if refusal.status == 401 => anyhow!(
-            "{name}: cannot push: {hub} does not accept the token in {token_source} (401); make \
-             another, that may write, on {hub}/settings/tokens"
+    let (kind, text) = match failure {
+        Failure::Other(error) => return error.at(format_args!("{name}: cannot push")),
+        Failure::Refused(refusal) if refusal.status == 401 => (
+            ErrorKind::Access,
+            format!(
+                "{hub} does not accept the token in {token_source} (401); make another, that may \
+                 write, on {hub}/settings/tokens"
+            ),
         ),
-        Failure::Refused(refusal) if refusal.status == 403 => anyhow!(
-            "{name}: cannot push: {refusal}; the token in {token_source} may not write there: see \
-             {hub}/settings/tokens"
+        Failure::Refused(refusal) if refusal.status == 403 => (
+            ErrorKind::Access,
+            format!(
+                "{refusal}; the token in {token_source} may not write there: see \
+                 {hub}/settings/tokens"
+            ),
         ),
-        failure => {
-            anyhow!("{name}: cannot push: {failure}; what was uploaded is kept, so push again")
-        }
-    }
+        failure => (
+            match failure {
+                Failure::Refused(_) => ErrorKind::Hub,
+                _ => ErrorKind::Network,
+            },
+            format!("{failure}; what was uploaded is kept, so push again"),
+        ),
+    };
+    Error::new(kind, text).at(format_args!("{name}: cannot push"))
 }
 
 /// All files below a folder, hashed. Hidden ones stay: they are git's, or the system's.
-fn read_folder(folder: &Path) -> Result<Vec<LocalFile>> {
+fn read_folder(folder: &Path, observer: &Observer) -> Result<Vec<LocalFile>> {
     let mut paths = Vec::new();
     collect(folder, &mut paths)?;
     paths.sort();
     if paths.is_empty() {
-        bail!("{}: no files to push", folder.display());
+        let text = format!("{}: no files to push", folder.display());
+        return Err(Error::new(ErrorKind::Argument, text));
     }
     let mut total_bytes = 0;
     for path in &paths {
-        total_bytes += fs::metadata(path).with_context(|| cannot_read(path))?.len();
+        let found = fs::metadata(path).context(ErrorKind::Io, || cannot_read(path))?;
+        total_bytes += found.len();
     }
-    let mut progress = Progress::after_a_second("hashing");
+    let progress = observer.begin(Work::Hash);
     let mut done = 0;
+    progress.show(done, total_bytes);
     let mut files = Vec::new();
     for path in paths {
         let file = read_file(folder, path, &mut |n| {
@@ -121,18 +142,19 @@ fn read_folder(folder: &Path) -> Result<Vec<LocalFile>> {
     Ok(files)
 }
 
-fn cannot_read(path: &Path) -> String {
+pub(crate) fn cannot_read(path: &Path) -> String {
     format!("{}: cannot read", path.display())
 }
 
 fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| cannot_read(folder))? {
-        let path = entry.with_context(|| cannot_read(folder))?.path();
+    let failed = || cannot_read(folder);
+    for entry in fs::read_dir(folder).context(ErrorKind::Io, failed)? {
+        let path = entry.context(ErrorKind::Io, failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with('.') {
             continue;
         }
-        match fs::metadata(&path).with_context(|| cannot_read(&path))? {
+        match fs::metadata(&path).context(ErrorKind::Io, || cannot_read(&path))? {
             found if found.is_dir() => collect(&path, paths)?,
             found if found.is_file() => paths.push(path),
             _ => {}
@@ -143,17 +165,20 @@ fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
 
 fn read_file(folder: &Path, path: PathBuf, read: &mut dyn FnMut(u64)) -> Result<LocalFile> {
     let failed = || cannot_read(&path);
-    let below = path.strip_prefix(folder).with_context(failed)?;
+    let below = path.strip_prefix(folder);
+    let below = below.context(ErrorKind::Io, failed)?;
     let parts: Option<Vec<&str>> = below.iter().map(|part| part.to_str()).collect();
-    let parts = parts.with_context(|| format!("{}: its name is not UTF-8", path.display()))?;
-    let mut file = File::open(&path).with_context(failed)?;
-    let size_bytes = file.metadata().with_context(failed)?.len();
+    let parts = parts.context(ErrorKind::Argument, || {
+        format!("{}: its name is not UTF-8", path.display())
+    })?;
+    let mut file = File::open(&path).context(ErrorKind::Io, failed)?;
+    let size_bytes = file.metadata().context(ErrorKind::Io, failed)?.len();
     let mut sha256 = Sha256::new();
     let mut git_sha1 = Sha1::new_with_prefix(format!("blob {size_bytes}\0"));
     let mut sample = Vec::new();
-    let mut piece = vec![0; PIECE_BYTES];
+    let mut piece = vec![0; HASH_BYTES];
     loop {
-        let n = file.read(&mut piece).with_context(failed)?;
+        let n = file.read(&mut piece).context(ErrorKind::Io, failed)?;
         if n == 0 {
             break;
         }
@@ -182,8 +207,10 @@ fn make_repository(client: &Client, name: &str) -> Result<String, Failure> {
         false => format!("{}/{name}", user(client)?),
     };
     let id = ModelId::parse(&repository).filter(|id| id.repository() == repository);
-    let id = id.with_context(|| format!("{repository}: not a name that a repository can have"))?;
-    let body = json!({ "name": id.name, "organization": id.owner });
+    let id = id.context(ErrorKind::Argument, || {
+        format!("{repository}: not a name that a repository can have")
+    })?;
+    let body = json!({ "name": id.name(), "organization": id.owner() });
     let body = body.to_string().into_bytes();
     let url = format!("{endpoint}/api/repos/create");
     let request = Request::post(url, "application/json", &body);
@@ -207,7 +234,9 @@ fn user(client: &Client) -> Result<String, Failure> {
     let url = format!("{}/api/whoami-v2", client.settings.endpoint);
     let answer = client.json(&Request::get(url), TRIES)?;
     let name = answer.get("name").and_then(Value::as_str);
-    let name = name.context("the hub does not say whose token this is; name OWNER/NAME")?;
+    let name = name.context(ErrorKind::Hub, || {
+        "the hub does not say whose token this is; name OWNER/NAME".into()
+    })?;
     Ok(name.to_owned())
 }
 
@@ -232,20 +261,23 @@ fn choose_ways(
         let request = Request::post(url.clone(), "application/json", &body);
         let answer = client.json(&request, TRIES)?;
         let answers = answer.get("files").and_then(Value::as_array);
-        let answers = answers.context("the hub names no files in its answer")?;
+        let answers = answers.context(ErrorKind::Hub, || {
+            "the hub names no files in its answer".into()
+        })?;
         for mut file in rest {
             let answer = answers
                 .iter()
                 .find(|answer| answer["path"] == file.name.as_str());
-            let answer =
-                answer.with_context(|| format!("the hub is silent about {}", file.name))?;
+            let answer = answer.context(ErrorKind::Hub, || {
+                format!("the hub is silent about {}", file.name)
+            })?;
             file.is_large = match answer["uploadMode"].as_str() {
                 // Storage takes no empty files.
                 Some("lfs") => file.size_bytes > 0,
                 Some("regular") => false,
                 other => {
-                    let error = anyhow!("{}: unknown way of upload {other:?}", file.name);
-                    return Err(error.into());
+                    let text = format!("{}: unknown way of upload {other:?}", file.name);
+                    return Err(Error::new(ErrorKind::Hub, text).into());
                 }
             };
             let hash = if file.is_large {
@@ -278,7 +310,7 @@ fn upload_large(client: &Client, repository: &str, files: &[LocalFile]) -> Resul
         client,
         repository,
         revision: REVISION,
-        progress: RefCell::new(Progress::of_bytes("uploading".to_owned())),
+        progress: client.observer.begin(Work::Upload),
         total_bytes: objects.iter().map(|object| object.size_bytes).sum(),
     };
     match objects.is_empty() {
@@ -302,7 +334,8 @@ fn commit(
                 "path": file.name, "algo": "sha256", "oid": file.sha256, "size": file.size_bytes,
             } }),
             false => {
-                let content = fs::read(&file.path).with_context(|| cannot_read(&file.path))?;
+                let content = fs::read(&file.path);
+                let content = content.context(ErrorKind::Io, || cannot_read(&file.path))?;
                 let content = BASE64_STANDARD.encode(content);
                 json!({ "key": "file", "value": {
                     "path": file.name, "content": content, "encoding": "base64",
@@ -325,10 +358,3 @@ fn commit(
     let address = answer.get("commitUrl").and_then(Value::as_str);
     Ok(address.map_or_else(|| format!("{endpoint}/{repository}"), str::to_owned))
 }
-
-#[cfg(test)]
-#[path = "../../../tests/hub/stand_in.rs"]
-mod stand_in;
-#[cfg(test)]
-#[path = "../../../tests/hub/push.rs"]
-mod tests;

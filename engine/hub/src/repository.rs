@@ -10,14 +10,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail, Context, Result};
 use serde_json::Value;
 
-use super::cache::{is_commit, RepositoryCache};
-use super::client::{Client, Failure, Request, TRIES};
-use super::download::{escape_part, RemoteFile};
-use super::id::{is_plain_name, ModelId};
-use crate::progress::notice;
+use crate::cache::{is_commit, RepositoryCache};
+use crate::client::{Client, Failure, Request, TRIES};
+use crate::download::{escape_part, RemoteFile};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::id::{is_plain_name, ModelId};
 
 /// Where the engine looks for weights, best first.
 const WEIGHT_FILES: [&str; 4] = [
@@ -60,7 +59,7 @@ impl<'a> Repository<'a> {
 
     fn cached_commit(&self, commit: &str) -> Option<PathBuf> {
         let snapshot = self.cache.snapshot(commit);
-        match &self.id.file {
+        match self.id.file() {
             Some(file) => Some(snapshot.join(file)).filter(|path| path.is_file()),
             None => has_weights(&snapshot).then_some(snapshot),
         }
@@ -88,8 +87,8 @@ impl<'a> Repository<'a> {
         let commit = commit.filter(|commit| is_plain_name(commit));
         let files = answer.get("siblings").and_then(Value::as_array);
         let (Some(commit), Some(files)) = (commit, files) else {
-            let error = anyhow!("{repository}: the hub names no commit or no files");
-            return Err(error.into());
+            let text = format!("{repository}: the hub names no commit or no files");
+            return Err(Error::new(ErrorKind::Hub, text).into());
         };
         let name = |file: &Value| Some(file.get("rfilename")?.as_str()?.to_owned());
         Ok(Listing {
@@ -101,7 +100,7 @@ impl<'a> Repository<'a> {
     /// Downloads what of the model is missing, and gives its path.
     pub(crate) fn fetch(&self, listing: &Listing) -> Result<PathBuf, Failure> {
         let snapshot = self.cache.snapshot(&listing.commit);
-        let path = match &self.id.file {
+        let path = match self.id.file() {
             Some(file) => {
                 self.fetch_file(file, listing)?;
                 snapshot.join(file)
@@ -114,8 +113,8 @@ impl<'a> Repository<'a> {
         // Not before everything is there: until then the old commit is what is used without a
         // network.
         if let Err(error) = self.cache.set_commit(self.id.revision(), &listing.commit) {
-            notice(format_args!(
-                "{error:#}; without a network the model will not be found"
+            self.client.observer.note(format_args!(
+                "{error}; without a network the model will not be found"
             ));
         }
         Ok(path)
@@ -127,7 +126,7 @@ impl<'a> Repository<'a> {
         &self,
         listing: &Listing,
     ) -> Result<(PathBuf, Option<String>), Failure> {
-        let file = self.id.file.as_deref().unwrap_or_default();
+        let file = self.id.file().unwrap_or_default();
         let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
         let beside = |name: &&str| name.strip_prefix(folder).is_some_and(is_tokenizer);
         let names = listing.files.iter().map(String::as_str);
@@ -155,8 +154,8 @@ impl<'a> Repository<'a> {
     fn fetch_file(&self, file: &str, listing: &Listing) -> Result<(), Failure> {
         if !listing.files.contains(file) {
             let near = near_names(file, listing.files.iter().map(String::as_str));
-            let error = anyhow!("{}: no file {file}{}", self.id.repository(), or_else(&near));
-            return Err(error.into());
+            let text = format!("{}: no file {file}{}", self.id.repository(), or_else(&near));
+            return Err(Error::new(ErrorKind::NotFound, text).into());
         }
         let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
         let is_beside = |name: &&String| name.strip_prefix(folder).is_some_and(is_tokenizer);
@@ -186,7 +185,8 @@ impl<'a> Repository<'a> {
             wanted.push(weights);
         }
         self.fetch_missing(&wanted, listing)?;
-        check_architecture(&snapshot.join("config.json")).with_context(|| self.id.repository())?;
+        check_architecture(&snapshot.join("config.json"))
+            .map_err(|error| error.at(self.id.repository()))?;
         if !weights.ends_with(INDEX_ENDING) {
             return self.fetch_missing(&[weights], listing);
         }
@@ -194,8 +194,8 @@ impl<'a> Repository<'a> {
         let missing = shards.iter().find(|shard| !listing.files.contains(*shard));
         if let Some(shard) = missing {
             let repository = self.id.repository();
-            let error = anyhow!("{repository}: {weights} names {shard}, which is not there");
-            return Err(error.into());
+            let text = format!("{repository}: {weights} names {shard}, which is not there");
+            return Err(Error::new(ErrorKind::Content, text).into());
         }
         let shards: Vec<&str> = shards.iter().map(String::as_str).collect();
         self.fetch_missing(&shards, listing)
@@ -209,7 +209,7 @@ impl<'a> Repository<'a> {
             let short = listing.commit.get(..8).unwrap_or(&listing.commit);
             let (hub, cache) = (&self.client.settings.endpoint, &self.client.settings.cache);
             let (id, cache) = (self.id.repository(), cache.display());
-            notice(format_args!(
+            self.client.observer.note(format_args!(
                 "downloading {id}, commit {short}, from {hub} to {cache}"
             ));
         }
@@ -227,7 +227,7 @@ impl<'a> Repository<'a> {
     }
 
     /// Nothing under the usual names: lists what might be meant.
-    fn no_weights(&self, listing: &Listing) -> anyhow::Error {
+    fn no_weights(&self, listing: &Listing) -> Error {
         let repository = self.id.repository();
         let candidates: Vec<&str> = listing
             .files
@@ -237,16 +237,17 @@ impl<'a> Repository<'a> {
             .collect();
         let looked_for = WEIGHT_FILES.join(", ");
         let Some(first) = candidates.first() else {
-            return anyhow!(
-                "{repository}: no weights: looked for {looked_for}, *.safetensors, *.pth"
-            );
+            let text =
+                format!("{repository}: no weights: looked for {looked_for}, *.safetensors, *.pth");
+            return Error::new(ErrorKind::Content, text);
         };
         let one = self.id.with_file(first);
         let files = list_of(&candidates);
-        anyhow!(
+        let text = format!(
             "{repository}: no {looked_for}, but {files}; name the one you want: --model {}",
             quoted(&one.to_string())
-        )
+        );
+        Error::new(ErrorKind::Argument, text)
     }
 }
 
@@ -273,23 +274,26 @@ fn found_weights(snapshot: &Path) -> Option<&'static str> {
 /// The files that an index names.
 fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let place = index.display();
-    let size = fs::metadata(index)
-        .with_context(|| format!("{place}: cannot read"))?
-        .len();
+    let failed = || format!("{place}: cannot read");
+    let size = fs::metadata(index).context(ErrorKind::Io, failed)?.len();
     if size > INDEX_BYTES_MAX {
-        bail!("{place}: {size} bytes, expected at most {INDEX_BYTES_MAX}");
+        let text = format!("{place}: {size} bytes, expected at most {INDEX_BYTES_MAX}");
+        return Err(Error::new(ErrorKind::Content, text));
     }
-    let text = fs::read(index).with_context(|| format!("{place}: cannot read"))?;
-    let parsed: Value =
-        serde_json::from_slice(&text).with_context(|| format!("{place}: not valid JSON"))?;
+    let text = fs::read(index).context(ErrorKind::Io, failed)?;
+    let parsed: Value = serde_json::from_slice(&text)
+        .context(ErrorKind::Content, || format!("{place}: not valid JSON"))?;
     let map = parsed.get("weight_map").and_then(Value::as_object);
     let map = map.filter(|map| !map.is_empty());
-    let map = map.with_context(|| format!("{place}: no weight_map"))?;
+    let map = map.context(ErrorKind::Content, || format!("{place}: no weight_map"))?;
     let mut shards = BTreeSet::new();
     for shard in map.values() {
         match shard.as_str().filter(|name| is_plain_name(name)) {
             Some(name) => shards.insert(name.to_owned()),
-            None => bail!("{place}: shard {shard}, expected a plain file name"),
+            None => {
+                let text = format!("{place}: shard {shard}, expected a plain file name");
+                return Err(Error::new(ErrorKind::Content, text));
+            }
         };
     }
     Ok(shards)
@@ -300,10 +304,12 @@ fn check_architecture(config: &Path) -> Result<()> {
     let Ok(text) = fs::read(config) else {
         return Ok(());
     };
-    let parsed: Value = serde_json::from_slice(&text).context("config.json: not valid JSON")?;
+    let parsed: Value = serde_json::from_slice(&text)
+        .context(ErrorKind::Content, || "config.json: not valid JSON".into())?;
     match parsed.get("model_type") {
         Some(Value::String(found)) if found != "rwkv" => {
-            bail!("config.json: model_type {found:?}, expected \"rwkv\" (RWKV-4)")
+            let text = format!("config.json: model_type {found:?}, expected \"rwkv\" (RWKV-4)");
+            Err(Error::new(ErrorKind::Content, text))
         }
         _ => Ok(()),
     }

@@ -1,19 +1,16 @@
 //! Feeds sequences to one or several models side by side and shows what they predicted.
 //!
-//! Sits between the commands that judge models (`perplexity`, `eval`) and the engine. Sequences start at
-//! the empty state; short ones go through the network together, long ones in pieces, so that batches are
+//! Sits between what judges models and the engine. Sequences start at the empty state; short ones go through the network together, long ones in pieces, so that batches are
 //! full either way. Memory does not depend on the length of the sequences: at most two batches of logits
 //! are held, those of the first model and of the one that is compared with it.
 
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::thread;
-use std::time::Instant;
 
-use anyhow::Result;
-use rwkv_edge::{Model, Output, Reservation, Span, State, Workspace};
+use rwkv_edge::{Error, ErrorKind, Model, Output, Reservation, Result, Span, State, Workspace};
 
-use crate::{detail, devices, model};
+use crate::{is_on_device, rows_that_fit};
 
 /// Rows of a batch. More make it no faster.
 const ROWS_MAX: usize = 128;
@@ -25,32 +22,56 @@ const DEVICE_LOGITS_MAX: usize = 16 << 20;
 
 /// Tokens from the empty state on; those from `first_target` on are predicted, each from all before it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sequence<'a> {
-    pub(crate) tokens: &'a [u32],
-    /// From 1 to less than the number of tokens: nothing predicts the first token.
-    pub(crate) first_target: usize,
+pub struct Sequence<'a> {
+    tokens: &'a [u32],
+    first_target: usize,
 }
 
-impl Sequence<'_> {
+impl<'a> Sequence<'a> {
+    /// `first_target` is from 1 to less than the number of tokens, since nothing predicts the first one;
+    /// `None` for any other.
+    pub fn new(tokens: &'a [u32], first_target: usize) -> Option<Self> {
+        (1..tokens.len())
+            .contains(&first_target)
+            .then_some(Sequence {
+                tokens,
+                first_target,
+            })
+    }
+
+    /// All tokens.
+    pub fn tokens(&self) -> &'a [u32] {
+        self.tokens
+    }
+
+    /// Number of the first token that is predicted.
+    pub fn first_target(&self) -> usize {
+        self.first_target
+    }
+
     /// Tokens that are fed: nothing follows the last one.
-    pub(crate) fn n_fed(&self) -> usize {
+    pub fn n_fed(&self) -> usize {
         self.tokens.len() - 1
     }
 }
 
 /// A token that was predicted.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Target {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Target {
     /// Number of its sequence.
-    pub(crate) sequence: usize,
-    pub(crate) token: u32,
+    pub sequence: usize,
+    /// The token that follows in the sequence.
+    pub token: u32,
 }
 
 /// What one model predicted for some tokens.
-pub(crate) struct Predictions<'a> {
+#[non_exhaustive]
+pub struct Predictions<'a> {
     /// Number of the model.
-    pub(crate) model: usize,
-    pub(crate) targets: &'a [Target],
+    pub model: usize,
+    /// The tokens that were predicted; those of one sequence in order, also from one batch to the next.
+    pub targets: &'a [Target],
     n_vocab: usize,
     n_threads: usize,
     /// (targets, n_vocab)
@@ -62,10 +83,7 @@ pub(crate) struct Predictions<'a> {
 impl Predictions<'_> {
     /// Calls `judge(target, logits, logits of the first model)` for every target, on several threads,
     /// and gives the results in the targets' order.
-    pub(crate) fn judge<T: Send>(
-        &self,
-        judge: impl Fn(Target, &[f32], &[f32]) -> T + Sync,
-    ) -> Vec<T> {
+    pub fn judge<T: Send>(&self, judge: impl Fn(Target, &[f32], &[f32]) -> T + Sync) -> Vec<T> {
         let rows_of = |index: usize| index * self.n_vocab..(index + 1) * self.n_vocab;
         let judge_one = |index: usize| {
             let rows = rows_of(index);
@@ -110,10 +128,15 @@ impl Predictions<'_> {
 }
 
 /// The models that are fed, one or more, with the same vocabulary.
-pub(crate) trait Models {
-    fn len(&self) -> usize;
+pub trait Models {
+    /// How many there are.
+    fn n_models(&self) -> usize;
 
     /// A model; asked for again for every batch, so that it may be made when it is needed.
+    ///
+    /// # Errors
+    ///
+    /// When the model cannot be made.
     fn get(&self, index: usize) -> Result<Model>;
 
     /// Whether the first model's memory for forward passes fits all of them.
@@ -121,7 +144,7 @@ pub(crate) trait Models {
 }
 
 impl Models for [Model] {
-    fn len(&self) -> usize {
+    fn n_models(&self) -> usize {
         self.len()
     }
 
@@ -164,29 +187,46 @@ impl Lane<'_> {
     }
 }
 
+/// How [`feed`] went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fed {
+    /// Tokens that were fed, to all models together.
+    pub n_tokens: u64,
+    /// Rows of logits at a time: fewer within a memory limit.
+    pub logit_rows_max: usize,
+}
+
 /// Feeds `sequences` to all `models` and calls `visit` with what each of them predicted, model after
 /// model for every batch. Calls `progress` with the number of tokens fed so far, to all models together.
-pub(crate) fn feed<'a>(
+///
+/// # Errors
+///
+/// [`ErrorKind::Argument`] where there is no model, one has another vocabulary than the first, or a token is
+/// beyond it; [`ErrorKind::Memory`] where there is no memory for a batch; and those of devices.
+pub fn feed<'a>(
     models: &(impl Models + ?Sized),
     sequences: impl Iterator<Item = Sequence<'a>>,
     mut visit: impl FnMut(Predictions<'_>),
     mut progress: impl FnMut(u64),
-) -> Result<()> {
-    let start = Instant::now();
+) -> Result<Fed> {
+    if models.n_models() == 0 {
+        return Err(Error::new(ErrorKind::Argument, "no model to feed"));
+    }
     let first = models.get(0)?;
     let (n_vocab, n_threads) = (first.n_vocab(), first.info().threads);
-    let (rows_max, logits_max) = match devices::is_on_device(&first.info()) {
+    let (rows_max, logits_max) = match is_on_device(&first.info()) {
         true => (DEVICE_ROWS_MAX, DEVICE_LOGITS_MAX),
         false => (ROWS_MAX, LOGITS_MAX),
     };
-    let n_buffers = models.len().min(2);
+    let n_buffers = models.n_models().min(2);
     let row_bytes = n_buffers * n_vocab * size_of::<f32>();
     let logit_rows_max = (logits_max / n_vocab).clamp(1, rows_max);
-    let logit_rows_max = model::rows_that_fit(&first, row_bytes, logit_rows_max);
+    let logit_rows_max = rows_that_fit(&first, row_bytes, logit_rows_max);
     let _buffers = first.reserve_memory((logit_rows_max * row_bytes) as u64)?;
     let mut workspaces = vec![first.workspace(rows_max)];
     if !models.share_workspace() {
-        for index in 1..models.len() {
+        for index in 1..models.n_models() {
             workspaces.push(models.get(index)?.workspace(rows_max));
         }
     }
@@ -195,7 +235,7 @@ pub(crate) fn feed<'a>(
     let mut targets = Vec::with_capacity(logit_rows_max);
     let mut n_fed = 0;
     while lanes.plan(logit_rows_max, &mut targets) {
-        for index in 0..models.len() {
+        for index in 0..models.n_models() {
             let model = models.get(index)?;
             let workspace = match models.share_workspace() {
                 true => &mut workspaces[0],
@@ -224,13 +264,10 @@ pub(crate) fn feed<'a>(
         }
         lanes.advance();
     }
-    detail!(
-        "{n_fed} tokens fed to {} models in {:.3} s, {} rows of logits at a time",
-        models.len(),
-        start.elapsed().as_secs_f64(),
-        logit_rows_max
-    );
-    Ok(())
+    Ok(Fed {
+        n_tokens: n_fed,
+        logit_rows_max,
+    })
 }
 
 /// The sequences under way, and those to come.
@@ -250,7 +287,7 @@ struct Lanes<'a, I> {
 
 impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
     fn new(models: &(impl Models + ?Sized), sequences: I, rows_max: usize) -> Result<Self> {
-        let empty = (0..models.len())
+        let empty = (0..models.n_models())
             .map(|index| Ok(models.get(index)?.new_state()))
             .collect::<Result<_>>()?;
         Ok(Lanes {
@@ -349,63 +386,4 @@ impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
         self.active = active;
         self.spare.extend(ended.into_iter().map(|lane| lane.states));
     }
-}
-
-/// Negative log likelihoods of predicted tokens, summed up.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Likelihood {
-    sum: f64,
-    sum_of_squares: f64,
-    n: usize,
-}
-
-impl Likelihood {
-    pub(crate) fn push(&mut self, nll: f64) {
-        self.sum += nll;
-        self.sum_of_squares += nll * nll;
-        self.n += 1;
-    }
-
-    /// Tokens that were predicted.
-    pub(crate) fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Mean negative log likelihood, in nats a token.
-    pub(crate) fn loss(&self) -> f64 {
-        self.sum / self.n as f64
-    }
-
-    pub(crate) fn perplexity(&self) -> f64 {
-        self.loss().exp()
-    }
-
-    /// Standard error of the perplexity, as if tokens did not depend on each other.
-    pub(crate) fn perplexity_stderr(&self) -> f64 {
-        let variance = self.sum_of_squares / self.n as f64 - self.loss() * self.loss();
-        self.perplexity() * (variance.max(0.0) / self.n as f64).sqrt()
-    }
-}
-
-/// -log(softmax(logits)[target]), summed in f64.
-pub(crate) fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
-    log_sum_exp(logits) - f64::from(logits[target as usize])
-}
-
-/// log(sum(exp(logits))), summed in f64.
-pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    sum.ln() + f64::from(max)
-}
-
-/// The likeliest token; of several, the one with the lowest id.
-pub(crate) fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
 }

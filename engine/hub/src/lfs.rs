@@ -3,16 +3,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use anyhow::{anyhow, bail, Context, Result};
 use serde_json::{json, Map, Value};
 
-use super::client::{header, Client, Failure, Follow, Payload, Request, TRIES};
-use crate::progress::Progress;
+use crate::client::{header, Client, Failure, Follow, Payload, Request, TRIES};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::Progress;
+use crate::push::cannot_read;
 
 const LFS_JSON: &str = "application/vnd.git-lfs+json";
 const OBJECTS_PER_REQUEST: usize = 256;
@@ -33,7 +33,7 @@ pub(crate) struct Uploads<'a> {
     /// `OWNER/NAME`
     pub(crate) repository: &'a str,
     pub(crate) revision: &'a str,
-    pub(crate) progress: RefCell<Progress>,
+    pub(crate) progress: Progress<'a>,
     /// Of all objects.
     pub(crate) total_bytes: u64,
 }
@@ -46,11 +46,12 @@ impl Uploads<'_> {
             let answers = self.batch(objects)?;
             for object in objects {
                 let answer = answers.iter().find(|answer| answer["oid"] == object.oid);
-                let answer =
-                    answer.with_context(|| format!("the hub is silent about {}", object.oid));
+                let answer = answer.context(ErrorKind::Hub, || {
+                    format!("the hub is silent about {}", object.oid)
+                });
                 self.upload_one(object, answer?, done)?;
                 done += object.size_bytes;
-                self.progress.borrow_mut().show(done, self.total_bytes);
+                self.progress.show(done, self.total_bytes);
             }
         }
         Ok(())
@@ -77,7 +78,7 @@ impl Uploads<'_> {
             .map(Value::take)
         {
             Some(Value::Array(answers)) => Ok(answers),
-            _ => Err(anyhow!("the hub names no objects in its answer").into()),
+            _ => Err(Error::new(ErrorKind::Hub, "the hub names no objects in its answer").into()),
         }
     }
 
@@ -88,7 +89,8 @@ impl Uploads<'_> {
                 .and_then(Value::as_str)
                 .unwrap_or("refused");
             let place = object.path.display();
-            return Err(anyhow!("{place}: the hub does not take it: {message}").into());
+            let text = format!("{place}: the hub does not take it: {message}");
+            return Err(Error::new(ErrorKind::Hub, text).into());
         }
         // Without an action the hub has the object already.
         let Some(upload) = answer.pointer("/actions/upload") else {
@@ -140,8 +142,8 @@ impl Uploads<'_> {
             .count() as u64;
         if named != n_parts {
             let place = object.path.display();
-            let error = anyhow!("{place}: the hub names {named} parts, expected {n_parts}");
-            return Err(error.into());
+            let text = format!("{place}: the hub names {named} parts, expected {n_parts}");
+            return Err(Error::new(ErrorKind::Hub, text).into());
         }
         let mut parts = Vec::new();
         for number in 1..=n_parts {
@@ -149,12 +151,14 @@ impl Uploads<'_> {
             let of_part = |key: &str| key.parse() == Ok(number);
             let address = addresses.iter().find(|(key, _)| of_part(key));
             let address = address.and_then(|(_, address)| address.as_str());
-            let address = address.with_context(|| format!("the hub names no part {number}"))?;
+            let address =
+                address.context(ErrorKind::Hub, || format!("the hub names no part {number}"))?;
             let begin = (number - 1) * part_bytes;
             let range = (begin, part_bytes.min(object.size_bytes - begin));
             let etag = self.put(object, address.to_owned(), range, Vec::new(), done + begin)?;
-            let etag =
-                etag.with_context(|| format!("the storage gives no ETag of part {number}"))?;
+            let etag = etag.context(ErrorKind::Hub, || {
+                format!("the storage gives no ETag of part {number}")
+            })?;
             parts.push(json!({ "partNumber": number, "etag": etag }));
         }
         let body = json!({ "oid": object.oid, "parts": parts })
@@ -175,8 +179,10 @@ impl Uploads<'_> {
         done: u64,
     ) -> Result<Option<String>, Failure> {
         let open = || {
-            let mut file = File::open(object.path)?;
-            file.seek(SeekFrom::Start(begin))?;
+            let failed = || cannot_read(object.path);
+            let mut file = File::open(object.path).context(ErrorKind::Io, failed)?;
+            file.seek(SeekFrom::Start(begin))
+                .context(ErrorKind::Io, failed)?;
             let inner = file.take(size_bytes);
             let uploads = self;
             Ok(Box::new(Counted {
@@ -198,7 +204,8 @@ impl Uploads<'_> {
     /// The address of an action; a hub behind a mirror may give its own.
     fn address(&self, action: &Value) -> Result<String> {
         let Some(address) = action.get("href").and_then(Value::as_str) else {
-            bail!("the hub gives no address for an upload");
+            let text = "the hub gives no address for an upload";
+            return Err(Error::new(ErrorKind::Hub, text));
         };
         Ok(match address.strip_prefix(HUB) {
             Some(path) if path.starts_with('/') => {
@@ -215,7 +222,9 @@ fn part_bytes(value: &Value) -> Result<u64> {
         value => value.as_u64(),
     };
     let number = number.filter(|number| *number > 0);
-    number.with_context(|| format!("the hub asks for parts of {value} bytes"))
+    number.context(ErrorKind::Hub, || {
+        format!("the hub asks for parts of {value} bytes")
+    })
 }
 
 /// A body that moves the bar as it is sent.
@@ -229,8 +238,8 @@ impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         self.done += n as u64;
-        let mut progress = self.uploads.progress.borrow_mut();
-        progress.show(self.done, self.uploads.total_bytes);
+        let uploads = self.uploads;
+        uploads.progress.show(self.done, uploads.total_bytes);
         Ok(n)
     }
 }

@@ -88,7 +88,7 @@ impl fmt::Display for FloatType {
 }
 
 /// A tensor to be written.
-pub(super) struct Part<'a> {
+pub(super) struct TargetTensor<'a> {
     /// As the new file calls it.
     pub(super) name: String,
     pub(super) dtype: FloatType,
@@ -103,7 +103,10 @@ pub(super) struct Part<'a> {
 ///
 /// # Errors
 /// None in practice: the names were checked when the checkpoint was opened.
-pub(super) fn parts(checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result<Vec<Part<'_>>> {
+pub(super) fn parts(
+    checkpoint: &Checkpoint,
+    dtype: Option<FloatType>,
+) -> Result<Vec<TargetTensor<'_>>> {
     let sizes = &checkpoint.config.sizes;
     let part = |tensor: TensorAt<'_>| {
         let name = tensor.raw_name();
@@ -112,7 +115,7 @@ pub(super) fn parts(checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result
             return Err(Error::format(format!("{place}: tensor {name}: missing")));
         };
         let (n_outputs, n_inputs) = tensor.outputs_and_inputs();
-        Ok(Part {
+        Ok(TargetTensor {
             dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
             hugging_face: tensor.hugging_face_name(),
             form: tensor.spec.form,
@@ -131,7 +134,7 @@ pub(super) fn parts(checkpoint: &Checkpoint, dtype: Option<FloatType>) -> Result
 }
 
 /// The narrowest type that holds every part exactly.
-pub(super) fn common_type(parts: &[Part<'_>]) -> FloatType {
+pub(super) fn common_type(parts: &[TargetTensor<'_>]) -> FloatType {
     let first = parts.first().map_or(FloatType::F32, |part| part.dtype);
     if parts.iter().all(|part| part.dtype == first) {
         first
@@ -140,7 +143,7 @@ pub(super) fn common_type(parts: &[Part<'_>]) -> FloatType {
     }
 }
 
-impl Part<'_> {
+impl TargetTensor<'_> {
     /// Number of elements.
     pub(super) fn len(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()

@@ -12,17 +12,17 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::thread;
 
-use anyhow::{anyhow, bail, Context, Result};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::cache::RepositoryCache;
-use super::client::{header, wait_after, Client, Failure, Follow, Request, Response, TRIES};
-use super::id::{is_hex, is_plain_name, ModelId};
-use crate::progress::Progress;
+use crate::cache::RepositoryCache;
+use crate::client::{header, wait_after, Client, Failure, Follow, Request, Response, TRIES};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::{Progress, Work};
+use crate::id::{is_hex, is_plain_name, ModelId};
 
 /// Bytes read, hashed and written at once.
-const PIECE_BYTES: usize = 256 << 10;
+const RECEIVE_BYTES: usize = 256 << 10;
 
 /// What the hub says about a file.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl RemoteFile<'_> {
     pub(crate) fn fetch(&self) -> Result<(), Failure> {
         let described = self.describe()?;
         let etag = &described.etag;
-        let lock = self.cache.lock(etag, self.name)?;
+        let lock = self.cache.lock(etag, self.name, &self.client.observer)?;
         // Another program may have been faster, or another commit have the same file.
         let blob = self.cache.blob(etag);
         let there = fs::metadata(&blob).is_ok_and(|blob| blob.len() == described.size_bytes);
@@ -68,8 +68,14 @@ impl RemoteFile<'_> {
         )
     }
 
-    fn error(&self, text: String) -> Failure {
-        Failure::Other(anyhow!("{}: {}: {text}", self.id.repository(), self.name))
+    fn error(&self, kind: ErrorKind, text: String) -> Failure {
+        let text = format!("{}: {}: {text}", self.id.repository(), self.name);
+        Failure::Other(Error::new(kind, text))
+    }
+
+    /// An answer of the hub that makes no sense.
+    fn wrong_answer(&self, text: String) -> Failure {
+        self.error(ErrorKind::Hub, text)
     }
 
     fn describe(&self) -> Result<Described, Failure> {
@@ -80,7 +86,7 @@ impl RemoteFile<'_> {
                 "the hub speaks of commit {commit}, expected {}",
                 self.commit
             );
-            return Err(self.error(text));
+            return Err(self.wrong_answer(text));
         }
         let either = |linked, plain| header(&answer, linked).or_else(|| header(&answer, plain));
         let etag = either("x-linked-etag", "etag").map(plain_etag);
@@ -92,7 +98,10 @@ impl RemoteFile<'_> {
                 etag: etag.to_owned(),
                 size_bytes,
             }),
-            _ => Err(self.error("the hub gives no ETag or no size: cannot be verified".into())),
+            _ => {
+                let text = "the hub gives no ETag or no size: cannot be verified";
+                Err(self.wrong_answer(text.into()))
+            }
         }
     }
 
@@ -100,11 +109,11 @@ impl RemoteFile<'_> {
     fn transfer(&self, described: &Described) -> Result<(), Failure> {
         let path = self.cache.incomplete(&described.etag);
         let mut partial = Partial::open(&path, described)?;
-        let mut progress = Progress::of_bytes(self.name.to_owned());
+        let progress = self.client.observer.begin(Work::Download(self.name));
         self.check_space(&path, described.size_bytes - partial.done)?;
         let began_with = partial.done;
         progress.show(partial.done, described.size_bytes);
-        if let Err(failure) = self.receive_all(&mut partial, &mut progress) {
+        if let Err(failure) = self.receive_all(&mut partial, &progress) {
             if partial.done == 0 {
                 // Nothing to go on from.
                 drop(fs::remove_file(&path));
@@ -114,19 +123,19 @@ impl RemoteFile<'_> {
         let mut wrong = partial.wrong_content();
         if wrong.is_some() && began_with > 0 {
             // What lay there may have been damaged or another's.
-            progress.notice(format_args!(
+            self.client.observer.note(format_args!(
                 "{}: the part that was there already is damaged: from the start again",
                 self.name
             ));
             partial.restart()?;
-            self.receive_all(&mut partial, &mut progress)?;
+            self.receive_all(&mut partial, &progress)?;
             wrong = partial.wrong_content();
         }
         if let Some(wrong) = wrong {
             drop(fs::remove_file(&path));
-            return Err(self.error(format!(
-                "{wrong}: damaged on the way or at the hub; nothing was kept, try again"
-            )));
+            let text =
+                format!("{wrong}: damaged on the way or at the hub; nothing was kept, try again");
+            return Err(self.error(ErrorKind::Content, text));
         }
         partial.finish(&path, &self.cache.blob(&described.etag))?;
         Ok(())
@@ -138,19 +147,20 @@ impl RemoteFile<'_> {
         // Some file systems do not know, or say 0.
         let free = fs4::available_space(folder).unwrap_or(0);
         if free > 0 && free < missing_bytes {
-            return Err(self.error(format!(
+            let text = format!(
                 "{:.1} MB to download, but {} has only {:.1} MB free; HF_HUB_CACHE names another \
                  folder",
                 megabytes(missing_bytes),
                 folder.display(),
                 megabytes(free)
-            )));
+            );
+            return Err(self.error(ErrorKind::Io, text));
         }
         Ok(())
     }
 
     /// Receives what is missing, with new requests as long as they bring anything.
-    fn receive_all(&self, partial: &mut Partial, progress: &mut Progress) -> Result<(), Failure> {
+    fn receive_all(&self, partial: &mut Partial, progress: &Progress<'_>) -> Result<(), Failure> {
         let (mut failed, mut refused) = (0, 0);
         while partial.done < partial.size_bytes {
             let before = partial.done;
@@ -169,7 +179,9 @@ impl RemoteFile<'_> {
             let total = megabytes(partial.size_bytes);
             match wait_after(&failure, failed).filter(|_| failed < TRIES) {
                 Some(wait) => {
-                    progress.notice(format_args!("{name}: interrupted ({failure}), going on"));
+                    self.client
+                        .observer
+                        .note(format_args!("{name}: interrupted ({failure}), going on"));
                     thread::sleep(wait);
                 }
                 None => {
@@ -189,7 +201,7 @@ impl RemoteFile<'_> {
     }
 
     /// One request for what is missing, and one try.
-    fn receive(&self, partial: &mut Partial, progress: &mut Progress) -> Result<(), Failure> {
+    fn receive(&self, partial: &mut Partial, progress: &Progress<'_>) -> Result<(), Failure> {
         let mut request = Request::get(self.url());
         if partial.done > 0 {
             request = request.with_header("range", &format!("bytes={}-", partial.done));
@@ -197,7 +209,7 @@ impl RemoteFile<'_> {
         let answer = self.client.send(&request, Follow::All, 1)?;
         self.check_answer(&answer, partial)?;
         let mut body = answer.into_body().into_reader();
-        let mut piece = vec![0; PIECE_BYTES];
+        let mut piece = vec![0; RECEIVE_BYTES];
         loop {
             let n = match body.read(&mut piece) {
                 Ok(0) => break,
@@ -206,7 +218,7 @@ impl RemoteFile<'_> {
                 Err(e) => return Err(Failure::Network(format!("connection lost: {e}"))),
             };
             if n as u64 > partial.size_bytes - partial.done {
-                return Err(self.error(format!(
+                return Err(self.wrong_answer(format!(
                     "the hub sends more than the {} bytes it speaks of",
                     partial.size_bytes
                 )));
@@ -231,17 +243,17 @@ impl RemoteFile<'_> {
                 let range = header(answer, "content-range").unwrap_or("");
                 if parse_content_range(range) != Some(expected) {
                     let (start, size) = expected;
-                    return Err(self.error(format!(
+                    return Err(self.wrong_answer(format!(
                         "the hub sends bytes {range:?}, expected those from {start} of {size}"
                     )));
                 }
             }
-            _ => return Err(self.error(format!("status {status}, expected the file"))),
+            _ => return Err(self.wrong_answer(format!("status {status}, expected the file"))),
         }
         let length = header(answer, "content-length").and_then(|it| it.trim().parse::<u64>().ok());
         let missing = partial.size_bytes - partial.done;
         match length.filter(|length| *length != missing) {
-            Some(length) => Err(self.error(format!(
+            Some(length) => Err(self.wrong_answer(format!(
                 "the hub sends {length} bytes, expected {missing}: not the file that it describes"
             ))),
             None => Ok(()),
@@ -264,7 +276,7 @@ impl Partial {
         let failed = || format!("{}: cannot open", path.display());
         let mut options = File::options();
         options.create(true).read(true).append(true);
-        let file = options.open(path).with_context(failed)?;
+        let file = options.open(path).context(ErrorKind::Io, failed)?;
         let mut partial = Partial {
             file,
             done: 0,
@@ -272,14 +284,16 @@ impl Partial {
             etag: described.etag.clone(),
             hash: ContentHash::new(&described.etag, described.size_bytes),
         };
-        let there = partial.file.metadata().with_context(failed)?.len();
+        let metadata = partial.file.metadata().context(ErrorKind::Io, failed)?;
+        let there = metadata.len();
         if there > described.size_bytes {
             partial.restart()?;
             return Ok(partial);
         }
-        let mut piece = vec![0; PIECE_BYTES];
+        let mut piece = vec![0; RECEIVE_BYTES];
         loop {
-            let n = partial.file.read(&mut piece).with_context(failed)?;
+            let n = partial.file.read(&mut piece);
+            let n = n.context(ErrorKind::Io, failed)?;
             if n == 0 {
                 break;
             }
@@ -290,9 +304,8 @@ impl Partial {
     }
 
     fn restart(&mut self) -> Result<()> {
-        self.file
-            .set_len(0)
-            .context("cannot empty a partial file")?;
+        let emptied = self.file.set_len(0);
+        emptied.context(ErrorKind::Io, || "cannot empty a partial file".into())?;
         self.hash = ContentHash::new(&self.etag, self.size_bytes);
         self.done = 0;
         Ok(())
@@ -301,7 +314,9 @@ impl Partial {
     fn push(&mut self, bytes: &[u8]) -> Result<()> {
         if let Err(error) = self.file.write_all(bytes) {
             let missing = megabytes(self.size_bytes - self.done);
-            bail!("cannot write to the cache: {error}; {missing:.1} MB are still to come");
+            let text =
+                format!("cannot write to the cache: {error}; {missing:.1} MB are still to come");
+            return Err(Error::new(ErrorKind::Io, text));
         }
         self.hash.update(bytes);
         self.done += bytes.len() as u64;
@@ -318,8 +333,10 @@ impl Partial {
     /// Gives the file the name of a blob.
     fn finish(self, path: &Path, blob: &Path) -> Result<()> {
         let synced = self.file.sync_all();
-        synced.with_context(|| format!("{}: cannot sync", path.display()))?;
-        fs::rename(path, blob).with_context(|| format!("{}: cannot rename to", blob.display()))
+        synced.context(ErrorKind::Io, || format!("{}: cannot sync", path.display()))?;
+        fs::rename(path, blob).context(ErrorKind::Io, || {
+            format!("{}: cannot rename to", blob.display())
+        })
     }
 }
 

@@ -4,56 +4,75 @@
 //! looks for another file. What is found must be a whole state of this model after as many tokens as
 //! the text has, or the text is read again. A cache that does not work is told, and stops nothing.
 
+use std::fmt::Arguments;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use rwkv_edge::{Model, Result, Session};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{cache_folder, note};
-
 /// Where the states of one model's system texts are kept.
-pub(crate) struct PromptCache {
-    /// The model's own file or folder; none for the built-in one.
+#[derive(Clone, Debug)]
+pub struct PromptCache {
+    /// The model's own file or folder.
     model_path: Option<PathBuf>,
+    /// For what cannot be kept beside the model.
+    folder: Option<PathBuf>,
 }
 
 impl PromptCache {
-    pub(crate) fn new(model_path: Option<&Path>) -> Self {
-        // A model that is found elsewhere, by a name, has no place of ours beside it.
+    /// Keeps states beside the model's own file or in its folder, and in `folder`, which is made when it is
+    /// needed, where that cannot be written. A model without a path, such as one that is part of the program,
+    /// has no other place than the folder; nor has one whose path is only a name of it and does not exist.
+    pub fn new(model_path: Option<&Path>, folder: Option<PathBuf>) -> Self {
         let model_path = model_path.filter(|path| path.exists()).map(Path::to_owned);
-        PromptCache { model_path }
+        PromptCache { model_path, folder }
     }
 
-    /// Moves the session behind the text, if its state is there.
-    pub(crate) fn load(&self, session: &mut Session, text: &str, tokens: &[u32]) -> bool {
+    /// Moves the session behind the text, if its state is there. `note` is told in lines for people.
+    pub(crate) fn load(
+        &self,
+        session: &mut Session,
+        text: &str,
+        tokens: &[u32],
+        note: &mut dyn FnMut(Arguments<'_>),
+    ) -> bool {
         let key = key(session.model(), text, tokens);
-        let paths = [self.beside_model(&key), in_cache_folder(&key)];
+        let paths = [self.beside_model(&key), self.in_folder(&key)];
         for path in paths.into_iter().flatten().filter(|path| path.exists()) {
             match session.load_state(&path) {
                 Ok(()) if session.state().n_tokens() == tokens.len() as u64 => {
-                    let shown = path.display();
-                    note!("system text: {} tokens, from {shown}", tokens.len());
+                    let (n, shown) = (tokens.len(), path.display());
+                    note(format_args!("system text: {n} tokens, from {shown}"));
                     return true;
                 }
-                Ok(()) => note!("{}: not the state of this text", path.display()),
-                Err(error) => note!("{error}"),
+                Ok(()) => note(format_args!(
+                    "{}: not the state of this text",
+                    path.display()
+                )),
+                Err(error) => note(format_args!("{error}")),
             }
             session.reset();
         }
         false
     }
 
-    /// Keeps the session's state, which is that behind the text: beside the model, or in the user's
-    /// cache folder where that cannot be written.
-    pub(crate) fn save(&self, session: &Session, text: &str, tokens: &[u32]) {
+    /// Keeps the session's state, which is that behind the text: beside the model, or in the folder where
+    /// that cannot be written. `note` is told in lines for people.
+    pub(crate) fn save(
+        &self,
+        session: &Session,
+        text: &str,
+        tokens: &[u32],
+        note: &mut dyn FnMut(Arguments<'_>),
+    ) {
         let key = key(session.model(), text, tokens);
         let save = |path: PathBuf| -> Result<PathBuf> {
             session.save_state(&path)?;
             Ok(path)
         };
         let save_in_folder = || {
-            let path = in_cache_folder(&key)?;
+            let path = self.in_folder(&key)?;
             // Where this fails, so does writing the file, and says why.
             let _ = path.parent().map(fs::create_dir_all);
             Some(save(path))
@@ -65,10 +84,19 @@ impl PromptCache {
         };
         let n = tokens.len();
         match saved {
-            Some(Ok(path)) => note!("system text: {n} tokens, kept in {}", path.display()),
-            Some(Err(error)) => note!("system text is not kept: {error}"),
-            None => note!("system text is not kept: this user has no cache folder"),
+            Some(Ok(path)) => {
+                let shown = path.display();
+                note(format_args!("system text: {n} tokens, kept in {shown}"));
+            }
+            Some(Err(error)) => note(format_args!("system text is not kept: {error}")),
+            None => note(format_args!(
+                "system text is not kept: this user has no cache folder"
+            )),
         }
+    }
+
+    fn in_folder(&self, key: &str) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("{key}.state")))
     }
 
     fn beside_model(&self, key: &str) -> Option<PathBuf> {
@@ -80,11 +108,6 @@ impl PromptCache {
         name.push(format!(".prompt-{key}.state"));
         Some(path.with_file_name(name))
     }
-}
-
-fn in_cache_folder(key: &str) -> Option<PathBuf> {
-    let folder = cache_folder::of_program().ok()?.join("prompts");
-    Some(folder.join(format!("{key}.state")))
 }
 
 /// The quantisation counts: its state fits any other of the model, but is not to the bit what another

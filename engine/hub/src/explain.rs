@@ -2,13 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use anyhow::{anyhow, Error};
 use serde_json::Value;
 
-use super::client::{Client, Failure, Refusal, Request};
-use super::download::escape_part;
-use super::id::ModelId;
-use super::repository::{list_of, model_names, near_names, or_else, Repository};
+use crate::client::{Client, Failure, Refusal, Request};
+use crate::download::escape_part;
+use crate::error::{Error, ErrorKind};
+use crate::id::ModelId;
+use crate::repository::{list_of, model_names, near_names, or_else, Repository};
 
 /// Models of one owner that are compared with a name: the most popular ones.
 const MODELS_MAX: usize = 1000;
@@ -17,9 +17,12 @@ const MODELS_MAX: usize = 1000;
 pub(crate) fn explain(client: &Client, id: &ModelId, failure: Failure) -> Error {
     match failure {
         Failure::Other(error) => error,
-        Failure::Network(text) | Failure::Unreachable(text) => anyhow!(
-            "{id}: no such file or folder here, and it cannot be downloaded: {text}; {}",
-            not_in_cache(client, id)
+        Failure::Network(text) | Failure::Unreachable(text) => Error::new(
+            ErrorKind::Network,
+            format!(
+                "{id}: no such file or folder here, and it cannot be downloaded: {text}; {}",
+                not_in_cache(client, id)
+            ),
         ),
         Failure::Refused(refusal) => refused(client, id, &refusal),
     }
@@ -27,9 +30,12 @@ pub(crate) fn explain(client: &Client, id: &ModelId, failure: Failure) -> Error 
 
 /// A model that is asked for while the network is forbidden by an environment variable.
 pub(crate) fn offline(client: &Client, id: &ModelId, variable: &str) -> Error {
-    anyhow!(
-        "{id}: no such file or folder here, and {variable} is set, which forbids downloads; {}",
-        not_in_cache(client, id)
+    Error::new(
+        ErrorKind::Network,
+        format!(
+            "{id}: no such file or folder here, and {variable} is set, which forbids downloads; {}",
+            not_in_cache(client, id)
+        ),
     )
 }
 
@@ -46,16 +52,19 @@ fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
     let (repository, hub) = (id.repository(), &client.settings.endpoint);
     let token = client.settings.token.as_ref();
     let code = refusal.code.as_deref().unwrap_or("");
-    match (refusal.status, code) {
-        (_, "GatedRepo") => anyhow!(
-            "{repository}: a gated model: accept its conditions on {hub}/{repository}, and {}",
-            match token {
-                Some(token) => format!(
-                    "make sure that the token in {} is of that account",
-                    token.source
-                ),
-                None => "put a token of that account into HF_TOKEN".to_owned(),
-            }
+    let (kind, text) = match (refusal.status, code) {
+        (_, "GatedRepo") => (
+            ErrorKind::Access,
+            format!(
+                "{repository}: a gated model: accept its conditions on {hub}/{repository}, and {}",
+                match token {
+                    Some(token) => format!(
+                        "make sure that the token in {} is of that account",
+                        token.source
+                    ),
+                    None => "put a token of that account into HF_TOKEN".to_owned(),
+                }
+            ),
         ),
         (404, "RevisionNotFound") => {
             let revisions = revisions(client, &repository);
@@ -64,48 +73,57 @@ fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
                 true => String::new(),
                 false => format!("; it has {}", list_of(&names)),
             };
-            anyhow!(
-                "{repository}: no branch, tag or commit {}{known}",
-                id.revision()
-            )
+            let revision = id.revision();
+            let text = format!("{repository}: no branch, tag or commit {revision}{known}");
+            (ErrorKind::NotFound, text)
         }
-        (404, "EntryNotFound") => anyhow!("{repository}: {refusal}"),
-        (401, code) if code != "RepoNotFound" && token.is_some() => anyhow!(
-            "{repository}: {hub} does not accept the token in {} (401); make another on \
+        (404, "EntryNotFound") => (ErrorKind::NotFound, format!("{repository}: {refusal}")),
+        (401, code) if code != "RepoNotFound" && token.is_some() => (
+            ErrorKind::Access,
+            format!(
+                "{repository}: {hub} does not accept the token in {} (401); make another on \
              {hub}/settings/tokens, or unset it: public models need none",
-            token.map_or("", |token| &token.source)
+                token.map_or("", |token| &token.source)
+            ),
         ),
         // Who may not see a repository is told that it does not exist, and the other way round.
         (401 | 404, _) if refusal.url.starts_with(&format!("{hub}/api/")) => {
-            not_found(client, id, refusal)
+            (ErrorKind::NotFound, not_found(client, id, refusal))
         }
-        (401 | 403, _) => anyhow!(
-            "{repository}: {refusal}; {}",
-            match token {
-                Some(token) => format!("the token in {} may not read it", token.source),
-                None => "it may need a token, in HF_TOKEN".to_owned(),
-            }
+        (401 | 403, _) => (
+            ErrorKind::Access,
+            format!(
+                "{repository}: {refusal}; {}",
+                match token {
+                    Some(token) => format!("the token in {} may not read it", token.source),
+                    None => "it may need a token, in HF_TOKEN".to_owned(),
+                }
+            ),
         ),
-        (429, _) => anyhow!(
-            "{repository}: {refusal}; wait a little{}",
-            match token {
-                Some(_) => "",
-                None => ", or put a token into HF_TOKEN: with one the hub allows more",
-            }
+        (429, _) => (
+            ErrorKind::Hub,
+            format!(
+                "{repository}: {refusal}; wait a little{}",
+                match token {
+                    Some(_) => "",
+                    None => ", or put a token into HF_TOKEN: with one the hub allows more",
+                }
+            ),
         ),
-        _ => anyhow!("{repository}: {refusal}"),
-    }
+        _ => (ErrorKind::Hub, format!("{repository}: {refusal}")),
+    };
+    Error::new(kind, text)
 }
 
-fn not_found(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
+fn not_found(client: &Client, id: &ModelId, refusal: &Refusal) -> String {
     let (repository, hub) = (id.repository(), &client.settings.endpoint);
-    let query = format!("author={}&limit={MODELS_MAX}", escape_part(&id.owner));
+    let query = format!("author={}&limit={MODELS_MAX}", escape_part(id.owner()));
     let mut names = model_names(client, &query);
     names.retain(|name| *name != repository);
     let mut near = near_names(&repository, names.iter().map(String::as_str));
     if near.is_empty() {
         // Perhaps another owner has it.
-        let query = format!("search={}&limit=20", escape_part(&id.name));
+        let query = format!("search={}&limit=20", escape_part(id.name()));
         names = model_names(client, &query);
         names.retain(|name| *name != repository);
         near = names.iter().take(5).map(String::as_str).collect();
@@ -118,7 +136,7 @@ fn not_found(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {
             token.source
         ),
     };
-    anyhow!(
+    format!(
         "{id}: no such file or folder here, and no such model on {hub} ({}){}{private}",
         refusal.status,
         or_else(&near)

@@ -8,9 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{bail, Result};
-
-use crate::cache_folder::{home, of_user};
+use crate::error::{Error, ErrorKind, Result};
+use crate::folders::{self, home};
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// For a connection to be made.
@@ -19,28 +18,51 @@ const CONNECT_TIMEOUT_S: u64 = 10;
 /// slow lines and slow boards are what this program is for, and each try may go on from the last.
 const READ_TIMEOUT_S: u64 = 30;
 
-/// All that the environment says about the hub.
+/// Where the hub is and what it may be asked: all that the environment says about it.
 #[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    /// Without a slash at its end.
-    pub(crate) endpoint: String,
+#[non_exhaustive]
+pub struct Settings {
+    /// The hub's address, without a slash at its end.
+    pub endpoint: String,
     /// The folder of all repositories: `~/.cache/huggingface/hub`.
-    pub(crate) cache: PathBuf,
-    pub(crate) token: Option<Token>,
-    /// The variable that forbids the network, if one does.
-    pub(crate) offline: Option<&'static str>,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) read_timeout: Duration,
+    pub cache: PathBuf,
+    /// Who asks; public models need none.
+    pub token: Option<Token>,
+    /// What forbids the network, if something does: the name of a variable, for error texts.
+    pub offline: Option<&'static str>,
+    /// For a connection to be made.
+    pub connect_timeout: Duration,
+    /// Between two pieces of an answer.
+    pub read_timeout: Duration,
     /// A file of certificates to trust instead of the usual ones.
-    pub(crate) certificates: Option<PathBuf>,
+    pub certificates: Option<PathBuf>,
+    /// Through which the hub is asked, where the environment says so.
+    pub(crate) proxy: Option<ureq::Proxy>,
 }
 
 /// A secret; its text is never shown.
 #[derive(Clone)]
-pub(crate) struct Token {
+pub struct Token {
     pub(crate) secret: String,
     /// The variable or file that it comes from.
     pub(crate) source: String,
+}
+
+impl Token {
+    /// A token, and the place that error texts name: the variable, file or option that it comes from.
+    /// `None` for an empty one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for characters that a token cannot have.
+    pub fn new(secret: &str, source: impl Into<String>) -> Result<Option<Self>> {
+        let (secret, source) = (secret.trim().to_owned(), source.into());
+        if !secret.chars().all(|c| c.is_ascii_graphic()) {
+            let text = format!("{source}: holds characters that a token cannot have");
+            return Err(Error::new(ErrorKind::Argument, text));
+        }
+        Ok((!secret.is_empty()).then_some(Token { secret, source }))
+    }
 }
 
 impl std::fmt::Debug for Token {
@@ -50,8 +72,31 @@ impl std::fmt::Debug for Token {
 }
 
 impl Settings {
-    pub(crate) fn from_env() -> Result<Self> {
-        Self::from(&|name| std::env::var_os(name))
+    /// Those of the public hub, with a cache in this folder and no token.
+    pub fn new(cache: impl Into<PathBuf>) -> Self {
+        Settings {
+            endpoint: ENDPOINT.to_owned(),
+            cache: cache.into(),
+            token: None,
+            offline: None,
+            connect_timeout: Duration::from_secs(CONNECT_TIMEOUT_S),
+            read_timeout: Duration::from_secs(READ_TIMEOUT_S),
+            certificates: None,
+            proxy: None,
+        }
+    }
+
+    /// What the environment variables of Python's `huggingface_hub` say, and those of proxies, such as
+    /// `HTTPS_PROXY`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`], with the name of a variable whose value makes no sense, or where nothing
+    /// says where a cache could be.
+    pub fn from_env() -> Result<Self> {
+        let mut settings = Self::from(&|name| std::env::var_os(name))?;
+        settings.proxy = ureq::Proxy::try_from_env();
+        Ok(settings)
     }
 
     /// `variable` looks up an environment variable.
@@ -61,35 +106,40 @@ impl Settings {
         let folder = |name: &str| set(name).map(|value| expand_home(Path::new(&value), &set));
         let hf_home = match folder("HF_HOME") {
             Some(folder) => folder,
-            None => of_user(&set)?.join("huggingface"),
+            None => folders::cache(&set)?.join("huggingface"),
         };
         let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-            bail!("HF_ENDPOINT={endpoint}: expected an address such as {ENDPOINT}");
+            let text = format!("HF_ENDPOINT={endpoint}: expected an address such as {ENDPOINT}");
+            return Err(Error::new(ErrorKind::Argument, text));
         }
         let is_set = |name: &&'static str| text(name).is_some_and(|value| is_true(&value));
-        let seconds = |name: &str, default: u64| -> Result<Duration> {
+        let seconds = |name: &str, default: Duration| -> Result<Duration> {
             let Some(value) = text(name) else {
-                return Ok(Duration::from_secs(default));
+                return Ok(default);
             };
             match value.trim().parse() {
-                Ok(0) | Err(_) => bail!("{name}={value}: expected a number of seconds above 0"),
+                Ok(0) | Err(_) => {
+                    let text = format!("{name}={value}: expected a number of seconds above 0");
+                    Err(Error::new(ErrorKind::Argument, text))
+                }
                 Ok(seconds) => Ok(Duration::from_secs(seconds)),
             }
         };
         let token_path = folder("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
+        let plain = Settings::new(cache.unwrap_or_else(|| hf_home.join("hub")));
         Ok(Settings {
             token: token(&text, &token_path)?,
             endpoint,
-            cache: cache.unwrap_or_else(|| hf_home.join("hub")),
             offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
                 .into_iter()
                 .find(is_set),
-            connect_timeout: seconds("HF_HUB_ETAG_TIMEOUT", CONNECT_TIMEOUT_S)?,
-            read_timeout: seconds("HF_HUB_DOWNLOAD_TIMEOUT", READ_TIMEOUT_S)?,
+            connect_timeout: seconds("HF_HUB_ETAG_TIMEOUT", plain.connect_timeout)?,
+            read_timeout: seconds("HF_HUB_DOWNLOAD_TIMEOUT", plain.read_timeout)?,
             certificates: folder("REQUESTS_CA_BUNDLE").or_else(|| folder("SSL_CERT_FILE")),
+            ..plain
         })
     }
 }
@@ -104,14 +154,10 @@ fn token(text: &dyn Fn(&str) -> Option<String>, path: &Path) -> Result<Option<To
             let secret = fs::read_to_string(path).ok()?;
             Some((secret, path.display().to_string()))
         });
-    let Some((secret, source)) = found else {
-        return Ok(None);
-    };
-    let secret = secret.trim().to_owned();
-    if !secret.chars().all(|c| c.is_ascii_graphic()) {
-        bail!("{source}: holds characters that a token cannot have");
+    match found {
+        Some((secret, source)) => Token::new(&secret, source),
+        None => Ok(None),
     }
-    Ok((!secret.is_empty()).then_some(Token { secret, source }))
 }
 
 fn is_true(value: &str) -> bool {

@@ -14,13 +14,13 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{bail, Context, Result};
 use ureq::http;
 use ureq::tls::{parse_pem, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body, SendBody, Timeout};
 
-use super::settings::Settings;
-use crate::progress::notice;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::Observer;
+use crate::settings::Settings;
 
 pub(crate) type Response = http::Response<Body>;
 
@@ -48,7 +48,7 @@ pub(crate) enum Failure {
     /// No answer, or a broken one: another try may help.
     Network(String),
     /// The fault is on this side, or an answer makes no sense.
-    Other(anyhow::Error),
+    Other(Error),
 }
 
 /// An answer with a status of 400 or above.
@@ -90,13 +90,13 @@ impl fmt::Display for Failure {
         match self {
             Failure::Refused(refusal) => refusal.fmt(f),
             Failure::Network(text) | Failure::Unreachable(text) => f.write_str(text),
-            Failure::Other(error) => write!(f, "{error:#}"),
+            Failure::Other(error) => error.fmt(f),
         }
     }
 }
 
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
         Failure::Other(error)
     }
 }
@@ -106,7 +106,7 @@ pub(crate) enum Payload<'a> {
     Empty,
     Bytes(&'a [u8]),
     Stream {
-        open: &'a dyn Fn() -> io::Result<Box<dyn Read + 'a>>,
+        open: &'a dyn Fn() -> Result<Box<dyn Read + 'a>>,
         size_bytes: u64,
     },
 }
@@ -165,16 +165,21 @@ pub(crate) enum Follow {
 pub(crate) struct Client {
     agent: Agent,
     pub(crate) settings: Settings,
+    pub(crate) observer: Observer,
 }
 
 impl Client {
-    pub(crate) fn new(settings: Settings) -> Result<Self> {
+    pub(crate) fn new(settings: Settings, observer: Observer) -> Result<Self> {
         let read_timeout = settings.read_timeout;
-        Self::with_patience(settings, read_timeout)
+        Self::with_patience(settings, observer, read_timeout)
     }
 
     /// A client that waits for so long for an answer, or the next piece of one.
-    pub(crate) fn with_patience(settings: Settings, patience: Duration) -> Result<Self> {
+    pub(crate) fn with_patience(
+        settings: Settings,
+        observer: Observer,
+        patience: Duration,
+    ) -> Result<Self> {
         let mut tls = TlsConfig::builder();
         if let Some(path) = &settings.certificates {
             tls = tls.root_certs(read_certificates(path)?);
@@ -184,6 +189,7 @@ impl Client {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .tls_config(tls.build())
+            .proxy(settings.proxy.clone())
             .user_agent(concat!("rwkv-edge/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(settings.connect_timeout))
             .timeout_connect(Some(settings.connect_timeout))
@@ -191,7 +197,11 @@ impl Client {
             .timeout_per_write(Some(patience))
             .build()
             .new_agent();
-        Ok(Client { agent, settings })
+        Ok(Client {
+            agent,
+            settings,
+            observer,
+        })
     }
 
     /// Makes a request, at most `tries` times.
@@ -216,7 +226,8 @@ impl Client {
                 Some(wait) if failed < tries => {
                     if wait >= WAIT_QUIETLY {
                         let seconds = wait.as_secs();
-                        notice(format_args!("{failure}; trying again in {seconds} s"));
+                        self.observer
+                            .note(format_args!("{failure}; trying again in {seconds} s"));
                     }
                     thread::sleep(wait);
                 }
@@ -269,13 +280,13 @@ impl Client {
             }
             let next = join(&url, location);
             if url.starts_with("https://") && !next.starts_with("https://") {
-                let error = anyhow::anyhow!("{url}: redirects to {next}, which is not encrypted");
-                return Err(error.into());
+                let text = format!("{url}: redirects to {next}, which is not encrypted");
+                return Err(Error::new(ErrorKind::Hub, text).into());
             }
             url = next;
         }
-        let error = anyhow::anyhow!("{}: more than {REDIRECTS_MAX} redirects", request.url);
-        Err(error.into())
+        let text = format!("{}: more than {REDIRECTS_MAX} redirects", request.url);
+        Err(Error::new(ErrorKind::Hub, text).into())
     }
 
     /// One request and its answer, whatever its status.
@@ -293,7 +304,10 @@ impl Client {
                 built = built.header("authorization", format!("Bearer {}", token.secret));
             }
         }
-        let failed = |e| Failure::Other(anyhow::anyhow!("{url}: not an address to ask: {e}"));
+        let failed = |e: http::Error| {
+            let text = format!("{url}: not an address to ask");
+            Failure::Other(Error::caused(ErrorKind::Hub, text, e))
+        };
         let (mut bytes, mut stream);
         let (body, size_bytes): (&mut dyn Read, u64) = match &request.payload {
             Payload::Empty => {
@@ -305,7 +319,7 @@ impl Client {
                 (&mut bytes, payload.len() as u64)
             }
             Payload::Stream { open, size_bytes } => {
-                stream = open().map_err(|e| Failure::Other(e.into()))?;
+                stream = open()?;
                 (&mut stream, *size_bytes)
             }
         };
@@ -382,17 +396,21 @@ fn refusal(response: Response, url: String) -> Refusal {
 
 fn read_certificates(path: &Path) -> Result<RootCerts> {
     let place = path.display();
-    let pem = fs::read(path).with_context(|| format!("{place}: cannot read certificates"))?;
+    let pem = fs::read(path).context(ErrorKind::Io, || {
+        format!("{place}: cannot read certificates")
+    })?;
     let mut certificates = Vec::new();
     for item in parse_pem(&pem) {
-        if let PemItem::Certificate(certificate) =
-            item.with_context(|| format!("{place}: not a file of certificates"))?
-        {
+        let item = item.context(ErrorKind::Argument, || {
+            format!("{place}: not a file of certificates")
+        })?;
+        if let PemItem::Certificate(certificate) = item {
             certificates.push(certificate);
         }
     }
     if certificates.is_empty() {
-        bail!("{place}: holds no certificate, expected some in PEM form");
+        let text = format!("{place}: holds no certificate, expected some in PEM form");
+        return Err(Error::new(ErrorKind::Argument, text));
     }
     Ok(RootCerts::new_with_certs(&certificates))
 }

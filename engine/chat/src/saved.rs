@@ -1,0 +1,203 @@
+//! Conversations in files: FILE is a state as [`Session::load_state`](rwkv_edge::Session::load_state) reads
+//! it, FILE.json the text.
+//!
+//! The state alone is enough to go on; the text is what can be shown, and which template to go on
+//! with. Both are written whole or not at all, the state last.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rwkv_edge::{OutputFile, Result, State};
+use serde::{Deserialize, Serialize};
+
+use crate::conversation::Conversation;
+use crate::said::{Transcript, Turn};
+
+/// Value of the field `format`.
+const FORMAT: &str = "rwkv-edge chat";
+
+/// The text of a conversation, and which state it belongs to.
+#[derive(Serialize, Deserialize)]
+struct Text {
+    format: String,
+    /// Of the model, 16 hexadecimal digits.
+    fingerprint: String,
+    /// Tokens read up to the state.
+    state_tokens: u64,
+    template: String,
+    system: String,
+    turns: Vec<Turn>,
+}
+
+/// What was saved.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Saved {
+    /// Tokens up to the state.
+    pub n_tokens: u64,
+    /// The file of the text, beside that of the state.
+    pub text_path: PathBuf,
+    /// Turns in the text.
+    pub n_turns: usize,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Loaded {
+    /// Tokens up to the state.
+    pub n_tokens: u64,
+    /// Turns in the text, or why there is no text: that is for people, the state can be used all the same.
+    pub n_turns: Result<usize, String>,
+}
+
+impl Conversation {
+    /// Saves the conversation: the state to `path`, the text to the same name with `.json` behind it.
+    ///
+    /// Options, random numbers, penalties and the states to go back to are not part of it.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be written; what was there before is then as it was.
+    pub fn save(&self, path: &Path) -> Result<Saved> {
+        let (session, transcript) = (self.session(), self.transcript());
+        let text = Text {
+            format: FORMAT.into(),
+            fingerprint: format!("{:016x}", session.model().info().fingerprint),
+            state_tokens: session.state().n_tokens(),
+            template: transcript.template.name().into(),
+            system: transcript.system.clone(),
+            turns: transcript.turns.clone(),
+        };
+        let text_path = text_path(path);
+        let mut json =
+            serde_json::to_vec_pretty(&text).expect("texts and numbers have a JSON form");
+        json.push(b'\n');
+        let mut file = OutputFile::create(&text_path)?;
+        file.write(&json)?;
+        file.commit()?;
+        session.save_state(path)?;
+        Ok(Saved {
+            n_tokens: text.state_tokens,
+            text_path,
+            n_turns: text.turns.len(),
+        })
+    }
+
+    /// Goes on from a saved conversation, or from any saved state of the model.
+    ///
+    /// # Errors
+    ///
+    /// When there is no state in the file, or that of another model. Nothing has changed then.
+    pub fn load(&mut self, path: &Path) -> Result<Loaded> {
+        let model = self.session().model().clone();
+        let mut state = model.new_state();
+        state.load(path)?;
+        let found = read_text(&text_path(path), &state, model.info().fingerprint);
+        let (transcript, n_turns) = match found {
+            Ok(transcript) => {
+                let n_turns = transcript.turns.len();
+                (transcript, Ok(n_turns))
+            }
+            Err(reason) => {
+                let template = self.transcript().template.clone();
+                (Transcript::new(template), Err(reason))
+            }
+        };
+        self.resume(&state, transcript)?;
+        Ok(Loaded {
+            n_tokens: state.n_tokens(),
+            n_turns,
+        })
+    }
+}
+
+/// The reason why not is for the user; the state can be used all the same.
+fn read_text(path: &Path, state: &State, fingerprint: u64) -> Result<Transcript, String> {
+    let shown = path.display();
+    let bytes = match fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(format!("no {shown}")),
+        bytes => bytes.map_err(|e| format!("{shown}: cannot read: {e}"))?,
+    };
+    let text: Text = serde_json::from_slice(&bytes).map_err(|e| format!("{shown}: {e}"))?;
+    let belongs = text.format == FORMAT
+        && text.fingerprint == format!("{fingerprint:016x}")
+        && text.state_tokens == state.n_tokens();
+    if !belongs {
+        return Err(format!("{shown} is of another state"));
+    }
+    let template = text
+        .template
+        .parse()
+        .map_err(|e| format!("{shown}: template: {e}"))?;
+    Ok(Transcript {
+        template,
+        system: text.system,
+        turns: text.turns,
+    })
+}
+
+fn text_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".json");
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use rwkv_edge::{ErrorKind, Model};
+
+    use super::*;
+    use crate::Options;
+
+    fn begin(model: &Model, system: &str) -> Result<Conversation> {
+        let options = Options {
+            max_new_tokens: 8,
+            ..Options::default()
+        };
+        Conversation::new(model, "qa".parse()?, system, options)
+    }
+
+    fn say(conversation: &mut Conversation, message: &str) -> Result<String> {
+        let said = conversation.say(message, &mut |_| ControlFlow::Continue(()))?;
+        Ok(said.expect("nobody interrupts").text)
+    }
+
+    #[test]
+    fn a_saved_conversation_goes_on_as_if_it_had_never_ended() -> Result<()> {
+        let model = Model::open("../../cli/demo", &rwkv_edge::Options::default())?;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("talk.state");
+        let mut first = begin(&model, "About Rust.")?;
+        say(&mut first, "What is ownership?")?;
+        let saved = first.save(&path)?;
+        assert_eq!(saved.text_path, folder.path().join("talk.state.json"));
+        assert_eq!((saved.n_turns, saved.n_tokens > 8), (1, true));
+        let expected = say(&mut first, "And borrowing?")?;
+
+        let mut second = begin(&model, "")?;
+        let loaded = second.load(&path)?;
+        assert_eq!(loaded.n_turns, Ok(1));
+        assert_eq!(loaded.n_tokens, saved.n_tokens);
+        assert_eq!(second.transcript().system, "About Rust.");
+        assert_eq!(say(&mut second, "And borrowing?")?, expected);
+        assert_eq!(second.transcript(), first.transcript());
+
+        // Without its text the state goes on all the same; without a state nothing changes.
+        fs::write(&saved.text_path, "{}").expect("can be written");
+        let loaded = second.load(&path)?;
+        assert!(loaded
+            .n_turns
+            .is_err_and(|reason| reason.contains("talk.state.json")));
+        assert!(second.transcript().turns.is_empty());
+        assert_eq!(say(&mut second, "And borrowing?")?, expected);
+        let before = second.transcript().clone();
+        let error = second.load(&folder.path().join("none")).err();
+        assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Io));
+        assert_eq!(*second.transcript(), before);
+        Ok(())
+    }
+}
