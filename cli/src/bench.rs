@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
-use rwkv_edge::{Model, Options, Sampler, SamplerOptions, Session, SyntheticSize};
+use rwkv_edge::{Model, Sampler, SamplerOptions, Session, SyntheticSize};
 use serde_json::json;
 
 use crate::again::Program;
@@ -133,7 +133,7 @@ pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
     let model = open(args, args.model.threads)?;
     if let Some(path) = &args.save {
         let mut progress = Progress::at_once("writing");
-        model.save(path, &mut |done, total| progress.show(done, total))?;
+        model.save(path, &mut |p| progress.show(p.done, p.total))?;
         return Ok(());
     }
     let on_device = devices::is_on_device(&model.info());
@@ -168,17 +168,14 @@ fn open(args: &Args, threads: usize) -> Result<Model> {
     let Some(size) = args.synthetic else {
         return model::open_with(&model_args, args.no_sparsity);
     };
-    let options = Options {
-        quant: Some(model_args.quant.unwrap_or(Quant::Int8).into()),
-        no_sparsity: args.no_sparsity,
-        ..model::options(&model_args)
-    };
+    let quant = model_args.quant.unwrap_or(Quant::Int8);
+    let options = model::options(&model_args)
+        .quant(rwkv_edge::Quant::from(quant))
+        .no_sparsity(args.no_sparsity);
     let mut progress = Progress::after_a_second("making weights");
-    Ok(Model::synthetic(
-        size.into(),
-        &options,
-        &mut |done, total| progress.show(done, total),
-    )?)
+    Ok(Model::synthetic(size.into(), &options, &mut |p| {
+        progress.show(p.done, p.total)
+    })?)
 }
 
 /// At least `n` tokens: of the text, or of no meaning where there is no tokenizer.

@@ -180,18 +180,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         _ => None,
     };
     let path = local_checkpoint(args)?;
-    let source = CheckpointSource::open(&path, args.no_mmap)?;
+    let source = match args.no_mmap {
+        true => CheckpointSource::open_without_mmap(&path)?,
+        false => CheckpointSource::open(&path)?,
+    };
     if let Some(size) = args.size {
         size.check(&source, &path)?;
     }
-    let options = ConvertOptions {
-        dtype: args.dtype.map(Into::into),
-        overwrite: args.force,
-        shard_bytes_max: args.max_shard_size.unwrap_or(SHARD_BYTES_MAX).0,
-        tokenizer: args.tokenizer_file.clone(),
-    };
+    let mut options = ConvertOptions::new()
+        .dtype(args.dtype.map(Into::into))
+        .overwrite(args.force)
+        .shard_bytes_max(args.max_shard_size.unwrap_or(SHARD_BYTES_MAX).0);
+    options.tokenizer = args.tokenizer_file.clone();
     let mut progress = Progress::at_once("writing");
-    let mut show = |done, total| progress.show(done, total);
+    let mut show = |p: rwkv_edge::Progress| progress.show(p.done, p.total);
     let (target, converted) = match args.to {
         Form::Hf => {
             let folder = args.output_dir.clone();

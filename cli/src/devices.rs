@@ -75,11 +75,7 @@ fn parse_device(text: &str) -> Result<DeviceMap, String> {
     let device = device.map_err(|error| format!("{error}, or auto"))?;
     Ok(match device {
         Device::Cpu => DeviceMap::Cpu,
-        device => DeviceMap::Stages(vec![StageMap {
-            device,
-            quant: None,
-            n_layers: None,
-        }]),
+        device => DeviceMap::Stages(vec![StageMap::new(device)]),
     })
 }
 
@@ -98,7 +94,8 @@ impl DeviceArgs {
         match self.map() {
             DeviceMap::Cpu => true,
             DeviceMap::Stages(stages) => stages.iter().all(|stage| stage.device == Device::Cpu),
-            DeviceMap::Auto | DeviceMap::DataParallel => false,
+            // Any other may find a device.
+            _ => false,
         }
     }
 

@@ -116,14 +116,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut printer = Printer::new(args, &model);
     printer.prompt(&prompt.text);
     let decode_start = Instant::now();
-    let options = GenerateOptions {
-        max_new_tokens: match printer.error {
+    let options = GenerateOptions::new()
+        .max_new_tokens(match printer.error {
             None => args.max_new_tokens,
             Some(_) => 0,
-        },
-        ignore_end_of_text: args.ignore_eos,
-        stop: args.stop.clone(),
-    };
+        })
+        .ignore_end_of_text(args.ignore_eos)
+        .stop(&args.stop);
     let generated = session.generate(&mut sampler, &options, |piece| printer.piece(piece));
     let decode_time = decode_start.elapsed();
     let generated = generated?;
@@ -263,6 +262,7 @@ impl Report<'_> {
                 Ending::EndOfText => "end_of_text",
                 Ending::Stop => "stop",
                 Ending::Caller => "closed",
+                _ => "other",
             },
             "seed": self.seed,
             "device": self.device,

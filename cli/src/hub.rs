@@ -87,7 +87,9 @@ mod access {
                     Some(bar) => bar.notice(format_args!("{text}")),
                     None => notice(format_args!("{text}")),
                 },
-                Event::Progress { work, done, total } => {
+                Event::Progress {
+                    work, done, total, ..
+                } => {
                     let bar = bar.get_or_insert_with(|| match work {
                         Work::Hash => Progress::after_a_second("hashing"),
                         Work::Download(file) => Progress::of_bytes(file.to_owned()),

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open_without_text(&args.model)?;
     if args.verify {
         let mut progress = Progress::at_once("verifying");
-        model.verify(&mut |done, total| progress.show(done, total))?;
+        model.verify(&mut |p| progress.show(p.done, p.total))?;
     }
     let mut stdout = io::stdout().lock();
     if args.json {

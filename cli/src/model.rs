@@ -47,10 +47,7 @@ pub(crate) fn open_without_text(args: &ModelArgs) -> Result<Model> {
 }
 
 pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
-    let options = Options {
-        no_sparsity,
-        ..options(args)
-    };
+    let options = options(args).no_sparsity(no_sparsity);
     open_model(args, options, false)
 }
 
@@ -77,7 +74,8 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
         options.tokenizer = missing_tokenizer(&path)?;
     }
     let mut progress = Progress::after_a_second("loading");
-    let model = Model::open_with_progress(&path, &options, &mut |d, t| progress.show(d, t))?;
+    let model =
+        Model::open_with_progress(&path, &options, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);
     describe(&model, start.elapsed());
     if options.huge_pages && model.info().huge_page_bytes == 0 {
@@ -189,18 +187,17 @@ pub(crate) fn missing_tokenizer(path: &Path) -> Result<Option<PathBuf>> {
 }
 
 pub(crate) fn options(args: &ModelArgs) -> Options {
-    Options {
-        quant: args.quant.map(Into::into),
-        threads: args.threads,
-        tokenizer: args.tokenizer.clone(),
-        no_mmap: args.no_mmap,
-        huge_pages: args.huge_pages,
-        device_map: args.devices.map(),
-        device_memory_max: args.devices.limits(),
-        memory_max: args.max_memory.map_or(0, |size| size.0),
-        memory_taken: memory::resident_bytes().unwrap_or(PROGRAM_BYTES) + PROGRAM_GROWS_BY,
-        ..Options::default()
-    }
+    let mut options = Options::new()
+        .quant(args.quant.map(Into::into))
+        .threads(args.threads)
+        .no_mmap(args.no_mmap)
+        .huge_pages(args.huge_pages)
+        .device_map(args.devices.map())
+        .device_memory_max(args.devices.limits())
+        .memory_max(args.max_memory.map_or(0, |size| size.0))
+        .memory_taken(memory::resident_bytes().unwrap_or(PROGRAM_BYTES) + PROGRAM_GROWS_BY);
+    options.tokenizer = args.tokenizer.clone();
+    options
 }
 
 #[cfg(feature = "demo")]

@@ -93,12 +93,8 @@ fn quantise(
         ));
         return Ok(copy);
     }
-    let options = Options {
-        quant: Some(quant),
-        threads: args.threads,
-        tokenizer,
-        ..Options::default()
-    };
+    let mut options = Options::new().quant(quant).threads(args.threads);
+    options.tokenizer = tokenizer;
     let copy = quantised::make(source, &options, quant)?;
     let size = fs::metadata(&copy)?.len() as f64 / 1e6;
     notice(format_args!(

@@ -72,10 +72,12 @@ pub(crate) fn make(source: &Located, options: &Options, quant: Quant) -> Result<
     let (folder, copy) = (&name.folder, name.path());
     fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
     let mut progress = Progress::at_once("quantising");
-    let model = Model::open_with_progress(&source.path, options, &mut |d, t| progress.show(d, t))?;
+    let model = Model::open_with_progress(&source.path, options, &mut |p| {
+        progress.show(p.done, p.total)
+    })?;
     drop(progress);
     let mut progress = Progress::at_once("writing");
-    model.save(&copy, &mut |done, total| progress.show(done, total))?;
+    model.save(&copy, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);
     if Identity::of(&source.path)? != identity {
         drop(fs::remove_file(&copy));

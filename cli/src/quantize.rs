@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     model_args.quant.get_or_insert(Quant::Int8);
     let model = model::open_without_text(&model_args)?;
     let mut progress = Progress::at_once("writing");
-    model.save(&args.output, &mut |done, total| progress.show(done, total))?;
+    model.save(&args.output, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);
     let info = model.info();
     let size_bytes = fs::metadata(&args.output)?.len();

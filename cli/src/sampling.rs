@@ -60,15 +60,14 @@ pub(crate) struct SamplingArgs {
 
 impl SamplingArgs {
     pub(crate) fn options(&self) -> SamplerOptions {
-        SamplerOptions {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed.unwrap_or_else(random_seed),
-        }
+        SamplerOptions::new()
+            .temperature(self.temperature)
+            .top_p(self.top_p)
+            .top_k(self.top_k)
+            .presence_penalty(self.presence_penalty)
+            .frequency_penalty(self.frequency_penalty)
+            .repetition_penalty(self.repetition_penalty)
+            .seed(self.seed.unwrap_or_else(random_seed))
     }
 }
 

@@ -20,6 +20,11 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// So much of so much, for who tells of work in crates on top of this one.
+    pub fn new(unit: ProgressUnit, done: u64, total: u64) -> Self {
+        Progress { done, total, unit }
+    }
+
     /// Whether all of it is done.
     pub fn is_finished(&self) -> bool {
         self.done >= self.total
@@ -34,6 +39,8 @@ pub enum ProgressUnit {
     Weights,
     /// Bytes of a file.
     Bytes,
+    /// Tokens of a text.
+    Tokens,
 }
 
 impl fmt::Display for ProgressUnit {
@@ -41,6 +48,7 @@ impl fmt::Display for ProgressUnit {
         f.pad(match self {
             ProgressUnit::Weights => "weights",
             ProgressUnit::Bytes => "bytes",
+            ProgressUnit::Tokens => "tokens",
         })
     }
 }
@@ -53,8 +61,7 @@ pub(crate) struct Counter<'a> {
 
 impl<'a> Counter<'a> {
     pub(crate) fn new(unit: ProgressUnit, total: u64, tell: &'a mut dyn FnMut(Progress)) -> Self {
-        let done = 0;
-        let progress = Progress { done, total, unit };
+        let progress = Progress::new(unit, 0, total);
         Counter { progress, tell }
     }
 

@@ -27,9 +27,7 @@ fn files() -> Files {
 }
 
 fn settings(stand_in: &StandIn, cache: &Path) -> Settings {
-    let mut settings = Settings::new(cache);
-    settings.endpoint = stand_in.endpoint();
-    settings
+    Settings::new(cache).endpoint(stand_in.endpoint())
 }
 
 fn id(text: &str) -> ModelId {
@@ -44,7 +42,9 @@ fn recorded(hub: Hub) -> (Hub, Arc<Mutex<Vec<String>>>) {
         let mut told = record.lock().expect("nobody panics");
         let line = match event {
             Event::Note(text) => format!("note {text}"),
-            Event::Progress { work, done, total } => {
+            Event::Progress {
+                work, done, total, ..
+            } => {
                 assert!(done <= total, "{work:?}: {done} of {total}");
                 format!("{work:?}")
             }

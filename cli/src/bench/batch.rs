@@ -38,11 +38,7 @@ impl Group {
             .enumerate()
             .map(|(i, state)| {
                 let token = (at + i) % text.len();
-                Span {
-                    state,
-                    tokens: &text[token..=token],
-                    output: Output::Last,
-                }
+                Span::new(state, &text[token..=token], Output::Last)
             })
             .collect();
         Ok(model.forward_tokens(&mut self.workspace, &mut spans, &mut self.chosen)?)

@@ -17,11 +17,7 @@ fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
     let mut workspace = model.workspace(chunk(args, model));
     let mut logits = vec![0.0; model.n_vocab()];
     let time = seconds(|| {
-        let span = Span {
-            state: &mut state,
-            tokens,
-            output: Output::Last,
-        };
+        let span = Span::new(&mut state, tokens, Output::Last);
         Ok(model.forward(&mut workspace, &mut [span], &mut logits)?)
     })?;
     Ok(tokens.len() as f64 / time)
@@ -29,7 +25,7 @@ fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
 
 pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<Value> {
     let info = model.info();
-    let yardstick = Yardstick::new(model, info.huge_page_bytes > 0)?;
+    let yardstick = Yardstick::new(model)?;
     let text = tokens(model, args.prompt_tokens.max(args.max_new_tokens))?;
     let mut session = model.session();
     let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
@@ -64,7 +60,7 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
         rwkv_edge::Quant::Int8 => int8_macs,
         _ => f32_macs,
     };
-    let (skipped, seen) = session.sparsity();
+    let sparsity = session.sparsity();
     let start = start(args, model.has_tokenizer(), program)?;
     Ok(json!({
         "quant": info.quant.name(),
@@ -78,7 +74,7 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
         "decode_tokens_per_s": decode,
         "decode_bytes_per_token": info.decode_bytes,
         "decode_share_of_limit": decode * info.decode_bytes as f64 / read,
-        "ffn_value_rows_skipped": skipped as f64 / seen.max(1) as f64,
+        "ffn_value_rows_skipped": sparsity.skipped as f64 / sparsity.total.max(1) as f64,
         "prefill_tokens_per_s": prefill,
         "prefill_tokens": args.prompt_tokens,
         "prefill_share_of_limit": prefill_macs_per_s / path_peak,

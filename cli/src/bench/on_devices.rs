@@ -22,11 +22,7 @@ fn decode_once(model: &Model, n: usize) -> Result<f64> {
     let mut chosen = [1];
     let mut step = || -> Result<()> {
         let token = chosen;
-        let span = Span {
-            state: &mut state,
-            tokens: &token,
-            output: Output::Last,
-        };
+        let span = Span::new(&mut state, &token, Output::Last);
         Ok(model.forward_tokens(&mut workspace, &mut [span], &mut chosen)?)
     };
     // The state gets its place, and a plugin may prepare what the first step of a kind needs.
@@ -44,11 +40,7 @@ fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
     let mut workspace = model.workspace(chunk(args, model));
     let mut logits = vec![0.0; model.n_vocab()];
     let mut feed = |tokens: &[u32]| -> Result<()> {
-        let span = Span {
-            state: &mut state,
-            tokens,
-            output: Output::Last,
-        };
+        let span = Span::new(&mut state, tokens, Output::Last);
         Ok(model.forward(&mut workspace, &mut [span], &mut logits)?)
     };
     // The state gets its place on the device.
@@ -86,13 +78,13 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
         "kernels": info.kernels,
         "read_bytes_per_s": limits.map(|l| l.read_bytes_per_s),
         "macs_per_s": limits.map(|l| l.macs_per_s),
-        "step_seconds": limits.map(|l| l.step_seconds),
+        "step_seconds": limits.and_then(|l| l.step_seconds),
         "decode_tokens_per_s": decode,
         "decode_bytes_per_token": info.decode_bytes,
         "decode_share_of_limit":
             share(decode * info.decode_bytes as f64, limits.map(|l| l.read_bytes_per_s)),
         "decode_steps_per_token":
-            share(1.0 / decode, limits.map(|l| l.step_seconds)),
+            share(1.0 / decode, limits.and_then(|l| l.step_seconds)),
         "prefill_tokens_per_s": prefill,
         "prefill_tokens": args.prompt_tokens,
         "prefill_chunk": chunk(args, model),
@@ -124,13 +116,17 @@ pub(super) fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Re
     for stage in &info.stages {
         writeln!(out, "stage     {}", devices::describe(stage))?;
     }
+    let step = match report["step_seconds"].as_f64() {
+        Some(seconds) => format!("; a dependent step {:.2} us", seconds * 1e6),
+        None => String::new(),
+    };
     if !report["read_bytes_per_s"].is_null() {
         writeln!(
             out,
-            "limits    read {:.1} GB/s; multiply-adds {:.1} T/s; a dependent step {:.2} us",
+            "limits    read {:.1} GB/s; multiply-adds {:.1} T/s{}",
             number("read_bytes_per_s") / 1e9,
             number("macs_per_s") / 1e12,
-            number("step_seconds") * 1e6
+            step
         )?;
     }
     writeln!(

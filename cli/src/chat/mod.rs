@@ -12,6 +12,7 @@ mod settings;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,13 +115,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let interrupted = interrupt::flag();
     // Not by what was typed in the conversation before this one.
     interrupted.store(false, Ordering::Relaxed);
-    let mut options = Options::default();
-    options.sampling = args.sampling.options();
-    options.max_new_tokens = args.max_new_tokens;
-    options.stop = args.stop.clone();
-    options.cache = args.cache_prompt.then(|| prompt_cache(args));
-    options.interrupted = interrupted.clone();
-    options.on_event = Box::new(on_event());
+    let options = Options::new()
+        .sampling(args.sampling.options())
+        .max_new_tokens(args.max_new_tokens)
+        .stop(&args.stop)
+        .cache(args.cache_prompt.then(|| prompt_cache(args)))
+        .interrupted(interrupted.clone())
+        .on_event(on_event());
     let mut conversation = Conversation::new(&model, template, &system, options)?;
     let input = Input::new(!args.no_history)?;
     if let Some(path) = &args.load_state {
@@ -158,9 +159,9 @@ fn prompt_cache(args: &Args) -> PromptCache {
 fn on_event() -> impl FnMut(Event<'_>) + Send {
     let mut bar: Option<Progress> = None;
     move |event| match event {
-        Event::Reading { done, total } => bar
+        Event::Reading(progress) => bar
             .get_or_insert_with(|| Progress::after_a_second("reading"))
-            .show(done as u64, total as u64),
+            .show(progress.done, progress.total),
         Event::Note(text) => note!("{text}"),
         _ => bar = None,
     }
@@ -373,7 +374,7 @@ impl Chat {
              frequency, {} repetition",
             sampling.temperature,
             sampling.top_p,
-            sampling.top_k,
+            sampling.top_k.map_or(0, NonZeroUsize::get),
             sampling.seed,
             sampling.presence_penalty,
             sampling.frequency_penalty,

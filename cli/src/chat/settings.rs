@@ -1,5 +1,7 @@
 //! `/set`: how answers are drawn, by the names of the command's options.
 
+use std::num::NonZeroUsize;
+
 use anyhow::{bail, Context, Result};
 use rwkv_edge_chat::Conversation;
 
@@ -13,7 +15,7 @@ pub(crate) fn set(conversation: &mut Conversation, name: &str, value: &str) -> R
     match name {
         "temperature" => sampling.temperature = parse(name, value)?,
         "top-p" => sampling.top_p = parse(name, value)?,
-        "top-k" => sampling.top_k = parse(name, value)?,
+        "top-k" => sampling.top_k = NonZeroUsize::new(parse(name, value)?),
         "presence-penalty" => sampling.presence_penalty = parse(name, value)?,
         "frequency-penalty" => sampling.frequency_penalty = parse(name, value)?,
         "repetition-penalty" => sampling.repetition_penalty = parse(name, value)?,

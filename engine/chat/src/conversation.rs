@@ -11,7 +11,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rwkv_edge::{
-    Model, Reservation, Result, Sampler, SamplerOptions, Session, State, StopTexts, TextStream,
+    Model, Progress, ProgressUnit, Reservation, Result, Sampler, SamplerOptions, Session, State,
+    StopTexts, TextStream,
 };
 
 use crate::options::{Event, Options};
@@ -385,15 +386,16 @@ impl Conversation {
     }
 
     fn feed_pieces(&mut self, tokens: &[u32]) -> Result<bool> {
-        let (mut done, total) = (0, tokens.len());
-        (self.options.on_event)(Event::Reading { done, total });
+        let (mut done, total) = (0, tokens.len() as u64);
+        let reading = |done| Event::Reading(Progress::new(ProgressUnit::Tokens, done, total));
+        (self.options.on_event)(reading(done));
         for piece in tokens.chunks(self.session.model().prefill_rows()) {
             if self.options.interrupted.load(Ordering::Relaxed) {
                 return Ok(false);
             }
             self.session.eval(piece)?;
-            done += piece.len();
-            (self.options.on_event)(Event::Reading { done, total });
+            done += piece.len() as u64;
+            (self.options.on_event)(reading(done));
         }
         Ok(true)
     }
@@ -442,6 +444,14 @@ fn first_word(sampler: &mut Sampler, logits: &[f32], model: &Model) -> Result<u3
     Ok(sampler.sample(&logits))
 }
 
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conversation")
+            .field("transcript", &self.transcript)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What was undone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -471,10 +481,7 @@ mod tests {
     #[test]
     fn the_way_back_is_long_but_not_endless() -> Result<()> {
         let model = demo()?;
-        let options = Options {
-            max_new_tokens: 1,
-            ..Options::default()
-        };
+        let options = Options::new().max_new_tokens(1);
         let mut conversation = Conversation::new(&model, plain(), "", options)?;
         let n_max = UNDO_BYTES_MAX / model.new_state().size_bytes();
         for _ in 0..n_max + 5 {
@@ -497,11 +504,9 @@ mod tests {
     fn interrupted_before_the_answer_nothing_was_said() -> Result<()> {
         let model = demo()?;
         let interrupted = Arc::new(AtomicBool::new(false));
-        let options = Options {
-            max_new_tokens: 9,
-            interrupted: interrupted.clone(),
-            ..Options::default()
-        };
+        let options = Options::new()
+            .max_new_tokens(9)
+            .interrupted(interrupted.clone());
         let mut conversation = Conversation::new(&model, plain(), "A system text.", options)?;
         let before = conversation.session.state().clone();
         let mut go_on = |_: &str| ControlFlow::Continue(());
@@ -526,20 +531,21 @@ mod tests {
         let model = demo()?;
         let (told, events) = std::sync::mpsc::channel();
         let interrupted = Arc::new(AtomicBool::new(false));
-        let options = Options {
-            max_new_tokens: 1,
-            interrupted: interrupted.clone(),
-            on_event: Box::new(move |event| {
+        let options = Options::new()
+            .max_new_tokens(1)
+            .interrupted(interrupted.clone())
+            .on_event(move |event| {
                 // What is told behind the end of the test is nobody's business.
                 let _ = told.send(format!("{event:?}"));
-            }),
-            ..Options::default()
-        };
+            });
         let mut conversation = Conversation::new(&model, plain(), "", options)?;
         assert!(conversation.start_over("A system text.")?);
         let n = model.tokenizer()?.encode("A system text.\n\n")?.len();
         let found: Vec<String> = events.try_iter().collect();
-        let reading = |done: usize| format!("Reading {{ done: {done}, total: {n} }}");
+        let reading = |done: usize| {
+            let progress = Progress::new(ProgressUnit::Tokens, done as u64, n as u64);
+            format!("{:?}", Event::Reading(progress))
+        };
         assert_eq!(found, [reading(0), reading(n), "ReadingEnded".into()]);
         interrupted.store(true, Ordering::Relaxed);
         assert!(!conversation.start_over("A system text.")?);
@@ -552,16 +558,8 @@ mod tests {
     #[test]
     fn draws_begin_anew_with_a_seed() -> Result<()> {
         let model = demo()?;
-        let sampling = SamplerOptions {
-            temperature: 1.0,
-            seed: 7,
-            ..SamplerOptions::default()
-        };
-        let options = Options {
-            sampling: sampling.clone(),
-            max_new_tokens: 12,
-            ..Options::default()
-        };
+        let sampling = SamplerOptions::new().temperature(1.0).seed(7);
+        let options = Options::new().sampling(sampling.clone()).max_new_tokens(12);
         let mut conversation = Conversation::new(&model, plain(), "", options)?;
         let say = |conversation: &mut Conversation| -> Result<String> {
             conversation.reset()?;
@@ -577,10 +575,7 @@ mod tests {
         conversation.set_seed(7);
         assert_eq!(say(&mut conversation)?, first);
         // A wrong option changes nothing.
-        let wrong = SamplerOptions {
-            top_p: -1.0,
-            ..sampling
-        };
+        let wrong = sampling.top_p(-1.0);
         assert!(conversation.set_sampling(wrong).is_err());
         assert_eq!(say(&mut conversation)?, second);
         Ok(())

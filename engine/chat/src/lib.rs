@@ -12,9 +12,8 @@
 //! use rwkv_edge_chat::{Conversation, Options, Template};
 //!
 //! # fn main() -> rwkv_edge::Result<()> {
-//! let model = Model::open("../../cli/demo", &rwkv_edge::Options::default())?;
-//! let mut options = Options::default();
-//! options.max_new_tokens = 16;
+//! let model = Model::open("../../cli/demo", &rwkv_edge::Options::new())?;
+//! let options = Options::new().max_new_tokens(16);
 //! let mut conversation = Conversation::new(&model, Template::of(&model), "", options)?;
 //! let answer = conversation.say("Ownership is", &mut |text| {
 //!     print!("{text}");

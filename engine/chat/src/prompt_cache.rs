@@ -12,7 +12,7 @@ use rwkv_edge::{Model, Result, Session};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Where the states of one model's system texts are kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptCache {
     /// The model's own file or folder.
     model_path: Option<PathBuf>,

@@ -66,7 +66,7 @@ impl Ending {
 }
 
 /// What the model said, and how long it took.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Answer {
     /// Without the space around it.

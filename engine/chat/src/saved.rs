@@ -31,7 +31,7 @@ struct Text {
 }
 
 /// What was saved.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Saved {
     /// Tokens up to the state.
@@ -43,7 +43,7 @@ pub struct Saved {
 }
 
 /// What was found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Loaded {
     /// Tokens up to the state.
@@ -154,10 +154,7 @@ mod tests {
     use crate::Options;
 
     fn begin(model: &Model, system: &str) -> Result<Conversation> {
-        let options = Options {
-            max_new_tokens: 8,
-            ..Options::default()
-        };
+        let options = Options::new().max_new_tokens(8);
         Conversation::new(model, "qa".parse()?, system, options)
     }
 

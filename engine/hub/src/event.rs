@@ -13,6 +13,7 @@ pub enum Event<'a> {
     /// answer. May come between two steps of a work.
     Note(&'a str),
     /// A work goes on, or begins: one at a time, and each is ended by an [`Event::End`].
+    #[non_exhaustive]
     Progress {
         /// What is done.
         work: Work<'a>,
@@ -56,6 +57,12 @@ impl Observer {
             observer: self,
             work,
         }
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
     }
 }
 

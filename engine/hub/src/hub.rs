@@ -19,13 +19,14 @@ use crate::settings::Settings;
 const TOKENIZER_20B: (&str, &str) = ("EleutherAI/gpt-neox-20b", "tokenizer.json");
 
 /// The hub and its cache.
+#[derive(Debug)]
 pub struct Hub {
     settings: Settings,
     observer: Observer,
 }
 
 /// The tokenizer that lies beside a model of the hub.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RemoteTokenizer {
     /// In the cache; `None` where the repository has none.

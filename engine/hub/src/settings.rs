@@ -21,6 +21,7 @@ const READ_TIMEOUT_S: u64 = 30;
 /// Where the hub is and what it may be asked: all that the environment says about it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[must_use = "settings do nothing until a hub is made of them"]
 pub struct Settings {
     /// The hub's address, without a slash at its end.
     pub endpoint: String,
@@ -84,6 +85,50 @@ impl Settings {
             certificates: None,
             proxy: None,
         }
+    }
+
+    /// Sets [`endpoint`](field@Self::endpoint), without slashes at its end.
+    pub fn endpoint(mut self, address: impl Into<String>) -> Self {
+        self.endpoint = address.into();
+        let length = self.endpoint.trim_end_matches('/').len();
+        self.endpoint.truncate(length);
+        self
+    }
+
+    /// Sets [`cache`](field@Self::cache).
+    pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache = folder.into();
+        self
+    }
+
+    /// Sets [`token`](field@Self::token).
+    pub fn token(mut self, token: impl Into<Option<Token>>) -> Self {
+        self.token = token.into();
+        self
+    }
+
+    /// Sets [`offline`](field@Self::offline).
+    pub fn offline(mut self, offline: impl Into<Option<&'static str>>) -> Self {
+        self.offline = offline.into();
+        self
+    }
+
+    /// Sets [`connect_timeout`](field@Self::connect_timeout).
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets [`read_timeout`](field@Self::read_timeout).
+    pub fn read_timeout(mut self, timeout: Duration) -> Self {
+        self.read_timeout = timeout;
+        self
+    }
+
+    /// Sets [`certificates`](field@Self::certificates).
+    pub fn certificates(mut self, file: impl Into<PathBuf>) -> Self {
+        self.certificates = Some(file.into());
+        self
     }
 
     /// What the environment variables of Python's `huggingface_hub` say, and those of proxies, such as
@@ -182,6 +227,41 @@ mod tests {
             found.map(|(_, value)| OsString::from(value))
         };
         Settings::from(&find)
+    }
+
+    #[test]
+    fn methods_set_fields() -> Result<()> {
+        let seconds = Duration::from_secs;
+        let settings = Settings::new("/cache")
+            .endpoint("https://mirror.example/")
+            .cache("/other")
+            .token(Token::new("secret", "a test")?)
+            .offline("a test")
+            .connect_timeout(seconds(1))
+            .read_timeout(seconds(2))
+            .certificates("/certificates.pem");
+        assert_eq!(settings.endpoint, "https://mirror.example");
+        assert_eq!(settings.cache, Path::new("/other"));
+        assert!(settings
+            .token
+            .as_ref()
+            .is_some_and(|token| token.secret == "secret"));
+        assert_eq!(settings.offline, Some("a test"));
+        let timeouts = (settings.connect_timeout, settings.read_timeout);
+        assert_eq!(timeouts, (seconds(1), seconds(2)));
+        let certificates = settings.certificates.as_deref();
+        assert_eq!(certificates, Some(Path::new("/certificates.pem")));
+        let settings = settings.token(None).offline(None);
+        assert!(settings.token.is_none() && settings.offline.is_none());
+        Ok(())
+    }
+
+    /// Compiles only where threads may have it.
+    #[test]
+    fn threads_may_share_a_hub() {
+        fn shared<T: Send + Sync + 'static>() {}
+        shared::<crate::Hub>();
+        shared::<Settings>();
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::likelihood::log_sum_exp;
 
 /// Over many tokens. Keeps four bytes a token, for the percentile.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Divergence {
     /// In nats.
     kl: Vec<f32>,

@@ -103,6 +103,15 @@ struct Line {
     sum: Vec<f64>,
 }
 
+impl std::fmt::Debug for Embedder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedder")
+            .field("from", &self.from)
+            .field("normalize", &self.normalize)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<'a> Embedder<'a> {
     /// An embedder whose vectors have length 1.
     ///
@@ -203,11 +212,7 @@ impl<'a> Embedder<'a> {
                 Pooling::HiddenLast if n > 0 && line.n_fed == line.tokens.len() => Output::Last,
                 _ => Output::None,
             };
-            spans.push(Span {
-                state: &mut line.state,
-                tokens,
-                output,
-            });
+            spans.push(Span::new(&mut line.state, tokens, output));
             if room == 0 {
                 break;
             }

@@ -21,7 +21,7 @@ const DEVICE_ROWS_MAX: usize = 512;
 const DEVICE_LOGITS_MAX: usize = 16 << 20;
 
 /// Tokens from the empty state on; those from `first_target` on are predicted, each from all before it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence<'a> {
     tokens: &'a [u32],
     first_target: usize,
@@ -66,6 +66,7 @@ pub struct Target {
 }
 
 /// What one model predicted for some tokens.
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Predictions<'a> {
     /// Number of the model.
@@ -78,6 +79,15 @@ pub struct Predictions<'a> {
     logits: &'a [f32],
     /// (targets, n_vocab) of the first model
     first: &'a [f32],
+}
+
+impl std::fmt::Debug for Predictions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Predictions")
+            .field("model", &self.model)
+            .field("targets", &self.targets)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Predictions<'_> {
@@ -366,10 +376,12 @@ impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
     ) -> Result<u64> {
         let taking = self.active.iter_mut().filter(|lane| lane.n_taken > 0);
         let mut spans: Vec<_> = taking
-            .map(|lane| Span {
-                state: &mut lane.states[index],
-                tokens: &lane.sequence.tokens[lane.n_fed..lane.n_fed + lane.n_taken],
-                output: lane.output,
+            .map(|lane| {
+                Span::new(
+                    &mut lane.states[index],
+                    &lane.sequence.tokens[lane.n_fed..lane.n_fed + lane.n_taken],
+                    lane.output,
+                )
             })
             .collect();
         model.forward(workspace, &mut spans, logits)?;

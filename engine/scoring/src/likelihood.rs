@@ -1,7 +1,7 @@
 //! What logits say of tokens.
 
 /// Negative log likelihoods of predicted tokens, summed up; without a token all that follows from them is NaN.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Likelihood {
     sum: f64,
     sum_of_squares: f64,

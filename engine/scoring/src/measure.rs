@@ -52,7 +52,7 @@ impl Windows {
 }
 
 /// What one model did.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Outcome {
     /// Of the tokens that were predicted.
@@ -62,7 +62,7 @@ pub struct Outcome {
 }
 
 /// What all models did.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Measured {
     /// One for each model, in order.
