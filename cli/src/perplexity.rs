@@ -134,7 +134,7 @@ impl Args {
             return Ok(Windows::WHOLE);
         };
         let stride = self.stride.unwrap_or(window / 2);
-        let cut = Windows::windows(window as usize, stride as usize);
+        let cut = Windows::of(window as usize, stride as usize);
         cut.ok_or_else(|| {
             let text = format!(
                 "--stride {stride}: expected at most the window's {window}, or tokens would be left out"

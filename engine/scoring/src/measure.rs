@@ -20,7 +20,7 @@ impl Windows {
     /// Windows of so many tokens, one every `stride` tokens; of each only those tokens count that no window
     /// before it had. `None` for windows of fewer than 2 tokens, and for strides of 0 or of more than a
     /// window, which would leave tokens out.
-    pub fn windows(window: usize, stride: usize) -> Option<Self> {
+    pub fn of(window: usize, stride: usize) -> Option<Self> {
         let makes_sense = window >= 2 && (1..=window).contains(&stride);
         makes_sense.then_some(Windows {
             windows: Some((window, stride)),
@@ -121,7 +121,7 @@ mod tests {
             let tokens: Vec<u32> = (0..n).collect();
             for window in 2..20 {
                 for stride in 1..=window {
-                    let cut = Windows::windows(window, stride).expect("makes sense");
+                    let cut = Windows::of(window, stride).expect("makes sense");
                     let mut predicted: Vec<u32> = Vec::new();
                     for sequence in cut.sequences(&tokens) {
                         assert!(sequence.tokens().len() <= window);
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         for (window, stride) in [(0, 0), (1, 1), (4, 0), (4, 5)] {
-            assert_eq!(Windows::windows(window, stride), None, "{window} {stride}");
+            assert_eq!(Windows::of(window, stride), None, "{window} {stride}");
         }
         for n in 0..2 {
             assert_eq!(
@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn windows(window: usize, stride: usize) -> Windows {
-        Windows::windows(window, stride).expect("makes sense")
+        Windows::of(window, stride).expect("makes sense")
     }
 
     /// A token by token sum, beside which batches and windows have to stand.
