@@ -72,7 +72,7 @@ mod access {
     use std::sync::{Mutex, PoisonError};
 
     use anyhow::Result;
-    use rwkv_edge_hub::{Event, Hub, ModelId, Work};
+    use rwkv_edge_hub::{Event, Hub, ModelId, Settings, Work};
 
     use super::RemoteTokenizer;
     use crate::progress::{notice, Progress};
@@ -100,7 +100,10 @@ mod access {
                 _ => *bar = None,
             }
         };
-        Ok(Hub::from_env()?.with_observer(show))
+        Ok(
+            Hub::new(Settings::from_env()?.model_types(rwkv_edge::model_types()))
+                .with_observer(show),
+        )
     }
 
     pub(super) fn fetch(id: &ModelId) -> Result<PathBuf> {

@@ -105,6 +105,7 @@ pub use model::outline::Outline;
 pub use model::session::{Ending, GenerateOptions, Generated, Session};
 pub use model::{Model, Options, Sparsity, Workspace};
 pub use networks::batch::{Output, Span};
+pub use networks::known::model_types;
 pub use networks::state::State;
 pub use networks::tensor_info::TensorInfo;
 pub use progress::{Progress, ProgressUnit};

@@ -185,8 +185,11 @@ impl<'a> Repository<'a> {
             wanted.push(weights);
         }
         self.fetch_missing(&wanted, listing)?;
-        check_architecture(&snapshot.join("config.json"))
-            .map_err(|error| error.at(self.id.repository()))?;
+        check_model_type(
+            &snapshot.join("config.json"),
+            &self.client.settings.model_types,
+        )
+        .map_err(|error| error.at(self.id.repository()))?;
         if !weights.ends_with(INDEX_ENDING) {
             return self.fetch_missing(&[weights], listing);
         }
@@ -299,16 +302,22 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
     Ok(shards)
 }
 
-/// Refuses what is plainly no RWKV-4. The engine checks the rest.
-fn check_architecture(config: &Path) -> Result<()> {
+/// Refuses what is plainly none of these models, before its weights are downloaded. The engine checks the rest.
+fn check_model_type(config: &Path, known: &[(&str, &str)]) -> Result<()> {
     let Ok(text) = fs::read(config) else {
         return Ok(());
     };
     let parsed: Value = serde_json::from_slice(&text)
         .context(ErrorKind::Content, || "config.json: not valid JSON".into())?;
     match parsed.get("model_type") {
-        Some(Value::String(found)) if found != "rwkv" => {
-            let text = format!("config.json: model_type {found:?}, expected \"rwkv\" (RWKV-4)");
+        Some(Value::String(found))
+            if !known.is_empty() && known.iter().all(|(name, _)| name != found) =>
+        {
+            let known = known
+                .iter()
+                .map(|(name, title)| format!("{name:?} ({title})"));
+            let known = known.collect::<Vec<_>>().join(" or ");
+            let text = format!("config.json: model_type {found:?}, expected {known}");
             Err(Error::new(ErrorKind::Content, text))
         }
         _ => Ok(()),

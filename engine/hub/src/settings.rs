@@ -37,6 +37,9 @@ pub struct Settings {
     pub read_timeout: Duration,
     /// A file of certificates to trust instead of the usual ones.
     pub certificates: Option<PathBuf>,
+    /// The `model_type` of models that can be used, each with its name for people: others are refused before their weights are
+    /// downloaded. Empty: none is refused.
+    pub model_types: Vec<(&'static str, &'static str)>,
     /// Through which the hub is asked, where the environment says so.
     pub(crate) proxy: Option<ureq::Proxy>,
 }
@@ -83,8 +86,15 @@ impl Settings {
             connect_timeout: Duration::from_secs(CONNECT_TIMEOUT_S),
             read_timeout: Duration::from_secs(READ_TIMEOUT_S),
             certificates: None,
+            model_types: Vec::new(),
             proxy: None,
         }
+    }
+
+    /// Sets [`model_types`](field@Self::model_types).
+    pub fn model_types(mut self, types: Vec<(&'static str, &'static str)>) -> Self {
+        self.model_types = types;
+        self
     }
 
     /// Sets [`endpoint`](field@Self::endpoint), without slashes at its end.

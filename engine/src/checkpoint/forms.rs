@@ -24,8 +24,7 @@ impl Forms {
         if tensor.is_in_network_form {
             if let Some(index) = stored.iter().position(|&value| !form.admits(value)) {
                 let value = stored[index];
-                let text =
-                    format!("{value} at [{index}], expected -exp(time_decay), which is at most 0");
+                let text = format!("{value} at [{index}], expected {}", form.expected());
                 return Err(Error::format(text).at(tensor.place()));
             }
             return Ok(Forms {

@@ -1,6 +1,6 @@
 //! Checkpoints: from files of several formats to one table of named tensors and one configuration.
 //!
-//! Sits between `file.rs` and what builds a model. Input: a file or folder in the form in which
+//! Sits between `files/` and what builds a model. Input: a file or folder in the form in which
 //! RWKV is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
 //! Hugging Face's names, or rwkv.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
 //! exactly those of its architecture, with the shapes its [`Config`] says, or an error that names file,

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::form::Form;
 use crate::networks::known;
-use crate::networks::table::{split_layer, without, Architecture, TensorAt};
+use crate::networks::names::{split_layer, EMBEDDING, HEAD};
+use crate::networks::table::{Architecture, TensorAt};
 
 /// What shape a tensor must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,9 +115,9 @@ impl Named {
             );
             return Err(Error::format(text).at(format!("{}: tensors", self.place)));
         }
-        if config.settings.tie_word_embeddings && !self.tensors.contains_key("head.weight") {
-            let embedding = self.tensors.get("emb.weight").cloned();
-            let head = embedding.map(|tensor| ("head.weight".to_owned(), tensor));
+        if config.settings.tie_word_embeddings && !self.tensors.contains_key(HEAD) {
+            let embedding = self.tensors.get(EMBEDDING).cloned();
+            let head = embedding.map(|tensor| (HEAD.to_owned(), tensor));
             self.tensors.extend(head);
         }
         let whole = self.architecture.whole(sizes);
@@ -177,9 +178,8 @@ pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
         .map(|size| size.max)
         .max();
     let layers = names.filter_map(|name| {
-        let name =
-            known::architectures().fold(name, |name, one| without(name, one.hugging_face.prefix));
-        split_layer(name).map(|(layer, _)| layer)
+        let raw = known::architectures().map(|one| one.hugging_face.raw(name));
+        raw.filter_map(|name| Some(split_layer(&name)?.0)).next()
     });
     let highest = layers.filter(|&layer| Some(layer as u64) < max).max();
     highest.map_or(0, |highest| highest + 1)

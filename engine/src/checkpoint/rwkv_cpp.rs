@@ -14,6 +14,7 @@ use super::names;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 use crate::files::{FileBytes, SourceFile};
+use crate::networks::names::EMBEDDING;
 
 /// `ggmf`, as a little-endian number.
 const MAGIC: &[u8] = b"fmgg";
@@ -117,7 +118,7 @@ impl Header {
 
     /// The tensors themselves are checked later, like those of every other format.
     fn check(&self, tensors: &[RawTensor]) -> Result<()> {
-        let embedding = tensors.iter().find(|tensor| tensor.name == "emb.weight");
+        let embedding = tensors.iter().find(|tensor| tensor.name == EMBEDDING);
         if let Some(tensor) = embedding {
             let expected = [self.n_vocab as usize, self.n_embd as usize];
             if tensor.shape != expected {

@@ -4,7 +4,7 @@
 //! Input: an open [`Checkpoint`]. Output: files that transformers or torch read. Tensors pass through
 //! one at a time, a few megabytes at once, whatever the size of the model, and the pages they come
 //! from are released. What is written appears when it is complete, or not at all. This module says
-//! what is done in which order; `part.rs` has the numbers, the others a format each.
+//! what is done in which order; `target.rs` has the numbers, the others a format each.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
 use crate::files::output::{sync_folder, OutputFile};
 use crate::files::Access;
+use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
 
 mod folder;
@@ -206,7 +207,7 @@ impl CheckpointSource {
         let mut parts = target::parts(checkpoint, options.dtype)?;
         if self.head_is_embedding() {
             // As transformers does: the configuration says that the embedding is the head too.
-            parts.retain(|part| part.name != "head.weight");
+            parts.retain(|part| part.name != HEAD);
         }
         for part in &mut parts {
             std::mem::swap(&mut part.name, &mut part.hugging_face);
@@ -296,7 +297,7 @@ impl CheckpointSource {
     /// Whether the head is not stored by itself.
     fn head_is_embedding(&self) -> bool {
         let tensor = |name: &str| self.0.tensors.get(name).map(checkpoint::RawTensor::place);
-        self.0.config.settings.tie_word_embeddings && tensor("head.weight") == tensor("emb.weight")
+        self.0.config.settings.tie_word_embeddings && tensor(HEAD) == tensor(EMBEDDING)
     }
 }
 

@@ -99,7 +99,7 @@ pub(super) struct TargetTensor<'a> {
     source: &'a RawTensor,
 }
 
-/// All tensors of a checkpoint under BlinkDL's names, in the order of the architecture's table.
+/// All tensors of a checkpoint under BlinkDL's names, in the order in which transformers keeps them.
 ///
 /// # Errors
 /// None in practice: the names were checked when the checkpoint was opened.
@@ -128,8 +128,7 @@ pub(super) fn parts(
             source,
         })
     };
-    let architecture = sizes.architecture;
-    let tensors = architecture.tensors(sizes, &architecture.whole(sizes));
+    let tensors = sizes.architecture.tensors_in_order(sizes).into_iter();
     tensors.map(part).collect()
 }
 

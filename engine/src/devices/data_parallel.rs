@@ -2,7 +2,7 @@
 //!
 //! A state stays on the pipeline where it first went: moving it costs more than it brings. New ones go to
 //! where there are fewest. Each further pipeline has a thread, which is there before the first pass and sleeps between
-//! them. Sits between `stage.rs`, which runs one pipeline, and `model.rs`.
+//! them. Sits between `stages.rs`, which runs one pipeline, and `model/mod.rs`.
 
 #![forbid(unsafe_code)]
 

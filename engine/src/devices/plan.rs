@@ -1,7 +1,7 @@
 //! Decides which layers of a model run where, before any weight is read, and says why a map cannot be.
 //!
 //! Input: sizes of a model and a device map. Output: pipelines of stages, for which there is memory. Sits
-//! between `device.rs`, which reads maps, and `stage.rs`, which makes stages of weights.
+//! between `names.rs`, which reads maps, and `stages.rs`, which makes stages of weights.
 
 #![forbid(unsafe_code)]
 

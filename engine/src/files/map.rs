@@ -24,7 +24,7 @@ pub(super) fn map_whole(file: &File, len: u64, whole_max: u64) -> Option<Mmap> {
 pub(super) fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
     // SAFETY: the mapping is read-only and within the length the file had when it was opened. Its bytes stay as they are
     // unless another process rewrites or cuts the file in place; files of checkpoints are replaced by renaming, which
-    // leaves the mapped one untouched, and whoever cannot promise that opens without mapping (see `file.rs`).
+    // leaves the mapped one untouched, and whoever cannot promise that opens without mapping (see `files/mod.rs`).
     unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
 }
 

@@ -5,10 +5,10 @@
 //! checked against the length of the file, and offsets are 64-bit on every target, so a file larger
 //! than the address space works: what cannot be mapped whole is mapped one range at a time.
 //!
-//! `file/map.rs` is the only place where files are mapped. A mapped file must not be rewritten in place
+//! `map.rs` is the only place where files are mapped. A mapped file must not be rewritten in place
 //! while it is in use; this project's own writers replace files by renaming, which leaves the
-//! mapped one as it was. `file/bytes.rs` are the bytes, `file/folder.rs` names files in a folder,
-//! `file/huge_pages.rs` copies what is to be read faster than from a mapping.
+//! mapped one as it was. `bytes.rs` are the bytes, `folder.rs` names files in a folder,
+//! `huge_pages.rs` copies what is to be read faster than from a mapping.
 
 #![deny(unsafe_code)]
 

@@ -24,10 +24,11 @@ impl<T: Copy> Aligned<T> {
         size => CACHE_LINE / size,
     };
 
-    /// Bytes that `len` numbers take.
-    pub(crate) fn bytes_for(len: usize) -> usize {
-        len.saturating_add(Self::ROOM)
-            .saturating_mul(size_of::<T>())
+    /// Bytes that `len` numbers take. In 64 bits, as all that is told of memory beforehand: on a machine of 32 bits
+    /// too, a model that is too large must be refused with the right number.
+    pub(crate) fn bytes_for(len: u64) -> u64 {
+        let len = len.saturating_add(Self::ROOM as u64);
+        len.saturating_mul(size_of::<T>() as u64)
     }
 
     /// `len` times `value`.

@@ -57,18 +57,13 @@ pub(crate) fn weight_bytes(sizes: &Sizes, part: &StageRange, quant: Quant, in_pl
     tensors.map(bytes).fold(0, u64::saturating_add)
 }
 
-/// Bytes of the buffers of a forward pass of so many rows.
-fn workspace_bytes(sizes: &Sizes, n_rows: usize, n_threads: usize) -> u64 {
-    Buffers::bytes_for(sizes, n_rows, n_threads) as u64
-}
-
 /// Bytes of a session that allocates nothing later: state, two rows of logits, sampler, and buffers for
 /// one token and for a piece of a prompt; `None` where the CPU has no layers and so needs no buffers.
 pub(crate) fn session_bytes(sizes: &Sizes, prefill_rows: Option<usize>, n_threads: usize) -> u64 {
     let state = StateLayout::new(sizes, 0).size_bytes();
     let text = 2 * size_of::<f32>() * sizes.n_vocab + Sampler::reserved_bytes(sizes.n_vocab);
     let workspaces = prefill_rows.map_or(0, |rows| {
-        workspace_bytes(sizes, 1, n_threads) + workspace_bytes(sizes, rows, n_threads)
+        Buffers::bytes_for(sizes, 1, n_threads) + Buffers::bytes_for(sizes, rows, n_threads)
     });
     (state + text) as u64 + workspaces
 }
@@ -97,7 +92,7 @@ mod tests {
                     assert_eq!(weights, stored, "{name} {quant}");
                 }
                 for rows in [1, 2, 32, 128] {
-                    let told = workspace_bytes(sizes, rows, 2);
+                    let told = Buffers::bytes_for(sizes, rows, 2);
                     let taken = model.workspace(rows).size_bytes() as u64;
                     assert_eq!(told, taken, "{name} {rows}");
                 }

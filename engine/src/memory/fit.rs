@@ -1,7 +1,7 @@
 //! How a model is fitted into a memory limit, told before its weights are read.
 //!
-//! Sits on the sizes of `budget.rs`, below `model.rs`. Three ways are tried in turn: everything stays in memory; the weights
-//! of a mapped file are read again for every batch (`paging.rs`), as few of them as possible; prompts go in
+//! Sits on the sizes of `estimate.rs`, below `model/`. Three ways are tried in turn: everything stays in memory; the weights
+//! of a mapped file are read again for every batch (`products/paging.rs`), as few of them as possible; prompts go in
 //! shorter pieces, too. What fits in none of them is refused with the number of bytes that it takes.
 
 #![forbid(unsafe_code)]
@@ -68,12 +68,12 @@ pub(crate) struct ModelFacts {
     pub(crate) stored: Quant,
     /// What reading its tokenizer will take; 0 without one.
     pub(crate) tokenizer: u64,
-    pub(crate) lie: Lie,
+    pub(crate) place: WeightsPlace,
 }
 
 /// Where weights lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lie {
+pub(crate) enum WeightsPlace {
     /// In a checkpoint, of which so many bytes will be used in place from mapped files.
     Checkpoint { mapped: u64 },
     /// In a model file whose pages can be dropped,
@@ -125,15 +125,15 @@ impl Demand {
         let all = weight_bytes(&self.sizes, &stage.part, quant, false);
         let vectors = weight_bytes(&self.sizes, &stage.part, quant, true);
         let is_stored = quant == origin.stored;
-        let (fixed, mapped) = match origin.lie {
+        let (fixed, mapped) = match origin.place {
             // Of a part it is not worth to be exact.
-            Lie::Checkpoint { mapped } if is_whole => (all.saturating_sub(mapped), mapped),
-            Lie::Mapped if is_stored => (vectors, all - vectors),
-            Lie::InMemory if is_stored => (vectors, 0),
-            Lie::Copied { bytes } if is_stored => (vectors.saturating_add(bytes), 0),
+            WeightsPlace::Checkpoint { mapped } if is_whole => (all.saturating_sub(mapped), mapped),
+            WeightsPlace::Mapped if is_stored => (vectors, all - vectors),
+            WeightsPlace::InMemory if is_stored => (vectors, 0),
+            WeightsPlace::Copied { bytes } if is_stored => (vectors.saturating_add(bytes), 0),
             _ => (all, 0),
         };
-        let is_checkpoint = matches!(origin.lie, Lie::Checkpoint { .. });
+        let is_checkpoint = matches!(origin.place, WeightsPlace::Checkpoint { .. });
         self.on_cpu = true;
         self.fixed = self.fixed.saturating_add(fixed);
         self.vectors = self.vectors.saturating_add(vectors);

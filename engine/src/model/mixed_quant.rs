@@ -1,6 +1,6 @@
 //! A network put together from two quantisations of one checkpoint.
 //!
-//! Sits between the networks and `model.rs`. Nothing is read or converted: the new network shares the
+//! Sits between the networks and `model/mod.rs`. Nothing is read or converted: the new network shares the
 //! weights of the two it is made of, so that trying out each of a hundred matrices costs no memory.
 
 #![forbid(unsafe_code)]

@@ -425,7 +425,12 @@ impl FileWeights<'_> {
         let stored = stored.map_err(|bad| self.bad(name, &bad))?;
         let at = |row: usize| begin + row as u64 * row_bytes;
         let read = |rows: Range<usize>| self.file.file.bytes(at(rows.start)..at(rows.end));
-        stored.for_each_piece(read, take)
+        stored.for_each_piece(read, take)?;
+        beside
+            .iter()
+            .flatten()
+            .for_each(|part| self.was_copied(part));
+        Ok(())
     }
 
     fn bad(&self, name: &str, bad: &BadPart) -> Error {

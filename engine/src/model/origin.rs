@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoint, Opened, TokenizerFile};
 use crate::devices::plan::Plan;
 use crate::error::Result;
 use crate::math::threads::Pool;
-use crate::memory::fit::{Lie, ModelFacts};
+use crate::memory::fit::{ModelFacts, WeightsPlace};
 use crate::networks::config::Config;
 use crate::progress::Progress;
 use crate::quant::Quant;
@@ -78,17 +78,21 @@ impl Origin {
             sizes: self.config().sizes,
             stored: self.stored_quant(),
             tokenizer,
-            lie: match self {
-                Origin::Checkpoint(_) if copies => Lie::Checkpoint { mapped: 0 },
-                Origin::Checkpoint(checkpoint) => Lie::Checkpoint {
+            place: match self {
+                Origin::Checkpoint(_) if copies => WeightsPlace::Checkpoint { mapped: 0 },
+                Origin::Checkpoint(checkpoint) => WeightsPlace::Checkpoint {
                     mapped: load::mapped_bytes(checkpoint, plan.quant()),
                 },
-                Origin::ModelFile(file) if copies && !file.file().is_in_memory() => Lie::Copied {
-                    bytes: file.file().len(),
-                },
-                Origin::ModelFile(file) if file.file().pages_can_be_dropped() => Lie::Mapped,
-                Origin::ModelFile(file) if file.file().is_in_memory() => Lie::InMemory,
-                Origin::ModelFile(_) => Lie::Read,
+                Origin::ModelFile(file) if copies && !file.file().is_in_memory() => {
+                    WeightsPlace::Copied {
+                        bytes: file.file().len(),
+                    }
+                }
+                Origin::ModelFile(file) if file.file().pages_can_be_dropped() => {
+                    WeightsPlace::Mapped
+                }
+                Origin::ModelFile(file) if file.file().is_in_memory() => WeightsPlace::InMemory,
+                Origin::ModelFile(_) => WeightsPlace::Read,
             },
         }
     }

@@ -7,6 +7,7 @@
 
 use super::batch::{Segment, Span};
 use super::config::Sizes;
+use super::names;
 use super::table::{tensors, TensorSpec};
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
@@ -21,11 +22,10 @@ tensors! {
     /// What turns tokens into the residual stream.
     pub(crate) struct Embedding {
         /// (n_vocab, n_embd)
-        table: Matrix = TensorSpec::matrix("emb.weight", |s| s.n_vocab, |s| s.n_embd)
-            .hugging_face("rwkv.embeddings.weight"),
+        table: Matrix = TensorSpec::matrix(names::EMBEDDING, |s| s.n_vocab, |s| s.n_embd),
         /// (n_embd) ln0, applied to its rows
-        norm_weight: Vector = norm_weight("ln0.weight").hugging_face("pre_ln.weight").in_first_layer(),
-        norm_bias: Vector = norm_bias("ln0.bias").hugging_face("pre_ln.bias").in_first_layer(),
+        norm_weight: Vector = norm_weight("ln0.weight").in_first_layer(),
+        norm_bias: Vector = norm_bias("ln0.bias").in_first_layer(),
     }
 }
 
@@ -33,10 +33,10 @@ tensors! {
     /// What turns the residual stream into logits.
     pub(crate) struct Head {
         /// (n_embd)
-        norm_weight: Vector = norm_weight("ln_out.weight").hugging_face("rwkv.ln_out.weight"),
-        norm_bias: Vector = norm_bias("ln_out.bias").hugging_face("rwkv.ln_out.bias"),
+        norm_weight: Vector = norm_weight("ln_out.weight"),
+        norm_bias: Vector = norm_bias("ln_out.bias"),
         /// (n_vocab, n_embd)
-        matrix: Matrix = TensorSpec::matrix("head.weight", |s| s.n_vocab, |s| s.n_embd),
+        matrix: Matrix = TensorSpec::matrix(names::HEAD, |s| s.n_vocab, |s| s.n_embd),
     }
 }
 
@@ -93,11 +93,11 @@ impl Buffers {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> usize {
-        let row_width = sizes.architecture.row_width(sizes);
-        2 * Aligned::<f32>::bytes_for(rows_max * row_width)
-            + n_threads * Scratch::bytes_for(rows_max, sizes.n_embd)
-            + rows_max * size_of::<Option<usize>>()
+    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> u64 {
+        let (rows, row_width) = (rows_max as u64, sizes.architecture.row_width(sizes) as u64);
+        2 * Aligned::<f32>::bytes_for(rows * row_width)
+            + n_threads as u64 * Scratch::bytes_for(rows_max, sizes.n_embd)
+            + rows * size_of::<Option<usize>>() as u64
     }
 
     /// What they take in memory.

@@ -35,6 +35,14 @@ impl Form {
         }
     }
 
+    /// What the network's numbers are, for error texts.
+    pub(crate) fn expected(self) -> &'static str {
+        match self {
+            Form::Same => "a number",
+            Form::MinusExp => "-exp(time_decay), which is at most 0",
+        }
+    }
+
     /// Whether the network can have this number.
     pub(crate) fn admits(self, value: f32) -> bool {
         match self {

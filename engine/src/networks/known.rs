@@ -3,14 +3,15 @@
 
 #![forbid(unsafe_code)]
 
-use super::table::{without, Architecture};
+use super::names::behind_number;
+use super::table::Architecture;
 use super::v4;
 use crate::error::{Error, Result};
 
 /// A kind of network that its tensors show.
 struct Known {
     title: &'static str,
-    /// Beginnings of names, without prefix and layer, that no line below has.
+    /// Beginnings of names, without prefix and layer and in raw checkpoints' spelling, that no line below has.
     marks: &'static [&'static str],
     /// `None`: it cannot run here.
     architecture: Option<&'static Architecture>,
@@ -31,27 +32,14 @@ static KNOWN: [Known; 6] = [
         marks: &[
             "att.time_maa",
             "ffn.time_maa",
-            "attention.time_maa",
-            "feed_forward.time_maa",
             "att.time_decay_w",
-            "attention.time_decay_w",
             "att.time_mix_w1",
-            "attention.time_mix_w1",
         ],
         architecture: None,
     },
     Known {
         title: "RWKV-5",
-        marks: &[
-            "att.ln_x.",
-            "att.gate.",
-            "att.time_mix_g",
-            "att.time_faaaa",
-            "attention.ln_x.",
-            "attention.gate.",
-            "attention.time_mix_g",
-            "attention.time_faaaa",
-        ],
+        marks: &["att.ln_x.", "att.gate.", "att.time_mix_g", "att.time_faaaa"],
         architecture: None,
     },
     Known {
@@ -60,9 +48,6 @@ static KNOWN: [Known; 6] = [
             "att.qq.",
             "att.time_mix_qq",
             "att.att_mask",
-            "attention.qq.",
-            "attention.time_mix_qq",
-            "attention.att_mask",
             "tiny_",
             "head_q.",
             "copy_mask",
@@ -71,12 +56,12 @@ static KNOWN: [Known; 6] = [
     },
     Known {
         title: "a variant of RWKV-4 with another channel mixing, such as RWKV-4b",
-        marks: &["ffn.aa.", "ffn.bb.", "feed_forward.aa.", "feed_forward.bb."],
+        marks: &["ffn.aa.", "ffn.bb."],
         architecture: None,
     },
     Known {
         title: "RWKV-4",
-        marks: &["blocks.", "emb.", "embeddings."],
+        marks: &["blocks.", "emb."],
         architecture: Some(&v4::ARCHITECTURE),
     },
 ];
@@ -108,6 +93,13 @@ pub(crate) fn by_name(name: &str) -> Result<&'static Architecture> {
     })
 }
 
+/// The `model_type` that a `config.json` has for each architecture that this crate runs, and the architecture's name for
+/// people.
+pub fn model_types() -> Vec<(&'static str, &'static str)> {
+    let types = architectures().map(|one| (one.hugging_face.model_type, one.title));
+    types.collect()
+}
+
 /// The titles of those that run here, for texts.
 pub(crate) fn titles() -> String {
     let titles: Vec<_> = architectures()
@@ -122,20 +114,15 @@ pub(crate) fn shown<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
 ) -> Option<std::result::Result<&'static Architecture, (&'a str, &'static str)>> {
     KNOWN.iter().find_map(|known| {
-        let shows = |name: &&str| {
-            let name =
-                architectures().fold(*name, |name, one| without(name, one.hugging_face.prefix));
-            // The number of a layer is of no matter, nor whether it is one.
-            let rest = name
-                .strip_prefix("blocks.")
-                .and_then(|rest| rest.split_once('.'));
-            let leaf = rest.map_or(name, |(_, leaf)| leaf);
-            known
-                .marks
-                .iter()
-                .any(|mark| leaf.starts_with(mark) || name.starts_with(mark))
+        let shows = |name: &str| {
+            let is_marked =
+                |mark: &&str| behind_number(name).starts_with(mark) || name.starts_with(mark);
+            known.marks.iter().any(is_marked)
         };
-        let name = names.clone().find(shows)?;
+        let mut names = names.clone();
+        let name = names.find(|name| {
+            shows(name) || architectures().any(|one| shows(&one.hugging_face.raw(name)))
+        })?;
         Some(known.architecture.ok_or((name, known.title)))
     })
 }

@@ -16,6 +16,7 @@ pub(crate) mod common;
 pub(crate) mod config;
 pub(crate) mod form;
 pub(crate) mod known;
+pub(crate) mod names;
 pub(crate) mod source;
 pub(crate) mod state;
 pub(crate) mod table;
@@ -222,7 +223,7 @@ impl Buffers {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> usize {
+    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> u64 {
         let layers = match sizes.architecture.kind {
             Kind::V4 => v4::Buffers::bytes_for(sizes, rows_max),
         };

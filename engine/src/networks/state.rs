@@ -21,16 +21,17 @@ use crate::files::output;
 const MAGIC: [u8; 8] = *b"RWKVST\x00\x02";
 /// The version of 0.1 of the program, which knew one architecture.
 const VERSION_1: u8 = 1;
+const ARCHITECTURE_1: &str = "rwkv-4";
 /// magic 8, model fingerprint 8, checksum 8, n_layer 4, n_embd 4, n_attention 4, n_vocab 4
 /// (0: without logits), n_tokens 8
 const HEADER_BYTES_1: usize = 48;
 /// magic 8, model fingerprint 8, checksum 8, name of the architecture 16 (zeros behind it), n_layer 4, n_vocab 4
 /// (0: without logits), n_tokens 8, how many numbers 8
 const HEADER_BYTES: usize = 64;
-const NAME: Range<usize> = 24..40;
+pub(crate) const NAME: Range<usize> = 24..40;
 
 /// Parts of a state that an architecture may have.
-const PARTS_MAX: usize = 8;
+pub(crate) const PARTS_MAX: usize = 8;
 
 /// Where a state's numbers are: part after part of each layer, layer after layer, as the architecture's table says.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -289,6 +290,8 @@ impl State {
         };
         data.clone_into(&mut self.data);
         (self.layout, self.n_tokens) = (other.layout, other.n_tokens);
+        // There may have been another number of them.
+        self.unreadable.take();
         if !copied {
             self.host_is_newer();
         }
@@ -455,9 +458,9 @@ impl State {
 
     fn header_1(&self, bytes: &[u8]) -> Result<Header> {
         let sizes = &self.layout.sizes;
-        if sizes.architecture.name != "rwkv-4" {
+        if sizes.architecture.name != ARCHITECTURE_1 {
             return Err(Error::state(format!(
-                "state of rwkv-4, expected one of {}",
+                "state of {ARCHITECTURE_1}, expected one of {}",
                 sizes.architecture.name
             )));
         }

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::config::{Config, Sizes};
 use super::form::Form;
+use super::names::{split_layer, HuggingFace};
 use super::state::StateLayout;
 use crate::quant::matrix::Layout;
 
@@ -76,8 +77,6 @@ pub(crate) struct TensorSpec {
     pub(crate) name: &'static str,
     /// In checkpoints of BlinkDL and rwkv.cpp.
     pub(crate) raw: &'static str,
-    /// In Hugging Face directories.
-    pub(crate) hugging_face: &'static str,
     pub(crate) shape: Shape,
     /// Whether only the first layer has it, although it comes with the embedding.
     pub(crate) is_in_first_layer: bool,
@@ -117,16 +116,6 @@ pub(crate) struct RowPart {
     #[allow(dead_code)] // As above.
     pub(crate) name: &'static str,
     pub(crate) len: Count,
-}
-
-/// How Hugging Face directories call things.
-pub(crate) struct HuggingFace {
-    /// `model_type` of `config.json`,
-    pub(crate) model_type: &'static str,
-    /// and its first `architectures`.
-    pub(crate) class: &'static str,
-    /// In front of all names but the head's; readers do without it.
-    pub(crate) prefix: &'static str,
 }
 
 /// Which part of a network a stage has.
@@ -225,26 +214,31 @@ impl Architecture {
         self.row.iter().map(|part| (part.len)(sizes)).sum()
     }
 
+    /// Every tensor in the order in which transformers keeps them.
+    pub(crate) fn tensors_in_order<'a>(&'static self, sizes: &'a Sizes) -> Vec<TensorAt<'a>> {
+        let mut tensors: Vec<_> = self.tensors(sizes, &self.whole(sizes)).collect();
+        let order = self.hugging_face.order;
+        let place = |tensor: &TensorAt<'_>| {
+            let is_behind = self.head.iter().any(|spec| std::ptr::eq(spec, tensor.spec));
+            let within = order.iter().position(|raw| *raw == tensor.spec.raw);
+            (is_behind, tensor.number_of_layer(), within)
+        };
+        tensors.sort_by_key(place);
+        tensors
+    }
+
     /// The tensor of that name in a checkpoint, raw or Hugging Face's, and its layer.
     pub(crate) fn find(&self, name: &str) -> Option<(&'static TensorSpec, Option<usize>)> {
-        let base = |name: &'static str| without(name, self.hugging_face.prefix);
-        let name = without(name, self.hugging_face.prefix);
-        let called =
-            |spec: &TensorSpec, name: &str| spec.raw == name || base(spec.hugging_face) == name;
+        let raw = self.hugging_face.raw(name);
         let mut outside = self.embedding.iter().chain(self.head);
-        if let Some(spec) = outside.find(|spec| !spec.is_in_first_layer && called(spec, name)) {
+        if let Some(spec) = outside.find(|spec| !spec.is_in_first_layer && spec.raw == raw) {
             return Some((spec, None));
         }
-        let (layer, leaf) = split_layer(name)?;
-        let in_first = self
-            .embedding
-            .iter()
-            .filter(|spec| spec.is_in_first_layer && layer == 0);
-        let spec = self
-            .layer
-            .iter()
-            .chain(in_first)
-            .find(|spec| called(spec, leaf))?;
+        let (layer, leaf) = split_layer(&raw)?;
+        let in_first = self.embedding.iter();
+        let in_first = in_first.filter(|spec| spec.is_in_first_layer && layer == 0);
+        let mut inside = self.layer.iter().chain(in_first);
+        let spec = inside.find(|spec| spec.raw == leaf)?;
         Some((spec, (!spec.is_in_first_layer).then_some(layer)))
     }
 
@@ -270,17 +264,6 @@ impl std::fmt::Debug for Architecture {
     }
 }
 
-/// `blocks.N.REST` as N and REST.
-pub(crate) fn split_layer(name: &str) -> Option<(usize, &str)> {
-    let (digits, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
-    let layer: usize = digits.parse().ok()?;
-    (layer.to_string() == digits).then_some((layer, rest))
-}
-
-pub(crate) fn without<'a>(name: &'a str, prefix: &str) -> &'a str {
-    name.strip_prefix(prefix).unwrap_or(name)
-}
-
 impl TensorSpec {
     /// A vector called `name` everywhere.
     pub(crate) const fn vector(name: &'static str, len: Count) -> Self {
@@ -303,19 +286,12 @@ impl TensorSpec {
         TensorSpec {
             name,
             raw: name,
-            hugging_face: name,
             shape,
             is_in_first_layer: false,
             form: Form::Same,
             is_broadcast: false,
             noise: (0.0, 1.0),
         }
-    }
-
-    /// What Hugging Face calls it.
-    pub(crate) const fn hugging_face(mut self, name: &'static str) -> Self {
-        self.hugging_face = name;
-        self
     }
 
     /// What checkpoints have in its place, and call it.
@@ -403,13 +379,8 @@ impl TensorAt<'_> {
 
     /// In Hugging Face directories.
     pub(crate) fn hugging_face_name(&self) -> String {
-        let name = self.spec.full(self.spec.hugging_face, self.layer);
-        let prefix = self.sizes.architecture.hugging_face.prefix;
-        // Names outside of layers are written down whole.
-        match name.len() == self.spec.hugging_face.len() {
-            true => name,
-            false => format!("{prefix}{name}"),
-        }
+        let names = &self.sizes.architecture.hugging_face;
+        names.name(&self.raw_name())
     }
 
     pub(crate) fn is_matrix(&self) -> bool {

@@ -1,8 +1,10 @@
 //! The tables and what is derived from them.
 
+use std::collections::BTreeSet;
+
 use super::config::{Config, Sizes};
-use super::known::architectures;
-use super::state::{State, StateLayout};
+use super::known::{architectures, shown};
+use super::state::{State, StateLayout, NAME, PARTS_MAX};
 use super::table::{Shape, StageRange};
 use super::Buffers;
 
@@ -25,8 +27,8 @@ fn tensors_are_found_by_all_their_names() {
             architecture,
             ..sizes
         };
-        let whole = architecture.whole(&sizes);
-        for tensor in architecture.tensors(&sizes, &whole) {
+        let mut names = BTreeSet::new();
+        for tensor in architecture.tensors(&sizes, &architecture.whole(&sizes)) {
             let theirs = tensor.hugging_face_name();
             let short = theirs.trim_start_matches(architecture.hugging_face.prefix);
             for name in [&tensor.raw_name(), &theirs, short] {
@@ -37,12 +39,19 @@ fn tensors_are_found_by_all_their_names() {
                     "{name}"
                 );
             }
+            assert!(
+                names.insert(tensor.name()),
+                "{} is there twice",
+                tensor.name()
+            );
         }
         for name in [
             "transformer.h.0",
             "blocks.0.att.qq.weight",
             "blocks.01.ln1.bias",
             "blocks.1.ln0.bias",
+            "blocks.99999999999999999999999.ln1.bias",
+            "blocks.1.",
         ] {
             assert!(architecture.find(name).is_none(), "{name}");
         }
@@ -52,7 +61,6 @@ fn tensors_are_found_by_all_their_names() {
 #[test]
 fn names_of_both_spellings() {
     let architecture = architectures().next().expect("there is one");
-    let sizes = sizes([7, 4, 12, 6, 16]);
     for (theirs, ours) in [
         ("rwkv.embeddings.weight", "emb.weight"),
         ("emb.weight", "emb.weight"),
@@ -66,12 +74,111 @@ fn names_of_both_spellings() {
             "blocks.1.ffn.value.weight",
         ),
         ("blocks.1.ffn.time_mix_k", "blocks.1.ffn.time_mix_k"),
+        ("blocks.1.attention.time_mix_k", "blocks.1.att.time_mix_k"),
+        (
+            "rwkv.blocks.1.ffn.time_mix_receptance",
+            "blocks.1.ffn.time_mix_r",
+        ),
         ("rwkv.ln_out.weight", "ln_out.weight"),
         ("head.weight", "head.weight"),
     ] {
+        assert_eq!(architecture.hugging_face.raw(theirs), ours);
         let (spec, layer) = architecture.find(theirs).expect("in the table");
-        assert_eq!(spec.at(layer, &sizes).raw_name(), ours);
+        assert_eq!(spec.raw_name(layer), ours);
     }
+    let (ours, theirs) = (
+        "blocks.3.ffn.time_mix_r",
+        "rwkv.blocks.3.feed_forward.time_mix_receptance",
+    );
+    assert_eq!(architecture.hugging_face.name(ours), theirs);
+}
+
+/// What decides which shard of a converted model a tensor comes into.
+#[test]
+fn tensors_are_written_in_the_order_of_transformers() {
+    let sizes = sizes([7, 4, 2, 6, 16]);
+    let architecture = sizes.architecture;
+    let written = architecture.tensors_in_order(&sizes);
+    let all = architecture.tensors(&sizes, &architecture.whole(&sizes));
+    assert_eq!(written.len(), all.count());
+    let order = architecture.hugging_face.order;
+    let of_layer = architecture.layer.iter().chain(architecture.embedding);
+    let of_layer = of_layer.filter(|spec| !["emb.weight"].contains(&spec.raw));
+    let raw: BTreeSet<_> = of_layer.map(|spec| spec.raw).collect();
+    assert_eq!(
+        raw,
+        order.iter().copied().collect(),
+        "each tensor of a layer once"
+    );
+    let names: Vec<_> = written.iter().map(|tensor| tensor.raw_name()).collect();
+    assert_eq!(
+        names[..4],
+        [
+            "emb.weight",
+            "blocks.0.ln0.weight",
+            "blocks.0.ln0.bias",
+            "blocks.0.ln1.weight"
+        ]
+    );
+    assert_eq!(
+        names[5..8],
+        [
+            "blocks.0.ln2.weight",
+            "blocks.0.ln2.bias",
+            "blocks.0.att.time_decay"
+        ]
+    );
+    assert_eq!(names[21], "blocks.1.ln1.weight");
+    assert_eq!(
+        names[names.len() - 3..],
+        ["ln_out.weight", "ln_out.bias", "head.weight"]
+    );
+}
+
+/// What files and layouts have room for.
+#[test]
+fn tables_fit_what_is_made_of_them() {
+    for architecture in architectures() {
+        assert!((1..=PARTS_MAX).contains(&architecture.state.len()));
+        assert!(architecture.name.len() <= NAME.len());
+        assert!(
+            architecture.row[0].name == "residual stream",
+            "the head reads it there"
+        );
+    }
+}
+
+/// Estimates of models that no machine has are right, too: in 64 bits, whatever the machine's are.
+#[test]
+fn estimates_do_not_wrap() {
+    let largest = sizes([1 << 24, 1 << 16, 1 << 10, 1 << 16, 1 << 20]);
+    let partial = 7 * ((1_u64 << 20) / 256) * (1 << 16) * 4;
+    assert!(Buffers::bytes_for(&largest, 256, 1024) > partial);
+    assert!(partial > u64::from(u32::MAX));
+}
+
+/// Models whose tensors are marks of other networks are told as what they are, in both spellings.
+#[test]
+fn other_networks_are_recognised() {
+    for (name, title) in [
+        ("blocks.0.att.x_r", "RWKV-7"),
+        ("rwkv.blocks.0.attention.k_k", "RWKV-7"),
+        ("model.layers.0.attn.x_r", "RWKV-7"),
+        ("rwkv.blocks.0.feed_forward.time_maa_k", "RWKV-6"),
+        ("rwkv.blocks.3.attention.gate.weight", "RWKV-5"),
+        (
+            "blocks.0.att.qq.weight",
+            "a variant of RWKV-4 with extra attention, such as RWKV-4a",
+        ),
+    ] {
+        let names = ["blocks.0.ln1.weight", name];
+        match shown(names.into_iter()) {
+            Some(Err((found, shown))) => assert_eq!((found, shown), (name, title)),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    assert!(matches!(shown(["emb.weight"].into_iter()), Some(Ok(_))));
+    assert!(shown(["transformer.h.0"].into_iter()).is_none());
 }
 
 /// 18 a layer, the embedding, ln0, ln_out and the head: what the 169M checkpoint has.
@@ -91,7 +198,6 @@ fn the_table_of_version_4_has_what_its_checkpoints_have() {
     assert_eq!(StateLayout::new(&sizes, 0).size_bytes(), 184_320);
 }
 
-/// A vector of the table is a vector of the weights, and so on: the names of both are in the same order.
 #[test]
 fn states_are_empty_as_the_table_says() {
     let layout = StateLayout::new(&sizes([10, 3, 2, 4, 8]), 0);
@@ -120,7 +226,7 @@ fn buffers_take_what_they_say() {
     ] {
         for rows in [1, 2, 7, 8, 32, 64, 128] {
             for n_threads in [1, 3] {
-                let taken = Buffers::new(&sizes, rows, n_threads, false).size_bytes();
+                let taken = Buffers::new(&sizes, rows, n_threads, false).size_bytes() as u64;
                 assert_eq!(
                     Buffers::bytes_for(&sizes, rows, n_threads),
                     taken,

@@ -15,10 +15,9 @@ use super::common::{
 };
 use super::config::Sizes;
 use super::form::Form;
+use super::names::{self, HuggingFace};
 use super::state::{State, StateLayout};
-use super::table::{
-    size, tensors, Architecture, HuggingFace, Kind, RowPart, SizeSpec, StatePart, TensorSpec,
-};
+use super::table::{size, tensors, Architecture, Kind, RowPart, SizeSpec, StatePart, TensorSpec};
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::WkvChannels;
@@ -40,13 +39,13 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
             n_vocab <= 1 << 24,
             "vocab_size",
             |_| 50_277,
-            Some(("emb.weight", 0))
+            Some((names::EMBEDDING, 0))
         ),
         size!(
             n_embd <= 1 << 16,
             "hidden_size",
             |_| 4096,
-            Some(("emb.weight", 1))
+            Some((names::EMBEDDING, 1))
         ),
         size!(n_layer <= 1 << 10, "num_hidden_layers", |_| 32, None),
         size!(
@@ -104,6 +103,39 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
         model_type: "rwkv",
         class: "RwkvForCausalLM",
         prefix: "rwkv.",
+        parts: &[
+            ("emb.", "embeddings."),
+            ("ln0.", "pre_ln."),
+            ("att.", "attention."),
+            ("ffn.", "feed_forward."),
+        ],
+        leaves: &[
+            ("time_mix_k", "time_mix_key"),
+            ("time_mix_v", "time_mix_value"),
+            ("time_mix_r", "time_mix_receptance"),
+        ],
+        order: &[
+            "ln0.weight",
+            "ln0.bias",
+            "ln1.weight",
+            "ln1.bias",
+            "ln2.weight",
+            "ln2.bias",
+            "att.time_decay",
+            "att.time_first",
+            "att.time_mix_k",
+            "att.time_mix_v",
+            "att.time_mix_r",
+            "att.key.weight",
+            "att.value.weight",
+            "att.receptance.weight",
+            "att.output.weight",
+            "ffn.time_mix_k",
+            "ffn.time_mix_r",
+            "ffn.key.weight",
+            "ffn.receptance.weight",
+            "ffn.value.weight",
+        ],
     },
     memory,
 };
@@ -120,43 +152,34 @@ tensors! {
         att_norm_weight: Vector = norm_weight("ln1.weight"),
         att_norm_bias: Vector = norm_bias("ln1.bias"),
         /// (n_embd) share of the present token in the input of each matrix
-        att_mix_key: Vector = mix("att.time_mix_k").hugging_face("attention.time_mix_key"),
-        att_mix_value: Vector = mix("att.time_mix_v").hugging_face("attention.time_mix_value"),
-        att_mix_receptance: Vector = mix("att.time_mix_r").hugging_face("attention.time_mix_receptance"),
+        att_mix_key: Vector = mix("att.time_mix_k"),
+        att_mix_value: Vector = mix("att.time_mix_v"),
+        att_mix_receptance: Vector = mix("att.time_mix_r"),
         /// (n_attention) log of the decay a step
         decay_log: Vector = TensorSpec::vector("att.decay_log", |s| s.n_attention)
             .stored_as("att.time_decay", Form::MinusExp)
-            .hugging_face("attention.time_decay")
             .noise(-3.0, -0.001),
         /// (n_attention) extra log-weight of the present token
         bonus: Vector = TensorSpec::vector("att.time_first", |s| s.n_attention)
-            .hugging_face("attention.time_first")
             .noise(-1.0, 0.5),
         /// (n_attention, n_embd)
-        att_key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
-            .hugging_face("attention.key.weight"),
-        att_value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
-            .hugging_face("attention.value.weight"),
-        att_receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd)
-            .hugging_face("attention.receptance.weight"),
+        att_key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd),
+        att_value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd),
+        att_receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd),
         /// (n_embd, n_attention)
-        att_output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention)
-            .hugging_face("attention.output.weight"),
+        att_output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention),
         /// (n_embd) the norm in front of the channel mixing
         ffn_norm_weight: Vector = norm_weight("ln2.weight"),
         ffn_norm_bias: Vector = norm_bias("ln2.bias"),
         /// (n_embd)
-        ffn_mix_key: Vector = mix("ffn.time_mix_k").hugging_face("feed_forward.time_mix_key"),
-        ffn_mix_receptance: Vector = mix("ffn.time_mix_r").hugging_face("feed_forward.time_mix_receptance"),
+        ffn_mix_key: Vector = mix("ffn.time_mix_k"),
+        ffn_mix_receptance: Vector = mix("ffn.time_mix_r"),
         /// (n_hidden, n_embd)
-        ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
-            .hugging_face("feed_forward.key.weight"),
+        ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd),
         /// (n_embd, n_embd)
-        ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd)
-            .hugging_face("feed_forward.receptance.weight"),
+        ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd),
         /// (n_hidden, n_embd): stored row per input, because most inputs are 0
         ffn_value: Matrix = TensorSpec::matrix("ffn.value.weight", |s| s.n_embd, |s| s.n_hidden)
-            .hugging_face("feed_forward.value.weight")
             .row_per_input(),
     }
 }
@@ -209,14 +232,14 @@ impl Buffers {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize) -> usize {
+    pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize) -> u64 {
         let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
-        let floats = widths(sizes).map(|width| Aligned::<f32>::bytes_for(rows_max * width));
+        let floats = widths(sizes).map(|width| rows_max as u64 * width as u64);
         Activations::bytes_for(n_embd.max(sizes.n_attention), rows_max)
             + 2 * Activations::bytes_for(n_embd, rows_max)
             + Activations::bytes_for(n_hidden, rows_max)
             + Transposed::bytes_for(n_hidden, n_embd, rows_max)
-            + floats.iter().sum::<usize>()
+            + floats.map(Aligned::<f32>::bytes_for).iter().sum::<u64>()
     }
 
     /// What they take in memory.

@@ -140,15 +140,16 @@ impl Scratch {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub(crate) fn bytes_for(n_rows: usize, n_outputs: usize) -> usize {
-        let [sums, product] = Self::rooms(n_rows);
-        let panel = CHUNK_INPUTS * PANEL_WIDTH;
-        let floats = [product, panel, CHUNK_INPUTS].map(Aligned::<f32>::bytes_for);
-        let integers = [panel, CHUNK_INPUTS].map(Aligned::<i16>::bytes_for);
-        let gathered = n_rows.min(MANY_ROWS - 1) * n_outputs;
+    pub(crate) fn bytes_for(n_rows: usize, n_outputs: usize) -> u64 {
+        let [sums, product] = Self::rooms(n_rows).map(|n| n as u64);
+        let (panel, chunk) = ((CHUNK_INPUTS * PANEL_WIDTH) as u64, CHUNK_INPUTS as u64);
+        let floats = [product, panel, chunk].map(Aligned::<f32>::bytes_for);
+        let integers = [panel, chunk].map(Aligned::<i16>::bytes_for);
+        let n_outputs = n_outputs as u64;
+        let gathered = n_rows.min(MANY_ROWS - 1) as u64 * n_outputs;
         let all_sums = [sums, gathered, n_outputs].map(Aligned::<i32>::bytes_for);
-        let rest = all_sums.iter().sum::<usize>() + CHUNK_INPUTS * size_of::<u32>();
-        floats.iter().chain(&integers).sum::<usize>() + rest
+        let all = floats.into_iter().chain(integers).chain(all_sums);
+        all.sum::<u64>() + chunk * size_of::<u32>() as u64
     }
 
     /// What it takes in memory.
@@ -191,10 +192,11 @@ impl Activations {
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub(crate) fn bytes_for(n_inputs: usize, n_rows: usize) -> usize {
+    pub(crate) fn bytes_for(n_inputs: usize, n_rows: usize) -> u64 {
+        let (n_inputs, n_rows) = (n_inputs as u64, n_rows as u64);
         Aligned::<f32>::bytes_for(n_inputs * n_rows)
             + Aligned::<i16>::bytes_for(n_inputs.next_multiple_of(2) * n_rows)
-            + n_rows * size_of::<f32>()
+            + n_rows * size_of::<f32>() as u64
     }
 
     /// What it takes in memory.

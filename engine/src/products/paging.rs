@@ -1,7 +1,7 @@
 //! Weights that are read from their file again for every batch, because memory is too short to keep them.
 //!
-//! Sits between `matrix.rs` and `product.rs`: products go through such a matrix in pieces of rows, and its
-//! pages are dropped behind each piece. `budget.rs` decides before every batch how many bytes stay, the first
+//! Sits between `quant/matrix.rs` and the products: these go through such a matrix in pieces of rows, and its
+//! pages are dropped behind each piece. `memory/budget.rs` decides before every batch how many bytes stay, the first
 //! ones in the order in which a token needs them. The embedding never does: a token touches one row of it. What is dropped comes back with the same bytes, so no result depends on any of this.
 
 #![forbid(unsafe_code)]

@@ -31,7 +31,7 @@ impl Transposed {
     /// Room for batches of up to `n_rows` rows of matrices of these sizes.
     pub(crate) fn new(n_inputs: usize, n_outputs: usize, n_rows: usize, no_sparsity: bool) -> Self {
         Transposed {
-            partial: Aligned::new(0.0, Self::room(n_inputs, n_outputs, n_rows)),
+            partial: Aligned::new(0.0, Self::room(n_inputs, n_outputs, n_rows) as usize),
             no_sparsity,
             n_seen: AtomicU64::new(0),
             n_used: AtomicU64::new(0),
@@ -39,12 +39,13 @@ impl Transposed {
     }
 
     /// Numbers of `partial`.
-    fn room(n_inputs: usize, n_outputs: usize, n_rows: usize) -> usize {
-        n_rows.min(MANY_ROWS - 1) * n_inputs.div_ceil(CHUNK_INPUTS) * n_outputs
+    fn room(n_inputs: usize, n_outputs: usize, n_rows: usize) -> u64 {
+        let few = n_rows.min(MANY_ROWS - 1) as u64;
+        few * n_inputs.div_ceil(CHUNK_INPUTS) as u64 * n_outputs as u64
     }
 
     /// Bytes that [`new`](Self::new) takes.
-    pub(crate) fn bytes_for(n_inputs: usize, n_outputs: usize, n_rows: usize) -> usize {
+    pub(crate) fn bytes_for(n_inputs: usize, n_outputs: usize, n_rows: usize) -> u64 {
         Aligned::<f32>::bytes_for(Self::room(n_inputs, n_outputs, n_rows))
     }
 
