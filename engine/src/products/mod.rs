@@ -324,7 +324,17 @@ pub(crate) fn multiply<const N: usize>(
 }
 
 fn goes_to_gemm(kernels: KernelSet, matrix: &Matrix, input: &Activations) -> bool {
-    matrix.quant().has_gemm() && input.n_rows >= GEMM_ROWS && kernels.has_gemm()
+    input.n_rows >= GEMM_ROWS && kernels.has_gemm() && matrix.quant().has_gemm()
+}
+
+#[cfg(feature = "gemm")]
+fn gemm_weights<'a>(
+    kernels: KernelSet,
+    matrix: &'a Matrix,
+    input: &Activations,
+) -> Option<&'a [f32]> {
+    let goes = goes_to_gemm(kernels, matrix, input);
+    goes.then(|| matrix.weights.gemm()).flatten()
 }
 
 fn multiply_block(
@@ -337,7 +347,7 @@ fn multiply_block(
     let (n_inputs, n) = (matrix.n_inputs(), block.columns().len());
     let product = &mut scratch.product[..input.n_rows * n];
     #[cfg(feature = "gemm")]
-    if let (Some(weights), true) = (matrix.weights.gemm(), goes_to_gemm(kernels, matrix, input)) {
+    if let Some(weights) = gemm_weights(kernels, matrix, input) {
         let range = block.columns().start * n_inputs..block.columns().end * n_inputs;
         gemm::multiply_f32(
             &weights[range],

@@ -81,14 +81,17 @@ impl Float for f32 {
         Ok(())
     }
 
+    #[inline]
     fn dots(kernels: KernelSet, w: &[f32], x: Rows<'_, f32>, n_cols: usize, out: &mut [f32]) {
         kernels.dots_f32(w, x, n_cols, out);
     }
 
+    #[inline]
     fn gather(kernels: KernelSet, w: &[f32], rows: &[u32], values: &[f32], out: &mut [f32]) {
         kernels.gather_f32(w, rows, values, out);
     }
 
+    #[inline]
     fn pack(
         kernels: KernelSet,
         w: &[f32],
@@ -135,14 +138,17 @@ impl Float for f16 {
         round(block, &mut out[start..])
     }
 
+    #[inline]
     fn dots(kernels: KernelSet, w: &[f16], x: Rows<'_, f32>, n_cols: usize, out: &mut [f32]) {
         kernels.dots_f16(w, x, n_cols, out);
     }
 
+    #[inline]
     fn gather(kernels: KernelSet, w: &[f16], rows: &[u32], values: &[f32], out: &mut [f32]) {
         kernels.gather_f16(w, rows, values, out);
     }
 
+    #[inline]
     fn pack(
         kernels: KernelSet,
         w: &[f16],
@@ -200,6 +206,7 @@ impl<T: Float> Format for Buffer<T> {
             .and_then(Buffer::in_file)
     }
 
+    #[inline]
     fn values(&self) -> &[u8] {
         cast_slice(self.as_slice())
     }
@@ -230,6 +237,7 @@ impl<T: Float> Format for Buffer<T> {
         self.as_slice().iter().position(|w| !T::is_finite(*w))
     }
 
+    #[inline]
     fn dots(
         &self,
         kernels: KernelSet,
@@ -252,6 +260,7 @@ impl<T: Float> Format for Buffer<T> {
 }
 
 impl<T: Float> SumsOfFloats for Buffer<T> {
+    #[inline]
     fn gather(
         &self,
         kernels: KernelSet,
@@ -287,6 +296,7 @@ impl<T: Float> SumsOfFloats for Buffer<T> {
     }
 }
 
+#[inline]
 fn stored_rows<'a, T: Pod>(values: &'a Buffer<T>, n_cols: usize, rows: &Range<usize>) -> &'a [T] {
     &values.as_slice()[rows.start * n_cols..rows.end * n_cols]
 }

@@ -100,6 +100,7 @@ impl Int8 {
 
     /// `out[o] = sum over i of values[i] * weight[first + rows[i], o]` in integers, `first` being the first of the stored
     /// rows `inputs`.
+    #[inline]
     pub(crate) fn gather(
         &self,
         kernels: KernelSet,
@@ -124,6 +125,7 @@ impl Int8 {
         kernels.pack_i8(weights, n_cols, outputs.start, n, panel);
     }
 
+    #[inline]
     fn rows(&self, n_cols: usize, rows: &Range<usize>) -> &[i8] {
         &self.values.as_slice()[rows.start * n_cols..rows.end * n_cols]
     }
@@ -201,6 +203,7 @@ impl Format for Int8 {
         ))
     }
 
+    #[inline]
     fn values(&self) -> &[u8] {
         cast_slice(self.values.as_slice())
     }
@@ -266,6 +269,7 @@ impl Format for Int8 {
         })
     }
 
+    #[inline]
     fn dots(
         &self,
         kernels: KernelSet,

@@ -34,6 +34,7 @@ impl<T: Pod> Buffer<T> {
         fits.then_some(Buffer::InFile(bytes))
     }
 
+    #[inline]
     pub(crate) fn as_slice(&self) -> &[T] {
         match self {
             Buffer::Owned(values) => values,

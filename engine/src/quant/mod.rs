@@ -356,6 +356,7 @@ impl Weights {
     }
 
     /// The weights as they lie in memory, without what belongs to them.
+    #[inline]
     pub(crate) fn values(&self) -> &[u8] {
         of_weights!(self, w => w.values())
     }
@@ -397,6 +398,7 @@ impl Weights {
 
     /// Products with weights stored row per output, in rows of `n_cols`: those with all inputs of the outputs that `out`
     /// has.
+    #[inline]
     pub(crate) fn dots(
         &self,
         kernels: KernelSet,
@@ -409,6 +411,7 @@ impl Weights {
     }
 
     /// For products with weights stored row per input.
+    #[inline]
     pub(crate) fn by_input(&self) -> ByInput<'_> {
         of_weights!(self, w => w.by_input())
     }
