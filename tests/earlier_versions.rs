@@ -76,3 +76,54 @@ fn states_of_version_0_1_go_on() {
         goes_on(&mut session, &expected);
     }
 }
+
+#[test]
+fn damaged_states_of_version_0_1_are_refused() {
+    let (model, good) = (
+        model(),
+        std::fs::read(fixture("small.state")).expect("a fixture"),
+    );
+    let mut session = model.session();
+    session.eval(&[1, 2, 3]).expect("valid tokens");
+    let before = session.state().clone();
+    let mut refuse = |bytes: &[u8], words: &str| {
+        let error = session.load_state_from(bytes).expect_err(words);
+        assert_eq!(error.kind(), rwkv_edge::ErrorKind::State);
+        assert!(
+            error.to_string().contains(words),
+            "{error}, expected {words}"
+        );
+        assert_eq!(session.state(), &before, "{words}");
+    };
+    for size in [0, 7, 47, 48, 63, 64, 1000, good.len() - 1] {
+        refuse(
+            &good[..size],
+            if size < 48 {
+                "not a saved state"
+            } else {
+                "cut"
+            },
+        );
+    }
+    refuse(&[&good[..], &[0]].concat(), "padded");
+    for (at, words) in [
+        (6, "not a saved state"),
+        (7, "version"),
+        (8, "another model"),
+        (16, "checksum"),
+        (24, "layers"),
+        (28, "width"),
+        (32, "width"),
+        (36, "logits"),
+        (40, "checksum"),
+        (48, "checksum"),
+        (good.len() - 1, "checksum"),
+    ] {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        refuse(&bad, words);
+    }
+    session
+        .load_state_from(&good)
+        .expect("the good one still is");
+}

@@ -76,12 +76,15 @@ fn f32_states_equal_those_of_transformers() {
         let info = model.info();
         let state = session.state().as_slice();
         assert_eq!(state.len() * 4, info.state_bytes);
-        let lengths = [("ffn_x", info.n_embd), ("att_x", info.n_embd)].into_iter();
-        let wkv = ["numerator", "denominator", "exponent_max"].map(|part| (part, info.n_attention));
         let mut at = 0;
-        let parts: Vec<_> = lengths.chain(wkv).collect();
         for layer in 0..info.n_layer {
-            for (part, length) in &parts {
+            for (part, length) in &info.state_parts {
+                // As transformers calls them; other parts are called as here.
+                let part = match *part {
+                    "ffn_previous" => "ffn_x",
+                    "att_previous" => "att_x",
+                    part => part,
+                };
                 let expected = floats(&expected["state"][part][layer]);
                 let tolerance = LOGITS_TOLERANCE * standard_deviation(&expected).max(1e-3);
                 let difference = max_difference(&state[at..at + length], &expected);

@@ -124,7 +124,7 @@ fn feeding_nothing_saves_the_same_state() {
     let read = |path: &PathBuf| fs::read(path).expect("just written");
     assert!(read(&a) == read(&b));
     // 8 layers of 5 vectors of 256 numbers, 4096 logits, and a header: not a byte more for more tokens.
-    assert_eq!(read(&a).len(), 48 + 4 * (8 * 5 * 256 + 4096));
+    assert_eq!(read(&a).len(), 64 + 4 * (8 * 5 * 256 + 4096));
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
         ("padded".into(), [&good[..], b"\0"].concat(), "padded"),
         ("twice".into(), good.repeat(2), "padded"),
     ];
-    for size in [1, 47, 48, 49, 1000, logits_at, good.len() - 1] {
+    for size in [1, 47, 48, 63, 64, 65, 1000, logits_at, good.len() - 1] {
         let words = if size < 48 {
             "not a saved state"
         } else {
@@ -208,12 +208,13 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
         ("end of the fingerprint", 15, "another model"),
         ("checksum", 16, "checksum"),
         ("end of the checksum", 23, "checksum"),
-        ("layers", 24, "layers"),
-        ("width", 28, "width"),
-        ("attention width", 32, "width"),
-        ("number of logits", 36, "logits"),
-        ("number of tokens", 40, "checksum"),
-        ("first number", 48, "checksum"),
+        ("architecture", 24, "expected one of rwkv-4"),
+        ("what stands behind its name", 39, "expected one of rwkv-4"),
+        ("layers", 40, "layers"),
+        ("number of logits", 44, "logits"),
+        ("number of tokens", 48, "checksum"),
+        ("number of numbers", 56, "numbers"),
+        ("first number", 64, "checksum"),
         ("middle", good.len() / 2, "checksum"),
         ("last number of the state", logits_at - 1, "checksum"),
         ("first logit", logits_at, "checksum"),

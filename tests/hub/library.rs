@@ -27,7 +27,10 @@ fn files() -> Files {
 }
 
 fn settings(stand_in: &StandIn, cache: &Path) -> Settings {
-    Settings::new(cache).endpoint(stand_in.endpoint())
+    let known = vec![("rwkv", "RWKV-4")];
+    Settings::new(cache)
+        .endpoint(stand_in.endpoint())
+        .model_types(known)
 }
 
 fn id(text: &str) -> ModelId {

@@ -129,7 +129,7 @@ impl<'a> Embedder<'a> {
                 );
                 return Err(Error::new(ErrorKind::Argument, text));
             }
-            Pooling::State(_) => info.n_attention,
+            Pooling::State(layer) => model.new_state().memory(layer).count(),
             _ => info.n_embd,
         };
         let rows_max = match is_on_device(&info) {

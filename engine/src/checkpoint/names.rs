@@ -14,7 +14,7 @@ use crate::networks::config::{Config, Sizes};
 use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{split_layer, EMBEDDING, HEAD};
-use crate::networks::table::{Architecture, TensorAt};
+use crate::networks::table::{Architecture, ShownBy, TensorAt};
 
 /// What shape a tensor must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +92,8 @@ impl Named {
         let mut sizes = Sizes::unknown(self.architecture);
         for size in self.architecture.sizes {
             let n = match size.shown_by {
-                Some((tensor, dimension)) => self.matrix(tensor)?[dimension],
-                None => count_layers(self.tensors.keys().map(String::as_str)),
+                ShownBy::Matrix(tensor, dimension) => self.matrix(tensor)?[dimension],
+                ShownBy::LayerCount => count_layers(self.tensors.keys().map(String::as_str)),
             };
             (size.set)(&mut sizes, n);
         }
@@ -174,7 +174,7 @@ pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     // A layer far out of range is left over later, by its name, and must not size anything here.
     let bounds = known::architectures().flat_map(|one| one.sizes);
     let max = bounds
-        .filter(|size| size.shown_by.is_none())
+        .filter(|size| size.shown_by == ShownBy::LayerCount)
         .map(|size| size.max)
         .max();
     let layers = names.filter_map(|name| {

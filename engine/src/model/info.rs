@@ -60,6 +60,9 @@ pub struct Info {
     pub head_macs: u64,
     /// Of one sequence's recurrent state.
     pub state_bytes: usize,
+    /// What a state has for each layer, in the order of [`State::as_slice`](crate::State::as_slice): names, and how many
+    /// numbers. docs/ARCHITECTURE.md says what the names mean.
+    pub state_parts: Vec<(&'static str, usize)>,
     /// The kernel set in use.
     pub kernels: &'static str,
     /// Threads that work on one forward pass.
@@ -103,6 +106,7 @@ pub struct StageInfo {
 impl Info {
     pub(crate) fn of(inner: &Inner) -> Self {
         let (sizes, settings) = (&inner.config.sizes, &inner.config.settings);
+        let state = sizes.architecture.state;
         let mut totals = Totals::default();
         let tensors = tensors(&inner.stages);
         tensors.iter().for_each(|tensor| totals.add(tensor));
@@ -134,6 +138,10 @@ impl Info {
             layer_macs: totals.matrix_params - 2 * table,
             head_macs: table,
             state_bytes: StateLayout::new(sizes, inner.fingerprint).size_bytes(),
+            state_parts: state
+                .iter()
+                .map(|part| (part.name, (part.len)(sizes)))
+                .collect(),
             kernels: inner.kernels.name(),
             threads: inner.pool.n_threads(),
             fingerprint: inner.fingerprint,

@@ -68,9 +68,9 @@ pub(crate) struct Pass<'a> {
 pub(crate) struct Buffers {
     /// Numbers of a row that passes from stage to stage.
     row_width: usize,
-    /// (rows, row width) residual stream
+    /// (rows, row width) what passes from stage to stage, the residual stream (n_embd) first in each row
     pub(crate) residual: Aligned<f32>,
-    /// (rows, row width) normalised input of a block
+    /// (rows, n_embd) normalised input of a block, in memory for (rows, row width)
     pub(crate) normed: Aligned<f32>,
     /// One a thread.
     pub(crate) scratch: Vec<Scratch>,
@@ -141,11 +141,16 @@ impl Norm<'_> {
         kernels.layer_norm(x, self.weight, self.bias, self.epsilon, out);
     }
 
-    /// Normalises every row of `x` into `out`.
-    fn apply(self, machine: Machine<'_>, x: &[f32], out: &mut [f32]) {
+    /// Normalises the beginning of every row of `x` into that of `out`; a row of each has so many numbers.
+    fn apply(
+        self,
+        machine: Machine<'_>,
+        (x, x_stride): (&[f32], usize),
+        (out, out_stride): (&mut [f32], usize),
+    ) {
         let n = self.weight.len();
-        machine.pool.run_chunks(out, n, |row, out| {
-            self.row(machine.kernels, &x[row * n..(row + 1) * n], out);
+        machine.pool.run_chunks(out, out_stride, |row, out| {
+            self.row(machine.kernels, &x[row * x_stride..][..n], &mut out[..n]);
         });
     }
 
@@ -174,12 +179,9 @@ impl Embedding {
             bias: &self.norm_bias,
             epsilon: pass.epsilon,
         };
-        let n = pass.n_rows * n_embd;
-        norm.apply(
-            pass.machine,
-            &buffers.normed[..n],
-            &mut buffers.residual[..n],
-        );
+        let stride = buffers.row_width;
+        let out = &mut buffers.residual[..pass.n_rows * stride];
+        norm.apply(pass.machine, (&buffers.normed, n_embd), (out, stride));
     }
 }
 
@@ -208,11 +210,14 @@ impl Head {
     ) {
         let (n_embd, norm) = (self.matrix.n_cols, self.norm());
         let Buffers {
-            residual, scratch, ..
+            residual,
+            row_width,
+            scratch,
+            ..
         } = buffers;
         let Machine { pool, kernels, .. } = machine;
         input.prepare(pool, kernels, &self.matrix, rows.len(), |i, input| {
-            norm.row(kernels, &residual[rows[i] * n_embd..][..n_embd], input);
+            norm.row(kernels, &residual[rows[i] * *row_width..][..n_embd], input);
         });
         let product = Product {
             matrix: &self.matrix,
@@ -235,7 +240,7 @@ impl Head {
         for (&row, out) in rows.iter().zip(out.chunks_exact_mut(n_embd)) {
             norm.row(
                 machine.kernels,
-                &buffers.residual[row * n_embd..][..n_embd],
+                &buffers.residual[row * buffers.row_width..][..n_embd],
                 out,
             );
         }
@@ -268,11 +273,8 @@ impl Pass<'_> {
         let Machine { pool, kernels, .. } = self.machine;
         let n_embd = norm.weight.len();
         let n = self.n_rows * n_embd;
-        norm.apply(
-            self.machine,
-            &buffers.residual[..n],
-            &mut buffers.normed[..n],
-        );
+        let rows = (&buffers.residual[..], buffers.row_width);
+        norm.apply(self.machine, rows, (&mut buffers.normed[..n], n_embd));
         let (normed, starts) = (&buffers.normed[..n], &buffers.starts);
         let before = |row: usize| match starts[row] {
             Some(segment) => spans[self.segments[segment].span]
@@ -310,9 +312,9 @@ impl Pass<'_> {
         n_embd: usize,
         work: impl Fn(&mut [f32], usize) + Sync,
     ) {
-        let rows = &mut buffers.residual[..self.n_rows * n_embd];
-        self.machine
-            .pool
-            .run_chunks(rows, n_embd, |row, x| work(x, row));
+        let stride = buffers.row_width;
+        let rows = &mut buffers.residual[..self.n_rows * stride];
+        let pool = self.machine.pool;
+        pool.run_chunks(rows, stride, |row, x| work(&mut x[..n_embd], row));
     }
 }

@@ -17,9 +17,9 @@ struct Known {
     architecture: Option<&'static Architecture>,
 }
 
-/// Newer versions keep some tensors of older ones, so the newest come first: the first line that matches any tensor
-/// names the model.
-static KNOWN: [Known; 6] = [
+/// The first line that matches any tensor names the model. Newer versions keep some tensors of older ones, so the newest
+/// come first, and RWKV-4, which any layer is a mark of, last.
+static KNOWN: &[Known] = &[
     Known {
         title: "RWKV-7",
         marks: &[

@@ -66,9 +66,17 @@ pub(crate) struct SizeSpec {
     pub(crate) field: &'static str,
     /// Where `config.json` does not say it.
     pub(crate) default: Count,
-    /// The tensor whose shape shows it, by its name in a raw checkpoint, and which dimension; `None`: the number of
-    /// layers, which are counted.
-    pub(crate) shown_by: Option<(&'static str, usize)>,
+    /// Where no configuration says it.
+    pub(crate) shown_by: ShownBy,
+}
+
+/// What of a checkpoint shows a size.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ShownBy {
+    /// A dimension of a matrix, by its name in raw checkpoints.
+    Matrix(&'static str, usize),
+    /// How many layers there are.
+    LayerCount,
 }
 
 /// A tensor of a network.
@@ -104,14 +112,14 @@ pub(crate) enum Shape {
 /// Numbers that a state has for each layer.
 pub(crate) struct StatePart {
     /// For people who read a state.
-    #[allow(dead_code)] // Documentation that tests print.
     pub(crate) name: &'static str,
     pub(crate) len: Count,
     /// What each of them is before the first token.
     pub(crate) empty: f32,
 }
 
-/// Numbers of a row between stages.
+/// Numbers of a row between stages. The residual stream is the first part of all.
+#[derive(Clone, Copy)]
 pub(crate) struct RowPart {
     #[allow(dead_code)] // As above.
     pub(crate) name: &'static str,

@@ -2,15 +2,23 @@
 
 use std::collections::BTreeSet;
 
+use super::batch::{Cutter, Output, Span};
 use super::config::{Config, Sizes};
-use super::known::{architectures, shown};
+use super::known::{architectures, shown, version_4};
+use super::source::WeightSource;
 use super::state::{State, StateLayout, NAME, PARTS_MAX};
+use super::table::TensorAt;
 use super::table::{Shape, StageRange};
-use super::Buffers;
+use super::{Buffers, Machine, Network};
+use crate::error::Result;
+use crate::math::kernels::KernelSet;
+use crate::math::threads::Pool;
+use crate::quant::matrix::{Buffer, Matrix, Vector};
+use crate::quant::{Quant, Weights};
 
-/// Sizes of the first architecture, in the order of its table, which is that of the fields of [`Sizes`].
+/// Sizes of RWKV-4, in the order of its table.
 pub(crate) fn sizes(values: [usize; 5]) -> Sizes {
-    let architecture = architectures().next().expect("there is one");
+    let architecture = version_4();
     let mut sizes = Sizes::unknown(architecture);
     for (spec, value) in architecture.sizes.iter().zip(values) {
         (spec.set)(&mut sizes, value);
@@ -60,7 +68,7 @@ fn tensors_are_found_by_all_their_names() {
 
 #[test]
 fn names_of_both_spellings() {
-    let architecture = architectures().next().expect("there is one");
+    let architecture = version_4();
     for (theirs, ours) in [
         ("rwkv.embeddings.weight", "emb.weight"),
         ("emb.weight", "emb.weight"),
@@ -214,6 +222,97 @@ fn states_are_empty_as_the_table_says() {
         assert_eq!(n, layout.layer_len());
     }
     assert_eq!(state.as_slice().len(), 2 * layout.layer_len());
+}
+
+/// Numbers that are made up, the same for the same name.
+struct MadeUp;
+
+fn made_up(name: &str, n: usize) -> Vec<f32> {
+    let mut state = name.bytes().fold(7_u32, |state, byte| {
+        state.wrapping_mul(31) + u32::from(byte)
+    });
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 16_777_216.0 - 0.5
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+impl WeightSource for MadeUp {
+    fn set_quant(&mut self, _quant: Quant) -> Result<()> {
+        Ok(())
+    }
+
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
+        let (name, n) = (tensor.name(), tensor.len());
+        let values = made_up(&name, n);
+        Ok(Vector { name, values })
+    }
+
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
+        let (name, (n_rows, n_cols)) = (tensor.name(), tensor.stored_shape());
+        Ok(Matrix {
+            weights: Weights::F32(Buffer::owned(made_up(&name, n_rows * n_cols))),
+            layout: tensor.layout(),
+            name,
+            n_rows,
+            n_cols,
+        })
+    }
+}
+
+/// What passes from stage to stage besides the residual stream changes nothing of it: rows are as far apart as they are
+/// wide.
+#[test]
+fn rows_may_be_wider_than_the_residual_stream() {
+    let (plain, tokens) = (sizes([13, 8, 3, 8, 24]), [3, 1, 4, 1, 5]);
+    let wide = Sizes {
+        architecture: &super::v4::WITH_WIDE_ROWS,
+        ..plain
+    };
+    assert_eq!(wide.architecture.row_width(&wide), 8 + 11);
+    let (pool, kernels) = (Pool::new(2), KernelSet::select().expect("some"));
+    let machine = Machine {
+        pool: &pool,
+        kernels,
+        paging: None,
+    };
+    let run = |sizes: &Sizes| {
+        let config = Config::of_sizes(*sizes);
+        let whole = sizes.architecture.whole(sizes);
+        let network = Network::build(&mut MadeUp, &config, &whole).expect("weights");
+        let mut states = vec![State::new(StateLayout::new(sizes, 0)); 2];
+        let mut spans: Vec<_> = states
+            .iter_mut()
+            .zip([&tokens[..], &tokens[2..]])
+            .map(|(state, tokens)| Span {
+                state,
+                tokens,
+                output: Output::All,
+            })
+            .collect();
+        let (mut segments, mut rows) = (Vec::new(), Vec::new());
+        assert!(Cutter::new().next(&spans, 8, &mut segments, &mut rows));
+        let mut buffers = Buffers::new(sizes, 8, 2, false);
+        network.forward(machine, &mut buffers, &segments, &mut spans);
+        let (n_vocab, n_embd) = (sizes.n_vocab, sizes.n_embd);
+        let mut logits = vec![0.0; rows.len() * n_vocab];
+        let mut hidden = vec![0.0; rows.len() * n_embd];
+        network.logits(machine, &mut buffers, &rows, &mut logits);
+        network.hidden(machine, &buffers, &rows, &mut hidden);
+        assert_eq!(
+            buffers.rows_mut(8).0.len(),
+            8 * sizes.architecture.row_width(sizes)
+        );
+        let numbers: Vec<_> = states
+            .iter()
+            .map(|state| state.as_slice().to_vec())
+            .collect();
+        (logits, hidden, numbers)
+    };
+    let expected = run(&plain);
+    assert!(expected.0.iter().all(|x| x.is_finite()) && expected.0[0] != expected.0[1]);
+    assert_eq!(run(&wide), expected);
 }
 
 /// What buffers say beforehand is what they take, to the byte.

@@ -17,7 +17,9 @@ use super::config::Sizes;
 use super::form::Form;
 use super::names::{self, HuggingFace};
 use super::state::{State, StateLayout};
-use super::table::{size, tensors, Architecture, Kind, RowPart, SizeSpec, StatePart, TensorSpec};
+use super::table::{
+    size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart, TensorSpec,
+};
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::WkvChannels;
@@ -29,7 +31,22 @@ use crate::quant::matrix::{Matrix, Vector};
 /// 0 / 0 would follow.
 const EMPTY_EXPONENT: f32 = -1e30;
 
-pub(crate) static ARCHITECTURE: Architecture = Architecture {
+pub(crate) static ARCHITECTURE: Architecture = TABLE;
+
+/// As if more than the residual stream passed from stage to stage.
+#[cfg(test)]
+pub(crate) static WITH_WIDE_ROWS: Architecture = Architecture {
+    row: &[
+        TABLE.row[0],
+        RowPart {
+            name: "something else",
+            len: |s| s.n_embd + 3,
+        },
+    ],
+    ..TABLE
+};
+
+const TABLE: Architecture = Architecture {
     kind: Kind::V4,
     name: "rwkv-4",
     title: "RWKV-4",
@@ -39,26 +56,31 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
             n_vocab <= 1 << 24,
             "vocab_size",
             |_| 50_277,
-            Some((names::EMBEDDING, 0))
+            ShownBy::Matrix(names::EMBEDDING, 0)
         ),
         size!(
             n_embd <= 1 << 16,
             "hidden_size",
             |_| 4096,
-            Some((names::EMBEDDING, 1))
+            ShownBy::Matrix(names::EMBEDDING, 1)
         ),
-        size!(n_layer <= 1 << 10, "num_hidden_layers", |_| 32, None),
+        size!(
+            n_layer <= 1 << 10,
+            "num_hidden_layers",
+            |_| 32,
+            ShownBy::LayerCount
+        ),
         size!(
             n_attention <= 1 << 16,
             "attention_hidden_size",
             |s| s.n_embd,
-            Some(("blocks.0.att.key.weight", 0))
+            ShownBy::Matrix("blocks.0.att.key.weight", 0)
         ),
         size!(
             n_hidden <= 1 << 20,
             "intermediate_size",
             |s| 4 * s.n_embd,
-            Some(("blocks.0.ffn.key.weight", 0))
+            ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
         ),
     ],
     numbers: &[
@@ -70,27 +92,27 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     head: Head::TENSORS,
     state: &[
         StatePart {
-            name: "last normalised input of the channel mixing",
+            name: "ffn_previous",
             len: |s| s.n_embd,
             empty: 0.0,
         },
         StatePart {
-            name: "last normalised input of the time mixing",
+            name: "att_previous",
             len: |s| s.n_embd,
             empty: 0.0,
         },
         StatePart {
-            name: "numerator of WKV",
+            name: "numerator",
             len: |s| s.n_attention,
             empty: 0.0,
         },
         StatePart {
-            name: "denominator of WKV",
+            name: "denominator",
             len: |s| s.n_attention,
             empty: 0.0,
         },
         StatePart {
-            name: "running maximum of WKV's exponents",
+            name: "exponent_max",
             len: |s| s.n_attention,
             empty: EMPTY_EXPONENT,
         },
