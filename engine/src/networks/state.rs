@@ -352,8 +352,7 @@ impl State {
         HEADER_BYTES + 4 * (self.data.len() + n_logits)
     }
 
-    /// [`to_bytes`](Self::to_bytes) into memory of the caller. Where `out` has room for a row of logits
-    /// and there are none, zeros take their place.
+    /// [`to_bytes`](Self::to_bytes) into memory of the caller. Zeros take the place of logits that there are not.
     ///
     /// # Panics
     /// When `out` has neither the size without logits nor that with n_vocab, or `logits` do not fit it.
@@ -512,8 +511,7 @@ impl State {
     /// Writes [`to_bytes`](Self::to_bytes) to a file, whole or not at all.
     ///
     /// # Errors
-    /// When the file cannot be written, or a device does not give its numbers; an older file of that name
-    /// is then as it was.
+    /// When the file cannot be written, or a device does not give its numbers; an older file is then as it was.
     pub fn save(&self, path: impl AsRef<Path>, logits: &[f32]) -> Result<()> {
         self.numbers()?;
         output::write_whole(path.as_ref(), &self.to_bytes(logits))
@@ -530,9 +528,8 @@ impl State {
         let size_max = self.saved_size(self.layout.sizes.n_vocab) + 1;
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(failed)?;
-        file.take(size_max as u64)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        let read = file.take(size_max as u64).read_to_end(&mut bytes);
+        read.map_err(failed)?;
         self.load_bytes(&bytes).map_err(|e| e.at(path.display()))
     }
 }
