@@ -3,7 +3,7 @@
 //! It shows what docs/PLUGINS.md and the header say in as little code as that takes, and the tests of the
 //! table run against it. It knows nothing of the engine. This file has the functions of the table: they
 //! check what comes from the host, and let no panic out. `names.rs` has all that the host calls by names,
-//! `options.rs` what stages there can be, `stage.rs` weights and states, `network.rs` the arithmetic,
+//! `lists.rs` what it can do, `options.rs` what stages there can be, `stage.rs` weights and states, `network.rs` the arithmetic,
 //! `matrix.rs` the three ways in which matrices are stored.
 //!
 //! For tests of what can go wrong, environment variables change the plugin: CPUPLUG_DEVICES the number of
@@ -14,14 +14,17 @@
 //! `forward` fails behind its work from the call on that is the N-th (from 0) since the variable is there; with
 //! CPUPLUG_FAIL_STATES states are neither read, written nor copied.
 
+mod lists;
 mod matrix;
 mod names;
 mod network;
 mod options;
 mod stage;
 
+pub(crate) use lists::{architectures, quants};
+
 use std::cell::RefCell;
-use std::ffi::{c_char, c_void, CStr, CString};
+use std::ffi::{c_char, c_void, CStr};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,49 +100,6 @@ struct Sealed(abi::Table);
 unsafe impl Send for Sealed {}
 // SAFETY: as above.
 unsafe impl Sync for Sealed {}
-
-/// Names that live as long as the library, as the table wants them.
-pub(crate) struct List {
-    texts: Vec<CString>,
-    pointers: Vec<*const c_char>,
-}
-
-// SAFETY: nothing writes to a list, and its pointers are to its own texts.
-unsafe impl Send for List {}
-// SAFETY: as above.
-unsafe impl Sync for List {}
-
-impl List {
-    /// Of what a variable says, or of all there is.
-    fn new(variable: &str, all: &str) -> Self {
-        let names = std::env::var(variable).unwrap_or_else(|_| all.into());
-        let names = names.split(',').filter(|name| !name.is_empty());
-        let texts: Vec<_> = names.filter_map(|name| CString::new(name).ok()).collect();
-        let mut pointers: Vec<_> = texts.iter().map(|text| text.as_ptr()).collect();
-        pointers.push(null());
-        List { texts, pointers }
-    }
-
-    fn as_ptr(&self) -> *const *const c_char {
-        self.pointers.as_ptr()
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.texts
-            .iter()
-            .any(|text| text.as_bytes() == name.as_bytes())
-    }
-}
-
-pub(crate) fn architectures() -> &'static List {
-    static LIST: OnceLock<List> = OnceLock::new();
-    LIST.get_or_init(|| List::new("CPUPLUG_ARCHITECTURES", names::ARCHITECTURE))
-}
-
-pub(crate) fn quants() -> &'static List {
-    static LIST: OnceLock<List> = OnceLock::new();
-    LIST.get_or_init(|| List::new("CPUPLUG_QUANTS", "f32,f16,int8"))
-}
 
 /// The one symbol of a plugin.
 #[no_mangle]
