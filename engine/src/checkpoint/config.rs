@@ -18,10 +18,11 @@ use crate::networks::table::Architecture;
 /// A `config.json` has some twenty lines.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// From a folder's `config.json`.
-pub(super) fn from_file(file: &SourceFile) -> Result<Config> {
+/// What a `config.json` says, and all that stands in it.
+pub(super) fn from_file(file: &SourceFile) -> Result<(Config, Map<String, Value>)> {
     let fields: Map<String, Value> = json::parse(file, FILE_BYTES_MAX)?;
-    from_fields(&fields).map_err(|e| e.at(file.name()))
+    let config = from_fields(&fields).map_err(|e| e.at(file.name()))?;
+    Ok((config, fields))
 }
 
 fn from_fields(fields: &Map<String, Value>) -> Result<Config> {

@@ -11,6 +11,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Map, Value};
+
 use crate::error::Error;
 use crate::files::{FileBytes, Folder, SourceFile};
 use crate::networks::config::Config;
@@ -46,6 +48,8 @@ pub(crate) struct Checkpoint {
     pub(crate) config: Config,
     /// By BlinkDL's names, such as `blocks.0.att.key.weight`. A tied head is the embedding again.
     pub(crate) tensors: BTreeMap<String, RawTensor>,
+    /// All that stands in its `config.json`, if there is one.
+    pub(crate) config_fields: Map<String, Value>,
     /// Where its other files are, if it is a folder.
     pub(crate) folder: Option<Folder>,
     pub(crate) tokenizer: Option<TokenizerFile>,

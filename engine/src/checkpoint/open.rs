@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::json::{self, UniqueMap};
 use super::names::Named;
@@ -81,13 +81,17 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
             FileContent::Tensors(tensors) => tensors,
         }
     };
-    let config = match folder.open("config.json", mapped)? {
-        Some(file) => Some(config::from_file(&file)?),
-        None => None,
+    let (config, fields) = match folder.open("config.json", mapped)? {
+        Some(file) => {
+            let (config, fields) = config::from_file(&file)?;
+            (Some(config), fields)
+        }
+        None => (None, Map::new()),
     };
     let checkpoint = finish(folder.place(), tensors, config, &folder, mapped)?;
     Ok(Opened::Checkpoint(Checkpoint {
         folder: Some(folder),
+        config_fields: fields,
         ..checkpoint
     }))
 }
@@ -139,6 +143,7 @@ fn finish(
         place,
         config,
         tensors,
+        config_fields: Map::new(),
         folder: None,
         tokenizer,
         tokenizer_search,

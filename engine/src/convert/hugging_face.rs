@@ -50,13 +50,9 @@ impl SideFile {
 }
 
 /// `config.json` of the model, whose weights are stored as `dtype`.
-pub(super) fn config(checkpoint: &Checkpoint, dtype: &str) -> Result<SideFile> {
-    let mut fields: BTreeMap<String, Value> = match read(checkpoint, CONFIG)? {
-        Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
-            Error::format(e.to_string()).at(format!("{}: {CONFIG}", checkpoint.place))
-        })?,
-        None => BTreeMap::new(),
-    };
+pub(super) fn config(checkpoint: &Checkpoint, dtype: &str) -> SideFile {
+    let fields = checkpoint.config_fields.clone();
+    let mut fields: BTreeMap<String, Value> = fields.into_iter().collect();
     // Older names of what is written below.
     for name in ["torch_dtype", "max_position_embeddings"] {
         fields.remove(name);
@@ -64,7 +60,7 @@ pub(super) fn config(checkpoint: &Checkpoint, dtype: &str) -> Result<SideFile> {
     fields.entry("rescale_every".into()).or_insert(json!(6));
     fields.entry("use_cache".into()).or_insert(json!(true));
     fields.extend(known_fields(&checkpoint.config, dtype));
-    Ok(SideFile::json(CONFIG, &json!(fields)))
+    SideFile::json(CONFIG, &json!(fields))
 }
 
 fn known_fields(config: &Config, dtype: &str) -> BTreeMap<String, Value> {

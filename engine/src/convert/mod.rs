@@ -215,7 +215,7 @@ impl CheckpointSource {
         let mut converted = Converted::of(&parts);
         let tokenizer = hugging_face::tokenizer(checkpoint, options.tokenizer.as_deref())?;
         let generation = hugging_face::generation(checkpoint)?;
-        let config = hugging_face::config(checkpoint, converted.dtype.torch_name())?;
+        let config = hugging_face::config(checkpoint, converted.dtype.torch_name());
         let shard_bytes_max = options.shard_bytes_max.map_or(u64::MAX, NonZeroU64::get);
         let shards = safetensors::split(parts, shard_bytes_max);
 

@@ -121,7 +121,7 @@ pub(crate) struct StatePart {
 /// Numbers of a row between stages. The residual stream is the first part of all.
 #[derive(Clone, Copy)]
 pub(crate) struct RowPart {
-    #[allow(dead_code)] // As above.
+    #[allow(dead_code)] // For people who read the table.
     pub(crate) name: &'static str,
     pub(crate) len: Count,
 }
