@@ -6,6 +6,8 @@
 mod common;
 #[path = "common/large.rs"]
 mod large;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 /// Names a conversion: form, type, reading, source and target.
 const CASE: &str = "RWKV_EDGE_TEST_CONVERSION";

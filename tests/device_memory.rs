@@ -6,6 +6,8 @@
 mod common;
 #[path = "common/large.rs"]
 mod large;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 #[cfg(target_os = "linux")]
 #[test]

@@ -3,6 +3,8 @@
 #[path = "common/command.rs"]
 mod command;
 mod common;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -83,7 +85,7 @@ fn scores_are_those_of_transformers() {
 #[test]
 fn published_passages_give_the_scores_of_transformers() {
     let Some(folder) = std::env::var_os("RWKV_EDGE_TEST_DATA") else {
-        println!("skipped: RWKV_EDGE_TEST_DATA names no folder with lambada_test.jsonl");
+        skipped::skipped("lambada_test.jsonl in RWKV_EDGE_TEST_DATA");
         return;
     };
     let file = PathBuf::from(folder).join("lambada_test.jsonl");

@@ -4,6 +4,8 @@
 #[path = "common/command.rs"]
 mod command;
 mod common;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::fs;
 use std::io::Write;
@@ -187,7 +189,7 @@ fn completion_scripts_know_every_command_and_option() {
         }
     }
     if Command::new("bash").arg("--version").output().is_err() {
-        println!("skipped: there is no bash");
+        skipped::skipped("bash");
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
@@ -496,7 +498,7 @@ fn closed_and_full_outputs() {
         assert_eq!((code, said), (Some(0), String::new()), "{args:?}");
     }
     if !Path::new("/dev/full").exists() {
-        println!("skipped: there is no /dev/full");
+        skipped::skipped("/dev/full");
         return;
     }
     let full = || {

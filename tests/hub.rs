@@ -16,6 +16,8 @@ mod offline;
 mod python;
 #[path = "hub/quantised.rs"]
 mod quantised;
+#[path = "common/skipped.rs"]
+mod skipped;
 #[path = "hub/stand_in.rs"]
 mod stand_in;
 #[path = "hub/world.rs"]

@@ -11,6 +11,8 @@ mod command;
 mod common;
 #[path = "common/large.rs"]
 mod large;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -322,7 +324,7 @@ fn the_number_of_a_refusal_is_enough_for_text() {
 /// Whatever the system counts, not the process itself.
 fn in_cgroup(model: &Path, limit: u64, expected: &Value) {
     let Some(cgroup) = cgroup::Limited::new(limit) else {
-        println!("skipped: this process may not make a cgroup with a memory limit");
+        skipped::skipped("a cgroup with a memory limit that this process may make");
         return;
     };
     // Pages of a file count for the group that first read them.

@@ -5,6 +5,8 @@
 mod common;
 #[path = "common/large.rs"]
 mod large;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 #[cfg(target_os = "linux")]
 #[test]

@@ -4,6 +4,8 @@
 #[path = "common/command.rs"]
 mod command;
 mod common;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::fs;
 use std::path::PathBuf;
@@ -315,7 +317,7 @@ fn memory_does_not_grow_with_the_text() {
         megabytes.parse::<f64>().expect("a number")
     };
     if !cfg!(target_os = "linux") {
-        println!("skipped: only Linux says how much memory a process had");
+        skipped::skipped("only Linux says how much memory a process had");
         return;
     }
     let (short, long) = (peak("300"), peak("4000"));

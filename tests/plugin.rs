@@ -13,6 +13,8 @@
 //! Deviations are printed (`--nocapture`), in standard deviations of the CPU's logits.
 
 mod common;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 #[path = "plugin/calls.rs"]
 mod calls;

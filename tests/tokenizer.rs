@@ -7,6 +7,8 @@
 #![cfg(feature = "tokenizer")]
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/skipped.rs"]
+mod skipped;
 #[path = "common/streams.rs"]
 mod streams;
 
@@ -48,7 +50,7 @@ fn demo() -> Tokenizer {
 
 fn test_data(file: &str) -> Option<PathBuf> {
     let Some(folder) = std::env::var_os("RWKV_EDGE_TEST_DATA") else {
-        println!("SKIPPED: {file}: RWKV_EDGE_TEST_DATA is not set");
+        skipped::skipped(&format!("{file} in RWKV_EDGE_TEST_DATA"));
         return None;
     };
     Some(Path::new(&folder).join(file))

@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/skipped.rs"]
+mod skipped;
 #[path = "common/streams.rs"]
 mod streams;
 
@@ -58,7 +60,7 @@ fn small() -> Tokenizer {
 
 fn whole_file() -> Option<PathBuf> {
     let Some(folder) = std::env::var_os("RWKV_EDGE_TEST_DATA") else {
-        println!("SKIPPED: rwkv_vocab_v20230424.txt: RWKV_EDGE_TEST_DATA is not set");
+        skipped::skipped("rwkv_vocab_v20230424.txt in RWKV_EDGE_TEST_DATA");
         return None;
     };
     Some(Path::new(&folder).join("rwkv_vocab_v20230424.txt"))

@@ -15,7 +15,7 @@ pub const MIB: u64 = 1 << 20;
 pub fn skipped_under_emulation() -> bool {
     let emulated = std::env::var_os("RWKV_EDGE_EMULATED").is_some();
     if emulated {
-        println!("skipped: the emulator's memory cannot be told from the program's");
+        crate::skipped::skipped("memory of the program alone, which an emulator does not tell");
     }
     emulated
 }

@@ -1,5 +1,7 @@
 //! Uploads to the hub by the library, against the stand-in.
 
+#[path = "../common/skipped.rs"]
+mod skipped;
 #[path = "stand_in.rs"]
 mod stand_in;
 
@@ -181,7 +183,7 @@ fn who_may_not_push_is_told_why() {
 #[test]
 fn python_uploads_the_same() {
     let Some(interpreter) = std::env::var_os("RWKV_EDGE_TEST_PYTHON") else {
-        println!("skipped: RWKV_EDGE_TEST_PYTHON names no Python that has huggingface_hub");
+        skipped::skipped("a Python with huggingface_hub in RWKV_EDGE_TEST_PYTHON");
         return;
     };
     for part_bytes in [None, Some(100_000)] {

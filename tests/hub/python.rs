@@ -11,7 +11,7 @@ use crate::world::{assert_generates, files_of, greedy, World, MODEL};
 /// Runs a script in a world, if there is a Python for it.
 fn python(world: &World, variables: &[(&str, &str)], script: &str) -> Option<String> {
     let Some(interpreter) = std::env::var_os("RWKV_EDGE_TEST_PYTHON") else {
-        println!("skipped: RWKV_EDGE_TEST_PYTHON names no Python that has huggingface_hub");
+        crate::skipped::skipped("a Python with huggingface_hub in RWKV_EDGE_TEST_PYTHON");
         return None;
     };
     let mut command = Command::new(interpreter);

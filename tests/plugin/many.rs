@@ -179,7 +179,7 @@ fn threads_share_a_model() {
 #[test]
 fn sequences_spread_over_devices_are_what_they_are_on_one() {
     if devices().len() < 2 {
-        println!("skipped: {} has one device", plugin_name());
+        crate::skipped::skipped(&format!("a second device of {}", plugin_name()));
         return;
     }
     for case in cases() {

@@ -78,7 +78,7 @@ fn most_memory_of_many_states_goes_back_to_the_device() {
 #[test]
 fn a_synthetic_model_fits() {
     if short().is_some() || device_info().free_bytes < 2 << 30 || device().starts_with("cpuplug") {
-        println!("skipped: a device of plain code is too slow for it");
+        crate::skipped::skipped("a device that is faster than plain code");
         return;
     }
     let options = options(&device(), Quant::F16);
