@@ -38,10 +38,10 @@ pub(crate) fn place(state: &mut State, stages: &[Arc<plugin::Stage>]) -> Result<
         Some(device) if device.is_on(stages) => return device.begin_pass(host),
         _ => {}
     }
-    if stages.is_empty() {
-        return state.move_to(None);
-    }
     state.move_to(None)?;
+    if stages.is_empty() {
+        return Ok(());
+    }
     let mut device = DeviceState::new(stages, state.layout().layer_len())?;
     device.begin_pass(state.elsewhere_mut().1)?;
     state.move_to(Some(Box::new(device)))
