@@ -1,12 +1,14 @@
 """Compare int8 quantisation schemes for RWKV-4 models (fake quantisation: quantise, dequantise, run in f32).
 
-usage: int8_schemes.py [--golden DIR]... [--demo DIR] [--schemes A,Bl4,...] [--acts none,i16,...]
+usage: int8_schemes.py [--golden DIR]... [--trained DIR] [--demo DIR] [--schemes A,Bl4,...] [--acts none,i16,...]
                        [--tokens 8192 | 0 for the whole file] [--each] [--f32-check]
 
 A golden DIR holds a Hugging Face RWKV-4 model and expected.json (input_ids); a demo DIR also holds validation.txt and
 tokenizer.json. For golden models the figure is the relative L2 error of the logits over all positions against the same
 model in f32, on the ids of expected.json and on 256 random ids. For the demo it is the rise of the perplexity in
-percent and the mean KL divergence from f32. Needs numpy and safetensors, tokenizers for --demo, torch only for pytorch_model.bin.
+percent and the mean KL divergence from f32. A trained DIR holds a model of bytes, such as rwkv.cpp's tiny one after
+`rwkv-edge convert`; its figure is the relative error of the centred logits over the first 300 bytes of validation.txt,
+so it needs --demo as well. Needs numpy and safetensors, tokenizers for --demo, torch only for pytorch_model.bin.
 
 Orientation. Every matrix is quantised as it is stored in the int8 file: [out, in], but ffn.value is stored transposed,
 [hidden, out], one row for each hidden unit. So a "row scale" of ffn.value belongs to an input and multiplies the
@@ -86,6 +88,40 @@ def descend(w, c, steps=2):
     return c
 
 
+def known(t, k):
+    """What is known without any text of what a matrix meets: E[x^2] of its columns (None: nothing), and whether its rows
+    are normalised. A layer norm gives gain^2 + bias^2; the token shift mixes two such, taken to be independent."""
+    v = lambda name: t[name].reshape(-1).astype(np.float64)
+    if k == "head.weight": return v("rwkv.ln_out.weight") ** 2 + v("rwkv.ln_out.bias") ** 2, False
+    if k == "rwkv.embeddings.weight": return v("rwkv.blocks.0.pre_ln.weight") ** 2, True
+    block, leaf = k.rsplit(".", 3)[0], k.split(".")[-3:-1]
+    if leaf[1] == "output" or leaf == ["feed_forward", "value"]: return None, False
+    norm = block + (".ln1." if leaf[0] == "attention" else ".ln2.")
+    mix = v("%s.%s.time_mix_%s" % (block, *leaf))
+    return v(norm + "weight") ** 2 * (mix ** 2 + (1 - mix) ** 2) + v(norm + "bias") ** 2, False
+
+
+def expected_error(w, c, squares):
+    """Of all outputs, but for a constant."""
+    return float(((np.abs(w) / c).max(1) ** 2).sum() * (squares * c * c).sum())
+
+
+def by_error(w, squares, is_by_row, rounds, p, candidates):
+    """Column scales of least expected error. Where its slope is zero, with the largest of a row as a p-norm,
+    g = sqrt(E[x^2]) * c has g^(p + 2) ~ sum over rows of (g * |w| / c)^p * s^(2 - p); 2^(e/4), geometric mean 1."""
+    w = w.astype(np.float64); m = np.ones(w.shape[1]) if squares is None else np.sqrt(squares)
+    if is_by_row: w = w / np.sqrt((w ** 2).mean(1, keepdims=True))
+    c = np.ones(w.shape[1]); a = np.abs(w)
+    for _ in range(rounds):
+        s = (a / c).max(1); s[s == 0] = np.inf
+        g = (((a * m) ** p) * s[:, None] ** (2 - p)).sum(0) ** (1 / (p + 2))
+        g[g == 0] = g[g > 0].min() if (g > 0).any() else 1
+        c = g / m
+    c = np.exp2(np.round((np.log2(c) - np.log2(c).mean()) * 4) / 4)
+    found = [c] + [x.astype(np.float64) for x in candidates]
+    return min(found, key=lambda c: expected_error(w, c, m * m)).astype(F)
+
+
 CLIPS = np.linspace(0.7, 1.0, 21).astype(F)
 
 
@@ -151,6 +187,18 @@ def blocks(w, size, columns=False, kind="rms"):
 
 NO_EMB = ("embeddings",)
 NO_EMB_HEAD = ("embeddings", "head")
+def judged(rounds=2, p=8, none=True, rest=True):
+    """Exponents by the error that they will make. none: no exponents are a candidate; rest: what is known is used."""
+    def scheme(w, squares, is_by_row):
+        n, m = w.shape
+        if 16 / m + 8 / n > 0.5: return pure(w)
+        if not rest: squares, is_by_row = None, False
+        c = by_error(w, squares, is_by_row, rounds, p, [np.ones(m)] if none else [])
+        q, s, _ = row_quant(w, c)
+        return Mat(q, s, c, bits=n * m * (8 + 16 / m + 8 / n))
+    return scheme
+
+
 SCHEMES = {   # name: (description, function, matrices that get plain row scales instead of columns)
     "A":    ("row scale", lambda w: pure(w), ()),
     "A'":   ("row scale, searched", lambda w: pure(w, clips=CLIPS), ()),
@@ -184,6 +232,12 @@ SCHEMES = {   # name: (description, function, matrices that get plain row scales
     "C":    ("row x f16 column, L4", lambda w: pure(w, "f16", "l4"), ()),
     "C'":   ("C, searched", lambda w: pure(w, "f16", "l4", clips=CLIPS), ()),
     "C'all": ("C', no bits rule", lambda w: pure(w, "f16", "l4", clips=CLIPS, rule=9), ()),
+    "E":    ("row + 2^(e/4) column by the expected error", judged(), ()),
+    "E3":   ("E, 3 rounds", judged(3), ()),
+    "E9":   ("E, 9 rounds", judged(9), ()),
+    "E4":   ("E, 4-norm", judged(p=4), ()),
+    "E16":  ("E, 16-norm", judged(p=16), ()),
+    "Ew":   ("E, of the weights alone", judged(rest=False), ()),
     "D32":  ("blocks of 32", lambda w: blocks(w, 32), ()),
     "D64":  ("blocks of 64", lambda w: blocks(w, 64), ()),
     "D128": ("blocks of 128", lambda w: blocks(w, 128), ()),
@@ -192,13 +246,14 @@ SCHEMES = {   # name: (description, function, matrices that get plain row scales
 }
 
 
-def quantise(mats, scheme):
-    """Quantise every matrix. Returns name -> Mat and bits a weight over all of them."""
+def quantise(mats, scheme, t):
+    """Quantise every matrix of model t. Returns name -> Mat and bits a weight over all of them."""
     _, fn, plain = SCHEMES[scheme]
     searched = "'" in scheme
     out = {}
     for k, w in mats.items():
         if any(p in k for p in plain): out[k] = pure(w, clips=CLIPS if searched else None)
+        elif fn.__name__ == "scheme": out[k] = fn(w, *known(t, k))
         else: out[k] = fn(w)
     return out, sum(m.bits for m in out.values()) / sum(w.size for w in mats.values())
 
@@ -311,6 +366,10 @@ def perplexity(t, m, ids, act="none", act_sparse=None, ref=None):
 
 # ---- main ----------------------------------------------------------------------------------------------------------
 
+def centred(z):
+    return z - z.mean(1, keepdims=True)
+
+
 def rel(a, b):
     return 100 * float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
@@ -318,6 +377,7 @@ def rel(a, b):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--golden", action="append", default=[])
+    ap.add_argument("--trained", help="needs --demo for its text")
     ap.add_argument("--demo")
     ap.add_argument("--schemes", default=",".join(SCHEMES))
     ap.add_argument("--acts", default="none", help="ACT or ACT/ACT for ffn.value's input, comma separated")
@@ -347,16 +407,23 @@ def main():
         base, ref = perplexity(t, plain, ids)[0], (hidden(t, plain, ids), plain["head.weight"])
         print("demo: %d tokens, f32 perplexity %.5f" % (len(ids), base), flush=True)
         demo = (t, mats, ids, base, ref)
+    trained = None
+    if args.trained:
+        t = load_model(args.trained); mats = matrices(t)
+        ids = np.frombuffer(open(os.path.join(args.demo, "validation.txt"), "rb").read(300), np.uint8).astype(int)
+        trained = (t, mats, ids, centred(logits(t, unquantised(mats), ids)))
     if args.f32_check: return
 
     head = ["scheme", "activations"] + ([g[0] for g in golden] if args.each else [])
     head += [h + i for i in ("", ", random ids") for h in ("worst", "geometric mean", "over 6 %")] if golden else []
     head += ["most bits"] if golden else []
+    head += ["trained"] if trained else []
     head += ["demo bits", "demo perplexity", "demo KL * 1e4"] if demo else []
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     for s in args.schemes.split(","):
-        qs = [quantise(g[2], s) for g in golden]
-        dq = quantise(demo[1], s) if demo else None
+        qs = [quantise(g[2], s, g[1]) for g in golden]
+        dq = quantise(demo[1], s, demo[0]) if demo else None
+        tq = quantise(trained[1], s, trained[0])[0] if trained else None
         for act in args.acts.split(","):
             a, _, b = act.partition("/"); b = b or a
             row = [s + ": " + SCHEMES[s][0], act]; errs = []
@@ -366,6 +433,9 @@ def main():
                 if args.each: row.append("%.2f / %.2f" % tuple(e))
             for e in zip(*errs): row += ["%.2f" % max(e), "%.2f" % np.exp(np.log(e).mean()), str(sum(x > 6 for x in e))]
             if golden: row.append("%.3f" % max(b_ for _, b_ in qs))
+            if trained:
+                z = centred(logits(trained[0], tq, trained[2], a, b))
+                row.append("%.2f %%" % rel(z, trained[3]))
             if demo:
                 ppl, kl = perplexity(demo[0], dq[0], demo[2], a, b, demo[4])
                 row += ["%.3f" % dq[1], "%+.3f %%" % (100 * (ppl / demo[3] - 1)), "%.2f" % (kl * 1e4)]

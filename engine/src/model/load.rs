@@ -21,6 +21,7 @@ use crate::networks::table::TensorAt;
 use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::blocks::{Blocks, RowSource, TASK_ROWS};
 use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
+use crate::quant::exponents::Importance;
 use crate::quant::matrix::{Layout, Matrix, Vector};
 use crate::quant::parts::{BadPart, MatrixRows, Stored};
 use crate::quant::{Quant, Weights};
@@ -155,6 +156,14 @@ impl CheckpointWeights<'_> {
         })
     }
 
+    /// What rounding errors of a matrix will do.
+    fn importance(&self, matrix: &TensorAt<'_>) -> Result<Importance> {
+        matrix.importance(self.quant, &mut |vector| {
+            let raw = self.tensor(vector)?;
+            Forms::read(&raw, vector.spec.form, vector.len()).map(|forms| forms.network)
+        })
+    }
+
     fn was_read(&mut self, raw: &RawTensor, n: usize) {
         if self.is_short {
             raw.file.release(raw.offset..raw.end());
@@ -181,7 +190,8 @@ impl WeightSource for CheckpointWeights<'_> {
     fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
         let stored = self.stored(tensor)?;
         let (name, layout) = (tensor.name(), tensor.layout());
-        let matrix = convert(&stored, name, layout, self.quant, self.pool)?;
+        let importance = self.importance(tensor)?;
+        let matrix = convert(&stored, name, layout, self.quant, importance, self.pool)?;
         self.was_read(&stored, tensor.len());
         Ok(matrix)
     }
@@ -190,7 +200,8 @@ impl WeightSource for CheckpointWeights<'_> {
 impl RowsSource for CheckpointWeights<'_> {
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
         let stored = self.stored(tensor)?;
-        convert_in_pieces(&stored, self.quant, self.pool, take)?;
+        let importance = self.importance(tensor)?;
+        convert_in_pieces(&stored, self.quant, importance, self.pool, take)?;
         self.was_read(&stored, tensor.len());
         Ok(())
     }
@@ -244,12 +255,16 @@ pub(crate) fn convert(
     name: String,
     layout: Layout,
     quant: Quant,
+    importance: Importance,
     pool: &Pool,
 ) -> Result<Matrix> {
     let (n_rows, n_cols) = matrix_shape(tensor)?;
     let weights = match in_place(tensor, quant)? {
         Some(weights) => weights,
-        None => convert_rows(&mut Blocks::new(tensor, n_rows, n_cols, pool), quant)?,
+        None => {
+            let blocks = Blocks::new(tensor, n_rows, n_cols, pool);
+            convert_rows(&mut blocks.with_importance(importance), quant)?
+        }
     };
     Ok(Matrix {
         name,
@@ -277,12 +292,14 @@ fn in_place(tensor: &RawTensor, quant: Quant) -> Result<Option<Weights>> {
 pub(crate) fn convert_in_pieces(
     tensor: &RawTensor,
     quant: Quant,
+    importance: Importance,
     pool: &Pool,
     take: &mut dyn FnMut(MatrixRows<'_>) -> Result<()>,
 ) -> Result<()> {
     let (n_rows, n_cols) = matrix_shape(tensor)?;
     if !is_stored_as(tensor, quant) {
-        let mut blocks = Blocks::new(tensor, n_rows, n_cols, pool);
+        let blocks = Blocks::new(tensor, n_rows, n_cols, pool);
+        let mut blocks = blocks.with_importance(importance);
         return convert_rows_in_pieces(&mut blocks, quant, take);
     }
     let bad = |bad: BadPart| Error::format(bad.text).at(tensor.place());
@@ -325,7 +342,7 @@ mod tests {
     fn joined(tensor: &RawTensor, quant: Quant, pool: &Pool) -> Vec<Vec<u8>> {
         let mut parts: Vec<Vec<u8>> = Vec::new();
         let (mut next, mut n_pieces) = (0, 0);
-        convert_in_pieces(tensor, quant, pool, &mut |rows| {
+        convert_in_pieces(tensor, quant, Importance::default(), pool, &mut |rows| {
             let (size, range) = (rows.size(), rows.range());
             let shape = (tensor.shape[0], tensor.shape[1]);
             assert_eq!(
@@ -373,7 +390,9 @@ mod tests {
             ] {
                 let pool = Pool::new(n_threads);
                 let layout = Layout::RowPerOutput;
-                let whole = convert(&tensor, "t".into(), layout, quant, &pool).expect("finite");
+                let any = Importance::default();
+                let whole =
+                    convert(&tensor, "t".into(), layout, quant, any, &pool).expect("finite");
                 let what = format!("{dtype} {shift} {transposed} {quant}");
                 let whole = whole.parts().into_iter().map(|(_, bytes)| bytes);
                 let whole: Vec<_> = whole.collect();

@@ -28,6 +28,7 @@ use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::networks::{known, Tensor};
 use crate::progress::{Counter, Progress, ProgressUnit};
+use crate::quant::exponents::Importance;
 use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::parts::{BadPart, Numbers, PartKind, Stored};
 use crate::quant::{Quant, Weights};
@@ -437,6 +438,16 @@ impl FileWeights<'_> {
         self.error(&format!("{name}{}", bad.suffix), &bad.text)
     }
 
+    /// What rounding errors of a matrix will do.
+    fn importance(&self, matrix: &TensorAt<'_>) -> Result<Importance> {
+        matrix.importance(self.quant, &mut |vector| {
+            let name = vector.name();
+            let raw = self.file.tensor(&name).transpose()?;
+            let raw = raw.ok_or_else(|| self.error(&name, "missing"))?;
+            raw.read_vector(vector.len())
+        })
+    }
+
     /// A matrix of floats as it is stored.
     fn raw(&mut self, name: &str, numbers: Numbers, shape: (usize, usize)) -> Result<RawTensor> {
         self.take_entry(name, numbers.into(), &[shape.0, shape.1])?;
@@ -476,7 +487,8 @@ impl WeightSource for FileWeights<'_> {
         let (n_rows, n_cols) = tensor.stored_shape();
         if let Some(numbers) = self.stored.floats() {
             let raw = self.raw(&name, numbers, (n_rows, n_cols))?;
-            return convert(&raw, name, layout, self.quant, self.pool);
+            let importance = self.importance(tensor)?;
+            return convert(&raw, name, layout, self.quant, importance, self.pool);
         }
         let weights = self.stored(&name, (n_rows, n_cols))?;
         Ok(Matrix {
@@ -495,7 +507,8 @@ impl RowsSource for FileWeights<'_> {
         match self.stored.floats() {
             Some(numbers) => {
                 let raw = self.raw(&name, numbers, shape)?;
-                convert_in_pieces(&raw, self.quant, self.pool, take)
+                let importance = self.importance(tensor)?;
+                convert_in_pieces(&raw, self.quant, importance, self.pool, take)
             }
             None => self.stored_rows(&name, shape, take),
         }

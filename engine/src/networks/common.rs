@@ -22,7 +22,8 @@ tensors! {
     /// What turns tokens into the residual stream.
     pub(crate) struct Embedding {
         /// (n_vocab, n_embd)
-        table: Matrix = TensorSpec::matrix(names::EMBEDDING, |s| s.n_vocab, |s| s.n_embd),
+        table: Matrix = TensorSpec::matrix(names::EMBEDDING, |s| s.n_vocab, |s| s.n_embd)
+            .in_front_of_norm("ln0"),
         /// (n_embd) ln0, applied to its rows
         norm_weight: Vector = norm_weight("ln0.weight").in_first_layer(),
         norm_bias: Vector = norm_bias("ln0.bias").in_first_layer(),
@@ -36,7 +37,8 @@ tensors! {
         norm_weight: Vector = norm_weight("ln_out.weight"),
         norm_bias: Vector = norm_bias("ln_out.bias"),
         /// (n_vocab, n_embd)
-        matrix: Matrix = TensorSpec::matrix(names::HEAD, |s| s.n_vocab, |s| s.n_embd),
+        matrix: Matrix = TensorSpec::matrix(names::HEAD, |s| s.n_vocab, |s| s.n_embd)
+            .behind_norm("ln_out", None),
     }
 }
 

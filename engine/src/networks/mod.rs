@@ -15,6 +15,7 @@ pub(crate) mod batch;
 pub(crate) mod common;
 pub(crate) mod config;
 pub(crate) mod form;
+pub(crate) mod importance;
 pub(crate) mod known;
 pub(crate) mod names;
 pub(crate) mod source;

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::config::{Config, Sizes};
 use super::form::Form;
+use super::importance::NearbyNorm;
 use super::names::{split_layer, HuggingFace};
 use super::state::StateLayout;
 use crate::quant::matrix::Layout;
@@ -94,6 +95,8 @@ pub(crate) struct TensorSpec {
     pub(crate) is_broadcast: bool,
     /// Smallest and largest number in made-up models.
     pub(crate) noise: (f32, f32),
+    /// Of a matrix: shows how much its rounding errors matter.
+    pub(crate) nearby_norm: NearbyNorm,
 }
 
 /// What a tensor is, and how large.
@@ -299,6 +302,7 @@ impl TensorSpec {
             form: Form::Same,
             is_broadcast: false,
             noise: (0.0, 1.0),
+            nearby_norm: NearbyNorm::None,
         }
     }
 
@@ -339,6 +343,22 @@ impl TensorSpec {
     /// Made-up models have numbers between these.
     pub(crate) const fn noise(mut self, low: f32, high: f32) -> Self {
         self.noise = (low, high);
+        self
+    }
+
+    /// The matrix is multiplied with what a layer norm gives, after a token shift where `mix` names its shares.
+    pub(crate) const fn behind_norm(
+        mut self,
+        norm: &'static str,
+        mix: Option<&'static str>,
+    ) -> Self {
+        self.nearby_norm = NearbyNorm::InFront { norm, mix };
+        self
+    }
+
+    /// Rows of the matrix are normalised by a layer norm.
+    pub(crate) const fn in_front_of_norm(mut self, norm: &'static str) -> Self {
+        self.nearby_norm = NearbyNorm::Behind { norm };
         self
     }
 
@@ -389,6 +409,17 @@ impl TensorAt<'_> {
     pub(crate) fn hugging_face_name(&self) -> String {
         let names = &self.sizes.architecture.hugging_face;
         names.name(&self.raw_name())
+    }
+
+    /// The tensor of that raw name in the same part of the model.
+    pub(crate) fn sibling(&self, raw: &str) -> Option<Self> {
+        let architecture = self.sizes.architecture;
+        let specs = match self.layer {
+            Some(_) => architecture.layer.iter().chain(&[]),
+            None => architecture.embedding.iter().chain(architecture.head),
+        };
+        let spec = specs.into_iter().find(|spec| spec.raw == raw)?;
+        Some(spec.at(self.layer, self.sizes))
     }
 
     pub(crate) fn is_matrix(&self) -> bool {

@@ -185,9 +185,12 @@ tensors! {
         bonus: Vector = TensorSpec::vector("att.time_first", |s| s.n_attention)
             .noise(-1.0, 0.5),
         /// (n_attention, n_embd)
-        att_key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd),
-        att_value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd),
-        att_receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd),
+        att_key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_k")),
+        att_value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_v")),
+        att_receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_r")),
         /// (n_embd, n_attention)
         att_output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention),
         /// (n_embd) the norm in front of the channel mixing
@@ -197,9 +200,11 @@ tensors! {
         ffn_mix_key: Vector = mix("ffn.time_mix_k"),
         ffn_mix_receptance: Vector = mix("ffn.time_mix_r"),
         /// (n_hidden, n_embd)
-        ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd),
+        ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
+            .behind_norm("ln2", Some("ffn.time_mix_k")),
         /// (n_embd, n_embd)
-        ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd),
+        ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd)
+            .behind_norm("ln2", Some("ffn.time_mix_r")),
         /// (n_hidden, n_embd): stored row per input, because most inputs are 0
         ffn_value: Matrix = TensorSpec::matrix("ffn.value.weight", |s| s.n_embd, |s| s.n_hidden)
             .row_per_input(),

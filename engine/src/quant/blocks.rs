@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use crate::error::Result;
 use crate::math::threads::Pool;
+use crate::quant::exponents::Importance;
 
 /// Numbers in f32 that are converted at once: 16 MiB, which holds `ffn.value` of the 169M model whole.
 pub(crate) const BLOCK_NUMBERS: usize = 4 << 20;
@@ -47,6 +48,8 @@ pub(crate) struct Blocks<'a> {
     pub(crate) n_rows: usize,
     pub(crate) n_cols: usize,
     pub(crate) pool: &'a Pool,
+    /// What its rounding errors do.
+    pub(crate) importance: Importance,
     buffer: Vec<f32>,
     /// Rows that `buffer` holds.
     held: Range<usize>,
@@ -65,9 +68,16 @@ impl<'a> Blocks<'a> {
             n_rows,
             n_cols,
             pool,
+            importance: Importance::default(),
             buffer,
             held,
         }
+    }
+
+    /// The same, with what is known of what its rounding errors do.
+    pub(crate) fn with_importance(mut self, importance: Importance) -> Self {
+        self.importance = importance;
+        self
     }
 
     /// Calls `work` for every block in order.

@@ -31,18 +31,18 @@ use crate::math::kernels::KernelSet;
 use crate::math::reserve;
 use crate::math::threads::ColumnBlock;
 use crate::quant::blocks::{Block, Blocks};
+use crate::quant::exponents::{
+    column_exponents, column_factor, inverse_factors, largest_product, EXPONENT_MAX,
+};
 use crate::quant::matrix::{Buffer, Layout};
 use crate::quant::parts::{Numbers, PartKind};
 use crate::quant::{ByInput, Format, Inputs, Quant, Room, TakeParts, Weights};
 
-/// Passes that balance rows and columns against each other; more change nothing that can be measured.
-const ROUNDS: usize = 3;
 /// Column exponents are left out where scales would cost more than half a bit a weight: only in
 /// matrices narrower than about 50, which no published model has.
 const SCALE_BITS_MAX: f64 = 0.5;
-/// Rows, and columns, of one task.
+/// Rows of one task.
 const TASK_ROWS: usize = 16;
-const TASK_COLUMNS: usize = 64;
 
 /// A matrix of 8-bit integers.
 #[derive(Clone)]
@@ -60,27 +60,12 @@ pub(crate) struct Int8 {
 }
 
 impl Int8 {
-    /// Column exponents, which count quarters, lie within plus and minus this: products of scales, exponents and activations
-    /// then stay far inside the range of f32.
-    const EXPONENT_MAX: i8 = 96;
-
     /// Which part they are.
     const ROW_SCALES: usize = 1;
 
-    /// 2^(exponent / 4), the same bits on every platform.
-    fn column_factor(exponent: i8) -> f32 {
-        const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, std::f32::consts::SQRT_2, 1.681_792_8];
-        let whole = i32::from(exponent).div_euclid(4);
-        let power_of_two = f32::from_bits(((whole + 127) as u32) << 23);
-        QUARTERS[usize::from(exponent.rem_euclid(4) as u8)] * power_of_two
-    }
-
     fn new(values: Buffer<i8>, row_scales: Vec<f16>, column_exponents: Vec<i8>) -> Self {
         let row_factors = row_scales.iter().map(|scale| scale.to_f32()).collect();
-        let column_factors = column_exponents
-            .iter()
-            .map(|&e| Self::column_factor(e))
-            .collect();
+        let column_factors = column_exponents.iter().map(|&e| column_factor(e)).collect();
         Int8 {
             values,
             row_scales,
@@ -180,7 +165,7 @@ impl Format for Int8 {
                 )),
             };
         }
-        let limit = Self::EXPONENT_MAX;
+        let limit = EXPONENT_MAX;
         let exponents: &[i8] = cast_slice(bytes);
         match exponents.iter().position(|e| !(-limit..=limit).contains(e)) {
             None => Ok(()),
@@ -293,62 +278,6 @@ impl Format for Int8 {
     }
 }
 
-/// Finds the exponents: a column's size is the 4-norm of its weights over its rows' largest ones, and a
-/// row's largest weight is taken over the columns' sizes; so each is found from the other in turns.
-fn column_exponents(blocks: &mut Blocks<'_>) -> Result<Vec<i8>> {
-    let (n_rows, n_cols, pool) = (blocks.n_rows, blocks.n_cols, blocks.pool);
-    // (n_cols) log2 of the columns' sizes
-    let mut sizes_log = vec![0.0_f32; n_cols];
-    let mut row_inverses = Vec::new();
-    for _ in 0..ROUNDS {
-        let inverses: Vec<f32> = sizes_log.iter().map(|size| (-size).exp2()).collect();
-        let mut sums = vec![0.0_f32; n_cols];
-        blocks.for_each(|block| {
-            let (rows, block) = (&block.rows, block.numbers);
-            row_inverses.resize(rows.len(), 0.0);
-            pool.run_chunks(&mut row_inverses, TASK_ROWS, |task, out| {
-                let rows = block[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
-                for (out, row) in out.iter_mut().zip(rows) {
-                    let largest = largest_product(row, &inverses);
-                    *out = if largest > 0.0 { 1.0 / largest } else { 0.0 };
-                }
-            });
-            pool.run_chunks(&mut sums, TASK_COLUMNS, |task, sums| {
-                let first = task * TASK_COLUMNS;
-                for (row, &inverse) in block.chunks_exact(n_cols).zip(&row_inverses) {
-                    for (sum, &weight) in sums.iter_mut().zip(&row[first..]) {
-                        let square = (weight * inverse) * (weight * inverse);
-                        *sum += square * square;
-                    }
-                }
-            });
-            Ok(())
-        })?;
-        set_sizes(&mut sizes_log, &sums, n_rows);
-    }
-    let limit = f32::from(Int8::EXPONENT_MAX);
-    Ok(sizes_log
-        .iter()
-        .map(|size| (4.0 * size).round().clamp(-limit, limit) as i8)
-        .collect())
-}
-
-/// Sizes from sums of fourth powers, with a geometric mean of 1. Columns of zeros take the smallest
-/// size there is.
-fn set_sizes(sizes_log: &mut [f32], sums: &[f32], n_rows: usize) {
-    let log = |&sum: &f32| (f64::from(sum) / n_rows as f64).log2() / 4.0;
-    let logs = || sums.iter().filter(|&&sum| sum > 0.0).map(log);
-    let smallest = logs().fold(f64::INFINITY, f64::min);
-    if smallest == f64::INFINITY {
-        return;
-    }
-    let size = |sum: &f32| if *sum > 0.0 { log(sum) } else { smallest };
-    let mean = sums.iter().map(size).sum::<f64>() / sums.len() as f64;
-    for (size_log, sum) in sizes_log.iter_mut().zip(sums) {
-        *size_log = (size(sum) - mean) as f32;
-    }
-}
-
 /// How the rows of a matrix are rounded to integers.
 struct Rounding {
     /// (n_cols)
@@ -371,10 +300,7 @@ impl Rounding {
         } else {
             vec![0; n_cols]
         };
-        let inverses = column_exponents
-            .iter()
-            .map(|&e| 1.0 / Int8::column_factor(e))
-            .collect();
+        let inverses = inverse_factors(&column_exponents);
         Ok(Rounding {
             column_exponents,
             inverses,
@@ -420,19 +346,6 @@ impl Rounding {
         });
         Ok(())
     }
-}
-
-/// The largest `|row[c] * factors[c]|`.
-fn largest_product(row: &[f32], factors: &[f32]) -> f32 {
-    // Lanes that do not depend on each other, so that the compiler uses vectors.
-    let mut lanes = [0.0_f32; 16];
-    for (row, factors) in row.chunks(16).zip(factors.chunks(16)) {
-        for ((lane, &weight), &factor) in lanes.iter_mut().zip(row).zip(factors) {
-            let size = (weight * factor).abs();
-            *lane = if size > *lane { size } else { *lane };
-        }
-    }
-    lanes.into_iter().fold(0.0, f32::max)
 }
 
 /// `values[c] = row[c] * factors[c] * inverse_scale`, rounded, ties to even.

@@ -34,6 +34,7 @@ use crate::math::threads::ColumnBlock;
 
 pub(crate) mod blocks;
 pub(crate) mod convert;
+pub(crate) mod exponents;
 mod floats;
 mod int8;
 pub(crate) mod matrix;
