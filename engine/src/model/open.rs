@@ -14,7 +14,7 @@ use super::{no_tokenizer, Model, Options, Setup};
 use crate::checkpoint::{self, Opened, TokenizerFile};
 use crate::devices::plan::{Plan, Request};
 use crate::error::Result;
-use crate::files::{Folder, SourceFile};
+use crate::files::{Folder, SourceFile, Watch};
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::fit::{Demand, Limit};
@@ -88,7 +88,10 @@ impl Model {
         let n_vocab = origin.config().sizes.n_vocab;
         let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
             (Some(path), _) => Tokenizer::open(path)?,
-            (None, Some(file)) => Tokenizer::from_bytes(&file.name, &file.bytes)?,
+            (None, Some(file)) => {
+                let tokenizer = Tokenizer::from_bytes(&file.name, &file.bytes);
+                file.bytes.check_readable().and(tokenizer)?
+            }
             (None, None) => {
                 let place = path.as_ref().display().to_string();
                 return Err(no_tokenizer(&place, origin.tokenizer_search(), n_vocab));
@@ -118,9 +121,19 @@ impl Model {
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
+        let origin = Origin::new(opened)?;
+        let watches = origin.watches();
+        let model = Self::from_origin(origin, options, progress);
+        Watch::judge_all(&watches, model)
+    }
+
+    fn from_origin(
+        mut origin: Origin,
+        options: &Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let n_threads = n_threads(options.threads)?;
-        let mut origin = Origin::new(opened)?;
         let plan = Plan::new(&Request {
             map: &options.device_map,
             memory_max: &options.device_memory_max,
