@@ -62,6 +62,5 @@ pub(super) fn parse<T: for<'de> Deserialize<'de>>(file: &SourceFile, max: u64) -
     let bytes = read_small(file, max)?;
     let parsed = serde_json::from_slice(&bytes);
     file.watch().check()?;
-    parsed
-        .map_err(|e| Error::format(format!("not valid JSON for this file: {e}")).at(file.name()))
+    parsed.map_err(|e| Error::format(format!("not valid JSON for this file: {e}")).at(file.name()))
 }

@@ -93,7 +93,10 @@ impl FileBytes {
     pub(crate) fn release(&self, range: Range<usize>) {
         if let Storage::Mapped(map) = &self.storage {
             let base = self.range.start;
-            drop_pages_around(map.map(), base + range.start..base + range.end.min(self.len()));
+            drop_pages_around(
+                map.map(),
+                base + range.start..base + range.end.min(self.len()),
+            );
         }
     }
 
@@ -107,7 +110,9 @@ impl FileBytes {
                 end.saturating_sub(range.start),
             );
             // Advice: where the system does not take it, the bytes are read when they are touched.
-            let _ = map.map().advise_range(memmap2::Advice::WillNeed, start, len);
+            let _ = map
+                .map()
+                .advise_range(memmap2::Advice::WillNeed, start, len);
         }
     }
 }

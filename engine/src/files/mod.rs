@@ -225,10 +225,12 @@ impl SourceFile {
             Backing::Whole(map) => FileBytes::new(Storage::Mapped(map.clone()))
                 .slice(self.in_memory(&range)?)
                 .ok_or_else(|| self.outside(&range)),
-            Backing::Windows(file) => match map_range(file.file(), range.start, size, &self.0.watch) {
-                Some(map) => Ok(FileBytes::new(Storage::Mapped(Arc::new(map)))),
-                None => self.read(file, &range, size),
-            },
+            Backing::Windows(file) => {
+                match map_range(file.file(), range.start, size, &self.0.watch) {
+                    Some(map) => Ok(FileBytes::new(Storage::Mapped(Arc::new(map)))),
+                    None => self.read(file, &range, size),
+                }
+            }
             Backing::Read(file) => self.read(file, &range, size),
         }
     }

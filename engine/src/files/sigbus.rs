@@ -176,7 +176,10 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
     // SAFETY: the system gives a handler with SA_SIGINFO what happened.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     // Not an address that is merely not aligned, which would be the same in other pages.
-    let is_lost_page = matches!(code, libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR);
+    let is_lost_page = matches!(
+        code,
+        libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR
+    );
     if is_lost_page && replace_mapping_of(address) {
         return;
     }
@@ -207,8 +210,7 @@ fn replace_mapping_of(address: usize) -> bool {
 
 /// Replaces whole pages by such that are all 0, as read-only as those.
 fn put_zeros(start: usize, len: usize) -> bool {
-    let flags =
-        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     // SAFETY: the pages are those of a mapping of this crate that stays until the handler has ended. Bytes under
     // references change, as they did when the file shrank, to ones that are valid for every type read from files,
     // and nothing that was made of them is used: the mark, which is set before, is looked at first.
