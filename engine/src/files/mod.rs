@@ -438,6 +438,47 @@ mod tests {
         }
     }
 
+    /// Whatever the way, a file that shrank gives no bytes without an error.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn a_file_that_is_cut_is_seen() {
+        install_sigbus_handler().expect("a handler");
+        for access in [Access::new(true), Access::Mapped { whole_max: 0 }] {
+            let (file, content) = sample();
+            let source = SourceFile::open_with(file.path(), access).expect("open");
+            let bytes = source.bytes(5000..300_000).expect("range");
+            let behind = source.bytes(299_990..300_000).expect("range");
+            assert_eq!(&*behind, &content[299_990..]);
+            source.watch().check().expect("whole");
+            // The last page is still there.
+            file.as_file().set_len(299_999).expect("is cut");
+            source.watch().check().expect("nothing was read");
+            assert_eq!(behind[9], 0);
+            source.watch().judge(Ok(())).expect_err("is shorter");
+
+            let (file, _) = sample();
+            let source = SourceFile::open_with(file.path(), access).expect("open");
+            let held = source.bytes(5000..300_000).expect("range");
+            file.as_file().set_len(0).expect("is cut");
+            assert!(held.iter().all(|&byte| byte == 0), "{access:?}");
+            let error = held.check_readable().expect_err("lost");
+            assert_eq!(error.kind(), ErrorKind::Io);
+            let place = file.path().display().to_string();
+            assert!(error.to_string().starts_with(&place), "{error}");
+            source.watch().check().expect_err("lost");
+            // What the file said is no reason for another error.
+            let damaged: Result<()> = Err(Error::format("damaged"));
+            let judged = source.watch().judge(damaged).expect_err("lost");
+            assert_eq!(judged.kind(), ErrorKind::Io);
+            drop(bytes);
+        }
+        let (file, _) = sample();
+        let source = SourceFile::open_with(file.path(), Access::Read).expect("open");
+        file.as_file().set_len(10).expect("is cut");
+        let error = source.bytes(5..20).expect_err("is shorter");
+        assert!(error.to_string().contains("shrank"), "{error}");
+    }
+
     #[test]
     fn what_is_no_file_is_refused() {
         let folder = tempfile::tempdir().expect("temporary folder");

@@ -431,7 +431,8 @@ impl Model {
     ///
     /// When a device fails, [`ErrorKind::Backend`], [`ErrorKind::Memory`] or what else its plugin says. Each
     /// state is then as it was, or is undefined and refused by all later passes: [`State::check`] tells. So
-    /// it is after a panic. What is in `logits` has no meaning.
+    /// it is after a panic, and after [`ErrorKind::Io`], when a mapped file shrank or could not be read (see
+    /// [`open`](Self::open)). What is in `logits` has no meaning.
     pub fn forward(
         &self,
         workspace: &mut Workspace,

@@ -28,6 +28,23 @@ impl Model {
     /// Weights that are stored as wanted are used from the mapped file; others are converted, tensor by
     /// tensor.
     ///
+    /// # Files that change
+    ///
+    /// A mapped file is not copied: it has to stay as it is while the model is open. To replace one, write the new file
+    /// under another name and rename it, as this crate does; the model then goes on with the old one. Of a file that is
+    /// changed in place:
+    ///
+    /// * Other bytes are not noticed, and give other results. [`verify`](Self::verify) finds them.
+    /// * Bytes that are not there any more, because the file was cut or its disk failed, end the process with SIGBUS when
+    ///   they are read, as with any mapped file. Where the program has called
+    ///   [`install_sigbus_handler`](crate::install_sigbus_handler) the call that read them fails with
+    ///   [`ErrorKind::Io`](crate::ErrorKind::Io) instead, and so do all later ones. What is cut within the last page of
+    ///   a file, some 4 KiB, reads as zeros: opening, saving and converting notice that, forward passes do not.
+    /// * File systems of a network can lose a file that another machine replaces or removes, even by renaming: it
+    ///   may read as if it were cut.
+    ///
+    /// [`Options::no_mmap`](Options::no_mmap()) reads the file into memory while it is opened; nothing that happens to it then matters.
+    ///
     /// # Errors
     ///
     /// Every [`ErrorKind`](crate::ErrorKind) but `State`, with the file and tensor that is at fault.
