@@ -149,27 +149,37 @@ pub fn install_sigbus_handler() -> Result<()> {
     }
     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
     // SAFETY: plain numbers, of which all bits may be 0.
-    let (mut ours, mut found): (libc::sigaction, libc::sigaction) = unsafe { mem::zeroed() };
+    let mut ours: libc::sigaction = unsafe { mem::zeroed() };
     ours.sa_sigaction = handler as usize;
     // On the stack for signals where the thread has one: its own may be what is full.
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // Known before the handler is there, so that it never lacks where to pass a fault on; and known again if
-    // another thread installed one meanwhile.
-    // SAFETY: structs of the system's, and a handler for which the facts above hold.
-    let is_done = unsafe {
-        libc::sigaction(libc::SIGBUS, ptr::null(), &mut found) == 0 && {
-            PREVIOUS.store(Box::leak(Box::new(found)), Ordering::Release);
-            libc::sigaction(libc::SIGBUS, &ours, &mut found) == 0
-        }
-    };
-    if !is_done {
-        let cause = std::io::Error::last_os_error();
-        let text = format!("cannot install a handler of SIGBUS: {cause}");
-        return Err(Error::new(ErrorKind::Io, text).with_source(cause));
+    // Known before the handler is there, so that it never lacks where to pass a fault on.
+    let before = exchange_action(None)?;
+    PREVIOUS.store(Box::leak(Box::new(before)), Ordering::Release);
+    let replaced = exchange_action(Some(&ours))?;
+    // Another thread may have installed one meanwhile.
+    if replaced.sa_sigaction != before.sa_sigaction || replaced.sa_flags != before.sa_flags {
+        PREVIOUS.store(Box::leak(Box::new(replaced)), Ordering::Release);
     }
-    PREVIOUS.store(Box::leak(Box::new(found)), Ordering::Release);
     *is_installed = true;
     Ok(())
+}
+
+/// What SIGBUS did so far; from now on it does what is given.
+fn exchange_action(new: Option<&libc::sigaction>) -> Result<libc::sigaction> {
+    let new = new.map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: plain numbers, of which all bits may be 0; then structs of the system's, and a handler for which the facts
+    // above hold.
+    let (is_done, old) = unsafe {
+        let mut old: libc::sigaction = mem::zeroed();
+        (libc::sigaction(libc::SIGBUS, new, &mut old) == 0, old)
+    };
+    if is_done {
+        return Ok(old);
+    }
+    let cause = std::io::Error::last_os_error();
+    let text = format!("cannot install a handler of SIGBUS: {cause}");
+    Err(Error::new(ErrorKind::Io, text).with_source(cause))
 }
 
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
