@@ -49,6 +49,8 @@ impl Watch {
         watches
     }
 
+    /// For the handler.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(super) fn flag(&self) -> &AtomicBool {
         &self.0.is_lost
     }
