@@ -59,6 +59,38 @@ fn greedy_text_goes_on_as_if_it_had_never_stopped() {
     assert_eq!(names(folder.path()), ["state"], "nothing temporary is left");
 }
 
+/// A model file that is cut while it is used is an error, and what would have been written is not.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_that_shrinks_leaves_no_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, state) = (folder.path().join("model"), folder.path().join("state"));
+    for quant in ["int8", "f16"] {
+        let output = run(["quantize", "--quant", quant, "-o", &text(&model)]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let args = ["-n", "1000000", "--ignore-eos", "--no-echo", PROMPT];
+        let mut child = command()
+            .args(["--model", &text(&model), "--save-state", &text(&state)])
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut first = [0];
+        let stdout = child.stdout.as_mut().expect("was asked for");
+        stdout.read_exact(&mut first).expect("some text");
+        let file = fs::OpenOptions::new().write(true).open(&model);
+        file.and_then(|file| file.set_len(4096)).expect("is cut");
+        let output = child.wait_with_output().expect("ends");
+        let (code, said) = (output.status.code(), stderr(&output));
+        assert_eq!(code, Some(1), "{quant}: {:?}: {said}", output.status);
+        let expected = format!("rwkv-edge: {}: the file shrank", text(&model));
+        assert!(said.starts_with(&expected), "{quant}: {said}");
+        assert_eq!(said.lines().count(), 1, "{quant}: {said}");
+        assert_eq!(names(folder.path()), ["model"], "{quant}");
+    }
+}
+
 #[test]
 fn a_prompt_may_be_read_in_two_pieces() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -116,8 +116,9 @@ const WRONG_USAGE: u8 = 2;
 /// process do.
 ///
 /// The process goes on, whatever the command came to, and may run another one; one at a time, since all of
-/// them share stdin, stdout, stderr and how much is said there. Two things stay behind: the kernels and plugins
-/// that were chosen, as in every process, and, once a conversation was led on a terminal, what Ctrl-C does: it
+/// them share stdin, stdout, stderr and how much is said there. Three things stay behind: the kernels and plugins
+/// that were chosen, as in every process, the [handler of SIGBUS](rwkv_edge::install_sigbus_handler), by which a
+/// model file that shrinks while it is used is an error, and, once a conversation was led on a terminal, what Ctrl-C does: it
 /// ends an answer and no longer the process.
 ///
 /// ```
@@ -141,6 +142,8 @@ pub fn main_of(program: &[OsString], arguments: impl IntoIterator<Item = OsStrin
 fn run_command(program: &Program, arguments: impl Iterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     hub::forget();
+    // Where a system has none, such a file ends the process, as it does with every program that maps files.
+    let _ = rwkv_edge::install_sigbus_handler();
     let cli = match environment::check().map(|()| help::parse(arguments)) {
         Ok(Ok(cli)) => cli,
         Ok(Err(error)) => return tell_help(&error),

@@ -15,7 +15,7 @@ use std::path::Path;
 pub enum ErrorKind {
     /// A value given by the caller is out of range, such as a token id beyond the vocabulary.
     Argument,
-    /// The operating system refused: missing file, permission, full disk.
+    /// The operating system refused: missing file, permission, full disk, a mapped file that shrank.
     Io,
     /// Damaged, truncated, or no checkpoint at all.
     Format,

@@ -51,6 +51,12 @@ pub extern "C" fn rwkv_edge_last_error() -> *const c_char {
     fence::last_error()
 }
 
+/// Lets a mapped file that shrinks become an error.
+#[no_mangle]
+pub extern "C" fn rwkv_edge_install_sigbus_handler() -> fence::Status {
+    fence::fence(|| Ok(engine::install_sigbus_handler()?))
+}
+
 /// Makes the next call on this thread that returns a status panic.
 #[cfg(feature = "test-hooks")]
 #[no_mangle]

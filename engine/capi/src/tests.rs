@@ -185,6 +185,7 @@ fn functions_are_those_of_the_header() {
         library::rwkv_edge_abi_version() -> u32;
         library::rwkv_edge_version() -> *const c_char;
         library::rwkv_edge_last_error() -> *const c_char;
+        library::rwkv_edge_install_sigbus_handler() -> Status;
         model::rwkv_edge_model_open(*const c_char, *const Options, *mut *mut Model) -> Status;
         model::rwkv_edge_model_open_memory(
             *const c_void, usize, *const Options, *mut *mut Model

@@ -48,6 +48,7 @@ pub(crate) fn crc32(file: &SourceFile, range: Range<u64>) -> Result<u32> {
     while start < range.end {
         let end = range.end.min(start.saturating_add(CHECK_STEP));
         hasher.update(&file.bytes(start..end)?);
+        file.watch().check()?;
         file.release(start..end);
         start = end;
     }

@@ -60,6 +60,7 @@ pub(super) fn read_small(file: &SourceFile, max: u64) -> Result<FileBytes> {
 /// A file as JSON of type `T`.
 pub(super) fn parse<T: for<'de> Deserialize<'de>>(file: &SourceFile, max: u64) -> Result<T> {
     let bytes = read_small(file, max)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| Error::format(format!("not valid JSON for this file: {e}")).at(file.name()))
+    let parsed = serde_json::from_slice(&bytes);
+    file.watch().check()?;
+    parsed.map_err(|e| Error::format(format!("not valid JSON for this file: {e}")).at(file.name()))
 }

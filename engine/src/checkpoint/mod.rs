@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::error::Error;
-use crate::files::{FileBytes, Folder, SourceFile};
+use crate::files::{FileBytes, Folder, SourceFile, Watch};
 use crate::networks::config::Config;
 
 mod blocks;
@@ -55,6 +55,13 @@ pub(crate) struct Checkpoint {
     pub(crate) tokenizer: Option<TokenizerFile>,
     /// Which tokenizer files were looked for and where, for the error of whoever needs one.
     pub(crate) tokenizer_search: String,
+}
+
+impl Checkpoint {
+    /// Of the files with the weights, each once.
+    pub(crate) fn watches(&self) -> Vec<Watch> {
+        Watch::each_once(self.tensors.values().map(|tensor| tensor.file.watch()))
+    }
 }
 
 /// A tokenizer file beside the weights. Its content is not looked at here.

@@ -157,6 +157,11 @@ enum FileContent {
 
 /// Reads the table of a file of any format.
 fn read_weights(file: SourceFile) -> Result<FileContent> {
+    let content = read_table(file.clone());
+    file.watch().judge(content)
+}
+
+fn read_table(file: SourceFile) -> Result<FileContent> {
     let start = file.bytes(0..file.len().min(64))?;
     if torch::recognises(&start) {
         return torch::read(&file).map(FileContent::Tensors);

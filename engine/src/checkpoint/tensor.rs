@@ -218,6 +218,7 @@ impl RawTensor {
         } else {
             self.gather(plane, rows.clone(), out, once)?;
         }
+        self.file.watch().check()?;
         match first_non_finite(out) {
             None => Ok(()),
             Some(at) => Err(self.non_finite(rows.start * plane.cols + at, out[at])),

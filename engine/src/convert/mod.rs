@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
 use crate::files::output::{sync_folder, OutputFile};
-use crate::files::Access;
+use crate::files::{Access, Watch};
 use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
 
@@ -229,7 +229,8 @@ impl CheckpointSource {
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
         for (i, shard) in shards.iter().enumerate() {
             let mut file = target.create(&shard_name(i))?;
-            safetensors::write(&mut file, shard, &mut |n| counter.advance(n))?;
+            let written = safetensors::write(&mut file, shard, &mut |n| counter.advance(n));
+            Watch::judge_all(&checkpoint.watches(), written)?;
             target.add(file)?;
             converted.weight_files.push(folder.join(shard_name(i)));
         }
@@ -269,7 +270,8 @@ impl CheckpointSource {
         self.check_target(file, options.overwrite)?;
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
         let output = OutputFile::create(file)?;
-        raw::write(output, &parts, &mut |n| counter.advance(n))?.commit()?;
+        let written = raw::write(output, &parts, &mut |n| counter.advance(n));
+        Watch::judge_all(&self.0.watches(), written)?.commit()?;
         let parent = file.parent().filter(|path| !path.as_os_str().is_empty());
         sync_folder(parent.unwrap_or(Path::new(".")))?;
         converted.weight_files.push(file.to_owned());

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use super::map::drop_pages_around;
+use super::map::{drop_pages_around, Mapping};
+use super::watch::Watch;
 use super::PAGES_CAN_BE_DROPPED;
+use crate::error::Result;
 
 /// Bytes of a file, kept readable for as long as this is held. Cheap to clone and to slice.
 #[derive(Clone)]
@@ -22,7 +24,7 @@ pub(crate) struct FileBytes {
 pub(super) enum Storage {
     Static(&'static [u8]),
     /// Of a file, which has its pages.
-    Mapped(Arc<Mmap>),
+    Mapped(Arc<Mapping>),
     /// A copy: a page that is dropped is lost.
     HugePages(Arc<Mmap>),
     Owned(Arc<Vec<u8>>),
@@ -32,7 +34,8 @@ impl Storage {
     fn all(&self) -> &[u8] {
         match self {
             Storage::Static(bytes) => bytes,
-            Storage::Mapped(map) | Storage::HugePages(map) => map,
+            Storage::Mapped(map) => map,
+            Storage::HugePages(map) => map,
             Storage::Owned(bytes) => bytes,
         }
     }
@@ -65,6 +68,22 @@ impl FileBytes {
         PAGES_CAN_BE_DROPPED && matches!(self.storage, Storage::Mapped(_))
     }
 
+    /// Who knows whether bytes of their mapped file were lost; `None` if they are in memory.
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        match &self.storage {
+            Storage::Mapped(map) => Some(map.watch()),
+            _ => None,
+        }
+    }
+
+    /// Refuses what was read here and elsewhere in a mapped file of which some bytes were lost.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io)
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        self.watch().map_or(Ok(()), Watch::check)
+    }
+
     /// Whether this is a copy in memory of its own, in huge pages where the system has them.
     pub(crate) fn is_in_huge_pages(&self) -> bool {
         matches!(self.storage, Storage::HugePages(_))
@@ -74,7 +93,10 @@ impl FileBytes {
     pub(crate) fn release(&self, range: Range<usize>) {
         if let Storage::Mapped(map) = &self.storage {
             let base = self.range.start;
-            drop_pages_around(map, base + range.start..base + range.end.min(self.len()));
+            drop_pages_around(
+                map.map(),
+                base + range.start..base + range.end.min(self.len()),
+            );
         }
     }
 
@@ -88,7 +110,9 @@ impl FileBytes {
                 end.saturating_sub(range.start),
             );
             // Advice: where the system does not take it, the bytes are read when they are touched.
-            let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
+            let _ = map
+                .map()
+                .advise_range(memmap2::Advice::WillNeed, start, len);
         }
     }
 }

@@ -59,6 +59,7 @@ impl HugePages {
             room.copy_from_slice(&bytes);
             at += bytes.len();
             drop(bytes);
+            file.watch().check()?;
             file.release(start..end);
             start = end;
         }

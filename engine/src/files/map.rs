@@ -4,9 +4,12 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use memmap2::{Mmap, MmapMut, MmapOptions};
+
+use super::sigbus::Known;
+use super::watch::Watch;
 
 /// So far around what is released pages go as well. A system maps more than is touched: some 64 KiB
 /// around it, and all of a large page of 2 MiB where it keeps files in those. Of a file read from end
@@ -15,17 +18,49 @@ pub(crate) const RELEASE_MARGIN: u64 = 2 << 20;
 /// The largest page of the systems we know, large ones aside.
 const PAGE_MAX: u64 = 64 << 10;
 
-/// `None` where the whole file does not fit the address space, or the system maps no such file.
-pub(super) fn map_whole(file: &File, len: u64, whole_max: u64) -> Option<Mmap> {
-    let size = usize::try_from(len).ok().filter(|_| len <= whole_max)?;
-    map_range(file, 0, size)
+/// A read-only mapping of a file, or of a range of one.
+pub(super) struct Mapping {
+    /// In front of the mapping, and so dropped before it.
+    _known: Known,
+    map: Mmap,
+    watch: Watch,
 }
 
-pub(super) fn map_range(file: &File, start: u64, size: usize) -> Option<Mmap> {
+impl Mapping {
+    pub(super) fn map(&self) -> &Mmap {
+        &self.map
+    }
+
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// `None` where the whole file does not fit the address space, or the system maps no such file.
+pub(super) fn map_whole(file: &File, len: u64, whole_max: u64, watch: &Watch) -> Option<Mapping> {
+    let size = usize::try_from(len).ok().filter(|_| len <= whole_max)?;
+    map_range(file, 0, size, watch)
+}
+
+pub(super) fn map_range(file: &File, start: u64, size: usize, watch: &Watch) -> Option<Mapping> {
     // SAFETY: the mapping is read-only and within the length the file had when it was opened. Its bytes stay as they are
     // unless another process rewrites or cuts the file in place; files of checkpoints are replaced by renaming, which
     // leaves the mapped one untouched, and whoever cannot promise that opens without mapping (see `files/mod.rs`).
-    unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()
+    // Where a file is cut all the same, the process ends, or reads zeros and sees that it did (see `sigbus.rs`).
+    let map = unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()?;
+    Some(Mapping {
+        _known: Known::new(&map, file, watch.clone()),
+        map,
+        watch: watch.clone(),
+    })
 }
 
 /// Memory of no file in huge pages, where the system has them. All of it is 0.

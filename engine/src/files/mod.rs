@@ -7,8 +7,10 @@
 //!
 //! `map.rs` is the only place where files are mapped. A mapped file must not be rewritten in place
 //! while it is in use; this project's own writers replace files by renaming, which leaves the
-//! mapped one as it was. `bytes.rs` are the bytes, `folder.rs` names files in a folder,
-//! `huge_pages.rs` copies what is to be read faster than from a mapping.
+//! mapped one as it was. Where one is cut all the same, `sigbus.rs` keeps the process alive, if the
+//! program asked for it, and `watch.rs` says so to whoever read it: every reader looks there before it
+//! uses what it read. `bytes.rs` are the bytes, `folder.rs` names files in a folder, `huge_pages.rs`
+//! copies what is to be read faster than from a mapping.
 
 #![deny(unsafe_code)]
 
@@ -18,8 +20,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use crate::error::{Error, ErrorKind, Result};
 
 mod bytes;
@@ -28,14 +28,23 @@ mod huge_pages;
 #[allow(unsafe_code)]
 mod map;
 pub(crate) mod output;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[allow(unsafe_code)]
+mod sigbus;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[path = "no_sigbus.rs"]
+mod sigbus;
+mod watch;
 
 use bytes::Storage;
-use map::{drop_pages_around, map_range, map_whole};
+use map::{drop_pages_around, map_range, map_whole, Mapping};
 
 pub(crate) use bytes::FileBytes;
 pub(crate) use folder::Folder;
 pub(crate) use huge_pages::HugePages;
 pub(crate) use map::RELEASE_MARGIN;
+pub use sigbus::install_sigbus_handler;
+pub(crate) use watch::Watch;
 
 /// Files up to this size are mapped whole. A 32-bit address space has at most 2 to 4 GiB for
 /// everything, and seldom more than one of them in one piece.
@@ -77,13 +86,15 @@ struct Inner {
     name: String,
     len: u64,
     backing: Backing,
+    /// Of a mapped file: all of its mappings have the same.
+    watch: Watch,
 }
 
 enum Backing {
     Bytes(FileBytes),
     /// In memory, but not aligned as tensors must be to be used in place: ranges are copied.
     Unaligned(FileBytes),
-    Whole(Arc<Mmap>),
+    Whole(Arc<Mapping>),
     Windows(ReadAt),
     Read(ReadAt),
 }
@@ -108,17 +119,21 @@ impl SourceFile {
         if len == 0 {
             return Err(Error::format("the file is empty").at(path.display()));
         }
+        let name = path.display().to_string();
+        let file = Arc::new(file);
+        let watch = Watch::new(&name, Some(file.clone()), len);
         let backing = match access {
             Access::Read => Backing::Read(ReadAt::new(file)),
-            Access::Mapped { whole_max } => match map_whole(&file, len, whole_max) {
+            Access::Mapped { whole_max } => match map_whole(&file, len, whole_max, &watch) {
                 Some(map) => Backing::Whole(Arc::new(map)),
                 None => Backing::Windows(ReadAt::new(file)),
             },
         };
         Ok(SourceFile(Arc::new(Inner {
-            name: path.display().to_string(),
+            name,
             len,
             backing,
+            watch,
         })))
     }
 
@@ -146,6 +161,7 @@ impl SourceFile {
             name: name.to_owned(),
             len: bytes.len() as u64,
             backing,
+            watch: Watch::new(name, None, 0),
         })))
     }
 
@@ -160,6 +176,7 @@ impl SourceFile {
             name: name.to_owned(),
             len: bytes.len() as u64,
             backing: Backing::Bytes(bytes),
+            watch: Watch::new(name, None, 0),
         }))
     }
 
@@ -208,10 +225,12 @@ impl SourceFile {
             Backing::Whole(map) => FileBytes::new(Storage::Mapped(map.clone()))
                 .slice(self.in_memory(&range)?)
                 .ok_or_else(|| self.outside(&range)),
-            Backing::Windows(file) => match map_range(file.file(), range.start, size) {
-                Some(map) => Ok(FileBytes::new(Storage::Mapped(Arc::new(map)))),
-                None => self.read(file, &range, size),
-            },
+            Backing::Windows(file) => {
+                match map_range(file.file(), range.start, size, &self.0.watch) {
+                    Some(map) => Ok(FileBytes::new(Storage::Mapped(Arc::new(map)))),
+                    None => self.read(file, &range, size),
+                }
+            }
             Backing::Read(file) => self.read(file, &range, size),
         }
     }
@@ -225,7 +244,7 @@ impl SourceFile {
             usize::try_from(range.start),
             usize::try_from(range.end),
         ) {
-            drop_pages_around(map, start..end);
+            drop_pages_around(map.map(), start..end);
         }
     }
 
@@ -234,13 +253,22 @@ impl SourceFile {
         PAGES_CAN_BE_DROPPED && matches!(self.0.backing, Backing::Whole(_) | Backing::Windows(_))
     }
 
+    /// Who knows whether its bytes could all be read.
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.0.watch
+    }
+
     fn read(&self, file: &ReadAt, range: &Range<u64>, size: usize) -> Result<FileBytes> {
         let (mut bytes, start) = aligned_buffer(size).ok_or_else(|| self.too_large(range))?;
         let wanted = bytes
             .get_mut(start..start + size)
             .ok_or_else(|| self.too_large(range))?;
         file.read_exact_at(wanted, range.start)
-            .map_err(|e| Error::io("read", Path::new(self.name()), e))?;
+            .map_err(|e| match e.kind() {
+                // It was long enough when it was opened.
+                io::ErrorKind::UnexpectedEof => self.0.watch.lost(),
+                _ => Error::io("read", Path::new(self.name()), e),
+            })?;
         FileBytes::new(Storage::Owned(Arc::new(bytes)))
             .slice(start..start + size)
             .ok_or_else(|| self.too_large(range))
@@ -303,14 +331,14 @@ fn aligned_buffer(size: usize) -> Option<(Vec<u8>, usize)> {
 
 /// Reads at an offset, from several threads at once.
 struct ReadAt {
-    file: File,
+    file: Arc<File>,
     /// Held over seek and read, where the system has no read at an offset.
     #[cfg(not(unix))]
     position: std::sync::Mutex<()>,
 }
 
 impl ReadAt {
-    fn new(file: File) -> Self {
+    fn new(file: Arc<File>) -> Self {
         ReadAt {
             file,
             #[cfg(not(unix))]
@@ -324,14 +352,14 @@ impl ReadAt {
 
     #[cfg(unix)]
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
+        std::os::unix::fs::FileExt::read_exact_at(&*self.file, buffer, offset)
     }
 
     #[cfg(not(unix))]
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         use std::io::{Read, Seek, SeekFrom};
         let _held = self.position.lock();
-        let mut file = &self.file;
+        let mut file = &*self.file;
         file.seek(SeekFrom::Start(offset))?;
         file.read_exact(buffer)
     }
@@ -408,6 +436,47 @@ mod tests {
                 assert_eq!(&*bytes, &content[range.start as usize..range.end as usize]);
             }
         }
+    }
+
+    /// Whatever the way, a file that shrank gives no bytes without an error.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn a_file_that_is_cut_is_seen() {
+        install_sigbus_handler().expect("a handler");
+        for access in [Access::new(true), Access::Mapped { whole_max: 0 }] {
+            let (file, content) = sample();
+            let source = SourceFile::open_with(file.path(), access).expect("open");
+            let bytes = source.bytes(5000..300_000).expect("range");
+            let behind = source.bytes(299_990..300_000).expect("range");
+            assert_eq!(&*behind, &content[299_990..]);
+            source.watch().check().expect("whole");
+            // The last page is still there.
+            file.as_file().set_len(299_999).expect("is cut");
+            source.watch().check().expect("nothing was read");
+            assert_eq!(behind[9], 0);
+            source.watch().judge(Ok(())).expect_err("is shorter");
+
+            let (file, _) = sample();
+            let source = SourceFile::open_with(file.path(), access).expect("open");
+            let held = source.bytes(5000..300_000).expect("range");
+            file.as_file().set_len(0).expect("is cut");
+            assert!(held.iter().all(|&byte| byte == 0), "{access:?}");
+            let error = held.check_readable().expect_err("lost");
+            assert_eq!(error.kind(), ErrorKind::Io);
+            let place = file.path().display().to_string();
+            assert!(error.to_string().starts_with(&place), "{error}");
+            source.watch().check().expect_err("lost");
+            // What the file said is no reason for another error.
+            let damaged: Result<()> = Err(Error::format("damaged"));
+            let judged = source.watch().judge(damaged).expect_err("lost");
+            assert_eq!(judged.kind(), ErrorKind::Io);
+            drop(bytes);
+        }
+        let (file, _) = sample();
+        let source = SourceFile::open_with(file.path(), Access::Read).expect("open");
+        file.as_file().set_len(10).expect("is cut");
+        let error = source.bytes(5..20).expect_err("is shorter");
+        assert!(error.to_string().contains("shrank"), "{error}");
     }
 
     #[test]

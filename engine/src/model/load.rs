@@ -309,7 +309,8 @@ pub(crate) fn convert_in_pieces(
         let bytes = bytes.transpose()?;
         bytes.ok_or_else(|| Error::format("not contiguous").at(tensor.place()))
     };
-    stored.for_each_piece(read, take)
+    stored.for_each_piece(read, take)?;
+    tensor.file.watch().check()
 }
 
 #[cfg(test)]

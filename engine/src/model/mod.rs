@@ -13,7 +13,7 @@ use crate::devices::plugin::DeviceLimits;
 use crate::devices::stages::{Lane, Pipeline, Stages, Wanted};
 use crate::devices::{data_parallel, device_state};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::SourceFile;
+use crate::files::{FileBytes, SourceFile, Watch};
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::budget::{Budget, Reservation};
@@ -68,6 +68,8 @@ pub(crate) struct Inner {
     pub(crate) model_file: Option<SourceFile>,
     /// Why a device map `auto` chose the CPU.
     pub(crate) note: Option<String>,
+    /// Of the mapped files in which matrices are used in place, each once.
+    watches: Vec<Watch>,
 }
 
 /// What a loader gives: weights where they belong, and what it found with them.
@@ -169,6 +171,7 @@ impl Model {
 
     /// The only place where a model is made.
     pub(crate) fn assemble(loaded: Loaded, setup: Setup) -> Self {
+        let watches = watches(&loaded.stages);
         Model(Arc::new(Inner {
             place: loaded.place,
             stages: loaded.stages,
@@ -186,6 +189,7 @@ impl Model {
             },
             model_file: loaded.model_file,
             note: setup.note,
+            watches,
         }))
     }
 
@@ -216,6 +220,14 @@ impl Model {
     /// [`ErrorKind::Format`], naming the tensor; [`ErrorKind::Unsupported`] for a model with layers on a
     /// device.
     pub fn verify(&self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+        let verified = Watch::judge_all(&self.0.watches, self.verify_weights(progress));
+        match &self.0.model_file {
+            Some(file) => file.watch().judge(verified),
+            None => verified,
+        }
+    }
+
+    fn verify_weights(&self, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         if let Some(file) = &self.0.model_file {
             model_file::verify_checksum(file, progress)?;
         }
@@ -227,6 +239,11 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Refuses what was computed if weights in mapped files were lost meanwhile.
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        self.0.watches.iter().try_for_each(Watch::check)
     }
 
     /// Drops the pages of a matrix for which memory is too short.
@@ -253,6 +270,7 @@ impl Model {
         let taken = budget.take(bytes, "the tokenizer");
         taken.map_err(|e| e.at(&self.0.place))?;
         let parsed = Tokenizer::from_bytes(&file.name, &file.bytes);
+        let parsed = file.bytes.check_readable().and(parsed);
         // It is never read again.
         file.bytes.release(0..file.bytes.len());
         let parsed = parsed.and_then(|t| t.check_fits(self.n_vocab()).map(|()| t));
@@ -413,7 +431,8 @@ impl Model {
     ///
     /// When a device fails, [`ErrorKind::Backend`], [`ErrorKind::Memory`] or what else its plugin says. Each
     /// state is then as it was, or is undefined and refused by all later passes: [`State::check`] tells. So
-    /// it is after a panic. What is in `logits` has no meaning.
+    /// it is after a panic, and after [`ErrorKind::Io`], when a mapped file shrank or could not be read (see
+    /// [`open`](Self::open)). What is in `logits` has no meaning.
     pub fn forward(
         &self,
         workspace: &mut Workspace,
@@ -481,6 +500,7 @@ impl Model {
         if lanes.len() != pipelines.len() || !pairs.all(|(p, lane)| p.fits(lane, n_threads)) {
             return Err(Error::argument("the workspace belongs to another model"));
         }
+        self.check_readable()?;
         let turn = self.0.budget.turn();
         let machine = Machine {
             pool: &self.0.pool,
@@ -500,6 +520,7 @@ impl Model {
                 data_parallel::forward(stages, machine, lanes, spans, wanted, sizes)?;
             }
         }
+        self.check_readable()?;
         spans.iter_mut().for_each(|span| span.state.end_pass());
         Ok(())
     }
@@ -538,6 +559,13 @@ impl std::fmt::Debug for Workspace {
             .field("rows_max", &rows_max)
             .finish_non_exhaustive()
     }
+}
+
+/// Those of all mapped files that the networks of these stages read.
+fn watches(stages: &Stages) -> Vec<Watch> {
+    let matrices = stages.networks().flat_map(|network| network.matrices());
+    let files = matrices.filter_map(|matrix| matrix.in_file_bytes());
+    Watch::each_once(files.filter_map(FileBytes::watch))
 }
 
 fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {

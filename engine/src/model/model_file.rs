@@ -19,7 +19,7 @@ use crate::devices::plan::Plan;
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::output::OutputFile;
-use crate::files::{FileBytes, SourceFile};
+use crate::files::{FileBytes, SourceFile, Watch};
 use crate::math::threads::Pool;
 use crate::model::load::{convert, convert_in_pieces};
 use crate::model::{Inner, Loaded};
@@ -54,6 +54,8 @@ struct FileTensor<'a> {
     bytes: &'a [u8],
     /// Whose weights these are.
     matrix: Option<&'a Matrix>,
+    /// Of a mapped file, if the bytes are in one.
+    watch: Option<&'a Watch>,
 }
 
 impl<'a> FileTensor<'a> {
@@ -65,6 +67,7 @@ impl<'a> FileTensor<'a> {
             shape,
             bytes,
             matrix: None,
+            watch: None,
         }
     }
 }
@@ -75,12 +78,11 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progres
     let tensors = networks.iter().flat_map(|network| network.tensors());
     let mut parts: Vec<_> = tensors.flat_map(tensor_parts).collect();
     if let Some(file) = &model.tokenizer.file {
-        parts.push(FileTensor::new(
-            TOKENIZER,
-            "U8",
-            vec![file.bytes.len()],
-            &file.bytes,
-        ));
+        let shape = vec![file.bytes.len()];
+        parts.push(FileTensor {
+            watch: file.bytes.watch(),
+            ..FileTensor::new(TOKENIZER, "U8", shape, &file.bytes)
+        });
     }
     let parts = with_padding(parts);
     let header = header(model, &parts);
@@ -97,7 +99,11 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progres
     };
     write(&header)?;
     for part in &parts {
-        part.bytes.chunks(WRITE_BYTES).try_for_each(&mut write)?;
+        let written = part.bytes.chunks(WRITE_BYTES).try_for_each(&mut write);
+        match part.watch {
+            Some(watch) => watch.judge(written)?,
+            None => written?,
+        }
         if let (Some(matrix), Some(_)) = (part.matrix, model.budget.paging()) {
             matrix.release();
         }
@@ -127,6 +133,7 @@ fn tensor_parts(tensor: Tensor<'_>) -> Vec<FileTensor<'_>> {
     });
     let mut parts: Vec<_> = parts.collect();
     parts[0].matrix = Some(matrix);
+    parts[0].watch = matrix.in_file_bytes().and_then(FileBytes::watch);
     parts
 }
 
@@ -209,6 +216,7 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(Progre
             hash.update(&bytes);
         }
         drop(bytes);
+        file.watch().check()?;
         file.release(begin..end);
         counter.advance(end - begin);
         begin = end;

@@ -14,7 +14,7 @@ use super::{no_tokenizer, Model, Options, Setup};
 use crate::checkpoint::{self, Opened, TokenizerFile};
 use crate::devices::plan::{Plan, Request};
 use crate::error::Result;
-use crate::files::{Folder, SourceFile};
+use crate::files::{Folder, SourceFile, Watch};
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::fit::{Demand, Limit};
@@ -27,6 +27,23 @@ impl Model {
     ///
     /// Weights that are stored as wanted are used from the mapped file; others are converted, tensor by
     /// tensor.
+    ///
+    /// # Files that change
+    ///
+    /// A mapped file is not copied: it has to stay as it is while the model is open. To replace one, write the new file
+    /// under another name and rename it, as this crate does; the model then goes on with the old one. Of a file that is
+    /// changed in place:
+    ///
+    /// * Other bytes are not noticed, and give other results. [`verify`](Self::verify) finds them.
+    /// * Bytes that are not there any more, because the file was cut or its disk failed, end the process with SIGBUS when
+    ///   they are read, as with any mapped file. Where the program has called
+    ///   [`install_sigbus_handler`](crate::install_sigbus_handler) the call that read them fails with
+    ///   [`ErrorKind::Io`](crate::ErrorKind::Io) instead, and so do all later ones. What is cut within the last page of
+    ///   a file, some 4 KiB, reads as zeros: opening, saving and converting notice that, forward passes do not.
+    /// * File systems of a network can lose a file that another machine replaces or removes, even by renaming: it
+    ///   may read as if it were cut.
+    ///
+    /// [`Options::no_mmap`](Options::no_mmap()) reads the file into memory while it is opened; nothing that happens to it then matters.
     ///
     /// # Errors
     ///
@@ -88,7 +105,10 @@ impl Model {
         let n_vocab = origin.config().sizes.n_vocab;
         let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
             (Some(path), _) => Tokenizer::open(path)?,
-            (None, Some(file)) => Tokenizer::from_bytes(&file.name, &file.bytes)?,
+            (None, Some(file)) => {
+                let tokenizer = Tokenizer::from_bytes(&file.name, &file.bytes);
+                file.bytes.check_readable().and(tokenizer)?
+            }
             (None, None) => {
                 let place = path.as_ref().display().to_string();
                 return Err(no_tokenizer(&place, origin.tokenizer_search(), n_vocab));
@@ -118,9 +138,19 @@ impl Model {
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
+        let origin = Origin::new(opened)?;
+        let watches = origin.watches();
+        let model = Self::from_origin(origin, options, progress);
+        Watch::judge_all(&watches, model)
+    }
+
+    fn from_origin(
+        mut origin: Origin,
+        options: &Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
         let kernels = KernelSet::select()?;
         let n_threads = n_threads(options.threads)?;
-        let mut origin = Origin::new(opened)?;
         let plan = Plan::new(&Request {
             map: &options.device_map,
             memory_max: &options.device_memory_max,

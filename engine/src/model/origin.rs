@@ -9,6 +9,7 @@ use super::Loaded;
 use crate::checkpoint::{Checkpoint, Opened, TokenizerFile};
 use crate::devices::plan::Plan;
 use crate::error::Result;
+use crate::files::Watch;
 use crate::math::threads::Pool;
 use crate::memory::fit::{ModelFacts, WeightsPlace};
 use crate::networks::config::Config;
@@ -53,6 +54,14 @@ impl Origin {
         match self {
             Origin::Checkpoint(checkpoint) => checkpoint.tokenizer.as_ref(),
             Origin::ModelFile(file) => file.tokenizer.as_ref(),
+        }
+    }
+
+    /// Of the files with the weights, each once.
+    pub(super) fn watches(&self) -> Vec<Watch> {
+        match self {
+            Origin::Checkpoint(checkpoint) => checkpoint.watches(),
+            Origin::ModelFile(file) => vec![file.file().watch().clone()],
         }
     }
 

@@ -269,7 +269,8 @@ impl Session {
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens or one beyond the vocabulary.
     /// Nothing has changed then.
     ///
-    /// When a device fails, [`ErrorKind::Backend`](crate::ErrorKind::Backend) or what else its plugin says. If
+    /// When a device fails, [`ErrorKind::Backend`](crate::ErrorKind::Backend) or what else its plugin says, and
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when a mapped file shrank (see [`Model::open`]). If
     /// some of the tokens may have been fed by then, the state is undefined: until [`reset`](Self::reset),
     /// [`restore`](Self::restore) or [`load_state`](Self::load_state) there are no logits, and everything
     /// that needs the state is refused, as [`State::check`] says.

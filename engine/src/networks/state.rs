@@ -107,8 +107,8 @@ pub(crate) trait Elsewhere: Any + Send + Sync {
 /// The recurrent state of one sequence.
 ///
 /// Where its model has layers on a device, so has the state from its first token on, and its numbers are
-/// fetched when they are asked for. A device that fails in the middle of a pass leaves a state that is
-/// undefined, and says so: see [`check`](Self::check).
+/// fetched when they are asked for. A device that fails in the middle of a pass, or a mapped file that shrinks, leaves
+/// a state that is undefined, and says so: see [`check`](Self::check).
 pub struct State {
     layout: StateLayout,
     /// Tokens read since the empty state.
@@ -185,7 +185,7 @@ impl State {
     }
 
     /// Refuses a state that is undefined, as everything that needs its numbers does: a pass over it did
-    /// not end, because a device failed in its middle, or a thread panicked. A clone of it is undefined,
+    /// not end, because a device failed in its middle, a mapped file shrank, or a thread panicked. A clone of it is undefined,
     /// too. [`reset`](Self::reset) and loading another state make it one again.
     ///
     /// # Errors
