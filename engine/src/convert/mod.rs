@@ -10,13 +10,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
-use crate::files::output::{sync_folder, OutputFile};
-use crate::files::Access;
+use crate::files::output::{folder_of, sync_folder, OutputFile};
+use crate::files::{retried, Access};
 use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
 
@@ -122,6 +123,9 @@ pub struct Converted {
     /// Files in the folder that are not complete and may still be written by another process. Those of
     /// processes that ended were removed.
     pub unfinished_files: Vec<PathBuf>,
+    /// Why the system may not have kept yet that the files are there, which they are, whole: a power failure might
+    /// bring the folder back as it was before.
+    pub unsynced: Option<String>,
 }
 
 /// An open checkpoint, to be written in another form.
@@ -189,8 +193,10 @@ impl CheckpointSource {
     /// names, their index if they are in several files, `generation_config.json`, and the files of a
     /// tokenizer if there is one. Calls `progress` while it works, which counts bytes of tensors.
     ///
-    /// The files get their names when all are complete, `config.json` last. On failure the folder is as
-    /// it was.
+    /// The files come into the folder when all are complete, and then together: whenever the process is killed, what
+    /// this crate opens there is all of the earlier model or all of the new one. Other programs that look in the very
+    /// moment, or after a kill in it, find no `config.json`; the next conversion into the folder completes it. On
+    /// failure the folder is as it was, unless the error says otherwise.
     ///
     /// # Errors
     ///
@@ -223,28 +229,29 @@ impl CheckpointSource {
         let mut names: BTreeSet<String> = (0..shards.len()).map(shard_name).collect();
         let small_files = tokenizer.iter().chain([&generation, &config]);
         names.extend(small_files.map(|file| file.name.clone()));
-        let mut target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
+        let target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
 
         let unfinished = target.unfinished.clone();
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
         for (i, shard) in shards.iter().enumerate() {
             let mut file = target.create(&shard_name(i))?;
             safetensors::write(&mut file, shard, &mut |n| counter.advance(n))?;
-            target.add(file)?;
+            file.commit()?;
             converted.weight_files.push(folder.join(shard_name(i)));
         }
         for file in &tokenizer {
-            target.add_whole(file)?;
+            target.write_whole(file)?;
             converted.tokenizer_files.push(folder.join(&file.name));
         }
-        target.add_whole(&generation)?;
+        target.write_whole(&generation)?;
         if shards.len() > 1 {
-            let bytes = safetensors::index(&shards);
+            let bytes = safetensors::index(&shards)?;
             let name = folder::INDEX.to_owned();
-            target.add_whole(&hugging_face::SideFile { name, bytes })?;
+            target.write_whole(&hugging_face::SideFile { name, bytes })?;
         }
-        target.add_whole(&config)?;
-        target.commit(&config.name)?;
+        target.write_whole(&config)?;
+        let unsynced = target.commit()?;
+        converted.unsynced = unsynced.map(|error| error.to_string());
         // Those of processes that ended are gone.
         let is_there = |file: &PathBuf| file.exists();
         converted.unfinished_files = unfinished.into_iter().filter(is_there).collect();
@@ -270,18 +277,21 @@ impl CheckpointSource {
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
         let output = OutputFile::create(file)?;
         raw::write(output, &parts, &mut |n| counter.advance(n))?.commit()?;
-        let parent = file.parent().filter(|path| !path.as_os_str().is_empty());
-        sync_folder(parent.unwrap_or(Path::new(".")))?;
+        // The file is there, whole.
+        let unsynced = sync_folder(folder_of(file)).err();
+        converted.unsynced = unsynced.map(|error| error.to_string());
         converted.weight_files.push(file.to_owned());
         Ok(converted)
     }
 
     fn check_target(&self, file: &Path, overwrite: bool) -> Result<()> {
-        let Ok(there) = fs::canonicalize(file) else {
-            return Ok(());
+        let there = match retried(|| fs::canonicalize(file)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            there => there.map_err(|e| Error::io("open", file, e))?,
         };
         let is_source = |tensor: &checkpoint::RawTensor| {
-            fs::canonicalize(tensor.file.name()).is_ok_and(|source| source == there)
+            let source = retried(|| fs::canonicalize(tensor.file.name()));
+            source.is_ok_and(|source| source == there)
         };
         if self.0.tensors.values().any(is_source) {
             let text = "is the checkpoint itself, expected another file to write to";
@@ -310,6 +320,7 @@ impl Converted {
             size_bytes: parts.iter().map(TargetTensor::size_bytes).sum(),
             dtype: target::common_type(parts),
             unfinished_files: Vec::new(),
+            unsynced: None,
         }
     }
 }

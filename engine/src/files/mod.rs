@@ -8,7 +8,10 @@
 //! `map.rs` is the only place where files are mapped. A mapped file must not be rewritten in place
 //! while it is in use; this project's own writers replace files by renaming, which leaves the
 //! mapped one as it was. `bytes.rs` are the bytes, `folder.rs` names files in a folder,
-//! `huge_pages.rs` copies what is to be read faster than from a mapping.
+//! `huge_pages.rs` copies what is to be read faster than from a mapping. `output.rs` writes one file,
+//! `pending.rs` several that belong together, `left_overs.rs` removes what killed processes leave;
+//! `retry.rs` makes interrupted calls again, `file_size.rs` knows the limit of the size of files,
+//! `growing.rs` holds bytes that are yet to be written.
 
 #![deny(unsafe_code)]
 
@@ -23,19 +26,29 @@ use memmap2::Mmap;
 use crate::error::{Error, ErrorKind, Result};
 
 mod bytes;
+#[allow(unsafe_code)]
+mod file_size;
 mod folder;
+mod growing;
 mod huge_pages;
+mod left_overs;
 #[allow(unsafe_code)]
 mod map;
 pub(crate) mod output;
+pub(crate) mod pending;
+mod retry;
 
 use bytes::Storage;
 use map::{drop_pages_around, map_range, map_whole};
 
 pub(crate) use bytes::FileBytes;
+pub use file_size::ignore_file_size_signal;
 pub(crate) use folder::Folder;
+pub(crate) use growing::GrowingBytes;
 pub(crate) use huge_pages::HugePages;
+pub(crate) use left_overs::is_unfinished;
 pub(crate) use map::RELEASE_MARGIN;
+pub(crate) use retry::retried;
 
 /// Files up to this size are mapped whole. A 32-bit address space has at most 2 to 4 GiB for
 /// everything, and seldom more than one of them in one piece.
@@ -97,12 +110,11 @@ impl SourceFile {
     /// Opens a regular, non-empty file.
     pub(crate) fn open_with(path: &Path, access: Access) -> Result<Self> {
         // Asked before opening, because opening a named pipe waits for a writer.
-        let found = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        let found = retried(|| std::fs::metadata(path)).map_err(|e| Error::io("open", path, e))?;
         require_regular(path, &found)?;
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let found = file
-            .metadata()
-            .map_err(|e| Error::io("read the length", path, e))?;
+        let found =
+            retried(|| file.metadata()).map_err(|e| Error::io("read the length", path, e))?;
         require_regular(path, &found)?;
         let len = found.len();
         if len == 0 {
