@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-use command::{run, stderr, stdout};
+use command::{run, stderr};
 use common::{golden, repository};
 use conversion::{convert, logits, names, text};
 use tensors::read_folder;

@@ -18,7 +18,7 @@ use std::process::Command;
 use command::{command, stderr, stdout};
 use common::golden;
 use conversion::{convert, names, text};
-use inject::{run, Fault, Outcome, Step};
+use inject::{run, run_with, Fault, Outcome, Step, LOOKS};
 use nix::errno::Errno;
 
 /// Two models that are told apart by their output, even with the configuration of the other one, and what replaces the
@@ -135,7 +135,11 @@ fn a_conversion_that_is_killed_leaves_the_old_model_or_the_new_one() {
     for (old, new) in [("60KB", "200KB"), ("60KB", "1GB"), ("1GB", "200KB")] {
         let conversion = Conversion::new(old, new);
         let mut n_new = 0;
-        for step in conversion.steps() {
+        for (i, step) in conversion.steps().into_iter().enumerate() {
+            // These change no names; a few of them show the rest.
+            if ["write", "flock", "getdents64"].contains(&step.0) && i % 8 > 0 {
+                continue;
+            }
             let folder = conversion.folder();
             let outcome = run(&mut conversion.command(&folder), at(step, Fault::Kill));
             assert_eq!(outcome.code, None, "{step:?}: {}", outcome.stderr);
@@ -152,8 +156,8 @@ fn a_conversion_that_fails_leaves_the_old_model_and_says_so() {
     let steps = conversion.steps();
     let mut n_unsynced = 0;
     for (i, &step) in steps.iter().enumerate() {
-        // Every second one, and all that are rare.
-        if step.0 == "write" && i % 4 > 0 {
+        // As above.
+        if step.0 == "write" && i % 8 > 0 {
             continue;
         }
         let error = if i % 2 == 0 {
@@ -200,6 +204,35 @@ fn locks_that_fail_and_interruptions_do_no_harm() {
         }
         check(&step, &at(step, Fault::Error(Errno::EINTR)));
     }
+}
+
+/// Whenever a model is replaced while another process opens it, that one gets all of the old one or all of the new one.
+#[test]
+fn a_model_that_is_replaced_while_it_is_opened() {
+    let conversion = Conversion::new("60KB", "200KB");
+    let open = |folder: &Path, replace_at: Option<Step>| {
+        let mut command = command();
+        command.args(["logits", "-m", text(folder), "--tokens", "1,2,3"]);
+        run_with(LOOKS, &mut command, |step| {
+            if Some(step) == replace_at {
+                stdout(&conversion.command(folder).output().expect("starts"));
+            }
+            None
+        })
+    };
+    let (mut n_old, mut n_new) = (0, 0);
+    for step in open(&conversion.folder(), None).steps {
+        let found = open(&conversion.folder(), Some(step));
+        assert_eq!(found.code, Some(0), "{step:?}: {}", found.stderr);
+        n_old += usize::from(found.stdout == conversion.old);
+        n_new += usize::from(found.stdout == conversion.new);
+        assert!(
+            found.stdout == conversion.old || found.stdout == conversion.new,
+            "{step:?}: neither model: {}",
+            found.stdout
+        );
+    }
+    assert!(n_old > 0 && n_new > 0, "{n_old}, {n_new}");
 }
 
 /// A folder that cannot be listed is not one without a tokenizer.
@@ -263,13 +296,8 @@ fn one_file_is_the_old_one_or_the_new_one() {
                 let outcome = run_with(&at(step, fault));
                 let found = fs::read(&file).expect("there");
                 assert!(found == b"old" || found == new, "{step:?}, {fault:?}");
-                match fault {
-                    Fault::Error(Errno::EINTR) => assert_eq!(outcome.code, Some(0), "{step:?}"),
-                    Fault::Error(_) if outcome.code == Some(1) => {
-                        assert_eq!(found, b"old", "{step:?}")
-                    }
-                    Fault::Error(_) => assert!(found == new, "{step:?}: {}", outcome.stderr),
-                    Fault::Kill => {}
+                if let Fault::Error(Errno::EINTR) = fault {
+                    assert_eq!(outcome.code, Some(0), "{step:?}");
                 }
                 if outcome.code == Some(0) {
                     assert!(found == new, "{step:?}, {fault:?}");
@@ -314,13 +342,16 @@ fn a_saved_conversation_keeps_its_text() {
                 .output()
                 .expect("starts");
             let said = stderr(&shown);
-            let has = |line: &str| said.contains(line);
             assert!(
-                has("1 turns") && has("One") != has("Two"),
-                "{step:?}, {fault:?}: {said}, after {outcome:?}"
+                !said.contains("without its text"),
+                "{step:?}, {fault:?}: {said}, {outcome:?}"
             );
+            // What stdout or stderr did not take is said of less than a turn.
             let is_new = fs::read(&file).expect("there") != old[0];
-            assert_eq!(is_new, has("Two"), "{step:?}, {fault:?}: {said}");
+            assert_eq!(said.contains("One"), !is_new, "{step:?}, {fault:?}: {said}");
+            if outcome.code == Some(0) {
+                assert!(said.contains("Two"), "{step:?}, {fault:?}: {said}");
+            }
             stdout(&save("One\n").output().expect("starts"));
             assert_eq!(
                 names(folder.path()),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
@@ -13,7 +13,13 @@ use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
 /// Calls of the system by their numbers on x86-64.
-pub const STEPS: [(&str, u64); 12] = [
+pub type Calls = [(&'static str, u64)];
+
+/// Those that look for files.
+pub const LOOKS: &Calls = &[("openat", 257), ("statx", 332), ("newfstatat", 262)];
+
+/// Those that change files, lock them, or list folders.
+pub const STEPS: &Calls = &[
     ("write", 1),
     ("fsync", 74),
     ("rename", 82),
@@ -42,16 +48,26 @@ pub type Step = (&'static str, usize);
 pub struct Outcome {
     /// `None`: killed.
     pub code: Option<i32>,
+    pub stdout: String,
     pub stderr: String,
-    /// All calls of [`STEPS`], in order.
+    /// All calls that were asked for, in order.
     pub steps: Vec<Step>,
 }
 
 /// Runs a command. At calls that `pick` picks there is a fault.
-pub fn run(command: &mut Command, pick: impl Fn(Step) -> Option<Fault>) -> Outcome {
-    let said = tempfile::NamedTempFile::new().expect("a file");
+pub fn run(command: &mut Command, pick: impl FnMut(Step) -> Option<Fault>) -> Outcome {
+    run_with(STEPS, command, pick)
+}
+
+/// As [`run`], with other calls.
+pub fn run_with(
+    calls: &Calls,
+    command: &mut Command,
+    mut pick: impl FnMut(Step) -> Option<Fault>,
+) -> Outcome {
+    let [printed, said] = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file"));
     command
-        .stdout(Stdio::null())
+        .stdout(printed.reopen().expect("just made"))
         .stderr(said.reopen().expect("just made"));
     // SAFETY: between fork and exec only one call of the system is made.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
@@ -81,7 +97,7 @@ pub fn run(command: &mut Command, pick: impl Fn(Step) -> Option<Fault>) -> Outco
                     }
                     None => {
                         let mut registers = ptrace::getregs(pid).expect("stopped");
-                        let called = STEPS.iter().find(|step| step.1 == registers.orig_rax);
+                        let called = calls.iter().find(|step| step.1 == registers.orig_rax);
                         let fault = called.and_then(|(name, _)| {
                             let count = counts.entry(name).or_default();
                             *count += 1;
@@ -118,6 +134,7 @@ pub fn run(command: &mut Command, pick: impl Fn(Step) -> Option<Fault>) -> Outco
     };
     Outcome {
         code,
+        stdout: fs::read_to_string(printed.path()).expect("UTF-8"),
         stderr: fs::read_to_string(said.path()).expect("UTF-8"),
         steps,
     }

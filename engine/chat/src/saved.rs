@@ -7,12 +7,13 @@
 //! the state that is there in FILE.json or in FILE.json.new.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rwkv_edge::{Error, ErrorKind, OutputFile, Result, State};
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 use crate::conversation::Conversation;
 use crate::said::{Transcript, Turn};
@@ -80,7 +81,7 @@ impl Conversation {
             format: FORMAT.into(),
             fingerprint: format!("{:016x}", session.model().info().fingerprint),
             state_tokens: session.state().n_tokens(),
-            state_hash: Some(hash(&state)),
+            state_hash: Some(shown_hash(xxh3_64(&state))),
             template: transcript.template.name().into(),
             system: transcript.system.clone(),
             turns: transcript.turns.clone(),
@@ -110,8 +111,9 @@ impl Conversation {
     pub fn load(&mut self, path: &Path) -> Result<Loaded> {
         let model = self.session().model().clone();
         let mut state = model.new_state();
-        let logits = state.load(path)?;
-        let hash = hash(&state.to_bytes(&logits));
+        state.load(path)?;
+        // A file that cannot be read again belongs to no text that says its hash.
+        let hash = hash_of_file(path).unwrap_or_default();
         let found = find_text(&text_path(path), &state, &hash, model.info().fingerprint);
         let (transcript, n_turns) = match found {
             Ok(transcript) => {
@@ -153,7 +155,7 @@ fn read_text(
 ) -> Result<Transcript, String> {
     let shown = path.display();
     let bytes = match fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(format!("no {shown}")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(format!("no {shown}")),
         bytes => bytes.map_err(|e| format!("{shown}: cannot read: {e}"))?,
     };
     let text: Text = serde_json::from_slice(&bytes).map_err(|e| format!("{shown}: {e}"))?;
@@ -175,8 +177,20 @@ fn read_text(
     })
 }
 
-fn hash(state: &[u8]) -> String {
-    format!("{:016x}", xxh3_64(state))
+fn hash_of_file(path: &Path) -> io::Result<String> {
+    let (mut file, mut hash, mut piece) = (File::open(path)?, Xxh3::new(), [0; 8 << 10]);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(shown_hash(hash.digest())),
+            Ok(n) => hash.update(&piece[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn shown_hash(hash: u64) -> String {
+    format!("{hash:016x}")
 }
 
 fn text_path(path: &Path) -> PathBuf {
@@ -223,6 +237,17 @@ mod tests {
         assert_eq!(second.transcript().system, "About Rust.");
         assert_eq!(say(&mut second, "And borrowing?")?, expected);
         assert_eq!(second.transcript(), first.transcript());
+
+        // The text waits for its name where a save was killed, and what has the name is of another state.
+        let waiting = OutputFile::beside_waiting(&saved.text_path);
+        fs::rename(&saved.text_path, &waiting).expect("same folder");
+        let other = fs::read_to_string(&waiting).expect("there");
+        let hash = other.split("\"state_hash\": \"").nth(1).expect("a hash");
+        let other = other.replace(&hash[..16], "0123456789abcdef");
+        fs::write(&saved.text_path, other).expect("can be written");
+        assert_eq!(second.load(&path)?.n_turns, Ok(1));
+        fs::remove_file(&waiting).expect("there");
+        assert!(second.load(&path)?.n_turns.is_err());
 
         // Without its text the state goes on all the same; without a state nothing changes.
         fs::write(&saved.text_path, "{}").expect("can be written");

@@ -23,6 +23,9 @@ use crate::networks::config::Config;
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 
+/// A new model comes with a new one.
+const CONFIG: &str = "config.json";
+
 /// Where a folder's weights are looked for, best first.
 const WEIGHT_FILES: [&str; 4] = [
     "model.safetensors",
@@ -70,8 +73,23 @@ pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Resu
     }
 }
 
-/// Opens a folder that holds a checkpoint or a model file.
+/// So often a folder is opened whose model is replaced meanwhile.
+const TRIES: usize = 3;
+
+/// Opens a folder that holds a checkpoint or a model file: all of it as it was at one time.
 pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
+    for _ in 0..TRIES {
+        let before = folder.identity(CONFIG);
+        let opened = read_folder(folder.clone(), mapped);
+        if folder.identity(CONFIG) == before {
+            return opened;
+        }
+    }
+    let text = "its model is replaced again and again while it is opened";
+    Err(Error::new(ErrorKind::Io, text).at(folder.place()))
+}
+
+fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
     let (name, file) = find_weights(&folder, mapped)?;
     let tensors = if name.ends_with(".index.json") {
         read_shards(&folder, &file, mapped)?
@@ -81,7 +99,7 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
             FileContent::Tensors(tensors) => tensors,
         }
     };
-    let (config, fields) = match folder.open("config.json", mapped)? {
+    let (config, fields) = match folder.open(CONFIG, mapped)? {
         Some(file) => {
             let (config, fields) = config::from_file(&file)?;
             (Some(config), fields)

@@ -28,6 +28,20 @@ impl Folder {
         }
     }
 
+    /// What tells the file of that name from another one that takes its place; `None` where there is none, or the
+    /// system does not say.
+    pub(crate) fn identity(&self, name: &str) -> Option<(u64, u64)> {
+        #[cfg(unix)]
+        if let Folder::Disk(folder) = self {
+            use std::os::unix::fs::MetadataExt;
+            let path = current(folder, name).ok()??;
+            let found = retried(|| std::fs::metadata(&path)).ok()?;
+            return Some((found.dev(), found.ino()));
+        }
+        let _ = name;
+        None
+    }
+
     /// The names of what is in the folder, sorted. Names that are not UTF-8 are left out: none of
     /// the files that are looked for has one.
     pub(crate) fn list(&self) -> Result<Vec<String>> {
