@@ -346,7 +346,7 @@ fn a_saved_conversation_keeps_its_text() {
                 !said.contains("without its text"),
                 "{step:?}, {fault:?}: {said}, {outcome:?}"
             );
-            // What stdout or stderr did not take is said of less than a turn.
+            assert!(said.contains("1 turns"), "{step:?}, {fault:?}: {said}");
             let is_new = fs::read(&file).expect("there") != old[0];
             assert_eq!(said.contains("One"), !is_new, "{step:?}, {fault:?}: {said}");
             if outcome.code == Some(0) {

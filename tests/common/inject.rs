@@ -60,6 +60,8 @@ pub fn run(command: &mut Command, pick: impl FnMut(Step) -> Option<Fault>) -> Ou
 }
 
 /// As [`run`], with other calls.
+// The child is waited for by its number.
+#[allow(clippy::zombie_processes)]
 pub fn run_with(
     calls: &Calls,
     command: &mut Command,

@@ -103,9 +103,9 @@ impl OutputFile {
     /// Overwrites bytes written before.
     pub(crate) fn overwrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut overwrite = || {
-            self.writer.seek(SeekFrom::Start(offset))?;
+            retried(|| self.writer.seek(SeekFrom::Start(offset)))?;
             self.writer.write_all(bytes)?;
-            self.writer.seek(SeekFrom::End(0)).map(|_| ())
+            retried(|| self.writer.seek(SeekFrom::End(0))).map(drop)
         };
         overwrite().map_err(|e| Error::io("write", &self.shown, e))
     }
