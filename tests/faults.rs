@@ -10,6 +10,8 @@ mod common;
 mod conversion;
 #[path = "common/inject.rs"]
 mod inject;
+#[path = "common/skipped.rs"]
+mod skipped;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use common::golden;
 use conversion::{convert, names, text};
 use inject::{run, run_with, Fault, Outcome, Step, LOOKS};
 use nix::errno::Errno;
+use skipped::skipped;
 
 /// Two models that are told apart by their output, even with the configuration of the other one, and what replaces the
 /// first by the second.
@@ -132,6 +135,9 @@ fn every(name: &'static str, error: Errno) -> impl Fn(Step) -> Option<Fault> {
 
 #[test]
 fn a_conversion_that_is_killed_leaves_the_old_model_or_the_new_one() {
+    if !inject::is_allowed() {
+        return skipped("programs cannot be traced here");
+    }
     for (old, new) in [("60KB", "200KB"), ("60KB", "1GB"), ("1GB", "200KB")] {
         let conversion = Conversion::new(old, new);
         let mut n_new = 0;
@@ -152,6 +158,9 @@ fn a_conversion_that_is_killed_leaves_the_old_model_or_the_new_one() {
 
 #[test]
 fn a_conversion_that_fails_leaves_the_old_model_and_says_so() {
+    if !inject::is_allowed() {
+        return skipped("programs cannot be traced here");
+    }
     let conversion = Conversion::new("60KB", "200KB");
     let steps = conversion.steps();
     let mut n_unsynced = 0;
@@ -189,6 +198,9 @@ fn a_conversion_that_fails_leaves_the_old_model_and_says_so() {
 /// Locks that fail once, or always, as on some network file systems; interrupted calls of every kind.
 #[test]
 fn locks_that_fail_and_interruptions_do_no_harm() {
+    if !inject::is_allowed() {
+        return skipped("programs cannot be traced here");
+    }
     let conversion = Conversion::new("60KB", "200KB");
     let check = |what: &dyn std::fmt::Debug, pick: &dyn Fn(Step) -> Option<Fault>| {
         let folder = conversion.folder();
@@ -209,6 +221,9 @@ fn locks_that_fail_and_interruptions_do_no_harm() {
 /// Whenever a model is replaced while another process opens it, that one gets all of the old one or all of the new one.
 #[test]
 fn a_model_that_is_replaced_while_it_is_opened() {
+    if !inject::is_allowed() {
+        return skipped("programs cannot be traced here");
+    }
     let conversion = Conversion::new("60KB", "200KB");
     let open = |folder: &Path, replace_at: Option<Step>| {
         let mut command = command();
@@ -238,6 +253,9 @@ fn a_model_that_is_replaced_while_it_is_opened() {
 /// A folder that cannot be listed is not one without a tokenizer.
 #[test]
 fn a_listing_that_fails_loses_no_tokenizer() {
+    if !inject::is_allowed() {
+        return skipped("programs cannot be traced here");
+    }
     let folder = tempfile::tempdir().expect("a folder");
     let (demo, file) = (common::repository("cli/demo"), folder.path().join("model"));
     let quantize = || {
@@ -266,6 +284,9 @@ fn a_listing_that_fails_loses_no_tokenizer() {
 /// One file over an older one: `quantize`, and a state.
 #[test]
 fn one_file_is_the_old_one_or_the_new_one() {
+    if !inject::is_allowed() {
+        return skipped("programs cannot be traced here");
+    }
     let folder = tempfile::tempdir().expect("a folder");
     let (model, file) = (golden("small-safetensors"), folder.path().join("file"));
     let (model, path) = (text(&model), text(&file));
@@ -312,6 +333,9 @@ fn one_file_is_the_old_one_or_the_new_one() {
 /// A conversation saved over an older one of the same length: state and text are of the old one or of the new one.
 #[test]
 fn a_saved_conversation_keeps_its_text() {
+    if !inject::is_allowed() {
+        return skipped("programs cannot be traced here");
+    }
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("talk");
     let path = text(&file);

@@ -54,6 +54,19 @@ pub struct Outcome {
     pub steps: Vec<Step>,
 }
 
+/// Whether the system lets a program be looked at in this way, as some containers do not.
+pub fn is_allowed() -> bool {
+    let mut command = Command::new("true");
+    // SAFETY: between fork and exec only one call of the system is made.
+    unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
+    let Ok(mut child) = command.spawn() else {
+        return false;
+    };
+    // It stops before it begins.
+    let killed = child.kill().and_then(|()| child.wait());
+    killed.is_ok()
+}
+
 /// Runs a command. At calls that `pick` picks there is a fault.
 pub fn run(command: &mut Command, pick: impl FnMut(Step) -> Option<Fault>) -> Outcome {
     run_with(STEPS, command, pick)

@@ -69,17 +69,16 @@ impl ModelFolder {
         let replaced = there
             .iter()
             .filter(|name| names.contains(*name) || is_weight_file(name));
-        let canonical = |path: &Path| retried(|| fs::canonicalize(path)).ok();
-        let sources: BTreeSet<_> = source
-            .tensors
-            .values()
-            .filter_map(|tensor| canonical(Path::new(tensor.file.name())))
-            .collect();
+        let sources: BTreeSet<&str> = source.tensors.values().map(|t| t.file.name()).collect();
+        let sources: Vec<_> = sources
+            .into_iter()
+            .map(|name| canonical(Path::new(name)))
+            .collect::<Result<_>>()?;
         for name in replaced {
             let file = self.path.join(name);
             let now = current(&self.path, name).map_err(|e| Error::io("open", &file, e))?;
-            let now = now.and_then(|now| canonical(&now));
-            if now.is_some_and(|now| sources.contains(&now)) {
+            let now = now.map_or(Ok(None), |now| canonical(&now))?;
+            if now.is_some() && sources.contains(&now) {
                 let text = "is the checkpoint itself, expected another folder to write to";
                 return Err(Error::argument(text).at(file.display()));
             }
@@ -150,6 +149,22 @@ fn make(path: &Path) -> Result<Option<PathBuf>> {
     let outermost = missing.last().map(Path::to_owned);
     retried(|| fs::create_dir_all(path)).map_err(|e| Error::io("make the folder", path, e))?;
     Ok(outermost)
+}
+
+/// Where a path leads to; `None` where nothing is. Other failures must not pass for that: the checkpoint itself would
+/// not be known.
+pub(super) fn canonical(path: &Path) -> Result<Option<PathBuf>> {
+    match retried(|| fs::canonicalize(path)) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        there => there.map(Some).map_err(|e| Error::io("open", path, e)),
+    }
 }
 
 /// The names of what is in a folder; `None` if there is no such folder.

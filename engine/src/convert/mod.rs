@@ -9,15 +9,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
 use crate::files::output::{folder_of, sync_folder, OutputFile};
-use crate::files::{retried, Access};
+use crate::files::Access;
 use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
 
@@ -30,7 +28,7 @@ mod target;
 mod tests;
 mod zip;
 
-use folder::ModelFolder;
+use folder::{canonical, ModelFolder};
 pub use target::FloatType;
 use target::TargetTensor;
 
@@ -285,17 +283,15 @@ impl CheckpointSource {
     }
 
     fn check_target(&self, file: &Path, overwrite: bool) -> Result<()> {
-        let there = match retried(|| fs::canonicalize(file)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            there => there.map_err(|e| Error::io("open", file, e))?,
-        };
-        let is_source = |tensor: &checkpoint::RawTensor| {
-            let source = retried(|| fs::canonicalize(tensor.file.name()));
-            source.is_ok_and(|source| source == there)
-        };
-        if self.0.tensors.values().any(is_source) {
-            let text = "is the checkpoint itself, expected another file to write to";
-            return Err(Error::argument(text).at(file.display()));
+        let there = canonical(file)?;
+        if there.is_none() {
+            return Ok(());
+        }
+        for tensor in self.0.tensors.values() {
+            if canonical(Path::new(tensor.file.name()))? == there {
+                let text = "is the checkpoint itself, expected another file to write to";
+                return Err(Error::argument(text).at(file.display()));
+            }
         }
         if !overwrite {
             let text = "is there already: name another file, or replace it with --force";

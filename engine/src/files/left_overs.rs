@@ -24,6 +24,10 @@ const SUFFIX: &str = ".part";
 /// Whether another machine still writes to a file shows in its time only, and so late.
 const FOREIGN_AGE: Duration = Duration::from_secs(3600);
 
+/// So often a new file is made because another process took one for a left-over, before that is taken for the answer of
+/// a file system that knows no locks.
+const TRIES: usize = 16;
+
 /// Whether a file or folder of this name was being written by us, or still is.
 pub(crate) fn is_unfinished(name: &str) -> bool {
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
@@ -74,7 +78,7 @@ fn temporary<T>(
         let _ = mode;
         retried(|| make(&builder))
     };
-    loop {
+    for _ in 0..TRIES {
         let made = make(&own_prefix())?;
         let Ok(file) = open(&made) else { break };
         match lock(&file, path(&made)) {

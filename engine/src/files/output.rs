@@ -59,7 +59,13 @@ impl OutputFile {
             }
             _ => {}
         }
-        let target = match old.is_some() && path.is_symlink() {
+        let is_link = match &old {
+            Some(_) => retried(|| fs::symlink_metadata(path))
+                .map_err(failed)?
+                .is_symlink(),
+            None => false,
+        };
+        let target = match is_link {
             true => retried(|| fs::canonicalize(path)).map_err(failed)?,
             false => path.to_owned(),
         };
@@ -267,6 +273,51 @@ mod tests {
         assert!(link.is_symlink());
         let mode = fs::metadata(&file).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        let names = fs::read_dir(folder.path()).expect("there").count();
+        assert_eq!(names, 2, "nothing temporary is left");
+    }
+
+    #[test]
+    fn more_than_the_limit_of_file_sizes_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        let mut file = OutputFile::create(&path).expect("can be begun");
+        file.len_max = Some(10);
+        file.write(&[0; 10]).expect("as much as may be");
+        file.overwrite(2, &[1; 8]).expect("no more than that");
+        let error = file.write(&[0]).expect_err("one too many");
+        assert_eq!(error.kind(), crate::ErrorKind::Io);
+        let text = error.to_string();
+        assert!(
+            text.contains("at most 10 bytes") && text.contains("file: cannot write"),
+            "{text}"
+        );
+        file.commit().expect("what there is");
+        assert_eq!(fs::read(&path).expect("there").len(), 10);
+    }
+
+    #[test]
+    fn two_files_get_their_names_together() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let begin = |text: &[u8]| {
+            let mut files = [at("main"), at("beside")]
+                .map(|path| OutputFile::create(&path).expect("can be begun"));
+            for file in &mut files {
+                file.write(text).expect("room on the disk");
+            }
+            files
+        };
+        let [main, beside] = begin(b"old");
+        beside.commit_beside(main).expect("can be renamed");
+        let [main, beside] = begin(b"new");
+        // The first one cannot get its name.
+        fs::remove_file(at("main")).expect("there");
+        fs::create_dir(at("main")).expect("can be made");
+        beside
+            .commit_beside(main)
+            .expect_err("a folder is in the way");
+        assert_eq!(fs::read(at("beside")).expect("there"), b"old");
         let names = fs::read_dir(folder.path()).expect("there").count();
         assert_eq!(names, 2, "nothing temporary is left");
     }

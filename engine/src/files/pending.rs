@@ -79,7 +79,8 @@ pub(crate) struct PendingFiles {
 impl PendingFiles {
     /// Begins in a folder that is there.
     pub(crate) fn begin(folder: &Path) -> Result<Self> {
-        let made = temporary_folder(folder).map_err(|e| Error::io("write to", folder, e))?;
+        let made =
+            temporary_folder(folder).map_err(|e| Error::io("create files in it", folder, e))?;
         let (staging, lock) = made;
         Ok(PendingFiles {
             folder: folder.to_owned(),
