@@ -11,9 +11,10 @@ mod tensors;
 
 use std::fs;
 use std::path::Path;
+use std::process::Output;
 
-use command::{run, stderr, stdout};
-use common::golden;
+use command::{run, stderr};
+use common::{golden, repository};
 use conversion::{convert, logits, names, text};
 use tensors::read_folder;
 
@@ -154,57 +155,104 @@ fn links_are_replaced_and_not_followed() {
     assert!(!at("snapshot/model.safetensors").is_symlink());
 }
 
-/// Ends a conversion in the middle of a file: killed by the system, or told that the disk is full.
+/// Ends a conversion in the middle of a file, by a limit of the size of files: an error like a full disk, whether the
+/// signal that comes with it by default is ignored or not. `tests/faults.rs` kills.
 #[cfg(unix)]
 #[test]
 fn an_end_in_the_middle_leaves_no_model() {
     let folder = tempfile::tempdir().expect("a folder");
-    let program = env!("CARGO_BIN_EXE_rwkv-edge");
     // 64 units of 512 bytes: the embedding of 30,720 bytes fits, the first ffn.key of 36,864 does not.
-    for (what, prepare, is_killed) in [
-        ("killed", "ulimit -c 0; ulimit -f 64", true),
-        ("told", "trap '' XFSZ; ulimit -f 64", false),
-    ] {
+    for (what, prepare) in [("default", ""), ("ignored", "trap '' XFSZ; ")] {
         let target = folder.path().join(what);
-        let script = format!("{prepare}; exec \"$0\" \"$@\"");
         let source = golden("deep-sharded");
         let run_limited = |target: &Path, more: &[&str]| {
-            let mut command = std::process::Command::new("sh");
-            command.args(["-c", &script, program, "convert", "-m", text(&source)]);
-            command.args(["-o", text(target)]).args(more);
-            command.output().expect("sh starts")
+            let args = ["convert", "-m", text(&source), "-o", text(target)];
+            run_script(&format!("{prepare}ulimit -f 64"), &[&args, more].concat())
         };
-        let output = run_limited(&target, &["--max-shard-size", "1KB"]);
-        assert_eq!(
-            output.status.code(),
-            (!is_killed).then_some(1),
-            "{output:?}"
-        );
-        if is_killed {
-            let left = names(&target);
-            assert!(left.len() > 1, "some files were complete: {left:?}");
-            assert!(left.iter().all(|name| name.ends_with(".part")), "{left:?}");
-            let opened = run(["info", "-m", text(&target)]);
-            assert_eq!(opened.status.code(), Some(1), "{}", stdout(&opened));
-        } else {
+        let refuse = |output: Output| {
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{what}: {said}");
             assert!(
-                stderr(&output).contains("cannot write"),
-                "{}",
-                stderr(&output)
+                said.contains("cannot write") && said.contains("ulimit -f"),
+                "{said}"
             );
-            assert!(!target.exists(), "{:?}", names(&target));
-        }
-        // What is left does not stand in the way, and goes.
+        };
+        refuse(run_limited(&target, &["--max-shard-size", "1KB"]));
+        assert!(!target.exists(), "{:?}", names(&target));
         convert(&source, &target, &["--max-shard-size", "1KB"]);
-        let left = names(&target);
-        assert!(!left.iter().any(|name| name.ends_with(".part")), "{left:?}");
+        let before = names(&target);
         assert_eq!(read_folder(&target), read_folder(&source));
         // An earlier model stays whole.
-        let output = run_limited(&target, &["--force"]);
-        assert!(!output.status.success());
+        refuse(run_limited(&target, &["--force"]));
+        assert_eq!(names(&target), before);
         assert_eq!(read_folder(&target), read_folder(&source), "{what}");
         let raw = folder.path().join("raw.pth");
-        let output = run_limited(&raw, &["--to", "raw"]);
-        assert!(!output.status.success() && !raw.exists(), "{what}");
+        refuse(run_limited(&raw, &["--to", "raw"]));
+        assert!(!raw.exists(), "{what}");
     }
+}
+
+/// Whatever writes a file, stdout included.
+#[cfg(unix)]
+#[test]
+fn a_limit_of_the_size_of_files_kills_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let (model, file, demo) = (
+        golden("small-safetensors"),
+        at("file"),
+        repository("cli/demo"),
+    );
+    let long = "word ".repeat(2000);
+    for (args, is_file) in [
+        (
+            &["quantize", "-m", text(&demo), "-o", text(&file)][..],
+            true,
+        ),
+        (
+            &[
+                "-m",
+                text(&model),
+                "--tokens",
+                "1,2",
+                "-n",
+                "0",
+                "--save-state",
+                text(&file),
+            ],
+            true,
+        ),
+        (&["chat", "-n", "1", "--save-state", text(&file)], true),
+        (&["tokenize", &long], false),
+    ] {
+        for old in [None, Some("old")] {
+            if let Some(old) = old {
+                fs::write(&file, old).expect("can be written");
+            }
+            let stdout = at("stdout");
+            let script = format!("exec >{}; ulimit -f 1", text(&stdout));
+            let output = run_script(&script, args);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+            assert!(!is_file || said.contains("ulimit -f"), "{said}");
+            fs::remove_file(&stdout).expect("was made");
+            match old {
+                Some(old) => {
+                    assert_eq!(fs::read_to_string(&file).expect("there"), old);
+                    fs::remove_file(&file).expect("there");
+                }
+                None => assert!(!file.exists()),
+            }
+            assert_eq!(names(folder.path()), [""; 0], "{args:?}");
+        }
+    }
+}
+
+/// Runs the program from a shell that has done something first.
+#[cfg(unix)]
+fn run_script(before: &str, args: &[&str]) -> Output {
+    let script = format!("ulimit -c 0; {before}; exec \"$0\" \"$@\"");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_rwkv-edge")]);
+    command.args(args).output().expect("sh starts")
 }

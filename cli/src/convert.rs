@@ -263,6 +263,9 @@ fn report(args: &Args, target: &Path, converted: &Converted) -> Result<()> {
             file.display()
         );
     }
+    if let Some(why) = &converted.unsynced {
+        note!("{place}: written, but a power failure now might take it away again: {why}");
+    }
     if args.json {
         let names = |files: &[PathBuf]| -> Vec<String> {
             let names = files.iter().map(|file| file.display().to_string());

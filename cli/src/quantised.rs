@@ -189,7 +189,10 @@ fn source_files(source: &Path) -> Result<Vec<PathBuf>> {
         (parent.unwrap_or(Path::new(".")), is_tokenizer)
     };
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| failed(folder))? {
+    // Where a conversion was killed, part of the model is still in this folder.
+    let moving = folder.join(".rwkv-edge-new");
+    let entries = fs::read_dir(folder).with_context(|| failed(folder))?;
+    for entry in entries.chain(fs::read_dir(moving).into_iter().flatten()) {
         let path = entry.with_context(|| failed(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if is_part(&name) && path.is_file() {

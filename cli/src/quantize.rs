@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 use rwkv_edge::OutputFile;
 use serde_json::json;
 
@@ -48,7 +48,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     model.save(&args.output, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);
     let info = model.info();
-    let size_bytes = fs::metadata(&args.output)?.len();
+    let found = fs::metadata(&args.output).with_context(|| {
+        let shown = args.output.display();
+        format!("{shown}: written, whole, but its size cannot be read")
+    })?;
+    let size_bytes = found.len();
     if args.json {
         let object = json!({
             "file": args.output.to_string_lossy(),

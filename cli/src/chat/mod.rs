@@ -141,8 +141,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         last: None,
     };
     let ended = chat.run(input);
-    // Whatever ended it, what was said is kept.
-    if let Some(path) = &args.save_state {
+    // Whatever ended it, what was said is kept; where nothing could be said, what an older file has.
+    let is_empty = chat.conversation.transcript().turns.is_empty();
+    let save_state = args.save_state.as_ref();
+    if let Some(path) = save_state.filter(|_| ended.is_ok() || !is_empty) {
         let saved = saved::save(&chat.conversation, path)?;
         note!("{saved}");
     }

@@ -2,14 +2,18 @@
 //! it, FILE.json the text.
 //!
 //! The state alone is enough to go on; the text is what can be shown, and which template to go on
-//! with. Both are written whole or not at all, the state last.
+//! with. The text says which state it belongs to, so that one of the old pair is never taken for one of the new:
+//! both are complete before either gets its name, and a process that is killed in the middle of that leaves the text of
+//! the state that is there in FILE.json or in FILE.json.new.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rwkv_edge::{OutputFile, Result, State};
+use rwkv_edge::{Error, ErrorKind, OutputFile, Result, State};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 use crate::conversation::Conversation;
 use crate::said::{Transcript, Turn};
@@ -25,6 +29,9 @@ struct Text {
     fingerprint: String,
     /// Tokens read up to the state.
     state_tokens: u64,
+    /// xxh3 of the state's file, 16 hexadecimal digits; earlier versions did not write it.
+    #[serde(default)]
+    state_hash: Option<String>,
     template: String,
     system: String,
     turns: Vec<Turn>,
@@ -59,13 +66,22 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// When a file cannot be written; what was there before is then as it was.
+    /// When a file cannot be written; what was there before is then as it was, unless the error says otherwise.
     pub fn save(&self, path: &Path) -> Result<Saved> {
         let (session, transcript) = (self.session(), self.transcript());
+        let size = session.saved_state_size();
+        let mut state = Vec::new();
+        state.try_reserve_exact(size).map_err(|_| {
+            let text = format!("not enough memory for the saved state of {size} bytes");
+            Error::new(ErrorKind::Memory, text)
+        })?;
+        state.resize(size, 0);
+        session.save_state_to(&mut state)?;
         let text = Text {
             format: FORMAT.into(),
             fingerprint: format!("{:016x}", session.model().info().fingerprint),
             state_tokens: session.state().n_tokens(),
+            state_hash: Some(shown_hash(xxh3_64(&state))),
             template: transcript.template.name().into(),
             system: transcript.system.clone(),
             turns: transcript.turns.clone(),
@@ -74,10 +90,12 @@ impl Conversation {
         let mut json =
             serde_json::to_vec_pretty(&text).expect("texts and numbers have a JSON form");
         json.push(b'\n');
-        let mut file = OutputFile::create(&text_path)?;
-        file.write(&json)?;
-        file.commit()?;
-        session.save_state(path)?;
+        let mut text_file = OutputFile::create(&text_path)?;
+        text_file.write(&json)?;
+        let mut state_file = OutputFile::create(path)?;
+        state_file.write(&state)?;
+        drop(state);
+        text_file.commit_beside(state_file)?;
         Ok(Saved {
             n_tokens: text.state_tokens,
             text_path,
@@ -94,7 +112,9 @@ impl Conversation {
         let model = self.session().model().clone();
         let mut state = model.new_state();
         state.load(path)?;
-        let found = read_text(&text_path(path), &state, model.info().fingerprint);
+        // A file that cannot be read again belongs to no text that says its hash.
+        let hash = hash_of_file(path).unwrap_or_default();
+        let found = find_text(&text_path(path), &state, &hash, model.info().fingerprint);
         let (transcript, n_turns) = match found {
             Ok(transcript) => {
                 let n_turns = transcript.turns.len();
@@ -113,17 +133,36 @@ impl Conversation {
     }
 }
 
+/// The text under its name, or where it waits for it.
+fn find_text(
+    path: &Path,
+    state: &State,
+    hash: &str,
+    fingerprint: u64,
+) -> Result<Transcript, String> {
+    let found = read_text(path, state, hash, fingerprint);
+    let Err(reason) = found else { return found };
+    let waiting = read_text(&OutputFile::beside_waiting(path), state, hash, fingerprint);
+    waiting.map_err(|_| reason)
+}
+
 /// The reason why not is for the user; the state can be used all the same.
-fn read_text(path: &Path, state: &State, fingerprint: u64) -> Result<Transcript, String> {
+fn read_text(
+    path: &Path,
+    state: &State,
+    hash: &str,
+    fingerprint: u64,
+) -> Result<Transcript, String> {
     let shown = path.display();
     let bytes = match fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(format!("no {shown}")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(format!("no {shown}")),
         bytes => bytes.map_err(|e| format!("{shown}: cannot read: {e}"))?,
     };
     let text: Text = serde_json::from_slice(&bytes).map_err(|e| format!("{shown}: {e}"))?;
     let belongs = text.format == FORMAT
         && text.fingerprint == format!("{fingerprint:016x}")
-        && text.state_tokens == state.n_tokens();
+        && text.state_tokens == state.n_tokens()
+        && text.state_hash.is_none_or(|text| text == hash);
     if !belongs {
         return Err(format!("{shown} is of another state"));
     }
@@ -136,6 +175,22 @@ fn read_text(path: &Path, state: &State, fingerprint: u64) -> Result<Transcript,
         system: text.system,
         turns: text.turns,
     })
+}
+
+fn hash_of_file(path: &Path) -> io::Result<String> {
+    let (mut file, mut hash, mut piece) = (File::open(path)?, Xxh3::new(), [0; 8 << 10]);
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(shown_hash(hash.digest())),
+            Ok(n) => hash.update(&piece[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn shown_hash(hash: u64) -> String {
+    format!("{hash:016x}")
 }
 
 fn text_path(path: &Path) -> PathBuf {
@@ -182,6 +237,17 @@ mod tests {
         assert_eq!(second.transcript().system, "About Rust.");
         assert_eq!(say(&mut second, "And borrowing?")?, expected);
         assert_eq!(second.transcript(), first.transcript());
+
+        // The text waits for its name where a save was killed, and what has the name is of another state.
+        let waiting = OutputFile::beside_waiting(&saved.text_path);
+        fs::rename(&saved.text_path, &waiting).expect("same folder");
+        let other = fs::read_to_string(&waiting).expect("there");
+        let hash = other.split("\"state_hash\": \"").nth(1).expect("a hash");
+        let other = other.replace(&hash[..16], "0123456789abcdef");
+        fs::write(&saved.text_path, other).expect("can be written");
+        assert_eq!(second.load(&path)?.n_turns, Ok(1));
+        fs::remove_file(&waiting).expect("there");
+        assert!(second.load(&path)?.n_turns.is_err());
 
         // Without its text the state goes on all the same; without a state nothing changes.
         fs::write(&saved.text_path, "{}").expect("can be written");

@@ -17,11 +17,14 @@ use super::safetensors::SafetensorsFile;
 use super::tensor::RawTensor;
 use super::{config, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{Access, Folder, SourceFile};
+use crate::files::{retried, Access, Folder, SourceFile};
 use crate::networks::config::Config;
 
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// A new model comes with a new one.
+const CONFIG: &str = "config.json";
 
 /// Where a folder's weights are looked for, best first.
 const WEIGHT_FILES: [&str; 4] = [
@@ -37,7 +40,7 @@ const MODEL_FILE_FORMAT: &str = "rwkv-edge";
 /// Opens a checkpoint file, a model file, or a folder of either; the files of a folder are mapped or read.
 pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
     let mapped = access != Access::Read;
-    let found = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+    let found = retried(|| std::fs::metadata(path)).map_err(|e| Error::io("open", path, e))?;
     if found.is_dir() {
         return open_folder(Folder::Disk(path.to_owned()), mapped);
     }
@@ -65,13 +68,28 @@ pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Resu
     match read_weights(file)? {
         FileContent::ModelFile(file) => Ok(Opened::ModelFile(file)),
         FileContent::Tensors(tensors) => {
-            finish(place, tensors, None, folder, mapped).map(Opened::Checkpoint)
+            finish(place, tensors, None, (folder, true), mapped).map(Opened::Checkpoint)
         }
     }
 }
 
-/// Opens a folder that holds a checkpoint or a model file.
+/// So often a folder is opened whose model is replaced meanwhile.
+const TRIES: usize = 3;
+
+/// Opens a folder that holds a checkpoint or a model file: all of it as it was at one time.
 pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
+    for _ in 0..TRIES {
+        let before = folder.identity(CONFIG);
+        let opened = read_folder(folder.clone(), mapped);
+        if folder.identity(CONFIG) == before {
+            return opened;
+        }
+    }
+    let text = "its model is replaced again and again while it is opened";
+    Err(Error::new(ErrorKind::Io, text).at(folder.place()))
+}
+
+fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
     let (name, file) = find_weights(&folder, mapped)?;
     let tensors = if name.ends_with(".index.json") {
         read_shards(&folder, &file, mapped)?
@@ -81,14 +99,14 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
             FileContent::Tensors(tensors) => tensors,
         }
     };
-    let (config, fields) = match folder.open("config.json", mapped)? {
+    let (config, fields) = match folder.open(CONFIG, mapped)? {
         Some(file) => {
             let (config, fields) = config::from_file(&file)?;
             (Some(config), fields)
         }
         None => (None, Map::new()),
     };
-    let checkpoint = finish(folder.place(), tensors, config, &folder, mapped)?;
+    let checkpoint = finish(folder.place(), tensors, config, (&folder, false), mapped)?;
     Ok(Opened::Checkpoint(Checkpoint {
         folder: Some(folder),
         config_fields: fields,
@@ -97,13 +115,24 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
-fn find_tokenizer(folder: &Folder, mapped: bool) -> Result<(Option<TokenizerFile>, String)> {
+fn find_tokenizer(
+    folder: &Folder,
+    mapped: bool,
+    is_lone: bool,
+) -> Result<(Option<TokenizerFile>, String)> {
     let search = format!(
         "looked for tokenizer.json, rwkv_vocab*.txt and vocab.txt in {}",
         folder.place()
     );
-    // A lone file may lie in a folder that cannot be listed; its weights can be used all the same.
-    let names = folder.list().unwrap_or_default();
+    let names = match folder.list() {
+        // A lone file may lie in a folder that others may not list; its weights can be used all the same.
+        Err(e) if is_lone && is_denied(&e) => {
+            let name = "tokenizer.json";
+            let search = format!("{search}, of which only the first can be found: {e}");
+            return Ok((read_tokenizer(folder, name, mapped)?, search));
+        }
+        names => names?,
+    };
     let lists: Vec<&String> = names
         .iter()
         .filter(|name| name.starts_with("rwkv_vocab") && name.ends_with(".txt"))
@@ -117,19 +146,28 @@ fn find_tokenizer(folder: &Folder, mapped: bool) -> Result<(Option<TokenizerFile
             return Ok((None, search));
         }
     };
+    Ok((read_tokenizer(folder, name, mapped)?, search))
+}
+
+fn read_tokenizer(folder: &Folder, name: &str, mapped: bool) -> Result<Option<TokenizerFile>> {
     let Some(file) = folder.open(name, mapped)? else {
-        return Ok((None, search));
+        return Ok(None);
     };
     let bytes = file.bytes(0..file.len())?;
     let name = name.to_owned();
-    Ok((Some(TokenizerFile { name, bytes }), search))
+    Ok(Some(TokenizerFile { name, bytes }))
+}
+
+fn is_denied(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 fn finish(
     place: String,
     tensors: Vec<RawTensor>,
     config: Option<Config>,
-    folder: &Folder,
+    (folder, is_lone): (&Folder, bool),
     mapped: bool,
 ) -> Result<Checkpoint> {
     let named = Named::new(place.clone(), tensors)?;
@@ -138,7 +176,7 @@ fn finish(
         None => (named.infer_config()?, "the other tensors"),
     };
     let tensors = named.into_exact(&config, source)?;
-    let (tokenizer, tokenizer_search) = find_tokenizer(folder, mapped)?;
+    let (tokenizer, tokenizer_search) = find_tokenizer(folder, mapped, is_lone)?;
     Ok(Checkpoint {
         place,
         config,

@@ -1,8 +1,6 @@
-//! A folder that holds a whole new model or none: all files are written under temporary names first,
-//! then they get their names, and the ones that make a model of them get theirs last.
+//! A folder that holds a whole new model or none: see [`pending`](crate::files::pending) for how the files come in.
 //!
-//! An earlier model in the folder is only replaced when asked for. Its `config.json` and index go
-//! first, so that at no time a configuration stands beside weights of another model.
+//! An earlier model in the folder is only replaced when asked for. Its files that no new one replaces go with it.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +12,9 @@ use std::path::{Path, PathBuf};
 use super::hugging_face::SideFile;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::files::output::{is_unfinished, sync_folder, FinishedFile, OutputFile};
+use crate::files::output::OutputFile;
+use crate::files::pending::{current, current_names, PendingFiles};
+use crate::files::{is_unfinished, retried};
 
 /// The list of a model's several files.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -25,9 +25,8 @@ pub(super) struct ModelFolder {
     /// Whether it was made here, and goes again when nothing comes of it.
     made: Option<PathBuf>,
     /// Files of the earlier model that no new one replaces.
-    obsolete: Vec<PathBuf>,
-    /// In the order in which they get their names.
-    finished: Vec<FinishedFile>,
+    obsolete: Vec<String>,
+    files: Option<PendingFiles>,
     /// What runs that did not come to their end have left here.
     pub(super) unfinished: Vec<PathBuf>,
 }
@@ -47,29 +46,39 @@ impl ModelFolder {
             path: path.to_owned(),
             made: None,
             obsolete: Vec::new(),
-            finished: Vec::new(),
+            files: None,
             unfinished: Vec::new(),
         };
-        let there = match list(path)? {
-            Some(there) => there,
-            None => {
-                folder.made = make(path)?;
-                return Ok(folder);
-            }
-        };
+        match list(path)? {
+            Some(there) => folder.check(&there, names, source, overwrite)?,
+            None => folder.made = make(path)?,
+        }
+        folder.files = Some(PendingFiles::begin(path)?);
+        Ok(folder)
+    }
+
+    fn check(
+        &mut self,
+        there: &[String],
+        names: &BTreeSet<String>,
+        source: &Checkpoint,
+        overwrite: bool,
+    ) -> Result<()> {
         let unfinished = there.iter().filter(|name| is_unfinished(name));
-        folder.unfinished = unfinished.map(|name| path.join(name)).collect();
+        self.unfinished = unfinished.map(|name| self.path.join(name)).collect();
         let replaced = there
             .iter()
             .filter(|name| names.contains(*name) || is_weight_file(name));
-        let sources: BTreeSet<_> = source
-            .tensors
-            .values()
-            .filter_map(|tensor| fs::canonicalize(tensor.file.name()).ok())
-            .collect();
+        let sources: BTreeSet<&str> = source.tensors.values().map(|t| t.file.name()).collect();
+        let sources: Vec<_> = sources
+            .into_iter()
+            .map(|name| canonical(Path::new(name)))
+            .collect::<Result<_>>()?;
         for name in replaced {
-            let file = path.join(name);
-            if fs::canonicalize(&file).is_ok_and(|file| sources.contains(&file)) {
+            let file = self.path.join(name);
+            let now = current(&self.path, name).map_err(|e| Error::io("open", &file, e))?;
+            let now = now.map_or(Ok(None), |now| canonical(&now))?;
+            if now.is_some() && sources.contains(&now) {
                 let text = "is the checkpoint itself, expected another folder to write to";
                 return Err(Error::argument(text).at(file.display()));
             }
@@ -79,58 +88,49 @@ impl ModelFolder {
                 return Err(Error::argument(text).at(file.display()));
             }
             if !names.contains(name) {
-                folder.obsolete.push(file);
+                self.obsolete.push(name.clone());
             }
         }
-        Ok(folder)
-    }
-
-    /// A file to be written into, and then handed to [`add`](Self::add).
-    pub(super) fn create(&self, name: &str) -> Result<OutputFile> {
-        OutputFile::create_in_place_of_link(&self.path.join(name))
-    }
-
-    /// Keeps a file whose content is complete. Files get their names in this order.
-    pub(super) fn add(&mut self, file: OutputFile) -> Result<()> {
-        self.finished.push(file.finish()?);
         Ok(())
     }
 
-    pub(super) fn add_whole(&mut self, file: &SideFile) -> Result<()> {
-        let mut output = self.create(&file.name)?;
-        output.write(&file.bytes)?;
-        self.add(output)
+    fn files(&self) -> Result<&PendingFiles> {
+        let gone = || Error::argument("nothing is being written").at(self.path.display());
+        self.files.as_ref().ok_or_else(gone)
     }
 
-    /// Gives every file its name. The last one, `config`, is what makes a model of the others.
-    pub(super) fn commit(mut self, config: &str) -> Result<()> {
-        for file in [config, INDEX].map(|name| self.path.join(name)) {
-            remove(&file)?;
+    /// A file to be written and committed by itself, which is then there when all are.
+    pub(super) fn create(&self, name: &str) -> Result<OutputFile> {
+        self.files()?.create(name)
+    }
+
+    pub(super) fn write_whole(&self, file: &SideFile) -> Result<()> {
+        let mut output = self.create(&file.name)?;
+        output.write(&file.bytes)?;
+        output.commit()
+    }
+
+    /// Puts all files into the folder. What could not be synced at the end, when all are there, is given back.
+    pub(super) fn commit(mut self) -> Result<Option<Error>> {
+        for name in &self.obsolete {
+            self.files()?.remove(name)?;
         }
-        for file in &self.obsolete {
-            remove(file)?;
-        }
-        sync_folder(&self.path)?;
+        let unsynced = match self.files.take() {
+            Some(files) => files.commit()?,
+            None => None,
+        };
         self.made = None;
-        let finished = std::mem::take(&mut self.finished);
-        let last = finished.len().saturating_sub(1);
-        for (i, file) in finished.into_iter().enumerate() {
-            if i == last {
-                sync_folder(&self.path)?;
-            }
-            file.rename()?;
-        }
-        sync_folder(&self.path)
+        Ok(unsynced)
     }
 }
 
 impl Drop for ModelFolder {
     fn drop(&mut self) {
         // The temporary files go first: a folder with something in it stays.
-        self.finished.clear();
+        self.files = None;
         let mut folder = self.path.as_path();
         while let Some(made) = &self.made {
-            if fs::remove_dir(folder).is_err() || folder == made {
+            if retried(|| fs::remove_dir(folder)).is_err() || folder == made {
                 return;
             }
             match folder.parent() {
@@ -147,25 +147,32 @@ fn make(path: &Path) -> Result<Option<PathBuf>> {
         .ancestors()
         .take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
     let outermost = missing.last().map(Path::to_owned);
-    fs::create_dir_all(path).map_err(|e| Error::io("make the folder", path, e))?;
+    retried(|| fs::create_dir_all(path)).map_err(|e| Error::io("make the folder", path, e))?;
     Ok(outermost)
+}
+
+/// Where a path leads to; `None` where nothing is. Other failures must not pass for that: the checkpoint itself would
+/// not be known.
+pub(super) fn canonical(path: &Path) -> Result<Option<PathBuf>> {
+    match retried(|| fs::canonicalize(path)) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        there => there.map(Some).map_err(|e| Error::io("open", path, e)),
+    }
 }
 
 /// The names of what is in a folder; `None` if there is no such folder.
 fn list(path: &Path) -> Result<Option<Vec<String>>> {
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
+    let mut names = match current_names(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("list", path, e)),
+        names => names.map_err(|e| Error::io("list", path, e))?,
     };
-    let entries = entries
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(|e| Error::io("list", path, e))?;
-    // Other names are none of ours.
-    let names = entries
-        .into_iter()
-        .filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<String> = names.collect();
     names.sort_unstable();
     Ok(Some(names))
 }
@@ -179,13 +186,6 @@ fn is_weight_file(name: &str) -> bool {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let is_shard = shard.is_some_and(|(index, count)| is_number(index) && is_number(count));
     is_shard || name == "model.safetensors" || name == INDEX
-}
-
-fn remove(file: &Path) -> Result<()> {
-    match fs::remove_file(file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", file, e)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -223,16 +223,16 @@ mod tests {
             path: path.clone(),
             made: outermost.clone(),
             obsolete: Vec::new(),
-            finished: Vec::new(),
+            files: Some(PendingFiles::begin(&path).expect("can be made")),
             unfinished: Vec::new(),
         };
         fs::write(path.join("other"), "").expect("can be written");
         drop(new());
         assert!(path.exists(), "something is in it");
         fs::remove_file(path.join("other")).expect("is there");
-        let mut folder = new();
+        let folder = new();
         let file = folder.create("file").expect("can be made");
-        folder.add(file).expect("can be kept");
+        file.commit().expect("can be kept");
         drop(folder);
         assert!(!around.path().join("a").exists());
         assert!(around.path().exists());

@@ -13,6 +13,7 @@ use serde_json::{json, Map, Value};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Folder, SourceFile};
+use crate::math::reserve;
 use crate::networks::config::Config;
 use crate::text::tokenizer::{self, Tokenizer};
 
@@ -202,5 +203,8 @@ fn whole(file: &SourceFile) -> Result<Vec<u8>> {
         let text = format!("{} bytes, expected at most {FILE_BYTES_MAX}", file.len());
         return Err(Error::format(text).at(file.name()));
     }
-    Ok(file.bytes(0..file.len())?.to_vec())
+    let bytes = file.bytes(0..file.len())?;
+    let mut copy = reserve(bytes.len(), "a small file of the model")?;
+    copy.extend_from_slice(&bytes);
+    Ok(copy)
 }

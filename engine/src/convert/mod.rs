@@ -9,13 +9,12 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
-use crate::files::output::{sync_folder, OutputFile};
+use crate::files::output::{folder_of, sync_folder, OutputFile};
 use crate::files::{Access, Watch};
 use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
@@ -29,7 +28,7 @@ mod target;
 mod tests;
 mod zip;
 
-use folder::ModelFolder;
+use folder::{canonical, ModelFolder};
 pub use target::FloatType;
 use target::TargetTensor;
 
@@ -122,6 +121,9 @@ pub struct Converted {
     /// Files in the folder that are not complete and may still be written by another process. Those of
     /// processes that ended were removed.
     pub unfinished_files: Vec<PathBuf>,
+    /// Why the system may not have kept yet that the files are there, which they are, whole: a power failure might
+    /// bring the folder back as it was before.
+    pub unsynced: Option<String>,
 }
 
 /// An open checkpoint, to be written in another form.
@@ -189,8 +191,10 @@ impl CheckpointSource {
     /// names, their index if they are in several files, `generation_config.json`, and the files of a
     /// tokenizer if there is one. Calls `progress` while it works, which counts bytes of tensors.
     ///
-    /// The files get their names when all are complete, `config.json` last. On failure the folder is as
-    /// it was.
+    /// The files come into the folder when all are complete, and then together: whenever the process is killed, what
+    /// this crate opens there is all of the earlier model or all of the new one. Other programs that look in the very
+    /// moment, or after a kill in it, find no `config.json`; the next conversion into the folder completes it. On
+    /// failure the folder is as it was, unless the error says otherwise.
     ///
     /// # Errors
     ///
@@ -223,7 +227,7 @@ impl CheckpointSource {
         let mut names: BTreeSet<String> = (0..shards.len()).map(shard_name).collect();
         let small_files = tokenizer.iter().chain([&generation, &config]);
         names.extend(small_files.map(|file| file.name.clone()));
-        let mut target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
+        let target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
 
         let unfinished = target.unfinished.clone();
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
@@ -231,21 +235,22 @@ impl CheckpointSource {
             let mut file = target.create(&shard_name(i))?;
             let written = safetensors::write(&mut file, shard, &mut |n| counter.advance(n));
             Watch::judge_all(&checkpoint.watches(), written)?;
-            target.add(file)?;
+            file.commit()?;
             converted.weight_files.push(folder.join(shard_name(i)));
         }
         for file in &tokenizer {
-            target.add_whole(file)?;
+            target.write_whole(file)?;
             converted.tokenizer_files.push(folder.join(&file.name));
         }
-        target.add_whole(&generation)?;
+        target.write_whole(&generation)?;
         if shards.len() > 1 {
-            let bytes = safetensors::index(&shards);
+            let bytes = safetensors::index(&shards)?;
             let name = folder::INDEX.to_owned();
-            target.add_whole(&hugging_face::SideFile { name, bytes })?;
+            target.write_whole(&hugging_face::SideFile { name, bytes })?;
         }
-        target.add_whole(&config)?;
-        target.commit(&config.name)?;
+        target.write_whole(&config)?;
+        let unsynced = target.commit()?;
+        converted.unsynced = unsynced.map(|error| error.to_string());
         // Those of processes that ended are gone.
         let is_there = |file: &PathBuf| file.exists();
         converted.unfinished_files = unfinished.into_iter().filter(is_there).collect();
@@ -272,22 +277,23 @@ impl CheckpointSource {
         let output = OutputFile::create(file)?;
         let written = raw::write(output, &parts, &mut |n| counter.advance(n));
         Watch::judge_all(&self.0.watches(), written)?.commit()?;
-        let parent = file.parent().filter(|path| !path.as_os_str().is_empty());
-        sync_folder(parent.unwrap_or(Path::new(".")))?;
+        // The file is there, whole.
+        let unsynced = sync_folder(folder_of(file)).err();
+        converted.unsynced = unsynced.map(|error| error.to_string());
         converted.weight_files.push(file.to_owned());
         Ok(converted)
     }
 
     fn check_target(&self, file: &Path, overwrite: bool) -> Result<()> {
-        let Ok(there) = fs::canonicalize(file) else {
+        let there = canonical(file)?;
+        if there.is_none() {
             return Ok(());
-        };
-        let is_source = |tensor: &checkpoint::RawTensor| {
-            fs::canonicalize(tensor.file.name()).is_ok_and(|source| source == there)
-        };
-        if self.0.tensors.values().any(is_source) {
-            let text = "is the checkpoint itself, expected another file to write to";
-            return Err(Error::argument(text).at(file.display()));
+        }
+        for tensor in self.0.tensors.values() {
+            if canonical(Path::new(tensor.file.name()))? == there {
+                let text = "is the checkpoint itself, expected another file to write to";
+                return Err(Error::argument(text).at(file.display()));
+            }
         }
         if !overwrite {
             let text = "is there already: name another file, or replace it with --force";
@@ -312,6 +318,7 @@ impl Converted {
             size_bytes: parts.iter().map(TargetTensor::size_bytes).sum(),
             dtype: target::common_type(parts),
             unfinished_files: Vec::new(),
+            unsynced: None,
         }
     }
 }

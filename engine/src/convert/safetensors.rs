@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
 use serde_json::json;
 
 use super::target::TargetTensor;
 use crate::error::Result;
 use crate::files::output::OutputFile;
+use crate::files::GrowingBytes;
 
 /// The header is padded with spaces to a multiple of this, so that the numbers are aligned.
 const ALIGNMENT: usize = 8;
@@ -59,7 +61,7 @@ pub(super) fn write(
     parts: &[TargetTensor<'_>],
     advance: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    file.write(&header(parts))?;
+    file.write(&header(parts)?)?;
     for part in parts {
         part.write(&mut |bytes| {
             file.write(bytes)?;
@@ -71,28 +73,34 @@ pub(super) fn write(
 }
 
 /// The length, and the JSON that says where each tensor is.
-fn header(parts: &[TargetTensor<'_>]) -> Vec<u8> {
-    let mut text = r#"{"__metadata__":{"format":"pt"}"#.to_owned();
+fn header(parts: &[TargetTensor<'_>]) -> Result<Vec<u8>> {
+    let mut text = GrowingBytes::default();
+    text.append(|text| text.write_all(&[0; 8]))?;
+    text.append(|text| write!(text, r#"{{"__metadata__":{{"format":"pt"}}"#))?;
     let mut begin = 0;
     for part in parts {
         let end = begin + part.size_bytes();
         let (name, shape) = (json!(part.name), json!(part.shape));
         let dtype = part.dtype.safetensors_name();
-        text += &format!(
-            r#",{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#
-        );
+        text.append(|text| {
+            write!(
+                text,
+                r#",{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#
+            )
+        })?;
         begin = end;
     }
-    text.push('}');
-    let padded = text.len().next_multiple_of(ALIGNMENT);
-    text.extend(std::iter::repeat_n(' ', padded - text.len()));
-    let mut header = (text.len() as u64).to_le_bytes().to_vec();
-    header.extend(text.into_bytes());
-    header
+    text.append(|text| text.write_all(b"}"))?;
+    let n_spaces = text.len().next_multiple_of(ALIGNMENT) - text.len();
+    text.append(|text| text.write_all(&[b' '; ALIGNMENT][..n_spaces]))?;
+    let mut header = text.into_vec();
+    let size = header.len() as u64 - 8;
+    header[..8].copy_from_slice(&size.to_le_bytes());
+    Ok(header)
 }
 
 /// The file that says which tensor is in which of several files.
-pub(super) fn index(shards: &[Vec<TargetTensor<'_>>]) -> Vec<u8> {
+pub(super) fn index(shards: &[Vec<TargetTensor<'_>>]) -> Result<Vec<u8>> {
     let mut weight_map = BTreeMap::new();
     let (mut n_params, mut size_bytes) = (0, 0);
     for (i, shard) in shards.iter().enumerate() {
@@ -105,5 +113,7 @@ pub(super) fn index(shards: &[Vec<TargetTensor<'_>>]) -> Vec<u8> {
     }
     let metadata = json!({"total_parameters": n_params, "total_size": size_bytes});
     let index = json!({"metadata": metadata, "weight_map": weight_map});
-    format!("{index:#}\n").into_bytes()
+    let mut bytes = GrowingBytes::default();
+    bytes.append(|bytes| writeln!(bytes, "{index:#}"))?;
+    Ok(bytes.into_vec())
 }

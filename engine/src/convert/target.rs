@@ -14,6 +14,7 @@ use half::{bf16, f16};
 use super::Put;
 use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
 use crate::error::{Error, Result};
+use crate::math::reserve;
 use crate::networks::form::Form;
 use crate::networks::table::TensorAt;
 
@@ -171,7 +172,8 @@ impl TargetTensor<'_> {
             READ_NUMBERS_ACROSS
         };
         let step = (numbers / n_cols).clamp(1, n_rows);
-        let mut values = vec![0.0; step * n_cols];
+        let mut values = reserve(step * n_cols, "rows of a tensor")?;
+        values.resize(step * n_cols, 0.0);
         for start in (0..n_rows).step_by(step) {
             let rows = start..(start + step).min(n_rows);
             let values = &mut values[..rows.len() * n_cols];
@@ -200,7 +202,9 @@ impl TargetTensor<'_> {
     where
         [T]: HalfFloatSliceExt,
     {
-        let mut narrow = vec![T::zeroed(); WRITE_NUMBERS.min(values.len())];
+        let n = WRITE_NUMBERS.min(values.len());
+        let mut narrow = reserve(n, "numbers of a tensor")?;
+        narrow.resize(n, T::zeroed());
         for (i, values) in values.chunks(WRITE_NUMBERS).enumerate() {
             let narrow = &mut narrow[..values.len()];
             narrow.convert_from_f32_slice(values);

@@ -10,7 +10,10 @@
 //! mapped one as it was. Where one is cut all the same, `sigbus.rs` keeps the process alive, if the
 //! program asked for it, and `watch.rs` says so to whoever read it: every reader looks there before it
 //! uses what it read. `bytes.rs` are the bytes, `folder.rs` names files in a folder, `huge_pages.rs`
-//! copies what is to be read faster than from a mapping.
+//! copies what is to be read faster than from a mapping. `output.rs` writes one file, `pending.rs`
+//! several that belong together, `left_overs.rs` removes what killed processes leave; `retry.rs` makes
+//! interrupted calls again, `file_size.rs` knows the limit of the size of files, `growing.rs` holds
+//! bytes that are yet to be written.
 
 #![deny(unsafe_code)]
 
@@ -23,11 +26,17 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 
 mod bytes;
+#[allow(unsafe_code)]
+mod file_size;
 mod folder;
+mod growing;
 mod huge_pages;
+mod left_overs;
 #[allow(unsafe_code)]
 mod map;
 pub(crate) mod output;
+pub(crate) mod pending;
+mod retry;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[allow(unsafe_code)]
 mod sigbus;
@@ -40,9 +49,13 @@ use bytes::Storage;
 use map::{drop_pages_around, map_range, map_whole, Mapping};
 
 pub(crate) use bytes::FileBytes;
+pub use file_size::ignore_file_size_signal;
 pub(crate) use folder::Folder;
+pub(crate) use growing::GrowingBytes;
 pub(crate) use huge_pages::HugePages;
+pub(crate) use left_overs::is_unfinished;
 pub(crate) use map::RELEASE_MARGIN;
+pub(crate) use retry::retried;
 pub use sigbus::install_sigbus_handler;
 pub(crate) use watch::Watch;
 
@@ -108,12 +121,11 @@ impl SourceFile {
     /// Opens a regular, non-empty file.
     pub(crate) fn open_with(path: &Path, access: Access) -> Result<Self> {
         // Asked before opening, because opening a named pipe waits for a writer.
-        let found = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        let found = retried(|| std::fs::metadata(path)).map_err(|e| Error::io("open", path, e))?;
         require_regular(path, &found)?;
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        let found = file
-            .metadata()
-            .map_err(|e| Error::io("read the length", path, e))?;
+        let found =
+            retried(|| file.metadata()).map_err(|e| Error::io("read the length", path, e))?;
         require_regular(path, &found)?;
         let len = found.len();
         if len == 0 {

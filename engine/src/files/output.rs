@@ -2,35 +2,24 @@
 //! mapping of the old file stays valid, and a failed or killed write leaves the old file. The new file
 //! takes over the permissions of the old one; where the name is a link, the file it leads to is replaced.
 //!
-//! A process that is killed leaves its temporary file behind. The next one that writes to the folder removes
-//! it: see [`remove_left_overs`].
+//! A process that is killed leaves its temporary file behind, which goes later: see [`left_overs`](super::left_overs).
+//! A folder of files that belong together is put there by [`pending`](super::pending).
 
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use tempfile::{NamedTempFile, TempPath};
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::file_size;
+use super::left_overs::temporary_file;
+use super::retry::{remove_file, retried};
 use crate::error::{Error, Result};
-
-/// Names of files that are not complete.
-const PREFIX: &str = ".rwkv-edge-";
-const SUFFIX: &str = ".part";
-
-/// Whether another machine still writes to a file shows in its time only, and so late.
-const FOREIGN_AGE: Duration = Duration::from_secs(3600);
 
 /// Large pieces: weights are written row by row.
 const BUFFER_BYTES: usize = 1 << 20;
-
-/// Whether a file of this name was being written by us, or still is.
-pub(crate) fn is_unfinished(name: &str) -> bool {
-    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
-}
 
 /// A file being written; nothing is at its path before [`commit`](Self::commit).
 ///
@@ -39,7 +28,13 @@ pub(crate) fn is_unfinished(name: &str) -> bool {
 #[derive(Debug)]
 pub struct OutputFile {
     path: PathBuf,
+    /// What error texts call it.
+    shown: PathBuf,
     writer: BufWriter<NamedTempFile>,
+    /// Bytes written, overwritten ones once.
+    len: u64,
+    /// More than this the system does not let this process write.
+    len_max: Option<u64>,
 }
 
 impl OutputFile {
@@ -50,7 +45,10 @@ impl OutputFile {
     /// When the folder is missing or not writable, or the path is a folder or a device.
     pub fn create(path: &Path) -> Result<Self> {
         let failed = |e| Error::io("create", path, e);
-        let old = fs::metadata(path).ok();
+        let old = match retried(|| fs::metadata(path)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            old => Some(old.map_err(failed)?),
+        };
         match &old {
             Some(old) if old.is_dir() => {
                 return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
@@ -61,29 +59,33 @@ impl OutputFile {
             }
             _ => {}
         }
-        let target = match old.is_some() && path.is_symlink() {
-            true => fs::canonicalize(path).map_err(failed)?,
+        let is_link = match &old {
+            Some(_) => retried(|| fs::symlink_metadata(path))
+                .map_err(failed)?
+                .is_symlink(),
+            None => false,
+        };
+        let target = match is_link {
+            true => retried(|| fs::canonicalize(path)).map_err(failed)?,
             false => path.to_owned(),
         };
-        let file = temporary_beside(&target).map_err(failed)?;
+        let file = Self::create_for(target.clone(), target)?;
         if let Some(old) = old {
-            file.as_file()
-                .set_permissions(old.permissions())
-                .map_err(failed)?;
+            let temporary = file.writer.get_ref().as_file();
+            retried(|| temporary.set_permissions(old.permissions())).map_err(failed)?;
         }
-        Ok(OutputFile {
-            path: target,
-            writer: BufWriter::with_capacity(BUFFER_BYTES, file),
-        })
+        Ok(file)
     }
 
-    /// As [`create`](Self::create), but where the name is a link, the link is replaced and what it leads
-    /// to stays: folders of shared caches are made of links.
-    pub(crate) fn create_in_place_of_link(path: &Path) -> Result<Self> {
-        let file = temporary_beside(path).map_err(|e| Error::io("create", path, e))?;
+    /// As [`create`](Self::create), but whatever is at the path is replaced, and error texts say `shown`.
+    pub(super) fn create_for(path: PathBuf, shown: PathBuf) -> Result<Self> {
+        let file = temporary_file(folder_of(&path)).map_err(|e| Error::io("create", &shown, e))?;
         Ok(OutputFile {
-            path: path.to_owned(),
+            path,
+            shown,
             writer: BufWriter::with_capacity(BUFFER_BYTES, file),
+            len: 0,
+            len_max: file_size::limit(),
         })
     }
 
@@ -91,21 +93,27 @@ impl OutputFile {
     ///
     /// # Errors
     ///
-    /// Those of the system, such as a full disk.
+    /// Those of the system, such as a full disk. A limit of the size of files (`ulimit -f`) is such an error too: the
+    /// signal that the system would send with it ([SIGXFSZ]) does not come.
+    ///
+    /// [SIGXFSZ]: https://man7.org/linux/man-pages/man2/setrlimit.2.html
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer
-            .write_all(bytes)
-            .map_err(|e| Error::io("write", &self.path, e))
+        let failed = |e| Error::io("write", &self.shown, e);
+        let len = self.len.saturating_add(bytes.len() as u64);
+        file_size::check(len, self.len_max).map_err(failed)?;
+        self.writer.write_all(bytes).map_err(failed)?;
+        self.len = len;
+        Ok(())
     }
 
     /// Overwrites bytes written before.
     pub(crate) fn overwrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut overwrite = || {
-            self.writer.seek(SeekFrom::Start(offset))?;
+            retried(|| self.writer.seek(SeekFrom::Start(offset)))?;
             self.writer.write_all(bytes)?;
-            self.writer.seek(SeekFrom::End(0)).map(|_| ())
+            retried(|| self.writer.seek(SeekFrom::End(0))).map(drop)
         };
-        overwrite().map_err(|e| Error::io("write", &self.path, e))
+        overwrite().map_err(|e| Error::io("write", &self.shown, e))
     }
 
     /// Syncs the file and gives it its name.
@@ -117,112 +125,83 @@ impl OutputFile {
         self.finish()?.rename()
     }
 
+    /// Syncs both files and gives them their names, so that a kill in between loses neither the old pair nor the new
+    /// one: there is always a pair that belongs together, of `main` and of this file, under its name or with `.new`
+    /// behind it. Whoever reads them must be able to tell whether they do.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system; both old files are then as they were, unless the error says that the new ones are there.
+    pub fn commit_beside(self, main: OutputFile) -> Result<()> {
+        let (mut beside, main) = (self.finish()?, main.finish()?);
+        let (path, shown) = (beside.path.clone(), beside.shown.clone());
+        let mut waiting = path.clone().into_os_string();
+        waiting.push(NEW_SUFFIX);
+        beside.path = waiting.into();
+        let waiting = beside.path.clone();
+        beside.rename()?;
+        if let Err(error) = main.rename() {
+            // The old pair is still there. Left, it would only be in the way.
+            let _ = remove_file(&waiting);
+            return Err(error);
+        }
+        retried(|| fs::rename(&waiting, &path)).map_err(|e| {
+            let text = format!("it is whole in {}", waiting.display());
+            Error::io(
+                "rename to",
+                &shown,
+                io::Error::new(e.kind(), format!("{e}; {text}")),
+            )
+        })
+    }
+
+    /// Where a file written by [`commit_beside`](Self::commit_beside) is found, if it was ended in between.
+    pub fn beside_waiting(path: &Path) -> PathBuf {
+        let target = retried(|| fs::canonicalize(path)).unwrap_or_else(|_| path.to_owned());
+        let mut waiting = target.into_os_string();
+        waiting.push(NEW_SUFFIX);
+        waiting.into()
+    }
+
     /// Syncs the file, which stays under its temporary name; closes it.
     pub(crate) fn finish(self) -> Result<FinishedFile> {
-        let OutputFile { path, writer } = self;
+        let OutputFile {
+            path,
+            shown,
+            writer,
+            ..
+        } = self;
         let file = writer
             .into_inner()
-            .map_err(|e| Error::io("write", &path, e.into_error()))?;
-        file.as_file()
-            .sync_all()
-            .map_err(|e| Error::io("sync", &path, e))?;
+            .map_err(|e| Error::io("write", &shown, e.into_error()))?;
+        retried(|| file.as_file().sync_all()).map_err(|e| Error::io("sync", &shown, e))?;
         let (file, temporary) = file.into_parts();
         // Elsewhere an open file cannot be renamed.
         let lock = cfg!(unix).then_some(file);
         Ok(FinishedFile {
             path,
+            shown,
             temporary,
             _lock: lock,
         })
     }
 }
 
-/// An empty file with a name of its own in the folder of `path`, locked as long as it is open.
-fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = path
+/// Behind the name of the second of two files while the first one gets its name.
+const NEW_SUFFIX: &str = ".new";
+
+/// The folder that a path is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    let parent = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    remove_left_overs(folder);
-    let prefix = format!("{PREFIX}{}", this_machine());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(SUFFIX);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private by default; this one becomes an ordinary file. The
-        // process's umask still applies.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    loop {
-        let file = builder.tempfile_in(folder)?;
-        // Between these two lines another process may have taken it for a left-over.
-        match fs4::FileExt::try_lock(file.as_file()) {
-            Err(fs4::TryLockError::WouldBlock) => continue,
-            Ok(()) if is_removed(file.as_file()) => continue,
-            // Where the file system knows no locks, left-overs stay.
-            Ok(()) | Err(fs4::TryLockError::Error(_)) => return Ok(file),
-        }
-    }
-}
-
-#[cfg(unix)]
-fn is_removed(file: &File) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
-}
-
-#[cfg(not(unix))]
-fn is_removed(_file: &File) -> bool {
-    false
-}
-
-/// Begins the names of this machine's temporary files, another one after each start; empty where the
-/// system has no name for that.
-fn this_machine() -> String {
-    let id = fs::read("/proc/sys/kernel/random/boot_id");
-    id.map_or(String::new(), |id| format!("{:016x}-", xxh3_64(&id)))
-}
-
-/// Removes temporary files of processes that ended before they were done: files on which nobody holds the
-/// lock that their writer does. Some network file systems keep a lock from other machines, so files of
-/// another one, or from before the last start, must also be old.
-///
-/// No more than a service: what cannot be looked at or removed stays.
-fn remove_left_overs(folder: &Path) {
-    if !cfg!(unix) {
-        return;
-    }
-    let own = format!("{PREFIX}{}", this_machine());
-    let own = own.as_str();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| is_unfinished(name)) else {
-            continue;
-        };
-        let is_ours = own.len() > PREFIX.len() && name.starts_with(own);
-        if is_ours || is_old(&entry) {
-            // `None` for what is no file: opening a pipe would wait.
-            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-            let file = is_file.then(|| File::open(entry.path()));
-            if let Some(Ok(file)) = file {
-                if fs4::FileExt::try_lock(&file).is_ok() {
-                    drop(fs::remove_file(entry.path()));
-                }
-            }
-        }
-    }
-}
-
-fn is_old(entry: &fs::DirEntry) -> bool {
-    let modified = entry.metadata().and_then(|metadata| metadata.modified());
-    let age = modified.map(|time| SystemTime::now().duration_since(time));
-    matches!(age, Ok(Ok(age)) if age > FOREIGN_AGE)
+    parent.unwrap_or(Path::new("."))
 }
 
 /// A complete file that does not have its name yet. Dropped, it is gone.
 pub(crate) struct FinishedFile {
     path: PathBuf,
+    shown: PathBuf,
     temporary: TempPath,
     /// Held until it has its name.
     _lock: Option<File>,
@@ -233,24 +212,37 @@ impl FinishedFile {
     pub(crate) fn rename(self) -> Result<()> {
         let FinishedFile {
             path,
-            temporary,
+            shown,
+            mut temporary,
             _lock,
         } = self;
-        temporary
-            .persist(&path)
-            .map_err(|e| Error::io("rename to", &path, e.error))
+        loop {
+            match temporary.persist(&path) {
+                Err(e) if e.error.kind() == io::ErrorKind::Interrupted => temporary = e.path,
+                result => return result.map_err(|e| Error::io("rename to", &shown, e.error)),
+            }
+        }
     }
 }
 
 /// Makes what was renamed and removed in a folder last, where the system can be asked to.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    #[cfg(unix)]
-    std::fs::File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|e| Error::io("sync", folder, e))?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    let sync = || File::open(folder)?.sync_all();
+    match retried(sync) {
+        // Some file systems sync files only.
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        result => result.map_err(|e| Error::io("sync", folder, e)),
+    }
 }
 
 /// Writes a whole file.
@@ -286,29 +278,48 @@ mod tests {
     }
 
     #[test]
-    fn files_of_dead_processes_go_and_those_of_living_ones_stay() {
+    fn more_than_the_limit_of_file_sizes_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        let mut file = OutputFile::create(&path).expect("can be begun");
+        file.len_max = Some(10);
+        file.write(&[0; 10]).expect("as much as may be");
+        file.overwrite(2, &[1; 8]).expect("no more than that");
+        let error = file.write(&[0]).expect_err("one too many");
+        assert_eq!(error.kind(), crate::ErrorKind::Io);
+        let text = error.to_string();
+        assert!(
+            text.contains("at most 10 bytes") && text.contains("file: cannot write"),
+            "{text}"
+        );
+        file.commit().expect("what there is");
+        assert_eq!(fs::read(&path).expect("there").len(), 10);
+    }
+
+    #[test]
+    fn two_files_get_their_names_together() {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name);
-        let own = |name: &str| at(&format!("{PREFIX}{}{name}{SUFFIX}", this_machine()));
-        let other = |name: &str| at(&format!("{PREFIX}0123456789abcdef-{name}{SUFFIX}"));
-        let old = SystemTime::now() - 2 * FOREIGN_AGE;
-        for path in [own("dead"), other("old"), other("new"), at("other.part")] {
-            fs::write(&path, b"half").expect("can be written");
-        }
-        let times = fs::FileTimes::new().set_modified(old);
-        let file = File::options().write(true).open(other("old"));
-        file.expect("there").set_times(times).expect("ours");
-
-        let living = OutputFile::create(&at("a")).expect("can be begun");
-        let finished = OutputFile::create(&at("b")).expect("can be begun");
-        let finished = finished.finish().expect("room on the disk");
-        write_whole(&at("c"), b"whole").expect("can be written");
-        let is_there = |path: PathBuf| path.exists();
-        assert!(!is_there(own("dead")) && !is_there(other("old")));
-        assert!(is_there(other("new")) && is_there(at("other.part")));
-        living.commit().expect("is still there");
-        finished.rename().expect("is still there");
-        assert!(is_there(at("a")) && is_there(at("b")) && is_there(at("c")));
+        let begin = |text: &[u8]| {
+            let mut files = [at("main"), at("beside")]
+                .map(|path| OutputFile::create(&path).expect("can be begun"));
+            for file in &mut files {
+                file.write(text).expect("room on the disk");
+            }
+            files
+        };
+        let [main, beside] = begin(b"old");
+        beside.commit_beside(main).expect("can be renamed");
+        let [main, beside] = begin(b"new");
+        // The first one cannot get its name.
+        fs::remove_file(at("main")).expect("there");
+        fs::create_dir(at("main")).expect("can be made");
+        beside
+            .commit_beside(main)
+            .expect_err("a folder is in the way");
+        assert_eq!(fs::read(at("beside")).expect("there"), b"old");
+        let names = fs::read_dir(folder.path()).expect("there").count();
+        assert_eq!(names, 2, "nothing temporary is left");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
@@ -19,7 +20,8 @@ use crate::devices::plan::Plan;
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::output::OutputFile;
-use crate::files::{FileBytes, SourceFile, Watch};
+use crate::files::{FileBytes, GrowingBytes, SourceFile, Watch};
+use crate::math::reserve;
 use crate::math::threads::Pool;
 use crate::model::load::{convert, convert_in_pieces};
 use crate::model::{Inner, Loaded};
@@ -85,7 +87,7 @@ pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progres
         });
     }
     let parts = with_padding(parts);
-    let header = header(model, &parts);
+    let header = header(model, &parts)?;
     let total = header.len() + parts.iter().map(|part| part.bytes.len()).sum::<usize>();
 
     let mut file = OutputFile::create(path)?;
@@ -154,7 +156,7 @@ fn with_padding(parts: Vec<FileTensor<'_>>) -> Vec<FileTensor<'_>> {
 }
 
 /// The file up to its data section, with a blank checksum.
-fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Vec<u8> {
+fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Result<Vec<u8>> {
     let mut metadata = json!({
         "format": FORMAT,
         "format_version": FORMAT_VERSION.to_string(),
@@ -179,12 +181,15 @@ fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Vec<u8> {
         entries.insert(part.name.clone(), entry);
         begin = end;
     }
-    let mut json = Value::Object(entries).to_string();
-    let size = (8 + json.len()).next_multiple_of(ALIGNMENT) - 8;
-    json.extend(std::iter::repeat_n(' ', size - json.len()));
-    let mut header = (json.len() as u64).to_le_bytes().to_vec();
-    header.extend(json.into_bytes());
-    header
+    let mut header = GrowingBytes::default();
+    header.append(|header| header.write_all(&[0; 8]))?;
+    header.append(|header| serde_json::to_writer(header, &Value::Object(entries)))?;
+    let n_spaces = header.len().next_multiple_of(ALIGNMENT) - header.len();
+    header.append(|header| header.write_all(&[b' '; ALIGNMENT][..n_spaces]))?;
+    let mut header = header.into_vec();
+    let size = header.len() as u64 - 8;
+    header[..8].copy_from_slice(&size.to_le_bytes());
+    Ok(header)
 }
 
 /// Where the digits of the checksum begin.
@@ -206,7 +211,8 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(Progre
         let bytes = file.bytes(begin..end)?;
         if begin == 0 {
             // Of a header larger than a piece only the beginning is searched: metadata comes first.
-            let mut first = bytes.to_vec();
+            let mut first = reserve(bytes.len(), "the beginning of the file")?;
+            first.extend_from_slice(&bytes);
             let at = find_checksum(&first).ok_or_else(|| failed("no checksum".into()))?;
             let digits = &mut first[at..at + CHECKSUM_BLANK.len()];
             written = Some(String::from_utf8_lossy(digits).into_owned());

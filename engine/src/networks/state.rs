@@ -15,7 +15,8 @@ use std::sync::OnceLock;
 
 use super::config::Sizes;
 use crate::error::{Error, Result};
-use crate::files::output;
+use crate::files::{output, retried};
+use crate::math::reserve;
 
 /// First bytes of a state file; the last is its version.
 const MAGIC: [u8; 8] = *b"RWKVST\x00\x02";
@@ -514,7 +515,11 @@ impl State {
     /// When the file cannot be written, or a device does not give its numbers; an older file is then as it was.
     pub fn save(&self, path: impl AsRef<Path>, logits: &[f32]) -> Result<()> {
         self.numbers()?;
-        output::write_whole(path.as_ref(), &self.to_bytes(logits))
+        let size = self.saved_size(logits.len());
+        let mut bytes = reserve(size, "the saved state")?;
+        bytes.resize(size, 0);
+        self.write_bytes(logits, &mut bytes);
+        output::write_whole(path.as_ref(), &bytes)
     }
 
     /// Reads a file written by [`save`](Self::save), as [`load_bytes`](Self::load_bytes) does.
@@ -527,7 +532,7 @@ impl State {
         // One byte more than a state of this model has: whatever else the file is, it is not read whole.
         let size_max = self.saved_size(self.layout.sizes.n_vocab) + 1;
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(failed)?;
+        let file = retried(|| File::open(path)).map_err(failed)?;
         let read = file.take(size_max as u64).read_to_end(&mut bytes);
         read.map_err(failed)?;
         self.load_bytes(&bytes).map_err(|e| e.at(path.display()))
