@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::upload::Upload;
-use crate::devices::device_state;
+use crate::devices::{device_state, not_finite};
 use crate::devices::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::devices::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
 use crate::error::{Error, Result};
@@ -352,10 +352,13 @@ impl Pipeline {
             Some(split) => split,
             None => return Ok(()),
         };
+        let n_rows = lane.segments.iter().map(|segment| segment.n_rows).sum();
         for link in before {
             match (link, &mut lane.buffers) {
                 (Link::Cpu(network), Some(buffers)) => {
                     network.forward(machine, buffers, &lane.segments, spans);
+                    let rows = buffers.rows_mut(n_rows).0;
+                    not_finite::check(rows, network, (&lane.segments, spans), machine)?;
                 }
                 (Link::Cpu(_), None) => {}
                 (Link::Chain(chain), _) => self.chain(chain, lane, spans, None)?,
@@ -364,7 +367,10 @@ impl Pipeline {
         match (last, &mut lane.buffers) {
             (Link::Cpu(network), Some(buffers)) => {
                 network.forward(machine, buffers, &lane.segments, spans);
-                output(
+                let rows = buffers.rows_mut(n_rows).0;
+                let fed = (&lane.segments[..], &*spans);
+                not_finite::check(rows, network, fed, machine)?;
+                let given = output(
                     network,
                     machine,
                     buffers,
@@ -372,7 +378,7 @@ impl Pipeline {
                     &mut lane.logits,
                     wanted,
                 );
-                Ok(())
+                not_finite::check(given, network, fed, machine)
             }
             (Link::Cpu(_), None) => Ok(()),
             (Link::Chain(chain), _) => self.chain(chain, lane, spans, Some(wanted)),
@@ -442,21 +448,27 @@ impl Pipeline {
     }
 }
 
-/// What is wanted of rows of the CPU's last pass.
-fn output(
+/// What is wanted of rows of the CPU's last pass; gives the numbers that it was made of.
+fn output<'a>(
     network: &Network,
     machine: Machine<'_>,
     buffers: &mut Buffers,
     rows: &[usize],
-    logits: &mut Vec<f32>,
-    wanted: Wanted<'_>,
-) {
+    logits: &'a mut Vec<f32>,
+    wanted: Wanted<'a>,
+) -> &'a [f32] {
     if network.head.is_none() || rows.is_empty() {
-        return;
+        return &[];
     }
     match wanted {
-        Wanted::Logits(out) => network.logits(machine, buffers, rows, out),
-        Wanted::Hidden(out) => network.hidden(machine, buffers, rows, out),
+        Wanted::Logits(out) => {
+            network.logits(machine, buffers, rows, out);
+            out
+        }
+        Wanted::Hidden(out) => {
+            network.hidden(machine, buffers, rows, out);
+            out
+        }
         Wanted::Tokens(out) => {
             let n_vocab = network.config.sizes.n_vocab;
             logits.resize(rows.len() * n_vocab, 0.0);
@@ -464,6 +476,7 @@ fn output(
             for (token, row) in out.iter_mut().zip(logits.chunks_exact(n_vocab)) {
                 *token = argmax(row);
             }
+            logits
         }
     }
 }

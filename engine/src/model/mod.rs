@@ -25,7 +25,6 @@ use crate::networks::tensor_info::TensorInfo;
 use crate::networks::{Buffers, Machine};
 use crate::products::prefill_rows_best;
 use crate::progress::Progress;
-use crate::quant::matrix::Matrix;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 use info::Info;
@@ -220,20 +219,14 @@ impl Model {
             model_file::verify_checksum(file, progress)?;
         }
         let networks = self.0.stages.only_networks("verified");
+        let is_short = self.0.budget.paging().is_some();
         for network in networks.map_err(|e| e.at(&self.0.place))? {
             for matrix in network.matrices() {
-                matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
-                self.matrix_was_read(matrix);
+                let checked = matrix.check_finite(0..matrix.n_rows, is_short);
+                checked.map_err(|e| e.at(&self.0.place))?;
             }
         }
         Ok(())
-    }
-
-    /// Drops the pages of a matrix for which memory is too short.
-    fn matrix_was_read(&self, matrix: &Matrix) {
-        if self.0.budget.paging().is_some() {
-            matrix.release();
-        }
     }
 
     /// The model's tokenizer.
@@ -411,7 +404,9 @@ impl Model {
     /// `logits`, or a workspace of another model, [`ErrorKind::State`] for a state of another model,
     /// [`ErrorKind::Backend`] for one that is undefined. Nothing has changed then.
     ///
-    /// When a device fails, [`ErrorKind::Backend`], [`ErrorKind::Memory`] or what else its plugin says. Each
+    /// [`ErrorKind::Format`] when numbers become NaN or infinite, which only weights that are so themselves, or far too
+    /// large, can do: opening does not read the floats that it uses in place. The text names the weight where it is
+    /// found. When a device fails, [`ErrorKind::Backend`], [`ErrorKind::Memory`] or what else its plugin says. Each
     /// state is then as it was, or is undefined and refused by all later passes: [`State::check`] tells. So
     /// it is after a panic. What is in `logits` has no meaning.
     pub fn forward(
@@ -487,19 +482,22 @@ impl Model {
             kernels: self.0.kernels,
             paging: turn.as_ref().map(|turn| turn.paging),
         };
-        match (pipelines, lanes) {
+        let passed = match (pipelines, lanes) {
             ([pipeline], [lane]) => {
                 for span in &mut *spans {
                     if !span.tokens.is_empty() {
                         device_state::place(span.state, pipeline.placed())?;
                     }
                 }
-                pipeline.forward(machine, lane, spans, wanted)?;
+                pipeline.forward(machine, lane, spans, wanted)
             }
-            (_, lanes) => {
-                data_parallel::forward(stages, machine, lanes, spans, wanted, sizes)?;
-            }
-        }
+            (_, lanes) => data_parallel::forward(stages, machine, lanes, spans, wanted, sizes),
+        };
+        passed.map_err(|e| match e.kind() {
+            // The weights are at fault.
+            ErrorKind::Format => e.at(&self.0.place),
+            _ => e,
+        })?;
         spans.iter_mut().for_each(|span| span.state.end_pass());
         Ok(())
     }

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::devices::device_state;
-use crate::error::{Error, Result};
-use crate::math::reserve;
+use crate::error::{Error, ErrorKind, Result};
+use crate::math::{all_finite, reserve};
 use crate::memory::budget::Reservation;
 use crate::memory::estimate;
 use crate::model::{Model, Sparsity, Workspace};
@@ -182,7 +182,7 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::State`](crate::ErrorKind::State) when the state belongs to another model,
-    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab logits,
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab finite logits,
     /// [`ErrorKind::Backend`](crate::ErrorKind::Backend) when the state is undefined. Nothing has changed
     /// then. When a device does not give the state, that of the session is undefined.
     pub fn restore(&mut self, state: &State, logits: &[f32]) -> Result<()> {
@@ -194,6 +194,10 @@ impl Session {
             return Err(Error::argument(format!(
                 "{found} logits, expected {expected}"
             )));
+        }
+        if !all_finite(logits) {
+            let text = "logits that are NaN or infinite, expected finite numbers";
+            return Err(Error::argument(text));
         }
         self.state.copy_from(state)?;
         self.logits.clear();
@@ -269,7 +273,8 @@ impl Session {
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens or one beyond the vocabulary.
     /// Nothing has changed then.
     ///
-    /// When a device fails, [`ErrorKind::Backend`](crate::ErrorKind::Backend) or what else its plugin says. If
+    /// [`ErrorKind::Format`](crate::ErrorKind::Format) when weights that are NaN or infinite show in the results, and
+    /// when a device fails, [`ErrorKind::Backend`](crate::ErrorKind::Backend) or what else its plugin says. If
     /// some of the tokens may have been fed by then, the state is undefined: until [`reset`](Self::reset),
     /// [`restore`](Self::restore) or [`load_state`](Self::load_state) there are no logits, and everything
     /// that needs the state is refused, as [`State::check`] says.
@@ -362,7 +367,13 @@ impl Session {
         // There is room for a row already.
         self.logits.resize(self.model.n_vocab(), 0.0);
         let fetched = last.logits(&mut self.logits);
-        fetched.inspect_err(|_| self.logits.clear())
+        fetched.inspect_err(|error| {
+            self.logits.clear();
+            // The device gave them, and they are not finite: nor is the state.
+            if error.kind() == ErrorKind::Format {
+                self.state.begin_pass();
+            }
+        })
     }
 
     fn generate_tokens(

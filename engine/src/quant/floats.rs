@@ -233,8 +233,12 @@ impl<T: Float> Format for Buffer<T> {
         T::widen(&self.as_slice()[row * out.len()..][..out.len()], out);
     }
 
-    fn first_not_finite(&self) -> Option<usize> {
-        self.as_slice().iter().position(|w| !T::is_finite(*w))
+    fn first_not_finite(&self, weights: Range<usize>) -> Option<(usize, f32)> {
+        let weights = &self.as_slice()[weights];
+        let at = weights.iter().position(|w| !T::is_finite(*w))?;
+        let mut value = [0.0];
+        T::widen(&weights[at..at + 1], &mut value);
+        Some((at, value[0]))
     }
 
     #[inline]

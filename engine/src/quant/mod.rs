@@ -147,8 +147,9 @@ trait Format: Sized + Into<Weights> {
     /// Widens one row.
     fn read_row(&self, row: usize, out: &mut [f32]);
 
-    /// The index of the first weight that is NaN or infinite; reads them all, if they can be.
-    fn first_not_finite(&self) -> Option<usize> {
+    /// The first of these stored weights that is NaN or infinite, with its index among them; reads them all, if they
+    /// can be.
+    fn first_not_finite(&self, _weights: Range<usize>) -> Option<(usize, f32)> {
         None
     }
 
@@ -377,8 +378,9 @@ impl Weights {
         of_weights!(self, w => w.read_row(row, out));
     }
 
-    fn first_not_finite(&self) -> Option<usize> {
-        of_weights!(self, w => w.first_not_finite())
+    /// The first NaN or infinity in stored rows of `n_cols`, with its index in these rows.
+    fn first_not_finite(&self, rows: Range<usize>, n_cols: usize) -> Option<(usize, f32)> {
+        of_weights!(self, w => w.first_not_finite(rows.start * n_cols..rows.end * n_cols))
     }
 
     /// f32 weights, for the gemm crate.
