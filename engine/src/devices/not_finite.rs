@@ -31,7 +31,7 @@ pub(crate) fn check(
     let is_short = machine.paging.is_some();
     // The rows of the embedding that were read, and no others: it may be the largest tensor of all.
     let embedding = network.embedding.as_ref().map(|e| &e.table);
-    for table in embedding {
+    if let Some(table) = embedding {
         for segment in segments {
             let tokens = &spans[segment.span].tokens[segment.first_token..][..segment.n_rows];
             for &token in tokens {

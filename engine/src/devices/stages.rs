@@ -10,19 +10,20 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::upload::Upload;
-use crate::devices::{device_state, not_finite};
 use crate::devices::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::devices::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
+use crate::devices::{device_state, not_finite};
 use crate::error::{Error, Result};
 use crate::math::exp::argmax;
 use crate::math::threads::Pool;
+use crate::math::{reserve, resized};
 use crate::networks::batch::{Cutter, Segment, Span};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::source::RowsSource;
 use crate::networks::state::StateLayout;
 use crate::networks::table::StageRange;
 use crate::networks::tensor_info::TensorInfo;
-use crate::networks::{Buffers, Machine, Network};
+use crate::networks::{Buffers, Machine, Network, BUFFERS};
 use crate::quant::Quant;
 
 /// The whole network, stage after stage.
@@ -149,7 +150,7 @@ impl StageOptions {
             has_head: part.has_head,
             rows_max,
             row_width: architecture.row_width(sizes),
-            state_len: part.layers.len() * StateLayout::new(sizes, 0).layer_len(),
+            state_len: part.layers.len() * StateLayout::of_sizes(sizes).layer_len(),
         }
     }
 }
@@ -291,21 +292,29 @@ impl Pipeline {
     }
 
     /// Memory for batches of at most `rows_max` rows.
-    pub(crate) fn lane(&self, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Lane {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn lane(
+        &self,
+        rows_max: usize,
+        n_threads: usize,
+        no_sparsity: bool,
+    ) -> Result<Lane> {
         let rows_max = rows_max.clamp(1, self.rows_max);
-        let has_cpu = self.has_network();
         let room = if self.placed.is_empty() { 0 } else { rows_max };
-        Lane {
+        let buffers = || Buffers::new(&self.sizes, rows_max, n_threads, no_sparsity);
+        Ok(Lane {
             sizes: self.sizes,
             n_threads,
             rows_max,
-            buffers: has_cpu.then(|| Buffers::new(&self.sizes, rows_max, n_threads, no_sparsity)),
-            segments: Vec::with_capacity(rows_max),
-            rows: Vec::with_capacity(rows_max),
-            tokens: Vec::with_capacity(room),
+            segments: reserve(rows_max, BUFFERS)?,
+            rows: reserve(rows_max, BUFFERS)?,
+            tokens: reserve(room, BUFFERS)?,
+            buffers: self.has_network().then(buffers).transpose()?,
             batch: BatchScratch::default(),
             logits: Vec::new(),
-        }
+        })
     }
 
     /// Whether a lane has the memory for passes through this pipeline on so many threads: whoever mixes up
@@ -377,7 +386,7 @@ impl Pipeline {
                     &lane.rows,
                     &mut lane.logits,
                     wanted,
-                );
+                )?;
                 not_finite::check(given, network, fed, machine)
             }
             (Link::Cpu(_), None) => Ok(()),
@@ -449,6 +458,9 @@ impl Pipeline {
 }
 
 /// What is wanted of rows of the CPU's last pass; gives the numbers that it was made of.
+///
+/// # Errors
+/// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
 fn output<'a>(
     network: &Network,
     machine: Machine<'_>,
@@ -456,11 +468,11 @@ fn output<'a>(
     rows: &[usize],
     logits: &'a mut Vec<f32>,
     wanted: Wanted<'a>,
-) -> &'a [f32] {
+) -> Result<&'a [f32]> {
     if network.head.is_none() || rows.is_empty() {
-        return &[];
+        return Ok(&[]);
     }
-    match wanted {
+    Ok(match wanted {
         Wanted::Logits(out) => {
             network.logits(machine, buffers, rows, out);
             out
@@ -471,14 +483,14 @@ fn output<'a>(
         }
         Wanted::Tokens(out) => {
             let n_vocab = network.config.sizes.n_vocab;
-            logits.resize(rows.len() * n_vocab, 0.0);
+            resized(logits, rows.len() * n_vocab, 0.0, "rows of logits")?;
             network.logits(machine, buffers, rows, logits);
             for (token, row) in out.iter_mut().zip(logits.chunks_exact(n_vocab)) {
                 *token = argmax(row);
             }
             logits
         }
-    }
+    })
 }
 
 /// Threads to feed all pipelines at the same time: refused now, and not in the middle of a pass.

@@ -20,6 +20,7 @@ use crate::memory::budget::{Budget, Reservation};
 use crate::model::session::Session;
 use crate::networks::batch::Span;
 use crate::networks::config::{Config, Sizes};
+use crate::networks::fingerprint::Fingerprint;
 use crate::networks::state::{State, StateLayout};
 use crate::networks::tensor_info::TensorInfo;
 use crate::networks::{Buffers, Machine};
@@ -57,7 +58,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     /// Of the matrices, or most of them.
     pub(crate) quant: Quant,
-    pub(crate) fingerprint: u64,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) pool: Arc<Pool>,
     pub(crate) kernels: KernelSet,
     pub(crate) no_sparsity: bool,
@@ -76,7 +77,7 @@ pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) stages: Stages,
     /// Of the checkpoint, the same for every quantisation.
-    pub(crate) fingerprint: u64,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) tokenizer: Option<TokenizerFile>,
     /// Where a tokenizer was looked for, for the error text.
     pub(crate) tokenizer_search: String,
@@ -131,8 +132,7 @@ impl Model {
     /// [`ErrorKind::Argument`] when `other` is of another checkpoint, or a name is not that of a matrix.
     pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
         let (base, other) = (&*self.0, &*other.0);
-        let facts = |inner: &Inner| (inner.fingerprint, inner.config.sizes);
-        if facts(base) != facts(other) {
+        if !base.state_layout().fits(&other.state_layout()) {
             let text = format!("is of another checkpoint than {}", base.place);
             return Err(Error::argument(text).at(&other.place));
         }
@@ -286,10 +286,6 @@ impl Model {
         info::tensors(&self.0.stages)
     }
 
-    fn state_layout(&self) -> StateLayout {
-        StateLayout::new(self.sizes(), self.0.fingerprint)
-    }
-
     pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.0.budget
     }
@@ -303,31 +299,58 @@ impl Model {
     }
 
     /// The empty state: of a sequence before its first token.
+    ///
+    /// # Panics
+    ///
+    /// When there is no memory for it, which [`try_new_state`](Self::try_new_state) says.
     pub fn new_state(&self) -> State {
-        State::new(self.state_layout())
+        enough(self.try_new_state())
+    }
+
+    /// [`new_state`](Self::new_state) where memory may be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`].
+    pub fn try_new_state(&self) -> Result<State> {
+        State::new(self.0.state_layout())
     }
 
     /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut. A
     /// model with layers on a device takes at most [`prefill_rows`](Self::prefill_rows) at once, and so does
     /// one whose memory is limited.
+    ///
+    /// # Panics
+    ///
+    /// When there is no memory for it, which [`try_workspace`](Self::try_workspace) says.
     pub fn workspace(&self, rows_max: usize) -> Workspace {
-        let workspace = self.uncounted_workspace(rows_max);
+        enough(self.try_workspace(rows_max))
+    }
+
+    /// [`workspace`](Self::workspace) where memory may be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`].
+    pub fn try_workspace(&self, rows_max: usize) -> Result<Workspace> {
+        let workspace = self.uncounted_workspace(rows_max)?;
         let bytes = workspace.size_bytes();
-        Workspace {
+        Ok(Workspace {
             _reservation: Reservation::anyway(self.budget(), bytes),
             ..workspace
-        }
+        })
     }
 
     /// A workspace whose memory someone else has counted.
-    pub(crate) fn uncounted_workspace(&self, rows_max: usize) -> Workspace {
+    pub(crate) fn uncounted_workspace(&self, rows_max: usize) -> Result<Workspace> {
         let rows_max = self.rows_within_limit(rows_max);
         let (n_threads, no_sparsity) = (self.0.pool.n_threads(), self.0.no_sparsity);
         let lane = |pipeline: &Pipeline| pipeline.lane(rows_max, n_threads, no_sparsity);
-        Workspace {
-            lanes: self.0.stages.pipelines.iter().map(lane).collect(),
+        let lanes = self.0.stages.pipelines.iter().map(lane);
+        Ok(Workspace {
+            lanes: lanes.collect::<Result<_>>()?,
             _reservation: None,
-        }
+        })
     }
 
     fn rows_within_limit(&self, rows: usize) -> usize {
@@ -388,8 +411,21 @@ impl Model {
     }
 
     /// A sequence with its own state and memory, at the empty state.
+    ///
+    /// # Panics
+    ///
+    /// When there is no memory for it, which [`try_session`](Self::try_session) says.
     pub fn session(&self) -> Session {
         Session::new(self)
+    }
+
+    /// [`session`](Self::session) where memory may be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`].
+    pub fn try_session(&self) -> Result<Session> {
+        Session::try_new(self)
     }
 
     /// Feeds every span's tokens to its state, and writes the logits that the spans ask for to `logits`,
@@ -454,7 +490,7 @@ impl Model {
         spans: &mut [Span<'_>],
         wanted: Wanted<'_>,
     ) -> Result<()> {
-        let layout = self.state_layout();
+        let layout = self.0.state_layout();
         for (index, span) in spans.iter().enumerate() {
             span.check(&layout).map_err(|e| match spans.len() {
                 1 => e,
@@ -503,6 +539,12 @@ impl Model {
     }
 }
 
+impl Inner {
+    fn state_layout(&self) -> StateLayout {
+        StateLayout::new(&self.config.sizes, self.fingerprint)
+    }
+}
+
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Model").field(&self.info()).finish()
@@ -536,6 +578,14 @@ impl std::fmt::Debug for Workspace {
             .field("rows_max", &rows_max)
             .finish_non_exhaustive()
     }
+}
+
+/// What the caller takes for granted.
+///
+/// # Panics
+/// When there is no memory for it.
+pub(crate) fn enough<T>(made: Result<T>) -> T {
+    made.unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
