@@ -191,7 +191,7 @@ impl State {
     }
 
     /// Refuses a state that is undefined, as everything that needs its numbers does: a pass over it did
-    /// not end, because a device failed in its middle, or a thread panicked. A clone of it is undefined,
+    /// not end, because a device failed in its middle, numbers became NaN or infinite, or a thread panicked. A clone of it is undefined,
     /// too. [`reset`](Self::reset) and loading another state make it one again.
     ///
     /// # Errors
