@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::checkpoint::TokenizerFile;
 use crate::devices::plugin::DeviceLimits;
-use crate::devices::stages::{Lane, Pipeline, Stages, Wanted};
+use crate::devices::stages::{Pipeline, Stages, Wanted};
 use crate::devices::{data_parallel, device_state};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::SourceFile;
@@ -23,7 +23,7 @@ use crate::networks::config::{Config, Sizes};
 use crate::networks::fingerprint::Fingerprint;
 use crate::networks::state::{State, StateLayout};
 use crate::networks::tensor_info::TensorInfo;
-use crate::networks::{Buffers, Machine};
+use crate::networks::Machine;
 use crate::products::prefill_rows_best;
 use crate::progress::Progress;
 use crate::quant::Quant;
@@ -40,9 +40,11 @@ mod options;
 mod origin;
 pub(crate) mod outline;
 pub(crate) mod session;
+mod workspace;
 
 pub(crate) use options::n_threads;
 pub use options::Options;
+pub use workspace::{Sparsity, Workspace};
 
 /// A model ready to run: immutable, cheap to clone, and shared between threads without locks.
 ///
@@ -102,24 +104,6 @@ pub(crate) struct TokenizerSlot {
     /// Where one was looked for, for the error text.
     pub(crate) searched: String,
     pub(crate) parsed: OnceLock<Tokenizer>,
-}
-
-/// Memory of one caller's forward passes; made by [`Model::workspace`]. It fits that model, and all
-/// that [`Model::with_matrices_of`] made of it.
-pub struct Workspace {
-    /// One a pipeline of the model.
-    lanes: Vec<Lane>,
-    _reservation: Option<Reservation>,
-}
-
-/// What hidden units that are 0 have saved: see [`Workspace::sparsity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Sparsity {
-    /// Rows that were not read.
-    pub skipped: u64,
-    /// All rows that there were.
-    pub total: u64,
 }
 
 impl Model {
@@ -548,35 +532,6 @@ impl Inner {
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Model").field(&self.info()).finish()
-    }
-}
-
-impl Workspace {
-    /// What it takes in memory, in bytes: about in proportion to the rows that it was made for.
-    pub fn size_bytes(&self) -> usize {
-        self.buffers().map(Buffers::size_bytes).sum()
-    }
-
-    /// Rows of `ffn.value` that sparsity saved, over all batches of few tokens so far: with more tokens at
-    /// once all rows are used.
-    pub fn sparsity(&self) -> Sparsity {
-        let counts = self.buffers().map(Buffers::sparsity);
-        let (skipped, total) = counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
-        Sparsity { skipped, total }
-    }
-
-    /// Those of the CPU's part.
-    fn buffers(&self) -> impl Iterator<Item = &Buffers> {
-        self.lanes.iter().filter_map(|lane| lane.buffers.as_ref())
-    }
-}
-
-impl std::fmt::Debug for Workspace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rows_max = self.lanes.first().map_or(0, |lane| lane.rows_max);
-        f.debug_struct("Workspace")
-            .field("rows_max", &rows_max)
-            .finish_non_exhaustive()
     }
 }
 
