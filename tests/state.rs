@@ -1,11 +1,15 @@
 //! The state as a value: cloned, saved, loaded, and refused where it does not belong.
 
 mod common;
+#[path = "common/tensors.rs"]
+mod tensors;
 
 use std::fs;
+use std::path::Path;
 
 use common::{golden, open, Random};
-use rwkv_edge::{ErrorKind, Quant, Session};
+use rwkv_edge::{ErrorKind, Model, Options, Quant, Session};
+use tensors::{read_folder, safetensors, Tensors};
 
 const TOKENS: [u32; 12] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8];
 
@@ -136,4 +140,126 @@ fn a_state_in_memory_is_that_of_a_file_and_of_one_size() {
     other.load_state_from(&empty).expect("as saved");
     assert_eq!(other.logits(), None);
     assert_eq!(other.state(), &model.new_state());
+}
+
+fn write(folder: &Path, tensors: &Tensors) -> Model {
+    let config = golden("small-safetensors").join("config.json");
+    fs::create_dir_all(folder).expect("can be made");
+    fs::copy(config, folder.join("config.json")).expect("can be copied");
+    fs::write(folder.join("model.safetensors"), safetensors(tensors)).expect("can be written");
+    Model::open(folder, &Options::new().threads(1)).expect("a checkpoint")
+}
+
+fn saved(model: &Model) -> Vec<u8> {
+    let mut session = model.session();
+    session.eval(&TOKENS).expect("valid tokens");
+    session.state().to_bytes(session.logits().expect("fed"))
+}
+
+/// Rows all over the matrices tell checkpoints apart, not only the first of each.
+#[test]
+fn states_of_weights_that_differ_anywhere_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = read_folder(&golden("small-safetensors"));
+    let model = write(folder.path(), &good);
+    let state = saved(&model);
+    let mut n_matrices = 0;
+    for (name, tensor) in &good {
+        let &[n_rows, n_cols] = &tensor.shape[..] else {
+            continue;
+        };
+        n_matrices += 1;
+        // One number of one row: matrices as small as these are looked at as a whole.
+        for at in [0, n_cols - 1, n_rows / 2 * n_cols + 1, n_rows * n_cols - 1] {
+            let mut bad = good.clone();
+            let number = &mut bad.get_mut(name).expect("there").bytes[4 * at..4 * at + 4];
+            let value = f32::from_le_bytes(number.try_into().expect("4 bytes"));
+            number.copy_from_slice(&(value + 0.25).to_le_bytes());
+            let other = write(&folder.path().join("other"), &bad);
+            let error = other.new_state().load_bytes(&state).expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::State);
+            assert!(error.to_string().contains("another model"), "{error}");
+            let error = other.session().restore(model.session().state(), &[]);
+            error.expect_err("of another model");
+            fs::remove_dir_all(folder.path().join("other")).expect("was made");
+        }
+    }
+    assert_eq!(n_matrices, 3 * 7 + 2);
+    let same = write(&folder.path().join("same"), &good);
+    same.new_state()
+        .load_bytes(&state)
+        .expect("the same weights");
+}
+
+/// A model file of a quantised checkpoint takes its states, and gives states that it takes.
+#[test]
+fn states_go_from_checkpoints_to_their_model_files_and_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoint = open(golden("small-safetensors"), Quant::F32, 1);
+    for quant in [Quant::F32, Quant::F16, Quant::Int8] {
+        let path = folder.path().join("model.safetensors");
+        let made = open(golden("small-safetensors"), quant, 1);
+        made.save(&path, &mut |_| {}).expect("can be written");
+        let file = Model::open(&path, &Options::new().threads(1)).expect("just written");
+        for (from, to) in [(&checkpoint, &file), (&file, &checkpoint), (&file, &made)] {
+            let mut session = to.session();
+            session
+                .load_state_from(&saved(from))
+                .expect("one checkpoint");
+            let mut other = from.session();
+            other.eval(&TOKENS).expect("valid tokens");
+            session.restore(other.state(), &[]).expect("one checkpoint");
+        }
+        fs::remove_file(&path).expect("was written");
+    }
+}
+
+/// Saved bytes with other bytes in some places, and the checksum of what they are then.
+fn changed(good: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut bad = good.to_vec();
+    bad[at..at + bytes.len()].copy_from_slice(bytes);
+    with_checksum(bad)
+}
+
+fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(&bytes[..16]);
+    hash.update(&bytes[24..]);
+    bytes[16..24].copy_from_slice(&hash.digest().to_le_bytes());
+    bytes
+}
+
+/// Version 2 had a header of 64 bytes, without the second fingerprint.
+#[test]
+fn states_of_version_2_are_read() {
+    let model = open(golden("small-safetensors"), Quant::Int8, 1);
+    let good = saved(&model);
+    let mut bytes = [&good[..64], &good[72..]].concat();
+    bytes[7] = 2;
+    let mut state = model.new_state();
+    let logits = state.load_bytes(&with_checksum(bytes)).expect("version 2");
+    assert_eq!(state.to_bytes(&logits), good);
+}
+
+/// As many tokens as nobody can have fed would make the count wrap.
+#[test]
+fn a_count_of_tokens_that_cannot_be_is_refused() {
+    let model = open(golden("small-safetensors"), Quant::Int8, 1);
+    let good = saved(&model);
+    let mut session = model.session();
+    for n in [u64::MAX, u64::MAX - 3, u64::MAX / 2 + 1] {
+        let bad = changed(&good, 48, &n.to_le_bytes());
+        let error = session.load_state_from(&bad).expect_err("too many");
+        assert_eq!(error.kind(), ErrorKind::State);
+        assert!(error.to_string().contains(&n.to_string()), "{error}");
+    }
+    let most = changed(&good, 48, &(u64::MAX / 2).to_le_bytes());
+    session
+        .load_state_from(&most)
+        .expect("as many as there may be");
+    session.eval(&TOKENS).expect("the count goes on");
+    assert_eq!(
+        session.state().n_tokens(),
+        u64::MAX / 2 + TOKENS.len() as u64
+    );
 }

@@ -156,7 +156,7 @@ fn feeding_nothing_saves_the_same_state() {
     let read = |path: &PathBuf| fs::read(path).expect("just written");
     assert!(read(&a) == read(&b));
     // 8 layers of 5 vectors of 256 numbers, 4096 logits, and a header: not a byte more for more tokens.
-    assert_eq!(read(&a).len(), 64 + 4 * (8 * 5 * 256 + 4096));
+    assert_eq!(read(&a).len(), 72 + 4 * (8 * 5 * 256 + 4096));
 }
 
 #[test]
@@ -225,7 +225,20 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
         ("padded".into(), [&good[..], b"\0"].concat(), "padded"),
         ("twice".into(), good.repeat(2), "padded"),
     ];
-    for size in [1, 47, 48, 63, 64, 65, 1000, logits_at, good.len() - 1] {
+    for size in [
+        1,
+        47,
+        48,
+        63,
+        64,
+        65,
+        71,
+        72,
+        73,
+        1000,
+        logits_at,
+        good.len() - 1,
+    ] {
         let words = if size < 48 {
             "not a saved state"
         } else {
@@ -246,7 +259,9 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
         ("number of logits", 44, "logits"),
         ("number of tokens", 48, "checksum"),
         ("number of numbers", 56, "numbers"),
-        ("first number", 64, "checksum"),
+        ("second fingerprint", 64, "another model"),
+        ("end of the second fingerprint", 71, "another model"),
+        ("first number", 72, "checksum"),
         ("middle", good.len() / 2, "checksum"),
         ("last number of the state", logits_at - 1, "checksum"),
         ("first logit", logits_at, "checksum"),

@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let sampler_options = args.sampling.options();
     let seed = sampler_options.seed;
     let mut sampler = Sampler::new(sampler_options, model.n_vocab())?;
-    let mut session = model.session();
+    let mut session = model.try_session()?;
     if let Some(path) = &args.load_state {
         session.load_state(path)?;
         if draws_or_penalises(sampler.options()) {

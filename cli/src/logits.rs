@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let ids: Vec<_> = tokens.iter().map(u32::to_string).collect();
         write!(out, "{{\"tokens\":[{}],\"logits\":[", ids.join(","))?;
     }
-    let mut session = model.session();
+    let mut session = model.try_session()?;
     let mut first = true;
     // Of a bad token id none of the rows before it are printed.
     let row_bytes = model.n_vocab() * size_of::<f32>();

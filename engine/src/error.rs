@@ -17,7 +17,8 @@ pub enum ErrorKind {
     Argument,
     /// The operating system refused: missing file, permission, full disk, a mapped file that shrank.
     Io,
-    /// Damaged, truncated, or no checkpoint at all.
+    /// Damaged, truncated, or no checkpoint at all; also weights that are NaN or infinite, once they show in
+    /// results.
     Format,
     /// Well formed, but an architecture, dtype or quantisation that is not supported.
     Unsupported,

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use crate::fence::{fail, wrong, Failed, Result, MEMORY};
 
+/// Paths and device maps, which are copied, are no longer; no system has longer paths.
+const TEXT_BYTES_MAX: usize = 32 << 10;
+
 /// Refuses NULL and misaligned pointers.
 fn check<T>(pointer: *const T, name: &str) -> Result {
     if pointer.is_null() {
@@ -151,6 +154,15 @@ impl Buffer<u8> {
     }
 }
 
+/// Refuses to go on where so many bytes cannot be had, of which what follows would die.
+pub(crate) fn room_for(bytes: usize, what: &str) -> Result {
+    let mut room: Vec<u8> = Vec::new();
+    room.try_reserve_exact(bytes).map_err(|_| {
+        let text = format_args!("not enough memory for {what} of {bytes} bytes");
+        fail(MEMORY, text)
+    })
+}
+
 /// # Safety
 /// `to` has room for the values and does not overlap them.
 pub(crate) unsafe fn copy_out<T: Copy>(values: &[T], to: *mut T) {
@@ -168,6 +180,11 @@ pub(crate) unsafe fn path(pointer: *const c_char, name: &str) -> Result<PathBuf>
     let text = unsafe { CStr::from_ptr(pointer) };
     if text.is_empty() {
         return Err(wrong(format_args!("{name} is empty")));
+    }
+    let size = text.to_bytes().len();
+    if size > TEXT_BYTES_MAX {
+        let text = format_args!("{name} has {size} bytes, expected at most {TEXT_BYTES_MAX}");
+        return Err(wrong(text));
     }
     #[cfg(unix)]
     {

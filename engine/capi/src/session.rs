@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use engine::{GenerateOptions, Sampler, SamplerOptions};
 
-use crate::arguments::{copy_out, elements, object, versioned, Buffer, Out};
+use crate::arguments::{copy_out, elements, object, room_for, versioned, Buffer, Out};
 use crate::fence::{fail, fence, fence_quietly, outside, wrong, Result, Status, PANIC};
 use crate::model::{check_tokens, Model};
 use crate::types::{OnText, Sampling};
@@ -272,11 +272,12 @@ fn generate(
         return Err(wrong(text));
     }
     // Turning tokens into text may fail with some tokenizers, and a call that fails changes nothing.
-    let before = (
-        session.state().try_clone()?,
-        session.logits().unwrap_or_default().to_vec(),
-        sampler.clone(),
-    );
+    let row = session.logits().unwrap_or_default();
+    // Of the sampler at most 16 bytes a token of the vocabulary.
+    let bytes = size_of_val(row) + 16 * model.n_vocab();
+    room_for(bytes, "a copy of the session")?;
+    let (logits, sampler_before) = (row.to_vec(), sampler.clone());
+    let before = (session.state().try_clone()?, logits, sampler_before);
     let options = GenerateOptions::new().max_new_tokens(max_tokens as usize);
     let mut goes_on = true;
     let mut work = || {

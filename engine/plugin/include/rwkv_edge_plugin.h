@@ -227,7 +227,8 @@ typedef struct {
 
   /* Feeds a batch through consecutive stages of one model, all of this plugin: the first stage's input is the batch's,
    * rows pass from stage to stage in whatever way suits the devices, the last stage's output is written. Returns when
-   * that is done. A refusal of arguments leaves the states as they were; after any other failure they are undefined. */
+   * that is done. A refusal of arguments leaves the states as they were; after any other failure they are undefined.
+   * Numbers that are NaN or infinite are no failure here; they must show in the results, which the host then refuses. */
   rwkv_edge_plugin_status (*forward)(rwkv_edge_plugin_stage *const *stages, uint32_t n_stages,
                                      const rwkv_edge_plugin_batch *batch);
 

@@ -136,7 +136,7 @@ impl<'a> Embedder<'a> {
             true => model.prefill_rows(),
             false => ROWS_MAX,
         };
-        let workspace = model.workspace(rows_max);
+        let workspace = model.try_workspace(rows_max)?;
         let line_bytes = info.state_bytes + info.n_embd * size_of::<f64>();
         let lines_max = rows_that_fit(model, line_bytes, rows_max);
         Ok(Embedder {

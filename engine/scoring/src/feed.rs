@@ -234,10 +234,10 @@ pub fn feed<'a>(
     let logit_rows_max = (logits_max / n_vocab).clamp(1, rows_max);
     let logit_rows_max = rows_that_fit(&first, row_bytes, logit_rows_max);
     let _buffers = first.reserve_memory((logit_rows_max * row_bytes) as u64)?;
-    let mut workspaces = vec![first.workspace(rows_max)];
+    let mut workspaces = vec![first.try_workspace(rows_max)?];
     if !models.share_workspace() {
         for index in 1..models.n_models() {
-            workspaces.push(models.get(index)?.workspace(rows_max));
+            workspaces.push(models.get(index)?.try_workspace(rows_max)?);
         }
     }
     let mut buffers = vec![vec![0.0; logit_rows_max * n_vocab]; n_buffers];
@@ -298,7 +298,7 @@ struct Lanes<'a, I> {
 impl<'a, I: Iterator<Item = Sequence<'a>>> Lanes<'a, I> {
     fn new(models: &(impl Models + ?Sized), sequences: I, rows_max: usize) -> Result<Self> {
         let empty = (0..models.n_models())
-            .map(|index| Ok(models.get(index)?.new_state()))
+            .map(|index| models.get(index)?.try_new_state())
             .collect::<Result<_>>()?;
         Ok(Lanes {
             sequences: sequences.enumerate(),

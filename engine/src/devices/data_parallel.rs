@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::devices::device_state;
 use crate::devices::stages::{Lane, Pipeline, Stages, Wanted};
 use crate::error::Result;
+use crate::math::resized;
 use crate::math::threads::Pool;
 use crate::networks::batch::Span;
 use crate::networks::config::Sizes;
@@ -155,15 +156,15 @@ impl Work<'_, '_> {
         let mut tokens = Vec::new();
         let wanted = match self.pieces.first() {
             Some(Wanted::Tokens(_)) => {
-                tokens.resize(n, 0);
+                resized(&mut tokens, n, 0, "tokens")?;
                 Wanted::Tokens(&mut tokens)
             }
             Some(Wanted::Hidden(_)) => {
-                numbers.resize(n, 0.0);
+                resized(&mut numbers, n, 0.0, "hidden values")?;
                 Wanted::Hidden(&mut numbers)
             }
             Some(Wanted::Logits(_)) | None => {
-                numbers.resize(n, 0.0);
+                resized(&mut numbers, n, 0.0, "rows of logits")?;
                 Wanted::Logits(&mut numbers)
             }
         };

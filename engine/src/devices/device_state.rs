@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::devices::plugin;
 use crate::error::Result;
+use crate::math::copied;
 use crate::networks::state::{Elsewhere, State};
 
 /// A state's parts on devices.
@@ -119,7 +120,7 @@ impl Elsewhere for DeviceState {
         if let Some(whole) = self.whole.get() {
             return Ok(whole);
         }
-        let mut whole = host.to_vec();
+        let mut whole = copied(host, "a state")?;
         for part in &self.parts {
             let numbers = numbers_of(part, self.layer_len);
             if !numbers.is_empty() {

@@ -3,6 +3,7 @@
 pub(crate) mod data_parallel;
 pub(crate) mod device_state;
 pub(crate) mod names;
+pub(crate) mod not_finite;
 pub(crate) mod plan;
 pub(crate) mod plugin;
 pub(crate) mod stages;

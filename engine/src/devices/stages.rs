@@ -10,19 +10,20 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::upload::Upload;
-use crate::devices::device_state;
 use crate::devices::plan::{Plan, PlannedStage, Target, MIXED_ROWS_MAX};
 use crate::devices::plugin::{self, BatchScratch, Input, SpanInput, StageOptions};
+use crate::devices::{device_state, not_finite};
 use crate::error::{Error, Result};
 use crate::math::exp::argmax;
 use crate::math::threads::Pool;
+use crate::math::{reserve, resized};
 use crate::networks::batch::{Cutter, Segment, Span};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::source::RowsSource;
 use crate::networks::state::StateLayout;
 use crate::networks::table::StageRange;
 use crate::networks::tensor_info::TensorInfo;
-use crate::networks::{Buffers, Machine, Network};
+use crate::networks::{Buffers, Machine, Network, BUFFERS};
 use crate::quant::Quant;
 
 /// The whole network, stage after stage.
@@ -149,7 +150,7 @@ impl StageOptions {
             has_head: part.has_head,
             rows_max,
             row_width: architecture.row_width(sizes),
-            state_len: part.layers.len() * StateLayout::new(sizes, 0).layer_len(),
+            state_len: part.layers.len() * StateLayout::of_sizes(sizes).layer_len(),
         }
     }
 }
@@ -291,21 +292,29 @@ impl Pipeline {
     }
 
     /// Memory for batches of at most `rows_max` rows.
-    pub(crate) fn lane(&self, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Lane {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn lane(
+        &self,
+        rows_max: usize,
+        n_threads: usize,
+        no_sparsity: bool,
+    ) -> Result<Lane> {
         let rows_max = rows_max.clamp(1, self.rows_max);
-        let has_cpu = self.has_network();
         let room = if self.placed.is_empty() { 0 } else { rows_max };
-        Lane {
+        let buffers = || Buffers::new(&self.sizes, rows_max, n_threads, no_sparsity);
+        Ok(Lane {
             sizes: self.sizes,
             n_threads,
             rows_max,
-            buffers: has_cpu.then(|| Buffers::new(&self.sizes, rows_max, n_threads, no_sparsity)),
-            segments: Vec::with_capacity(rows_max),
-            rows: Vec::with_capacity(rows_max),
-            tokens: Vec::with_capacity(room),
+            segments: reserve(rows_max, BUFFERS)?,
+            rows: reserve(rows_max, BUFFERS)?,
+            tokens: reserve(room, BUFFERS)?,
+            buffers: self.has_network().then(buffers).transpose()?,
             batch: BatchScratch::default(),
             logits: Vec::new(),
-        }
+        })
     }
 
     /// Whether a lane has the memory for passes through this pipeline on so many threads: whoever mixes up
@@ -352,10 +361,13 @@ impl Pipeline {
             Some(split) => split,
             None => return Ok(()),
         };
+        let n_rows = lane.segments.iter().map(|segment| segment.n_rows).sum();
         for link in before {
             match (link, &mut lane.buffers) {
                 (Link::Cpu(network), Some(buffers)) => {
                     network.forward(machine, buffers, &lane.segments, spans);
+                    let rows = buffers.rows_mut(n_rows).0;
+                    not_finite::check(rows, network, (&lane.segments, spans), machine)?;
                 }
                 (Link::Cpu(_), None) => {}
                 (Link::Chain(chain), _) => self.chain(chain, lane, spans, None)?,
@@ -364,15 +376,18 @@ impl Pipeline {
         match (last, &mut lane.buffers) {
             (Link::Cpu(network), Some(buffers)) => {
                 network.forward(machine, buffers, &lane.segments, spans);
-                output(
+                let rows = buffers.rows_mut(n_rows).0;
+                let fed = (&lane.segments[..], &*spans);
+                not_finite::check(rows, network, fed, machine)?;
+                let given = output(
                     network,
                     machine,
                     buffers,
                     &lane.rows,
                     &mut lane.logits,
                     wanted,
-                );
-                Ok(())
+                )?;
+                not_finite::check(given, network, fed, machine)
             }
             (Link::Cpu(_), None) => Ok(()),
             (Link::Chain(chain), _) => self.chain(chain, lane, spans, Some(wanted)),
@@ -442,30 +457,40 @@ impl Pipeline {
     }
 }
 
-/// What is wanted of rows of the CPU's last pass.
-fn output(
+/// What is wanted of rows of the CPU's last pass; gives the numbers that it was made of.
+///
+/// # Errors
+/// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+fn output<'a>(
     network: &Network,
     machine: Machine<'_>,
     buffers: &mut Buffers,
     rows: &[usize],
-    logits: &mut Vec<f32>,
-    wanted: Wanted<'_>,
-) {
+    logits: &'a mut Vec<f32>,
+    wanted: Wanted<'a>,
+) -> Result<&'a [f32]> {
     if network.head.is_none() || rows.is_empty() {
-        return;
+        return Ok(&[]);
     }
-    match wanted {
-        Wanted::Logits(out) => network.logits(machine, buffers, rows, out),
-        Wanted::Hidden(out) => network.hidden(machine, buffers, rows, out),
+    Ok(match wanted {
+        Wanted::Logits(out) => {
+            network.logits(machine, buffers, rows, out);
+            out
+        }
+        Wanted::Hidden(out) => {
+            network.hidden(machine, buffers, rows, out);
+            out
+        }
         Wanted::Tokens(out) => {
             let n_vocab = network.config.sizes.n_vocab;
-            logits.resize(rows.len() * n_vocab, 0.0);
+            resized(logits, rows.len() * n_vocab, 0.0, "rows of logits")?;
             network.logits(machine, buffers, rows, logits);
             for (token, row) in out.iter_mut().zip(logits.chunks_exact(n_vocab)) {
                 *token = argmax(row);
             }
+            logits
         }
-    }
+    })
 }
 
 /// Threads to feed all pipelines at the same time: refused now, and not in the middle of a pass.

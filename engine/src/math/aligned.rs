@@ -5,6 +5,11 @@
 
 use std::ops::{Deref, DerefMut};
 
+use bytemuck::Zeroable;
+
+use crate::error::Result;
+use crate::math::zeroed;
+
 /// Bytes of a cache line on every CPU this is made for.
 const CACHE_LINE: usize = 64;
 
@@ -33,7 +38,23 @@ impl<T: Copy> Aligned<T> {
 
     /// `len` times `value`.
     pub fn new(value: T, len: usize) -> Self {
-        let data = vec![value; len + Self::ROOM];
+        Self::of(vec![value; len + Self::ROOM], len)
+    }
+
+    /// `len` times 0, for what is called `what`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn zeroed(len: usize, what: &str) -> Result<Self>
+    where
+        T: Zeroable,
+    {
+        let data = zeroed(len.saturating_add(Self::ROOM), what)?;
+        Ok(Self::of(data, len))
+    }
+
+    /// `data` has room to move the beginning.
+    fn of(data: Vec<T>, len: usize) -> Self {
         let start = data.as_ptr().align_offset(CACHE_LINE);
         Aligned {
             start: start.min(data.len() - len),
@@ -72,6 +93,9 @@ mod tests {
             let numbers = Aligned::new(7.0_f32, len);
             assert_eq!(numbers.as_ptr() as usize % CACHE_LINE, 0);
             assert_eq!(*numbers, vec![7.0; len]);
+            let numbers = Aligned::<f32>::zeroed(len, "numbers").expect("memory");
+            assert_eq!(numbers.as_ptr() as usize % CACHE_LINE, 0);
+            assert_eq!(*numbers, vec![0.0; len]);
             assert_eq!(Aligned::new(1_u8, len).as_ptr() as usize % CACHE_LINE, 0);
         }
     }

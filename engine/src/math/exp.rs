@@ -43,10 +43,11 @@ pub fn exp(x: f32) -> f32 {
     }
 }
 
-/// 1 / (1 + exp(-x)).
+/// 1 / (1 + exp(-x)); NaN for NaN and for infinities, which only bad weights give: as a gate that is quite open or
+/// closed they would pass for good ones.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    1.0 / (1.0 + exp(-x)) + (x - x)
 }
 
 /// The id of the highest value, the lowest of equals; NaN only if there is nothing else.
@@ -96,6 +97,9 @@ mod tests {
         assert_eq!(sigmoid(0.0), 0.5);
         assert_eq!(sigmoid(100.0), 1.0);
         assert!(sigmoid(-100.0) < 1e-37);
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(sigmoid(x).is_nan(), "{x}");
+        }
     }
 
     #[test]

@@ -9,16 +9,18 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::devices::plan::{Plan, Request};
 use crate::devices::stages::Stages;
 use crate::error::Result;
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
+use crate::math::zeroed;
 use crate::memory::budget::Budget;
 use crate::model::{n_threads, Loaded, Model, Options, Setup};
 use crate::networks::config::{Config, Sizes};
+use crate::networks::fingerprint::Fingerprint;
 use crate::networks::known;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
@@ -128,7 +130,7 @@ fn load(
     let stages = Stages::build(&mut weights, &config, plan)?;
     let place = format!("synthetic {}", size.name());
     Ok(Loaded {
-        fingerprint: xxh3_64(place.as_bytes()),
+        fingerprint: Fingerprint::of_text(&place),
         place,
         config,
         stages,
@@ -152,7 +154,7 @@ impl WeightSource for SyntheticWeights<'_> {
 
     fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
         let (name, (low, high)) = (tensor.name(), tensor.spec.noise);
-        let mut values = vec![0.0; tensor.len()];
+        let mut values = zeroed(tensor.len(), "a vector of weights")?;
         Noise::new(&name, 0).fill(low, high, &mut values);
         Ok(Vector { name, values })
     }

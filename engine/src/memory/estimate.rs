@@ -60,7 +60,7 @@ pub(crate) fn weight_bytes(sizes: &Sizes, part: &StageRange, quant: Quant, in_pl
 /// Bytes of a session that allocates nothing later: state, two rows of logits, sampler, and buffers for
 /// one token and for a piece of a prompt; `None` where the CPU has no layers and so needs no buffers.
 pub(crate) fn session_bytes(sizes: &Sizes, prefill_rows: Option<usize>, n_threads: usize) -> u64 {
-    let state = StateLayout::new(sizes, 0).size_bytes();
+    let state = StateLayout::of_sizes(sizes).size_bytes();
     let text = 2 * size_of::<f32>() * sizes.n_vocab + Sampler::reserved_bytes(sizes.n_vocab);
     let workspaces = prefill_rows.map_or(0, |rows| {
         Buffers::bytes_for(sizes, 1, n_threads) + Buffers::bytes_for(sizes, rows, n_threads)

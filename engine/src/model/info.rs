@@ -137,14 +137,14 @@ impl Info {
             decode_bytes: totals.matrix_bytes - embedding_bytes + embedding_row_bytes,
             layer_macs: totals.matrix_params - 2 * table,
             head_macs: table,
-            state_bytes: StateLayout::new(sizes, inner.fingerprint).size_bytes(),
+            state_bytes: StateLayout::of_sizes(sizes).size_bytes(),
             state_parts: state
                 .iter()
                 .map(|part| (part.name, (part.len)(sizes)))
                 .collect(),
             kernels: inner.kernels.name(),
             threads: inner.pool.n_threads(),
-            fingerprint: inner.fingerprint,
+            fingerprint: inner.fingerprint.first,
             tokenizer: inner.tokenizer.file.as_ref().map(|file| file.name.clone()),
             stages: stage_infos(&inner.stages),
             device_note: inner.note.clone(),

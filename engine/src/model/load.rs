@@ -7,15 +7,16 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-
-use xxhash_rust::xxh3::Xxh3;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Loaded;
 use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
 use crate::devices::plan::Plan;
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
+use crate::math::resized;
 use crate::math::threads::Pool;
+use crate::networks::fingerprint::{samples, Hasher};
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::progress::{Counter, Progress, ProgressUnit};
@@ -26,9 +27,6 @@ use crate::quant::matrix::{Layout, Matrix, Vector};
 use crate::quant::parts::{BadPart, MatrixRows, Stored};
 use crate::quant::{Quant, Weights};
 
-/// How many numbers of a matrix take part in the fingerprint: enough to tell checkpoints apart without
-/// reading them.
-const FINGERPRINT_NUMBERS: usize = 64;
 /// Rows that one task reads where they lie across the file: longer pieces of what does lie side by side.
 const TASK_ROWS_ACROSS: usize = 256;
 
@@ -41,12 +39,6 @@ pub(crate) fn load(
     is_short: bool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded> {
-    let sizes = &checkpoint.config.sizes;
-    let mut hash = Xxh3::new();
-    hash.update(sizes.architecture.name.as_bytes());
-    for (_, size) in sizes.named() {
-        hash.update(&(size as u64).to_le_bytes());
-    }
     let total = checkpoint
         .tensors
         .values()
@@ -57,13 +49,13 @@ pub(crate) fn load(
         quant: plan.quant(),
         pool,
         is_short,
-        hash,
+        hasher: Hasher::new(&checkpoint.config),
         counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
     Ok(Loaded {
         stages,
-        fingerprint: weights.hash.digest(),
+        fingerprint: weights.hasher.finish(),
         place: checkpoint.place,
         config: checkpoint.config,
         tokenizer: checkpoint.tokenizer,
@@ -121,7 +113,7 @@ struct CheckpointWeights<'a> {
     pool: &'a Pool,
     is_short: bool,
     /// Becomes the checkpoint's fingerprint.
-    hash: Xxh3,
+    hasher: Hasher,
     counter: Counter<'a>,
 }
 
@@ -135,21 +127,16 @@ impl CheckpointWeights<'_> {
         })
     }
 
-    fn hash(&mut self, name: &str, values: &[f32]) {
-        self.hash.update(name.as_bytes());
-        self.hash.update(bytemuck::cast_slice(values));
-    }
-
     /// A matrix as it is to be stored, after its part in the fingerprint.
     fn stored(&mut self, tensor: &TensorAt<'_>) -> Result<RawTensor> {
-        let (_, n_inputs) = tensor.outputs_and_inputs();
-        let raw = self.tensor(tensor)?;
-        let mut first_row = vec![0.0; n_inputs];
-        raw.read_rows(0..1, &mut first_row)?;
-        self.hash(
-            &tensor.name(),
-            &first_row[..n_inputs.min(FINGERPRINT_NUMBERS)],
-        );
+        let (n_outputs, n_inputs) = tensor.outputs_and_inputs();
+        let (raw, name) = (self.tensor(tensor)?, tensor.name());
+        let mut numbers = Vec::new();
+        for (index, rows) in samples(&name, n_outputs, n_inputs).into_iter().enumerate() {
+            resized(&mut numbers, rows.len() * n_inputs, 0.0, "rows of a matrix")?;
+            raw.read_rows(rows, &mut numbers)?;
+            self.hasher.matrix(&name, index, &numbers, n_inputs);
+        }
         Ok(match tensor.layout() {
             Layout::RowPerOutput => raw,
             Layout::RowPerInput => transposed(raw),
@@ -181,7 +168,7 @@ impl WeightSource for CheckpointWeights<'_> {
     fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
         let (raw, name) = (self.tensor(tensor)?, tensor.name());
         let forms = Forms::read(&raw, tensor.spec.form, tensor.len())?;
-        self.hash(&name, &forms.checkpoint);
+        self.hasher.vector(&name, &forms.checkpoint);
         self.was_read(&raw, tensor.len());
         let values = forms.network;
         Ok(Vector { name, values })
@@ -285,7 +272,7 @@ fn in_place(tensor: &RawTensor, quant: Quant) -> Result<Option<Weights>> {
         return Ok(None);
     };
     let weights = Weights::from_parts(quant, matrix_shape(tensor)?, &[Some(bytes)]);
-    weights.map_err(|bad| Error::format(bad.text).at(tensor.place()))
+    weights.map_err(|bad| bad.error.at(tensor.place()))
 }
 
 /// As [`convert`], but gives the matrix to `take` in pieces, of which one at a time is in memory.
@@ -302,15 +289,40 @@ pub(crate) fn convert_in_pieces(
         let mut blocks = blocks.with_importance(importance);
         return convert_rows_in_pieces(&mut blocks, quant, take);
     }
-    let bad = |bad: BadPart| Error::format(bad.text).at(tensor.place());
+    let bad = |bad: BadPart| bad.error.at(tensor.place());
     let stored = Stored::new(quant, (n_rows, n_cols), &[]).map_err(bad)?;
     let read = |rows: Range<usize>| {
         let bytes = tensor.contiguous_elements(rows.start * n_cols..rows.end * n_cols);
         let bytes = bytes.transpose()?;
-        bytes.ok_or_else(|| Error::format("not contiguous").at(tensor.place()))
+        let bytes = bytes.ok_or_else(|| Error::format("not contiguous").at(tensor.place()))?;
+        // Nobody looks at them where they go, and what they make of their inputs may never come back as numbers.
+        match first_not_finite(quant, &bytes, pool) {
+            None => Ok(bytes),
+            Some(at) => {
+                let (row, column) = (rows.start + at / n_cols, at % n_cols);
+                let text = format!("not a finite number at [{row}, {column}]");
+                Err(Error::format(text).at(tensor.place()))
+            }
+        }
     };
     stored.for_each_piece(read, take)?;
     tensor.file.watch().check()
+}
+
+/// Where the first NaN or infinity is among floats as a file has them; all threads look.
+fn first_not_finite(quant: Quant, bytes: &[u8], pool: &Pool) -> Option<usize> {
+    const TASK_BYTES: usize = 256 << 10;
+    let numbers = quant.floats()?;
+    let are_bad = AtomicBool::new(false);
+    pool.run(bytes.len().div_ceil(TASK_BYTES), &|task, _| {
+        let start = task * TASK_BYTES;
+        let end = (start + TASK_BYTES).min(bytes.len());
+        if numbers.first_not_finite(&bytes[start..end]).is_some() {
+            are_bad.store(true, Ordering::Relaxed);
+        }
+    });
+    let are_bad = are_bad.into_inner();
+    are_bad.then(|| numbers.first_not_finite(bytes)).flatten()
 }
 
 #[cfg(test)]
@@ -366,6 +378,35 @@ mod tests {
         .expect("finite numbers");
         assert!(n_pieces > 1, "large enough for several");
         parts
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_found_on_their_way_to_a_device() {
+        let pool = Pool::new(2);
+        let shape = [1500, 512];
+        for (dtype, quant) in [(Dtype::F32, Quant::F32), (Dtype::F16, Quant::F16)] {
+            for (row, column) in [(0, 0), (700, 300), (1499, 511)] {
+                let good = tensor(dtype, shape, 0);
+                let mut bytes = good
+                    .contiguous_bytes()
+                    .expect("are")
+                    .expect("some")
+                    .to_vec();
+                let (at, size) = (row * shape[1] + column, bytes.len() / (shape[0] * shape[1]));
+                // The sign and the exponent.
+                bytes[at * size..(at + 1) * size].fill(0xff);
+                let range = 0..bytes.len() as u64;
+                let file = SourceFile::from_bytes("file", bytes.into());
+                let strides = vec![shape[1], 1];
+                let whole = (shape.to_vec(), strides);
+                let bad = RawTensor::new("t".into(), file, dtype, whole, 0, range).expect("valid");
+                let error =
+                    convert_in_pieces(&bad, quant, Importance::default(), &pool, &mut |_| Ok(()))
+                        .expect_err("NaN");
+                let text = format!("not a finite number at [{row}, {column}]");
+                assert!(error.to_string().ends_with(&text), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::checkpoint::TokenizerFile;
 use crate::devices::plugin::DeviceLimits;
-use crate::devices::stages::{Lane, Pipeline, Stages, Wanted};
+use crate::devices::stages::{Pipeline, Stages, Wanted};
 use crate::devices::{data_parallel, device_state};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{FileBytes, SourceFile, Watch};
@@ -20,12 +20,12 @@ use crate::memory::budget::{Budget, Reservation};
 use crate::model::session::Session;
 use crate::networks::batch::Span;
 use crate::networks::config::{Config, Sizes};
+use crate::networks::fingerprint::Fingerprint;
 use crate::networks::state::{State, StateLayout};
 use crate::networks::tensor_info::TensorInfo;
-use crate::networks::{Buffers, Machine};
+use crate::networks::Machine;
 use crate::products::prefill_rows_best;
 use crate::progress::Progress;
-use crate::quant::matrix::Matrix;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 use info::Info;
@@ -40,9 +40,11 @@ mod options;
 mod origin;
 pub(crate) mod outline;
 pub(crate) mod session;
+mod workspace;
 
 pub(crate) use options::n_threads;
 pub use options::Options;
+pub use workspace::{Sparsity, Workspace};
 
 /// A model ready to run: immutable, cheap to clone, and shared between threads without locks.
 ///
@@ -58,7 +60,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     /// Of the matrices, or most of them.
     pub(crate) quant: Quant,
-    pub(crate) fingerprint: u64,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) pool: Arc<Pool>,
     pub(crate) kernels: KernelSet,
     pub(crate) no_sparsity: bool,
@@ -79,7 +81,7 @@ pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) stages: Stages,
     /// Of the checkpoint, the same for every quantisation.
-    pub(crate) fingerprint: u64,
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) tokenizer: Option<TokenizerFile>,
     /// Where a tokenizer was looked for, for the error text.
     pub(crate) tokenizer_search: String,
@@ -106,24 +108,6 @@ pub(crate) struct TokenizerSlot {
     pub(crate) parsed: OnceLock<Tokenizer>,
 }
 
-/// Memory of one caller's forward passes; made by [`Model::workspace`]. It fits that model, and all
-/// that [`Model::with_matrices_of`] made of it.
-pub struct Workspace {
-    /// One a pipeline of the model.
-    lanes: Vec<Lane>,
-    _reservation: Option<Reservation>,
-}
-
-/// What hidden units that are 0 have saved: see [`Workspace::sparsity`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Sparsity {
-    /// Rows that were not read.
-    pub skipped: u64,
-    /// All rows that there were.
-    pub total: u64,
-}
-
 impl Model {
     /// This model, but for the matrices called `names` (as [`tensors`](Self::tensors) calls them), which
     /// are those of `other`, the same checkpoint opened with another quantisation. Weights and threads
@@ -134,8 +118,7 @@ impl Model {
     /// [`ErrorKind::Argument`] when `other` is of another checkpoint, or a name is not that of a matrix.
     pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
         let (base, other) = (&*self.0, &*other.0);
-        let facts = |inner: &Inner| (inner.fingerprint, inner.config.sizes);
-        if facts(base) != facts(other) {
+        if !base.state_layout().fits(&other.state_layout()) {
             let text = format!("is of another checkpoint than {}", base.place);
             return Err(Error::argument(text).at(&other.place));
         }
@@ -232,10 +215,11 @@ impl Model {
             model_file::verify_checksum(file, progress)?;
         }
         let networks = self.0.stages.only_networks("verified");
+        let is_short = self.0.budget.paging().is_some();
         for network in networks.map_err(|e| e.at(&self.0.place))? {
             for matrix in network.matrices() {
-                matrix.check_finite().map_err(|e| e.at(&self.0.place))?;
-                self.matrix_was_read(matrix);
+                let checked = matrix.check_finite(0..matrix.n_rows, is_short);
+                checked.map_err(|e| e.at(&self.0.place))?;
             }
         }
         Ok(())
@@ -244,13 +228,6 @@ impl Model {
     /// Refuses what was computed if weights in mapped files were lost meanwhile.
     pub(crate) fn check_readable(&self) -> Result<()> {
         self.0.watches.iter().try_for_each(Watch::check)
-    }
-
-    /// Drops the pages of a matrix for which memory is too short.
-    fn matrix_was_read(&self, matrix: &Matrix) {
-        if self.0.budget.paging().is_some() {
-            matrix.release();
-        }
     }
 
     /// The model's tokenizer.
@@ -311,10 +288,6 @@ impl Model {
         info::tensors(&self.0.stages)
     }
 
-    fn state_layout(&self) -> StateLayout {
-        StateLayout::new(self.sizes(), self.0.fingerprint)
-    }
-
     pub(crate) fn budget(&self) -> &Arc<Budget> {
         &self.0.budget
     }
@@ -328,31 +301,58 @@ impl Model {
     }
 
     /// The empty state: of a sequence before its first token.
+    ///
+    /// # Panics
+    ///
+    /// When there is no memory for it, which [`try_new_state`](Self::try_new_state) says.
     pub fn new_state(&self) -> State {
-        State::new(self.state_layout())
+        enough(self.try_new_state())
+    }
+
+    /// [`new_state`](Self::new_state) where memory may be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`].
+    pub fn try_new_state(&self) -> Result<State> {
+        State::new(self.0.state_layout())
     }
 
     /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut. A
     /// model with layers on a device takes at most [`prefill_rows`](Self::prefill_rows) at once, and so does
     /// one whose memory is limited.
+    ///
+    /// # Panics
+    ///
+    /// When there is no memory for it, which [`try_workspace`](Self::try_workspace) says.
     pub fn workspace(&self, rows_max: usize) -> Workspace {
-        let workspace = self.uncounted_workspace(rows_max);
+        enough(self.try_workspace(rows_max))
+    }
+
+    /// [`workspace`](Self::workspace) where memory may be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`].
+    pub fn try_workspace(&self, rows_max: usize) -> Result<Workspace> {
+        let workspace = self.uncounted_workspace(rows_max)?;
         let bytes = workspace.size_bytes();
-        Workspace {
+        Ok(Workspace {
             _reservation: Reservation::anyway(self.budget(), bytes),
             ..workspace
-        }
+        })
     }
 
     /// A workspace whose memory someone else has counted.
-    pub(crate) fn uncounted_workspace(&self, rows_max: usize) -> Workspace {
+    pub(crate) fn uncounted_workspace(&self, rows_max: usize) -> Result<Workspace> {
         let rows_max = self.rows_within_limit(rows_max);
         let (n_threads, no_sparsity) = (self.0.pool.n_threads(), self.0.no_sparsity);
         let lane = |pipeline: &Pipeline| pipeline.lane(rows_max, n_threads, no_sparsity);
-        Workspace {
-            lanes: self.0.stages.pipelines.iter().map(lane).collect(),
+        let lanes = self.0.stages.pipelines.iter().map(lane);
+        Ok(Workspace {
+            lanes: lanes.collect::<Result<_>>()?,
             _reservation: None,
-        }
+        })
     }
 
     fn rows_within_limit(&self, rows: usize) -> usize {
@@ -413,8 +413,21 @@ impl Model {
     }
 
     /// A sequence with its own state and memory, at the empty state.
+    ///
+    /// # Panics
+    ///
+    /// When there is no memory for it, which [`try_session`](Self::try_session) says.
     pub fn session(&self) -> Session {
         Session::new(self)
+    }
+
+    /// [`session`](Self::session) where memory may be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`].
+    pub fn try_session(&self) -> Result<Session> {
+        Session::try_new(self)
     }
 
     /// Feeds every span's tokens to its state, and writes the logits that the spans ask for to `logits`,
@@ -429,7 +442,9 @@ impl Model {
     /// `logits`, or a workspace of another model, [`ErrorKind::State`] for a state of another model,
     /// [`ErrorKind::Backend`] for one that is undefined. Nothing has changed then.
     ///
-    /// When a device fails, [`ErrorKind::Backend`], [`ErrorKind::Memory`] or what else its plugin says. Each
+    /// [`ErrorKind::Format`] when numbers become NaN or infinite, which only weights that are so themselves, or far too
+    /// large, can do: opening does not read the floats that it uses in place. The text names the weight where it is
+    /// found. When a device fails, [`ErrorKind::Backend`], [`ErrorKind::Memory`] or what else its plugin says. Each
     /// state is then as it was, or is undefined and refused by all later passes: [`State::check`] tells. So
     /// it is after a panic, and after [`ErrorKind::Io`], when a mapped file shrank or could not be read (see
     /// [`open`](Self::open)). What is in `logits` has no meaning.
@@ -478,7 +493,7 @@ impl Model {
         spans: &mut [Span<'_>],
         wanted: Wanted<'_>,
     ) -> Result<()> {
-        let layout = self.state_layout();
+        let layout = self.0.state_layout();
         for (index, span) in spans.iter().enumerate() {
             span.check(&layout).map_err(|e| match spans.len() {
                 1 => e,
@@ -507,22 +522,32 @@ impl Model {
             kernels: self.0.kernels,
             paging: turn.as_ref().map(|turn| turn.paging),
         };
-        match (pipelines, lanes) {
+        let passed = match (pipelines, lanes) {
             ([pipeline], [lane]) => {
                 for span in &mut *spans {
                     if !span.tokens.is_empty() {
                         device_state::place(span.state, pipeline.placed())?;
                     }
                 }
-                pipeline.forward(machine, lane, spans, wanted)?;
+                pipeline.forward(machine, lane, spans, wanted)
             }
-            (_, lanes) => {
-                data_parallel::forward(stages, machine, lanes, spans, wanted, sizes)?;
-            }
-        }
+            (_, lanes) => data_parallel::forward(stages, machine, lanes, spans, wanted, sizes),
+        };
+        // Weights that are gone come before what came of them.
         self.check_readable()?;
+        passed.map_err(|e| match e.kind() {
+            // The weights are at fault.
+            ErrorKind::Format => e.at(&self.0.place),
+            _ => e,
+        })?;
         spans.iter_mut().for_each(|span| span.state.end_pass());
         Ok(())
+    }
+}
+
+impl Inner {
+    fn state_layout(&self) -> StateLayout {
+        StateLayout::new(&self.config.sizes, self.fingerprint)
     }
 }
 
@@ -532,33 +557,12 @@ impl std::fmt::Debug for Model {
     }
 }
 
-impl Workspace {
-    /// What it takes in memory, in bytes: about in proportion to the rows that it was made for.
-    pub fn size_bytes(&self) -> usize {
-        self.buffers().map(Buffers::size_bytes).sum()
-    }
-
-    /// Rows of `ffn.value` that sparsity saved, over all batches of few tokens so far: with more tokens at
-    /// once all rows are used.
-    pub fn sparsity(&self) -> Sparsity {
-        let counts = self.buffers().map(Buffers::sparsity);
-        let (skipped, total) = counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
-        Sparsity { skipped, total }
-    }
-
-    /// Those of the CPU's part.
-    fn buffers(&self) -> impl Iterator<Item = &Buffers> {
-        self.lanes.iter().filter_map(|lane| lane.buffers.as_ref())
-    }
-}
-
-impl std::fmt::Debug for Workspace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rows_max = self.lanes.first().map_or(0, |lane| lane.rows_max);
-        f.debug_struct("Workspace")
-            .field("rows_max", &rows_max)
-            .finish_non_exhaustive()
-    }
+/// What the caller takes for granted.
+///
+/// # Panics
+/// When there is no memory for it.
+pub(crate) fn enough<T>(made: Result<T>) -> T {
+    made.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Those of all mapped files that the networks of these stages read.

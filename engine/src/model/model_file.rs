@@ -21,11 +21,12 @@ use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::output::OutputFile;
 use crate::files::{FileBytes, GrowingBytes, SourceFile, Watch};
-use crate::math::reserve;
 use crate::math::threads::Pool;
+use crate::math::{copied, numbers_of};
 use crate::model::load::{convert, convert_in_pieces};
 use crate::model::{Inner, Loaded};
 use crate::networks::config::Config;
+use crate::networks::fingerprint::Fingerprint;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::networks::{known, Tensor};
@@ -43,6 +44,8 @@ const ALIGNMENT: usize = 64;
 /// The checksum's place in the header, with what is hashed in its stead.
 const CHECKSUM_KEY: &str = "\"checksum\":\"";
 const CHECKSUM_BLANK: &str = "0000000000000000";
+/// Files of version 0.1 of the program do not have it.
+const FINGERPRINT_OF_ROWS: &str = "fingerprint_of_rows";
 const TOKENIZER: &str = "tokenizer";
 const PADDING: &str = "padding.";
 /// Bytes written or hashed at once.
@@ -163,9 +166,12 @@ fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Result<Vec<u8>> {
         "architecture": model.config.sizes.architecture.name,
         "config": model.config.to_json().to_string(),
         "quant": model.quant.name(),
-        "fingerprint": format!("{:016x}", model.fingerprint),
+        "fingerprint": format!("{:016x}", model.fingerprint.first),
         "checksum": CHECKSUM_BLANK,
     });
+    if let Some(rows) = model.fingerprint.rows {
+        metadata[FINGERPRINT_OF_ROWS] = json!(format!("{rows:016x}"));
+    }
     if let Some(file) = &model.tokenizer.file {
         let name = Path::new(&file.name).file_name().unwrap_or_default();
         metadata[TOKENIZER] = json!(name.to_string_lossy());
@@ -211,8 +217,7 @@ pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(Progre
         let bytes = file.bytes(begin..end)?;
         if begin == 0 {
             // Of a header larger than a piece only the beginning is searched: metadata comes first.
-            let mut first = reserve(bytes.len(), "the beginning of the file")?;
-            first.extend_from_slice(&bytes);
+            let mut first = copied(&bytes, "the beginning of a file")?;
             let at = find_checksum(&first).ok_or_else(|| failed("no checksum".into()))?;
             let digits = &mut first[at..at + CHECKSUM_BLANK.len()];
             written = Some(String::from_utf8_lossy(digits).into_owned());
@@ -244,7 +249,7 @@ pub(crate) struct ModelFile {
     pub(crate) config: Config,
     /// How its matrices are stored.
     pub(crate) quant: Quant,
-    fingerprint: u64,
+    fingerprint: Fingerprint,
     pub(crate) tokenizer: Option<TokenizerFile>,
     tensors: SafetensorsFile,
 }
@@ -283,12 +288,19 @@ impl ModelFile {
         let damaged = |key: &str, e: &dyn std::fmt::Display| {
             Error::format(format!("metadata: damaged `{key}`: {e}"))
         };
-        let fingerprint = get("fingerprint")?;
+        let hash =
+            |key: &str, digits: &str| u64::from_str_radix(digits, 16).map_err(|e| damaged(key, &e));
+        let fingerprint = Fingerprint {
+            first: hash("fingerprint", get("fingerprint")?)?,
+            rows: match tensors.metadata.get(FINGERPRINT_OF_ROWS) {
+                Some(digits) => Some(hash(FINGERPRINT_OF_ROWS, digits)?),
+                None => None,
+            },
+        };
         Ok(ModelFile {
             config: Config::from_json(architecture, get("config")?)?,
             quant: Quant::from_name(quant).ok_or_else(unknown)?,
-            fingerprint: u64::from_str_radix(fingerprint, 16)
-                .map_err(|e| damaged("fingerprint", &e))?,
+            fingerprint,
             tokenizer: tokenizer_file(&tensors)?,
             tensors,
         })
@@ -418,7 +430,7 @@ impl FileWeights<'_> {
         let mut parts = self.beside(name, &kinds)?;
         parts.insert(0, Some(values));
         let weights = Weights::from_parts(self.stored, shape, &parts);
-        let weights = weights.map_err(|bad| self.bad(name, &bad))?;
+        let weights = weights.map_err(|bad| self.bad(name, bad))?;
         // What belongs to the weights was copied.
         let beside = parts[1..].iter().flatten();
         beside.for_each(|part| self.was_copied(part));
@@ -437,7 +449,7 @@ impl FileWeights<'_> {
         let (begin, row_bytes) = (values.begin, self.stored.row_values_bytes(shape.1));
         let beside = self.beside(name, &kinds)?;
         let stored = Stored::new(self.stored, shape, &beside);
-        let stored = stored.map_err(|bad| self.bad(name, &bad))?;
+        let stored = stored.map_err(|bad| self.bad(name, bad))?;
         let at = |row: usize| begin + row as u64 * row_bytes;
         let read = |rows: Range<usize>| self.file.file.bytes(at(rows.start)..at(rows.end));
         stored.for_each_piece(read, take)?;
@@ -448,8 +460,9 @@ impl FileWeights<'_> {
         Ok(())
     }
 
-    fn bad(&self, name: &str, bad: &BadPart) -> Error {
-        self.error(&format!("{name}{}", bad.suffix), &bad.text)
+    fn bad(&self, name: &str, bad: BadPart) -> Error {
+        let tensor = format_args!("tensor {name}{}", bad.suffix).to_string();
+        bad.error.at(tensor).at(self.file.file.name())
     }
 
     /// What rounding errors of a matrix will do.
@@ -487,7 +500,7 @@ impl WeightSource for FileWeights<'_> {
     fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
         let name = tensor.name();
         let bytes = self.take(&name, Dtype::F32, &[tensor.len()])?;
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        let values: Vec<f32> = numbers_of(&bytes, "a vector of weights")?;
         self.was_copied(&bytes);
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             let text = format!("{} at [{index}], expected a number", values[index]);

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::devices::device_state;
-use crate::error::{Error, Result};
-use crate::math::reserve;
+use crate::error::{Error, ErrorKind, Result};
+use crate::math::{all_finite, reserve, zeroed};
 use crate::memory::budget::Reservation;
 use crate::memory::estimate;
-use crate::model::{Model, Sparsity, Workspace};
+use crate::model::{enough, Model, Sparsity, Workspace};
 use crate::networks::batch::{Output, Span};
 use crate::networks::state::State;
 use crate::products::{prefill_rows_lasting, PREFILL_ROWS};
@@ -89,28 +89,41 @@ impl Session {
     pub const PREFILL_ROWS: usize = PREFILL_ROWS;
 
     /// A session at the empty state.
+    ///
+    /// # Panics
+    ///
+    /// When there is no memory for it, which [`try_new`](Self::try_new) says.
     pub fn new(model: &Model) -> Self {
-        let state = model.new_state();
+        enough(Self::try_new(model))
+    }
+
+    /// [`new`](Self::new) where memory may be short.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub fn try_new(model: &Model) -> Result<Self> {
+        let state = model.try_new_state()?;
         let bytes = state.size_bytes() + 2 * model.n_vocab() * size_of::<f32>();
-        let decode = model.workspace(1);
-        Session {
+        let decode = model.try_workspace(1)?;
+        Ok(Session {
             _reservation: Reservation::anyway(model.budget(), bytes),
-            ..Self::uncounted(model, state, decode)
-        }
+            ..Self::uncounted(model, state, decode)?
+        })
     }
 
     /// A session whose memory someone else has counted.
-    fn uncounted(model: &Model, state: State, decode: Workspace) -> Self {
-        Session {
+    fn uncounted(model: &Model, state: State, decode: Workspace) -> Result<Self> {
+        Ok(Session {
             state,
-            logits: Vec::with_capacity(model.n_vocab()),
-            next_logits: vec![0.0; model.n_vocab()],
+            logits: reserve(model.n_vocab(), "a row of logits")?,
+            next_logits: zeroed(model.n_vocab(), "a row of logits")?,
             decode,
             prefill: None,
             prefill_rows: model.prefill_rows(),
             model: model.clone(),
             _reservation: None,
-        }
+        })
     }
 
     /// A session at the empty state that has all memory it will ever need, and a greedy sampler that has
@@ -130,19 +143,19 @@ impl Session {
         };
         let bytes = estimate::session_bytes(model.sizes(), buffered, info.threads);
         let reservation = Reservation::new(model.budget(), bytes, "another session")?;
-        // The allocations below end the process when they fail. Asked for in one piece, the same memory
+        // The sampler's allocations end the process when they fail. Asked for in one piece, the same memory
         // gives an error instead.
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        drop(reserve::<u8>(bytes, "a session")?);
+        let of_sampler = Sampler::reserved_bytes(model.n_vocab());
+        drop(reserve::<u8>(of_sampler, "a sampler")?);
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
         sampler.reserve();
         let_threads_start(model);
-        let decode = model.uncounted_workspace(1);
+        let decode = model.uncounted_workspace(1)?;
         let mut session = Session {
-            prefill: Some(model.uncounted_workspace(prefill_rows)),
+            prefill: Some(model.uncounted_workspace(prefill_rows)?),
             prefill_rows,
             _reservation: Some(reservation),
-            ..Self::uncounted(model, model.new_state(), decode)
+            ..Self::uncounted(model, model.try_new_state()?, decode)?
         };
         model.place(&mut session.state)?;
         Ok((session, sampler))
@@ -182,11 +195,11 @@ impl Session {
     /// # Errors
     ///
     /// [`ErrorKind::State`](crate::ErrorKind::State) when the state belongs to another model,
-    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab logits,
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when there are some but not n_vocab finite logits,
     /// [`ErrorKind::Backend`](crate::ErrorKind::Backend) when the state is undefined. Nothing has changed
     /// then. When a device does not give the state, that of the session is undefined.
     pub fn restore(&mut self, state: &State, logits: &[f32]) -> Result<()> {
-        if state.layout() != self.state.layout() {
+        if !state.layout().fits(self.state.layout()) {
             return Err(Error::state("the state belongs to another model"));
         }
         if !logits.is_empty() && logits.len() != self.model.n_vocab() {
@@ -194,6 +207,10 @@ impl Session {
             return Err(Error::argument(format!(
                 "{found} logits, expected {expected}"
             )));
+        }
+        if !all_finite(logits) {
+            let text = "logits that are NaN or infinite, expected finite numbers";
+            return Err(Error::argument(text));
         }
         self.state.copy_from(state)?;
         self.logits.clear();
@@ -246,7 +263,7 @@ impl Session {
                 "room for {found} bytes of state, expected {expected}"
             )));
         }
-        self.state.numbers()?;
+        self.state.check_savable(&self.logits)?;
         self.state.write_bytes(&self.logits, out);
         Ok(())
     }
@@ -269,17 +286,16 @@ impl Session {
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens or one beyond the vocabulary.
     /// Nothing has changed then.
     ///
-    /// When a device fails, [`ErrorKind::Backend`](crate::ErrorKind::Backend) or what else its plugin says, and
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when a mapped file shrank (see [`Model::open`]). If
+    /// [`ErrorKind::Format`](crate::ErrorKind::Format) when weights that are NaN or infinite show in the results,
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when a mapped file shrank (see [`Model::open`]), and when a device
+    /// fails, [`ErrorKind::Backend`](crate::ErrorKind::Backend) or what else its plugin says. If
     /// some of the tokens may have been fed by then, the state is undefined: until [`reset`](Self::reset),
     /// [`restore`](Self::restore) or [`load_state`](Self::load_state) there are no logits, and everything
     /// that needs the state is refused, as [`State::check`] says.
     pub fn eval(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         let workspace = match tokens.len() {
             0 | 1 => &mut self.decode,
-            _ => self
-                .prefill
-                .get_or_insert_with(|| self.model.workspace(self.prefill_rows)),
+            _ => prefill(&mut self.prefill, &self.model, self.prefill_rows)?,
         };
         let span = Span::new(&mut self.state, tokens, Output::Last);
         self.model
@@ -297,10 +313,8 @@ impl Session {
     /// Those of [`eval`](Self::eval).
     pub fn eval_all(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let n_vocab = self.model.n_vocab();
-        let workspace = self
-            .prefill
-            .get_or_insert_with(|| self.model.workspace(self.prefill_rows));
-        let mut logits = vec![0.0; tokens.len() * n_vocab];
+        let mut logits = zeroed(tokens.len().saturating_mul(n_vocab), "rows of logits")?;
+        let workspace = prefill(&mut self.prefill, &self.model, self.prefill_rows)?;
         let span = Span::new(&mut self.state, tokens, Output::All);
         self.model.forward(workspace, &mut [span], &mut logits)?;
         if let Some(last) = logits.chunks_exact(n_vocab).next_back() {
@@ -363,7 +377,13 @@ impl Session {
         // There is room for a row already.
         self.logits.resize(self.model.n_vocab(), 0.0);
         let fetched = last.logits(&mut self.logits);
-        fetched.inspect_err(|_| self.logits.clear())
+        fetched.inspect_err(|error| {
+            self.logits.clear();
+            // The device gave them, and they are not finite: nor is the state.
+            if error.kind() == ErrorKind::Format {
+                self.state.begin_pass();
+            }
+        })
     }
 
     fn generate_tokens(
@@ -423,6 +443,18 @@ impl Session {
         }
         Ok(Generated { tokens, ending })
     }
+}
+
+/// The workspace for more than one token, which is made when it is first wanted.
+fn prefill<'a>(
+    made: &'a mut Option<Workspace>,
+    model: &Model,
+    rows: usize,
+) -> Result<&'a mut Workspace> {
+    Ok(match made {
+        Some(workspace) => workspace,
+        None => made.insert(model.try_workspace(rows)?),
+    })
 }
 
 /// Returns when every thread of the model has worked, or after a while. A thread that has only just been

@@ -9,10 +9,14 @@ use super::batch::{Segment, Span};
 use super::config::Sizes;
 use super::names;
 use super::table::{tensors, TensorSpec};
+use crate::error::Result;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::KernelSet;
-use crate::products::{fetch_input_factors, multiply, Activations, Machine, Product, Scratch};
+use crate::math::reserve;
+use crate::products::{
+    fetch_input_factors, multiply, Activations, Machine, Product, Scratch, BUFFERS,
+};
 use crate::quant::matrix::{Matrix, Vector};
 
 /// Of ln_out; that of the other norms is in the configuration. transformers does the same.
@@ -81,17 +85,19 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize) -> Self {
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize) -> Result<Self> {
         let row_width = sizes.architecture.row_width(sizes);
-        let rows = || Aligned::new(0.0, rows_max * row_width);
+        let rows = || Aligned::zeroed(rows_max.saturating_mul(row_width), BUFFERS);
         let scratch = || Scratch::new(rows_max, sizes.n_embd);
-        Buffers {
+        Ok(Buffers {
             row_width,
-            residual: rows(),
-            normed: rows(),
-            scratch: (0..n_threads).map(|_| scratch()).collect(),
-            starts: Vec::with_capacity(rows_max),
-        }
+            residual: rows()?,
+            normed: rows()?,
+            scratch: (0..n_threads).map(|_| scratch()).collect::<Result<_>>()?,
+            starts: reserve(rows_max, BUFFERS)?,
+        })
     }
 
     /// Bytes that [`new`](Self::new) takes.

@@ -8,9 +8,13 @@
 
 use super::table::TensorAt;
 use crate::error::{Error, Result};
+use crate::math::collected;
 use crate::quant::exponents::Importance;
 use crate::quant::matrix::Layout;
 use crate::quant::Quant;
+
+/// What arrays are called in errors.
+const WHAT: &str = "inputs of weights";
 
 /// The layer norm beside a matrix, by the beginning of its tensors' raw names.
 #[derive(Clone, Copy)]
@@ -58,16 +62,16 @@ impl TensorAt<'_> {
                     let now = share(column);
                     gain * gain * (now * now + (1.0 - now) * (1.0 - now)) + bias * bias
                 };
-                let columns = gains.iter().zip(&biases).enumerate().map(square).collect();
+                let columns = gains.iter().zip(&biases).enumerate().map(square);
                 Ok(Importance {
-                    columns,
+                    columns: collected(columns, WHAT)?,
                     is_by_row: false,
                 })
             }
             NearbyNorm::Behind { norm } => {
                 let gains = vector(format!("{norm}.weight"))?;
                 Ok(Importance {
-                    columns: gains.iter().map(|gain| gain * gain).collect(),
+                    columns: collected(gains.iter().map(|gain| gain * gain), WHAT)?,
                     is_by_row: true,
                 })
             }

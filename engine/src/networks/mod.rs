@@ -14,6 +14,7 @@ use crate::quant::matrix::{Matrix, Vector};
 pub(crate) mod batch;
 pub(crate) mod common;
 pub(crate) mod config;
+pub(crate) mod fingerprint;
 pub(crate) mod form;
 pub(crate) mod importance;
 pub(crate) mod known;
@@ -26,7 +27,7 @@ pub(crate) mod tensor_info;
 pub(crate) mod tests;
 mod v4;
 
-pub(crate) use crate::products::Machine;
+pub(crate) use crate::products::{Machine, BUFFERS};
 use batch::{Segment, Span};
 use common::{Embedding, Head, Pass};
 use config::{Config, Sizes};
@@ -214,13 +215,20 @@ impl Layers {
 }
 
 impl Buffers {
-    pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize, no_sparsity: bool) -> Self {
-        Buffers {
-            common: common::Buffers::new(sizes, rows_max, n_threads),
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn new(
+        sizes: &Sizes,
+        rows_max: usize,
+        n_threads: usize,
+        no_sparsity: bool,
+    ) -> Result<Self> {
+        Ok(Buffers {
+            common: common::Buffers::new(sizes, rows_max, n_threads)?,
             layers: match sizes.architecture.kind {
-                Kind::V4 => LayerBuffers::V4(v4::Buffers::new(sizes, rows_max, no_sparsity)),
+                Kind::V4 => LayerBuffers::V4(v4::Buffers::new(sizes, rows_max, no_sparsity)?),
             },
-        }
+        })
     }
 
     /// Bytes that [`new`](Self::new) takes.

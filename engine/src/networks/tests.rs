@@ -203,13 +203,13 @@ fn the_table_of_version_4_has_what_its_checkpoints_have() {
     };
     let n: usize = sizes.architecture.tensors(&sizes, &second).count();
     assert_eq!(n, 6 * 18 + 3);
-    assert_eq!(StateLayout::new(&sizes, 0).size_bytes(), 184_320);
+    assert_eq!(StateLayout::of_sizes(&sizes).size_bytes(), 184_320);
 }
 
 #[test]
 fn states_are_empty_as_the_table_says() {
-    let layout = StateLayout::new(&sizes([10, 3, 2, 4, 8]), 0);
-    let state = State::new(layout);
+    let layout = StateLayout::of_sizes(&sizes([10, 3, 2, 4, 8]));
+    let state = State::new(layout).expect("memory");
     let parts = layout.sizes.architecture.state;
     for layer in 0..2 {
         let mut n = 0;
@@ -281,7 +281,7 @@ fn rows_may_be_wider_than_the_residual_stream() {
         let config = Config::of_sizes(*sizes);
         let whole = sizes.architecture.whole(sizes);
         let network = Network::build(&mut MadeUp, &config, &whole).expect("weights");
-        let mut states = vec![State::new(StateLayout::new(sizes, 0)); 2];
+        let mut states = vec![State::new(StateLayout::of_sizes(sizes)).expect("memory"); 2];
         let mut spans: Vec<_> = states
             .iter_mut()
             .zip([&tokens[..], &tokens[2..]])
@@ -293,7 +293,7 @@ fn rows_may_be_wider_than_the_residual_stream() {
             .collect();
         let (mut segments, mut rows) = (Vec::new(), Vec::new());
         assert!(Cutter::new().next(&spans, 8, &mut segments, &mut rows));
-        let mut buffers = Buffers::new(sizes, 8, 2, false);
+        let mut buffers = Buffers::new(sizes, 8, 2, false).expect("memory");
         network.forward(machine, &mut buffers, &segments, &mut spans);
         let (n_vocab, n_embd) = (sizes.n_vocab, sizes.n_embd);
         let mut logits = vec![0.0; rows.len() * n_vocab];
@@ -325,7 +325,8 @@ fn buffers_take_what_they_say() {
     ] {
         for rows in [1, 2, 7, 8, 32, 64, 128] {
             for n_threads in [1, 3] {
-                let taken = Buffers::new(&sizes, rows, n_threads, false).size_bytes() as u64;
+                let buffers = Buffers::new(&sizes, rows, n_threads, false).expect("memory");
+                let taken = buffers.size_bytes() as u64;
                 assert_eq!(
                     Buffers::bytes_for(&sizes, rows, n_threads),
                     taken,

@@ -20,11 +20,14 @@ use super::state::{State, StateLayout};
 use super::table::{
     size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart, TensorSpec,
 };
+use crate::error::Result;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::WkvChannels;
 use crate::math::threads::{ColumnBlock, Columns};
-use crate::products::{fetch_input_factors, multiply, Activations, Machine, Product, Transposed};
+use crate::products::{
+    fetch_input_factors, multiply, Activations, Machine, Product, Transposed, BUFFERS,
+};
 use crate::quant::matrix::{Matrix, Vector};
 
 /// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
@@ -240,22 +243,25 @@ fn widths(sizes: &Sizes) -> [usize; 5] {
 }
 
 impl Buffers {
-    pub(crate) fn new(sizes: &Sizes, rows_max: usize, no_sparsity: bool) -> Self {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn new(sizes: &Sizes, rows_max: usize, no_sparsity: bool) -> Result<Self> {
         let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
-        let [key, value, receptance, gated, hidden] =
-            widths(sizes).map(|width| Aligned::new(0.0, rows_max * width));
-        Buffers {
-            input_a: Activations::new(n_embd.max(sizes.n_attention), rows_max),
-            input_b: Activations::new(n_embd, rows_max),
-            input_c: Activations::new(n_embd, rows_max),
-            input_hidden: Activations::new(n_hidden, rows_max),
-            transposed: Transposed::new(n_hidden, n_embd, rows_max, no_sparsity),
-            key,
-            value,
-            receptance,
-            gated,
-            hidden,
-        }
+        let floats = |width: usize| Aligned::zeroed(rows_max.saturating_mul(width), BUFFERS);
+        let [key, value, receptance, gated, hidden] = widths(sizes);
+        Ok(Buffers {
+            input_a: Activations::new(n_embd.max(sizes.n_attention), rows_max)?,
+            input_b: Activations::new(n_embd, rows_max)?,
+            input_c: Activations::new(n_embd, rows_max)?,
+            input_hidden: Activations::new(n_hidden, rows_max)?,
+            transposed: Transposed::new(n_hidden, n_embd, rows_max, no_sparsity)?,
+            key: floats(key)?,
+            value: floats(value)?,
+            receptance: floats(receptance)?,
+            gated: floats(gated)?,
+            hidden: floats(hidden)?,
+        })
     }
 
     /// Bytes that [`new`](Self::new) takes.

@@ -21,12 +21,14 @@
 
 use std::ops::Range;
 
+use crate::error::Result;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::{fetch, Fetch};
 #[cfg(feature = "gemm")]
 use crate::math::kernels::gemm;
 use crate::math::kernels::{KernelSet, Rows, PANEL_WIDTH};
 use crate::math::threads::{ColumnBlock, Columns, Pool};
+use crate::math::zeroed;
 use crate::products::paging::{PagedMatrix, Paging};
 use crate::quant::matrix::{Layout, Matrix};
 use crate::quant::{Inputs, Quant, Room};
@@ -78,6 +80,9 @@ pub(crate) fn prefill_rows_lasting(quant: Quant) -> usize {
     }
 }
 
+/// What memory for passes is called in errors.
+pub(crate) const BUFFERS: &str = "buffers of forward passes";
+
 /// What a forward pass runs on.
 #[derive(Clone, Copy)]
 pub(crate) struct Machine<'a> {
@@ -116,27 +121,30 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     /// Room for batches of up to `n_rows` rows, and `n_outputs` of matrices stored row per input.
-    pub(crate) fn new(n_rows: usize, n_outputs: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn new(n_rows: usize, n_outputs: usize) -> Result<Self> {
         let [sums, product] = Self::rooms(n_rows);
-        Scratch {
-            sums: Aligned::new(0, sums),
-            product: Aligned::new(0.0, product),
-            panel: Aligned::new(0.0, CHUNK_INPUTS * PANEL_WIDTH),
-            panel_integers: Aligned::new(0, CHUNK_INPUTS * PANEL_WIDTH),
-            gathered: Aligned::new(0, n_rows.min(MANY_ROWS - 1) * n_outputs),
+        Ok(Scratch {
+            sums: Aligned::zeroed(sums, BUFFERS)?,
+            product: Aligned::zeroed(product, BUFFERS)?,
+            panel: Aligned::zeroed(CHUNK_INPUTS * PANEL_WIDTH, BUFFERS)?,
+            panel_integers: Aligned::zeroed(CHUNK_INPUTS * PANEL_WIDTH, BUFFERS)?,
+            gathered: Aligned::zeroed(n_rows.min(MANY_ROWS - 1) * n_outputs, BUFFERS)?,
             has_gathered: [false; MANY_ROWS],
-            chunk_sums: Aligned::new(0, n_outputs),
+            chunk_sums: Aligned::zeroed(n_outputs, BUFFERS)?,
             indices: vec![0; CHUNK_INPUTS],
-            values: Aligned::new(0.0, CHUNK_INPUTS),
-            integers: Aligned::new(0, CHUNK_INPUTS),
-        }
+            values: Aligned::zeroed(CHUNK_INPUTS, BUFFERS)?,
+            integers: Aligned::zeroed(CHUNK_INPUTS, BUFFERS)?,
+        })
     }
 
     /// Numbers of `sums` and `product`.
     fn rooms(n_rows: usize) -> [usize; 2] {
         let room = BLOCK_OUTPUTS.max(BLOCK_PANELS * PANEL_WIDTH);
         let room_gemm = if n_rows < GEMM_ROWS { 0 } else { GEMM_OUTPUTS };
-        [n_rows * room, n_rows * room.max(room_gemm)]
+        [room, room.max(room_gemm)].map(|room| n_rows.saturating_mul(room))
     }
 
     /// Bytes that [`new`](Self::new) takes.
@@ -182,13 +190,17 @@ pub(crate) struct Activations {
 
 impl Activations {
     /// Room for `n_rows` rows of `n_inputs` inputs.
-    pub(crate) fn new(n_inputs: usize, n_rows: usize) -> Self {
-        Activations {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn new(n_inputs: usize, n_rows: usize) -> Result<Self> {
+        let width = n_inputs.next_multiple_of(2);
+        Ok(Activations {
             n_rows: 0,
-            values: Aligned::new(0.0, n_inputs * n_rows),
-            integers: Aligned::new(0, n_inputs.next_multiple_of(2) * n_rows),
-            scales: vec![0.0; n_rows],
-        }
+            values: Aligned::zeroed(n_inputs.saturating_mul(n_rows), BUFFERS)?,
+            integers: Aligned::zeroed(width.saturating_mul(n_rows), BUFFERS)?,
+            scales: zeroed(n_rows, BUFFERS)?,
+        })
     }
 
     /// Bytes that [`new`](Self::new) takes.

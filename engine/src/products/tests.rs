@@ -49,8 +49,9 @@ fn product(matrix: &Matrix, kernels: KernelSet, pool: &Pool, n_rows: usize) -> V
         paging: None,
     };
     let threads = 0..pool.n_threads();
-    let mut scratch: Vec<_> = threads.map(|_| Scratch::new(n_rows, N_OUTPUTS)).collect();
-    let mut activations = Activations::new(N_INPUTS, n_rows);
+    let scratch = |_| Scratch::new(n_rows, N_OUTPUTS).expect("memory");
+    let mut scratch: Vec<_> = threads.map(scratch).collect();
+    let mut activations = Activations::new(N_INPUTS, n_rows).expect("memory");
     activations.prepare(pool, kernels, matrix, n_rows, |row, out| {
         let numbers = out.iter_mut().enumerate();
         numbers.for_each(|(index, out)| *out = input(row, index));
@@ -63,12 +64,9 @@ fn product(matrix: &Matrix, kernels: KernelSet, pool: &Pool, n_rows: usize) -> V
     };
     match matrix.layout {
         Layout::RowPerOutput => multiply(machine, &mut scratch, [product], &[]),
-        Layout::RowPerInput => Transposed::new(N_INPUTS, N_OUTPUTS, n_rows, false).multiply(
-            machine,
-            &mut scratch,
-            product,
-            &[],
-        ),
+        Layout::RowPerInput => Transposed::new(N_INPUTS, N_OUTPUTS, n_rows, false)
+            .expect("memory")
+            .multiply(machine, &mut scratch, product, &[]),
     }
     out
 }

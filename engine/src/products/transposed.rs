@@ -9,7 +9,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::panels::multiply_many;
-use super::{beginning_of_part, Activations, Machine, Product, Scratch, CHUNK_INPUTS, MANY_ROWS};
+use super::{
+    beginning_of_part, Activations, Machine, Product, Scratch, BUFFERS, CHUNK_INPUTS, MANY_ROWS,
+};
+use crate::error::Result;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::KernelSet;
 use crate::math::threads::{ColumnBlock, Columns};
@@ -29,13 +32,22 @@ pub(crate) struct Transposed {
 
 impl Transposed {
     /// Room for batches of up to `n_rows` rows of matrices of these sizes.
-    pub(crate) fn new(n_inputs: usize, n_outputs: usize, n_rows: usize, no_sparsity: bool) -> Self {
-        Transposed {
-            partial: Aligned::new(0.0, Self::room(n_inputs, n_outputs, n_rows) as usize),
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn new(
+        n_inputs: usize,
+        n_outputs: usize,
+        n_rows: usize,
+        no_sparsity: bool,
+    ) -> Result<Self> {
+        let room = usize::try_from(Self::room(n_inputs, n_outputs, n_rows));
+        Ok(Transposed {
+            partial: Aligned::zeroed(room.unwrap_or(usize::MAX), BUFFERS)?,
             no_sparsity,
             n_seen: AtomicU64::new(0),
             n_used: AtomicU64::new(0),
-        }
+        })
     }
 
     /// Numbers of `partial`.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::error::Result;
+use crate::math::resized;
 use crate::math::threads::Pool;
 use crate::quant::exponents::Importance;
 
@@ -106,7 +107,8 @@ impl<'a> Blocks<'a> {
         let (source, n_cols) = (self.source, self.n_cols);
         let task_rows = source.task_rows();
         self.held = 0..0;
-        self.buffer.resize(rows.len() * n_cols, 0.0);
+        let n = rows.len() * n_cols;
+        resized(&mut self.buffer, n, 0.0, "a piece of a matrix")?;
         let error = Mutex::new(None);
         self.pool
             .run_chunks(&mut self.buffer, task_rows * n_cols, |task, out| {

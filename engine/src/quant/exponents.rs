@@ -23,11 +23,14 @@
 #![forbid(unsafe_code)]
 
 use crate::error::Result;
+use crate::math::{collected, resized, zeroed};
 use crate::quant::blocks::Blocks;
 
 /// Exponents count quarters of a power of two. Within these bounds products of scales, factors and activations stay far
 /// inside the range of f32.
 pub(super) const EXPONENT_MAX: i8 = 96;
+/// What arrays are called in errors.
+const COLUMNS: &str = "columns of weights";
 /// More change nothing that can be measured.
 const ROUNDS: usize = 2;
 /// Rows, and columns, of one task.
@@ -55,9 +58,12 @@ pub(super) fn column_factor(exponent: i8) -> f32 {
 }
 
 /// 1 over the columns' factors.
-pub(super) fn inverse_factors(exponents: &[i8]) -> Vec<f32> {
+///
+/// # Errors
+/// [`ErrorKind::Memory`](crate::ErrorKind::Memory)
+pub(super) fn inverse_factors(exponents: &[i8]) -> Result<Vec<f32>> {
     let inverse = |&exponent: &i8| 1.0 / column_factor(exponent);
-    exponents.iter().map(inverse).collect()
+    collected(exponents.iter().map(inverse), COLUMNS)
 }
 
 /// Chooses the exponents (n_cols) by the error that they will make. Everything is summed in one order: the result does
@@ -67,13 +73,14 @@ pub(super) fn inverse_factors(exponents: &[i8]) -> Vec<f32> {
 /// Those of reading the matrix.
 pub(super) fn column_exponents(blocks: &mut Blocks<'_>) -> Result<Vec<i8>> {
     let n_cols = blocks.n_cols;
-    let mut input_logs = input_logs(&blocks.importance.columns, n_cols);
+    let mut input_logs = input_logs(&blocks.importance.columns, n_cols)?;
     // (n_cols) log2 of the columns' factors
-    let mut factor_logs = vec![0.0_f64; n_cols];
+    let mut factor_logs: Vec<f64> = zeroed(n_cols, COLUMNS)?;
     let mut error_without = 0.0;
     for round in 0..ROUNDS {
-        let inverses: Vec<f32> = factor_logs.iter().map(|log| (-log).exp2() as f32).collect();
-        let mut sums = vec![0.0_f32; n_cols];
+        let inverses = factor_logs.iter().map(|log| (-log).exp2() as f32);
+        let inverses = collected(inverses, COLUMNS)?;
+        let mut sums: Vec<f32> = zeroed(n_cols, COLUMNS)?;
         let rows_error = rows_error(blocks, &inverses, Some(&mut sums))?;
         if round == 0 {
             // Columns of zeros have no errors.
@@ -86,25 +93,28 @@ pub(super) fn column_exponents(blocks: &mut Blocks<'_>) -> Result<Vec<i8>> {
     }
     let limit = f64::from(EXPONENT_MAX);
     let exponent = |log: &f64| (4.0 * log).round().clamp(-limit, limit) as i8;
-    let exponents: Vec<i8> = factor_logs.iter().map(exponent).collect();
-    let logs: Vec<f64> = exponents.iter().map(|&e| f64::from(e) / 4.0).collect();
-    let rows_error = rows_error(blocks, &inverse_factors(&exponents), None)?;
-    let error = rows_error * columns_error(&input_logs, &logs);
-    Ok(match error < error_without {
-        true => exponents,
-        false => vec![0; n_cols],
-    })
+    let mut exponents = collected(factor_logs.iter().map(exponent), COLUMNS)?;
+    for (log, &exponent) in factor_logs.iter_mut().zip(&exponents) {
+        *log = f64::from(exponent) / 4.0;
+    }
+    let rows_error = rows_error(blocks, &inverse_factors(&exponents)?, None)?;
+    let error = rows_error * columns_error(&input_logs, &factor_logs);
+    // An error that is no number is no reason to choose any.
+    if error.partial_cmp(&error_without) != Some(std::cmp::Ordering::Less) {
+        exponents.fill(0);
+    }
+    Ok(exponents)
 }
 
 /// log2 of the root mean squares of the inputs, 0 for all where nothing is known.
-fn input_logs(mean_squares: &[f32], n_cols: usize) -> Vec<f64> {
+fn input_logs(mean_squares: &[f32], n_cols: usize) -> Result<Vec<f64>> {
     let mean = mean_squares.iter().map(|&x| f64::from(x)).sum::<f64>() / n_cols as f64;
     if mean_squares.len() != n_cols || !mean.is_finite() || mean <= 0.0 {
-        return vec![0.0; n_cols];
+        return zeroed(n_cols, COLUMNS);
     }
     let least = mean * INPUT_SIZE_MIN * INPUT_SIZE_MIN;
     let log = |&square: &f32| f64::from(square).max(least).log2() / 2.0;
-    mean_squares.iter().map(log).collect()
+    collected(mean_squares.iter().map(log), COLUMNS)
 }
 
 /// The second sum of the error.
@@ -152,7 +162,7 @@ fn rows_error(
     let mut rows = Vec::new();
     blocks.for_each(|block| {
         let numbers = block.numbers;
-        rows.resize(block.rows.len(), Row::default());
+        resized(&mut rows, block.rows.len(), Row::default(), COLUMNS)?;
         pool.run_chunks(&mut rows, TASK_ROWS, |task, out| {
             let numbers = numbers[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
             for (row, weights) in out.iter_mut().zip(numbers) {
@@ -271,7 +281,7 @@ mod tests {
         let mut sum = 0.0;
         for row in made.0.chunks_exact(N_COLS) {
             let factors: Vec<f32> = exponents.iter().map(|&e| column_factor(e)).collect();
-            let scale = largest_product(row, &inverse_factors(exponents)) / 127.0;
+            let scale = largest_product(row, &inverse_factors(exponents).expect("memory")) / 127.0;
             let norm = if importance.is_by_row {
                 root_mean_square(row)
             } else {

@@ -13,8 +13,8 @@ use half::f16;
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
 use crate::math::kernels::{KernelSet, Rows};
-use crate::math::reserve;
 use crate::math::threads::ColumnBlock;
+use crate::math::{reserve, resized};
 use crate::quant::blocks::{Block, Blocks, TASK_ROWS};
 use crate::quant::matrix::Buffer;
 use crate::quant::parts::{Numbers, PartKind};
@@ -127,7 +127,7 @@ impl Float for f16 {
     }
 
     fn of_block<'a>(block: &'a Block<'_>, room: &'a mut Vec<f16>) -> Result<&'a [f16]> {
-        room.resize(block.numbers.len(), f16::ZERO);
+        resized(room, block.numbers.len(), f16::ZERO, "a piece of a matrix")?;
         round(block, room)?;
         Ok(room)
     }
@@ -197,13 +197,9 @@ impl<T: Float> Format for Buffer<T> {
         vec![PartKind::values(T::NUMBERS, n_rows, n_cols)]
     }
 
-    fn from_parts(_shape: (usize, usize), parts: &[Option<FileBytes>]) -> Option<Self> {
-        parts
-            .iter()
-            .flatten()
-            .next()
-            .cloned()
-            .and_then(Buffer::in_file)
+    fn from_parts(_: (usize, usize), parts: &[Option<FileBytes>]) -> Result<Option<Self>> {
+        let values = parts.iter().flatten().next();
+        Ok(values.cloned().and_then(Buffer::in_file))
     }
 
     #[inline]
@@ -233,8 +229,12 @@ impl<T: Float> Format for Buffer<T> {
         T::widen(&self.as_slice()[row * out.len()..][..out.len()], out);
     }
 
-    fn first_not_finite(&self) -> Option<usize> {
-        self.as_slice().iter().position(|w| !T::is_finite(*w))
+    fn first_not_finite(&self, weights: Range<usize>) -> Option<(usize, f32)> {
+        let weights = &self.as_slice()[weights];
+        let at = weights.iter().position(|w| !T::is_finite(*w))?;
+        let mut value = [0.0];
+        T::widen(&weights[at..at + 1], &mut value);
+        Some((at, value[0]))
     }
 
     #[inline]

@@ -21,15 +21,15 @@
 
 use std::ops::Range;
 
-use bytemuck::{cast_slice, pod_collect_to_vec};
+use bytemuck::{cast_slice, pod_read_unaligned};
 use half::f16;
 
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::KernelSet;
-use crate::math::reserve;
 use crate::math::threads::ColumnBlock;
+use crate::math::{collected, numbers_of, reserve, resized, zeroed};
 use crate::quant::blocks::{Block, Blocks};
 use crate::quant::exponents::{
     column_exponents, column_factor, inverse_factors, largest_product, EXPONENT_MAX,
@@ -41,6 +41,8 @@ use crate::quant::{ByInput, Format, Inputs, Quant, Room, TakeParts, Weights};
 /// Column exponents are left out where scales would cost more than half a bit a weight: only in
 /// matrices narrower than about 50, which no published model has.
 const SCALE_BITS_MAX: f64 = 0.5;
+/// What they are called in errors.
+const SCALES: &str = "scales of weights";
 /// Rows of one task.
 const TASK_ROWS: usize = 16;
 
@@ -63,16 +65,16 @@ impl Int8 {
     /// Which part they are.
     const ROW_SCALES: usize = 1;
 
-    fn new(values: Buffer<i8>, row_scales: Vec<f16>, column_exponents: Vec<i8>) -> Self {
-        let row_factors = row_scales.iter().map(|scale| scale.to_f32()).collect();
-        let column_factors = column_exponents.iter().map(|&e| column_factor(e)).collect();
-        Int8 {
+    fn new(values: Buffer<i8>, row_scales: Vec<f16>, column_exponents: Vec<i8>) -> Result<Self> {
+        let row_factors = row_scales.iter().map(|scale| scale.to_f32());
+        let column_factors = column_exponents.iter().map(|&e| column_factor(e));
+        Ok(Int8 {
             values,
+            row_factors: collected(row_factors, SCALES)?,
+            column_factors: collected(column_factors, SCALES)?,
             row_scales,
             column_exponents,
-            row_factors,
-            column_factors,
-        }
+        })
     }
 
     /// What integer sums are multiplied by, one a matrix output.
@@ -155,14 +157,16 @@ impl Format for Int8 {
 
     fn check_part(index: usize, bytes: &[u8]) -> std::result::Result<(), String> {
         if index == Self::ROW_SCALES {
-            let scales: Vec<f16> = pod_collect_to_vec(bytes);
-            let is_good = |scale: &f16| scale.is_finite() && scale.is_sign_positive();
-            return match scales.iter().position(|scale| !is_good(scale)) {
+            let mut scales = bytes
+                .chunks_exact(2)
+                .map(pod_read_unaligned::<f16>)
+                .enumerate();
+            let is_bad = |scale: f16| !scale.is_finite() || scale.is_sign_negative();
+            return match scales.find(|&(_, scale)| is_bad(scale)) {
                 None => Ok(()),
-                Some(row) => Err(format!(
-                    "scale {} of row {row}, expected 0 or above",
-                    scales[row]
-                )),
+                Some((row, scale)) => {
+                    Err(format!("scale {scale} of row {row}, expected 0 or above"))
+                }
             };
         }
         let limit = EXPONENT_MAX;
@@ -176,16 +180,21 @@ impl Format for Int8 {
         }
     }
 
-    fn from_parts((_, n_cols): (usize, usize), parts: &[Option<FileBytes>]) -> Option<Self> {
+    fn from_parts(
+        (_, n_cols): (usize, usize),
+        parts: &[Option<FileBytes>],
+    ) -> Result<Option<Self>> {
         let [Some(values), Some(row_scales), exponents] = parts else {
-            return None;
+            return Ok(None);
         };
-        let exponents = exponents.as_ref().map(|part| pod_collect_to_vec(part));
-        Some(Int8::new(
-            Buffer::in_file(values.clone())?,
-            pod_collect_to_vec(row_scales),
-            exponents.unwrap_or_else(|| vec![0; n_cols]),
-        ))
+        let Some(values) = Buffer::in_file(values.clone()) else {
+            return Ok(None);
+        };
+        let exponents = match exponents {
+            Some(part) => numbers_of(part, SCALES)?,
+            None => zeroed(n_cols, SCALES)?,
+        };
+        Int8::new(values, numbers_of(row_scales, SCALES)?, exponents).map(Some)
     }
 
     #[inline]
@@ -219,19 +228,15 @@ impl Format for Int8 {
                 &mut row_scales[rows.start..],
             )
         })?;
-        Ok(Int8::new(
-            Buffer::owned(values),
-            row_scales,
-            rounding.column_exponents,
-        ))
+        Int8::new(Buffer::owned(values), row_scales, rounding.column_exponents)
     }
 
     fn convert_in_pieces(blocks: &mut Blocks<'_>, take: &mut TakeParts<'_>) -> Result<()> {
         let rounding = Rounding::new(blocks)?;
         let (mut values, mut row_scales) = (Vec::new(), Vec::new());
         blocks.for_each(|block| {
-            values.resize(block.numbers.len(), 0);
-            row_scales.resize(block.rows.len(), f16::ZERO);
+            resized(&mut values, block.numbers.len(), 0, "a piece of a matrix")?;
+            resized(&mut row_scales, block.rows.len(), f16::ZERO, SCALES)?;
             rounding.round(block, &mut values, &mut row_scales)?;
             let exponents = cast_slice(&rounding.column_exponents);
             let parts = [cast_slice(&values), cast_slice(&row_scales), exponents];
@@ -298,12 +303,12 @@ impl Rounding {
         let column_exponents = if scale_bits <= SCALE_BITS_MAX {
             column_exponents(blocks)?
         } else {
-            vec![0; n_cols]
+            zeroed(n_cols, SCALES)?
         };
-        let inverses = inverse_factors(&column_exponents);
+        let inverses = inverse_factors(&column_exponents)?;
         Ok(Rounding {
-            column_exponents,
             inverses,
+            column_exponents,
         })
     }
 

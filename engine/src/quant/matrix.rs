@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -14,6 +15,9 @@ use crate::files::FileBytes;
 use crate::quant::parts::{MatrixSize, PartKind};
 
 use crate::quant::{Quant, Weights};
+
+/// Numbers that are looked at before their pages are dropped: 1 or 2 MiB.
+const CHECKED_NUMBERS: usize = 1 << 19;
 
 /// Numbers that are owned, or lie in a file's bytes. A clone shares them.
 #[derive(Clone)]
@@ -140,13 +144,30 @@ impl Matrix {
         }
     }
 
-    /// Refuses NaN and infinities; reads all floats. Of others the scales were checked.
-    pub(crate) fn check_finite(&self) -> Result<()> {
-        self.weights.first_not_finite().map_or(Ok(()), |at| {
-            let (row, column) = (at / self.n_cols, at % self.n_cols);
-            let text = format!("tensor {}: not a number at [{row}, {column}]", self.name);
-            Err(Error::format(text))
-        })
+    /// Refuses NaN and infinities in some stored rows; reads all floats of these. Of others the scales were checked.
+    /// Where memory is short, no page is kept that was read for that.
+    pub(crate) fn check_finite(&self, rows: Range<usize>, is_short: bool) -> Result<()> {
+        if self.quant().floats().is_none() {
+            return Ok(());
+        }
+        let step = (CHECKED_NUMBERS / self.n_cols.max(1)).max(1);
+        for start in rows.clone().step_by(step) {
+            let rows = start..(start + step).min(rows.end);
+            let found = self.weights.first_not_finite(rows.clone(), self.n_cols);
+            if let (true, Some(bytes)) = (is_short, self.in_file_bytes()) {
+                let row_bytes = bytes.len() / self.n_rows.max(1);
+                bytes.release(rows.start * row_bytes..rows.end * row_bytes);
+            }
+            if let Some((at, value)) = found {
+                let (row, column) = (rows.start + at / self.n_cols, at % self.n_cols);
+                let text = format!(
+                    "tensor {}: {value} at [{row}, {column}], expected finite numbers",
+                    self.name
+                );
+                return Err(Error::format(text));
+            }
+        }
+        Ok(())
     }
 
     /// Widens one stored row into `out` (n_cols).

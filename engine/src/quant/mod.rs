@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::FileBytes;
 use crate::math::kernels::{self, KernelSet};
 use crate::math::threads::ColumnBlock;
@@ -126,7 +126,10 @@ trait Format: Sized + Into<Weights> {
 
     /// Weights of these parts, which are as large as they have to be and were checked. The first is used in place:
     /// `None` where its address does not allow that.
-    fn from_parts(shape: (usize, usize), parts: &[Option<FileBytes>]) -> Option<Self>;
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) for what is copied.
+    fn from_parts(shape: (usize, usize), parts: &[Option<FileBytes>]) -> Result<Option<Self>>;
 
     /// The first part.
     fn values(&self) -> &[u8];
@@ -148,8 +151,9 @@ trait Format: Sized + Into<Weights> {
     /// Widens one row.
     fn read_row(&self, row: usize, out: &mut [f32]);
 
-    /// The index of the first weight that is NaN or infinite; reads them all, if they can be.
-    fn first_not_finite(&self) -> Option<usize> {
+    /// The first of these stored weights that is NaN or infinite, with its index among them; reads them all, if they
+    /// can be.
+    fn first_not_finite(&self, _weights: Range<usize>) -> Option<(usize, f32)> {
         None
     }
 
@@ -230,7 +234,7 @@ impl Quant {
             let Some(bytes) = part else { continue };
             of_quant!(self, F => F::check_part(index, bytes)).map_err(|text| BadPart {
                 suffix: self.parts(1, 1)[index].suffix,
-                text,
+                error: Error::format(text),
             })?;
         }
         Ok(())
@@ -338,7 +342,8 @@ impl Weights {
     /// and not looked at; there is no result where their address does not allow that.
     ///
     /// # Errors
-    /// A part that is missing, of another size than it has to be, or that has numbers it must not have.
+    /// A part that is missing, of another size than it has to be, that has numbers it must not have, or for which there is
+    /// no memory.
     pub(crate) fn from_parts(
         quant: Quant,
         shape: (usize, usize),
@@ -346,7 +351,8 @@ impl Weights {
     ) -> std::result::Result<Option<Self>, BadPart> {
         check_sizes(&quant.parts(shape.0, shape.1), parts)?;
         quant.check_beside(&parts[1..])?;
-        Ok(of_quant!(quant, F => F::from_parts(shape, parts).map(F::into)))
+        let made = of_quant!(quant, F => F::from_parts(shape, parts).map(|made| made.map(F::into)));
+        made.map_err(|error| BadPart { suffix: "", error })
     }
 
     pub(crate) fn quant(&self) -> Quant {
@@ -378,8 +384,9 @@ impl Weights {
         of_weights!(self, w => w.read_row(row, out));
     }
 
-    fn first_not_finite(&self) -> Option<usize> {
-        of_weights!(self, w => w.first_not_finite())
+    /// The first NaN or infinity in stored rows of `n_cols`, with its index in these rows.
+    fn first_not_finite(&self, rows: Range<usize>, n_cols: usize) -> Option<(usize, f32)> {
+        of_weights!(self, w => w.first_not_finite(rows.start * n_cols..rows.end * n_cols))
     }
 
     /// f32 weights, for the gemm crate.

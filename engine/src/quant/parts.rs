@@ -8,7 +8,7 @@
 use std::ffi::CStr;
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::FileBytes;
 use crate::quant::convert::pieces;
 use crate::quant::Quant;
@@ -28,6 +28,34 @@ impl Numbers {
             Numbers::F32 => "F32",
             Numbers::F16 => "F16",
             Numbers::I8 => "I8",
+        }
+    }
+
+    /// Where the first of these that is NaN or infinite is among them, as they lie in a file.
+    pub(crate) fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
+        /// Looks for one first in pieces, without branches within one, so that the compiler uses vectors.
+        fn find<const N: usize>(
+            bytes: &[u8],
+            is_special: impl Fn([u8; N]) -> bool,
+        ) -> Option<usize> {
+            const PIECE: usize = 1024;
+            let special = |number: &[u8]| {
+                let mut copy = [0; N];
+                copy.copy_from_slice(number);
+                is_special(copy)
+            };
+            let mut pieces = bytes.chunks(PIECE * N);
+            let piece = pieces.position(|piece| {
+                let numbers = piece.chunks_exact(N);
+                numbers.fold(false, |found, number| found | special(number))
+            })?;
+            let mut inside = bytes[piece * PIECE * N..].chunks_exact(N);
+            inside.position(special).map(|at| piece * PIECE + at)
+        }
+        match self {
+            Numbers::F32 => find(bytes, |four| !f32::from_le_bytes(four).is_finite()),
+            Numbers::F16 => find(bytes, |two| u16::from_le_bytes(two) & 0x7c00 == 0x7c00),
+            Numbers::I8 => None,
         }
     }
 
@@ -92,7 +120,7 @@ impl PartKind {
 pub(crate) struct BadPart {
     /// The part's; see [`PartKind::suffix`].
     pub(crate) suffix: &'static str,
-    pub(crate) text: String,
+    pub(crate) error: Error,
 }
 
 /// How large a matrix is as stored.
@@ -265,8 +293,10 @@ pub(super) fn check_sizes(
             Some(part) if part.len() as u64 == kind.size_bytes() => continue,
             Some(part) => format!("{} bytes, expected {}", part.len(), kind.size_bytes()),
         };
-        let suffix = kind.suffix;
-        return Err(BadPart { suffix, text });
+        return Err(BadPart {
+            suffix: kind.suffix,
+            error: Error::format(text),
+        });
     }
     Ok(())
 }

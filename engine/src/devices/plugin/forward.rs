@@ -139,7 +139,8 @@ pub(crate) fn forward<'a>(
         }
     };
     batch.write = write;
-    if let Some(out) = numbers {
+    let mut numbers = numbers;
+    if let Some(out) = &mut numbers {
         assert!(out.len() == expected);
         batch.numbers = out.as_mut_ptr();
     }
@@ -150,5 +151,9 @@ pub(crate) fn forward<'a>(
     let status = unsafe {
         (plugin.table().forward)(scratch.stages.as_ptr(), scratch.stages.len() as u32, &batch)
     };
-    plugin.check(status, last.place())
+    plugin.check(status, last.place())?;
+    match numbers {
+        Some(out) => last.check_finite(out),
+        None => Ok(()),
+    }
 }

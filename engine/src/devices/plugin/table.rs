@@ -16,7 +16,9 @@ use rwkv_edge_plugin as abi;
 
 use super::library::{texts, Plugin};
 use super::options::{c_text, StageOptions};
+use crate::devices::not_finite::TEXT;
 use crate::error::{Error, ErrorKind, Result};
+use crate::math::all_finite;
 use crate::quant::parts::MatrixRows;
 use crate::quant::Quant;
 
@@ -269,6 +271,15 @@ impl Stage {
         self.options.layers.clone()
     }
 
+    /// Refuses what the device gave where it is NaN or infinite.
+    pub(super) fn check_finite(&self, numbers: &[f32]) -> Result<()> {
+        if all_finite(numbers) {
+            return Ok(());
+        }
+        let text = format!("{TEXT}: its weights are damaged, or the device is");
+        Err(Error::format(text).at(self.place()))
+    }
+
     pub(crate) fn memory(&self) -> Result<Memory> {
         let mut memory = empty_memory();
         // SAFETY: the stage is valid, and the struct has the size that it says.
@@ -431,7 +442,8 @@ impl State {
         self.with(|table, raw| {
             // SAFETY: the state is valid, and the slice has room for as many numbers as are said.
             unsafe { (table.state_read)(raw, numbers.as_mut_ptr(), numbers.len()) }
-        })
+        })?;
+        self.stage.check_finite(numbers)
     }
 
     /// Becomes a copy of another state of the same stage.
@@ -454,6 +466,7 @@ impl State {
         self.with(|table, raw| {
             // SAFETY: the state is valid, and the slice has room for as many numbers as are said.
             unsafe { (table.state_logits)(raw, logits.as_mut_ptr(), logits.len()) }
-        })
+        })?;
+        self.stage.check_finite(logits)
     }
 }

@@ -84,7 +84,8 @@ pub(super) fn wkv_step(
         let past = exp(top - q);
         let present = exp(with_bonus - q);
         let wkv = (past * numerator[i] + present * v) / (past * denominator[i] + present);
-        out[i] = sigmoid(receptance[i]) * wkv;
+        // A key of minus infinity, which only bad weights give, would pass for a weight of 0: k - k makes NaN of it.
+        out[i] = sigmoid(receptance[i] + (k - k)) * wkv;
         // The state decays and takes the present token in.
         let decayed = top + decay_log[i];
         let q = if decayed > k { decayed } else { k };
@@ -99,7 +100,8 @@ pub(super) fn wkv_step(
 #[inline(always)]
 pub(super) fn squared_relu(x: &mut [f32]) {
     for x in x {
-        let positive = if *x > 0.0 { *x } else { 0.0 };
+        // x - x is 0, but for NaN and minus infinity, of which it makes NaN: they must not pass for 0.
+        let positive = if *x > 0.0 { *x } else { *x - *x };
         *x = positive * positive;
     }
 }
@@ -206,11 +208,12 @@ pub(super) fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 {
     } else {
         by_largest
     };
-    // Below this 1 / scale would overflow; such a vector is 0 for every purpose. NaN ends here too.
-    let is_usable = scale > 1e-35;
+    // Below this 1 / scale would overflow; such a vector is 0 for every purpose. NaN and infinities end here too, and
+    // make NaN of all that comes of the vector: of NaN the largest knows nothing, but the sum is NaN.
+    let is_usable = scale > 1e-35 && sum < f32::INFINITY;
     if !is_usable {
         out.fill(0);
-        return 0.0;
+        return 0.0 * sum;
     }
     let inverse = 1.0 / scale;
     for (out, &x) in out.iter_mut().zip(x) {

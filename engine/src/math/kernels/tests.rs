@@ -135,6 +135,56 @@ fn wkv_has_the_same_bits_on_every_set() {
     });
 }
 
+/// Bad weights must show in the results: nothing takes what they make for a good number.
+#[test]
+fn elementwise_operations_keep_what_is_not_finite() {
+    let n = 20;
+    for set in KernelSet::available() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in 0..n {
+                let what = format!("{} {bad} at {at}", set.name());
+                let good = vec![0.5; n];
+                let mut x = good.clone();
+                x[at] = bad;
+                let mut squares = x.clone();
+                set.squared_relu(&mut squares);
+                assert!(!squares[at].is_finite(), "{what}");
+                let mut sums = good.clone();
+                set.add_gated(&mut sums, &x, &good);
+                assert!(!sums[at].is_finite(), "{what}");
+                let mut sums = good.clone();
+                set.add_gated(&mut sums, &good, &x);
+                assert!(!sums[at].is_finite(), "{what}");
+                let mut out = good.clone();
+                set.layer_norm(&x, &good, &good, 1e-5, &mut out);
+                assert!(out.iter().any(|x| !x.is_finite()), "{what}");
+                for (key, value, receptance) in
+                    [(&x, &good, &good), (&good, &x, &good), (&good, &good, &x)]
+                {
+                    let channels = WkvChannels {
+                        decay_log: &vec![-0.5; n],
+                        bonus: &good,
+                    };
+                    // Behind other tokens, whose state is good.
+                    let state = [&mut vec![1.0; n], &mut vec![1.0; n], &mut vec![0.1; n]];
+                    let [numerator, denominator, exponent_max] = state;
+                    set.wkv_step(
+                        channels,
+                        key,
+                        value,
+                        receptance,
+                        numerator,
+                        denominator,
+                        exponent_max,
+                        &mut out,
+                    );
+                    assert!(!out[at].is_finite(), "{what}");
+                }
+            }
+        }
+    }
+}
+
 /// The worst case for the i32 sums: every activation at the top, every weight at 127 or -128.
 #[test]
 fn activations_are_scaled_so_that_integer_sums_cannot_overflow() {
@@ -168,6 +218,22 @@ fn activations_are_scaled_so_that_integer_sums_cannot_overflow() {
                 let mut total = [0];
                 set.dots_i8(&weights, one_row(&out), n, &mut total);
                 assert_eq!(i64::from(total[0]), exact, "n = {n}, {}", set.name());
+            }
+        }
+    }
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for at in 0..20 {
+            let mut x = vec![1.0; 20];
+            x[at] = bad;
+            for set in KernelSet::available() {
+                let mut out = [1_i16; 20];
+                assert!(
+                    set.quantise_activations(&x, &mut out).is_nan(),
+                    "{bad} at {at}"
+                );
+                let mut rescaled = [0.0; 20];
+                set.rescale_sums(&[0; 20], f32::NAN, &[1.0; 20], &mut rescaled);
+                assert!(rescaled.iter().all(|x| x.is_nan()));
             }
         }
     }
