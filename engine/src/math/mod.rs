@@ -18,6 +18,16 @@ pub(crate) fn reserve<T>(n: usize, what: &str) -> Result<Vec<T>> {
     Ok(vec)
 }
 
+/// Adds an element to a vector that grows as a file says, or gives an error where the allocator refuses.
+pub(crate) fn push<T>(all: &mut Vec<T>, value: T, what: &str) -> Result<()> {
+    if all.len() == all.capacity() {
+        all.try_reserve(1)
+            .map_err(|e| Error::memory(format!("not enough memory for {what}")).with_source(e))?;
+    }
+    all.push(value);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::reserve;
