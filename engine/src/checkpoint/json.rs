@@ -22,7 +22,7 @@ pub(super) const ENTRIES_MAX: usize = 1 << 16;
 
 /// How much memory reading takes, at most, in bytes a byte of text. Pieces of it are small, so that it is
 /// asked for before they are.
-const MEMORY_FACTOR: usize = 4;
+const MEMORY_FACTOR: usize = 8;
 
 /// A JSON object in file order, refused if a key occurs twice.
 pub(super) struct UniqueMap<V>(pub(super) Vec<(String, V)>);

@@ -19,6 +19,7 @@ use super::name_file;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 use crate::files::SourceFile;
+use crate::math::reserve;
 
 /// A line has some hundred bytes, and the largest models some thousand tensors. The format's own reader takes
 /// 100 MB, which reading would multiply.
@@ -114,10 +115,11 @@ impl SafetensorsFile {
 
     /// All tensors, in file order.
     pub(crate) fn raw_tensors(&self) -> Result<Vec<RawTensor>> {
-        self.tensors
-            .iter()
-            .map(|entry| self.raw_tensor(entry))
-            .collect()
+        let mut tensors = reserve(self.tensors.len(), "the tensors of a file")?;
+        for entry in &self.tensors {
+            tensors.push(self.raw_tensor(entry)?);
+        }
+        Ok(tensors)
     }
 
     fn raw_tensor(&self, entry: &TensorEntry) -> Result<RawTensor> {

@@ -7,6 +7,7 @@ use std::collections::{HashSet, VecDeque};
 
 use super::{Interpreter, Opaque, PickledTensor, Value};
 use crate::error::{Error, Result};
+use crate::math::reserve;
 use crate::networks::known;
 use crate::networks::names::Cleaner;
 
@@ -105,6 +106,8 @@ impl Interpreter<'_> {
             ([one], _) | ([], [one]) => Ok(Some(one.dict)),
             ([], []) if self.dict(top).is_empty() => Ok(None),
             ([], []) => {
+                let mut entries = self.dict(top).iter();
+                entries.try_for_each(|(key, value)| self.check_other(*key, *value))?;
                 let keys = self.dict(top).iter().take(NAMED_MAX);
                 let keys: Vec<_> = keys.map(|(key, _)| self.key(*key)).collect();
                 Err(Error::unsupported(format!(
@@ -131,7 +134,7 @@ impl Interpreter<'_> {
 
     fn tensors_of(&self, dict: u32) -> Result<Vec<(String, PickledTensor)>> {
         let mut seen = HashSet::new();
-        let mut table = Vec::new();
+        let mut table = reserve(self.dict(dict).len(), "a table of tensors")?;
         for &(key, value) in self.dict(dict) {
             let (Value::Text(key), Value::Tensor(tensor)) = (key, value) else {
                 self.check_other(key, value)?;

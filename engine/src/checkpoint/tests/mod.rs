@@ -16,7 +16,10 @@ mod build;
 mod damage;
 mod fixtures;
 mod large;
+mod readable;
 mod rwkv_cpp;
+mod stand_ins;
+mod training;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
