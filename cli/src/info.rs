@@ -1,5 +1,6 @@
 //! `rwkv-edge info`: what a model is and what it needs.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use anyhow::Result;
@@ -43,11 +44,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut stdout = io::stdout().lock();
     if args.json {
-        writeln!(stdout, "{}", to_json(&model, args))?;
+        writeln!(stdout, "{}", json_text(&to_json(&model, args)))?;
     } else {
         print(&model, args, &mut stdout)?;
     }
     Ok(())
+}
+
+/// JSON, with escapes for what a terminal would obey: names in it come from files.
+fn json_text(value: &Value) -> String {
+    let mut text = String::new();
+    for char in value.to_string().chars() {
+        match printable(char.encode_utf8(&mut [0; 4])) {
+            Cow::Borrowed(_) => text.push(char),
+            Cow::Owned(_) => text += &format!("\\u{:04x}", u32::from(char)),
+        }
+    }
+    text
 }
 
 fn to_json(model: &Model, args: &Args) -> Value {

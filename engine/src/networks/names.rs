@@ -160,13 +160,13 @@ fn unwrapped(name: &str) -> Cow<'_, str> {
     name
 }
 
-/// The segments that adapters add to the names of the matrices they belong to.
+/// The segments that adapters add to the names of the matrices they belong to, but for capitals.
 const ADAPTERS: [&str; 9] = [
-    "lora_A",
-    "lora_B",
-    "lora_S",
-    "lora_embedding_A",
-    "lora_embedding_B",
+    "lora_a",
+    "lora_b",
+    "lora_s",
+    "lora_embedding_a",
+    "lora_embedding_b",
     "lora_magnitude_vector",
     "base_layer",
     "bone",
@@ -175,7 +175,8 @@ const ADAPTERS: [&str; 9] = [
 
 /// Whether a tensor is part of an adapter, such as LoRA, or of a model that has one and is not merged with it.
 pub(crate) fn is_of_adapter(name: &str) -> bool {
-    name.split('.').any(|segment| ADAPTERS.contains(&segment))
+    let is_adapter = |segment: &str| ADAPTERS.iter().any(|one| segment.eq_ignore_ascii_case(one));
+    name.split('.').any(is_adapter)
 }
 
 /// What a name of any checkpoint has behind the number of its layer; all of one that has no number.
