@@ -72,7 +72,7 @@ pub(crate) struct TokenizerFile {
 /// What a path turned out to hold.
 #[derive(Debug)]
 pub(crate) enum Opened {
-    Checkpoint(Checkpoint),
+    Checkpoint(Box<Checkpoint>),
     /// This project's own single-file format: its reader takes it from here.
     ModelFile(SafetensorsFile),
 }

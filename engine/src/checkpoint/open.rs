@@ -73,7 +73,7 @@ pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Resu
                 Some(shard) if shard.of > 1 => shard.alone().at(place),
                 _ => e,
             });
-            opened.map(Opened::Checkpoint)
+            Ok(Opened::Checkpoint(Box::new(opened?)))
         }
     }
 }
@@ -95,11 +95,11 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         None => (None, Map::new()),
     };
     let checkpoint = finish(folder.place(), tensors, config, &folder, mapped)?;
-    Ok(Opened::Checkpoint(Checkpoint {
+    Ok(Opened::Checkpoint(Box::new(Checkpoint {
         folder: Some(folder),
         config_fields: fields,
         ..checkpoint
-    }))
+    })))
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.

@@ -90,13 +90,12 @@ impl RawTensor {
                 let steps = (dim as u64).saturating_sub(1);
                 last.checked_add(steps.checked_mul(stride as u64)?)
             });
-        if !is_empty && dtype.size().is_some() {
-            if last.is_none_or(|last| last >= capacity) {
-                return refuse(format!(
-                    "shape {shape:?}, strides {strides:?}, first element {first}: outside its \
-                     storage of {capacity} elements"
-                ));
-            }
+        let is_outside = last.is_none_or(|last| last >= capacity);
+        if !is_empty && dtype.size().is_some() && is_outside {
+            return refuse(format!(
+                "shape {shape:?}, strides {strides:?}, first element {first}: outside its \
+                 storage of {capacity} elements"
+            ));
         }
         Ok(RawTensor {
             offset: data.start.saturating_add(first.saturating_mul(size)),

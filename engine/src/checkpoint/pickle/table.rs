@@ -24,8 +24,6 @@ struct Candidate<'a> {
     dict: u32,
     /// The keys that lead to it.
     path: Vec<&'a str>,
-    /// Whether its names are those of a model that has a name here.
-    shows_model: bool,
 }
 
 impl Interpreter<'_> {
@@ -58,14 +56,14 @@ impl Interpreter<'_> {
         let mut seen = HashSet::from([top]);
         let mut waiting = VecDeque::from([(top, Vec::new())]);
         while let Some((dict, path)) = waiting.pop_front() {
-            let mut names = Vec::new();
+            let mut has_tensors = false;
             for &(key, value) in self.dict(dict) {
                 let Value::Text(key) = key else {
                     continue;
                 };
                 let key = self.text_at(key);
                 match value {
-                    Value::Tensor(_) => names.push(key),
+                    Value::Tensor(_) => has_tensors = true,
                     Value::Dict(inner)
                         if path.len() < DEPTH_MAX
                             && !key.contains("optim")
@@ -78,32 +76,40 @@ impl Interpreter<'_> {
                     _ => {}
                 }
             }
-            if !names.is_empty() {
-                let clean = Cleaner::new(names.iter().copied());
-                let names: Vec<_> = names.iter().map(|name| clean.name(name)).collect();
-                found.push(Candidate {
-                    dict,
-                    path,
-                    shows_model: known::shown(names.iter().map(|name| &**name)).is_some(),
-                });
+            if has_tensors {
+                found.push(Candidate { dict, path });
             }
         }
         found
     }
 
+    /// Whether the names in a dictionary are those of a model that has a name here.
+    fn shows_model(&self, dict: u32) -> bool {
+        let names = self.dict(dict).iter().filter_map(|entry| match *entry {
+            (Value::Text(key), Value::Tensor(_)) => Some(self.text_at(key)),
+            _ => None,
+        });
+        let clean = Cleaner::new(names.clone());
+        let names: Vec<_> = names.map(|name| clean.name(name)).collect();
+        known::shown(names.iter().map(|name| &**name)).is_some()
+    }
+
     /// The dictionary that holds the weights beyond doubt; `None` if there is nothing at all.
     fn choose(&self, top: u32, candidates: &[Candidate<'_>]) -> Result<Option<u32>> {
-        let models = || candidates.iter().filter(|one| one.shows_model);
-        if let Some(outer) = candidates.iter().find(|one| one.path.is_empty()) {
-            // Its names say what it is if nothing further in does.
-            if outer.shows_model || models().next().is_none() {
+        if let [one] = candidates {
+            return Ok(Some(one.dict));
+        }
+        let all: Vec<_> = candidates.iter().collect();
+        let models = all.iter().filter(|one| self.shows_model(one.dict));
+        let of_model: Vec<_> = models.copied().collect();
+        // The outer one comes first. Its names say what it is if nothing further in does.
+        if let Some(outer) = of_model.first().or(all.first()) {
+            if outer.path.is_empty() {
                 return Ok(Some(outer.dict));
             }
         }
-        let of_model: Vec<_> = models().collect();
-        let all: Vec<_> = candidates.iter().collect();
         match (&of_model[..], &all[..]) {
-            ([one], _) | ([], [one]) => Ok(Some(one.dict)),
+            ([one], _) => Ok(Some(one.dict)),
             ([], []) if self.dict(top).is_empty() => Ok(None),
             ([], []) => {
                 let mut entries = self.dict(top).iter();

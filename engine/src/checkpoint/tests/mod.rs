@@ -30,7 +30,7 @@ fn fixture(name: &str) -> PathBuf {
 /// Opens what must be a checkpoint and no model file.
 fn open(path: &Path, mapped: bool) -> Result<Checkpoint> {
     match open_path(path, Access::new(mapped))? {
-        Opened::Checkpoint(checkpoint) => Ok(checkpoint),
+        Opened::Checkpoint(checkpoint) => Ok(*checkpoint),
         Opened::ModelFile(file) => panic!("{}: a model file", file.file.name()),
     }
 }

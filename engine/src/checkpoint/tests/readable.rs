@@ -222,7 +222,7 @@ fn escapes_of_files_are_shown_and_not_sent() {
     };
     let model = safetensors_of(&tiny_model());
     let own = |key: &str| {
-        let mut fields = vec![
+        let mut fields = [
             ("format", "\"rwkv-edge\"".to_owned()),
             ("format_version", "\"1\"".into()),
             ("architecture", "\"rwkv-4\"".into()),
@@ -300,10 +300,7 @@ fn escapes_of_files_are_shown_and_not_sent() {
                     .end(),
             ),
         )],
-        vec![(
-            "m.pth",
-            torch(format!("\u{80}\u{2}cos\nx\u{1b}[2J\n.").into_bytes()),
-        )],
+        vec![("m.pth", torch(b"\x80\x02cos\nx\x1b[2J\n.".to_vec()))],
         vec![(
             "m.pth",
             zip(&[("m/data.pkl", b"}."), ("m/byteorder", b"\x1b[2J")]),

@@ -189,7 +189,7 @@ fn older_protocols_of_pickle() {
              S'cpu'\nI4\ntQI0\n(I2\nI2\nt(L2L\nI1\ntI00\nccollections\nOrderedDict\n(tRtp7\nRs"
         )
     };
-    let lines = line("S'a'\np1\n", "V0\n") + &line("U\u{1}b", "T\u{1}\0\0\00");
+    let lines = line("S'a'\np1\n", "V0\n") + &line("U\u{1}b", "T\u{1}\0\0\x000");
     for start in ["(dp0\n", "}", "(d0(dp0\n"] {
         let bytes = torch(format!("{start}{lines}.").into_bytes());
         let file = SourceFile::from_bytes("m", bytes.into());
@@ -204,7 +204,8 @@ fn older_protocols_of_pickle() {
 #[test]
 fn expanded_tensors() {
     let numbers: Vec<u8> = (1..=4).flat_map(|i| (i as f32).to_le_bytes()).collect();
-    let cases: [(&[i64], &[i64], i64, &[f32]); 7] = [
+    type Case<'a> = (&'a [i64], &'a [i64], i64, &'a [f32]);
+    let cases: [Case<'_>; 7] = [
         (&[3, 2], &[0, 0], 1, &[2.0; 6]),
         (&[3, 2], &[0, 1], 0, &[1.0, 2.0, 1.0, 2.0, 1.0, 2.0]),
         (&[2, 3], &[1, 0], 2, &[3.0, 3.0, 3.0, 4.0, 4.0, 4.0]),
