@@ -10,7 +10,7 @@ mod refuse;
 use std::fs;
 use std::path::Path;
 
-use command::{run, run_with_stdin, stderr};
+use command::{run, run_with_stdin, stderr, stdout};
 use common::{golden, repository};
 use refuse::{text, Table};
 use serde_json::{json, Value};
@@ -173,7 +173,7 @@ fn wrong_tensors() {
         (KEY, f32::NAN, "NaN"),
         ("head.weight", f32::INFINITY, "inf"),
         ("rwkv.blocks.1.ln2.bias", f32::NEG_INFINITY, "-inf"),
-        ("rwkv.blocks.0.attention.time_decay", 200.0, "time_decay"),
+        ("rwkv.blocks.0.attention.time_decay", f32::INFINITY, "inf"),
     ] {
         let mut bad = good.clone();
         bad.set_first(tensor, value);
@@ -546,4 +546,48 @@ fn misaligned_weights_are_copied_not_refused() {
     let header = good.header.to_string();
     let aligned = format!("{header}{}", " ".repeat(8 - header.len() % 8));
     assert_eq!(logits(&aligned), logits(&format!("{aligned} ")));
+}
+
+/// Names in files may hold escapes for terminals: they are shown, on stdout and stderr, and not sent.
+#[test]
+#[cfg(unix)]
+fn escapes_in_names_do_not_reach_the_terminal() {
+    const ESCAPES: &str = "\u{1b}]0;x\u{7}\u{9b}31m\u{202e}";
+    let is_sent = |text: &str| {
+        text.contains(|char: char| (char.is_control() && char != '\n') || char == '\u{202e}')
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let tokenizer = folder.path().join(format!("{ESCAPES}.json"));
+    fs::copy(repository("cli/demo/tokenizer.json"), &tokenizer).expect("copied");
+    let model = folder.path().join(format!("{ESCAPES}.model"));
+    let (tokenizer, model) = (text(&tokenizer), text(&model));
+    let demo = text(&repository("cli/demo"));
+    let quantized = run([
+        "quantize",
+        "-v",
+        "-m",
+        &demo,
+        "--tokenizer",
+        &tokenizer,
+        "-o",
+        &model,
+    ]);
+    assert!(quantized.status.success(), "{}", stderr(&quantized));
+    let outputs = [
+        quantized,
+        run(["info", "-v", "-m", &model]),
+        run(["info", "--json", "--tensors", "-m", &model]),
+        run(["info", "-m", &format!("{model}.missing")]),
+        run(["generate", "-m", &demo, "--load-state", &model, "a"]),
+        run(["tokenize", "-m", &demo, "--tokenizer", &model, "a"]),
+    ];
+    for output in outputs {
+        for bytes in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8_lossy(bytes);
+            assert!(!is_sent(&text), "{text:?}");
+        }
+    }
+    let info = run(["info", "--json", "-m", &model]);
+    let info: Value = serde_json::from_str(&stdout(&info)).expect("JSON");
+    assert_eq!(info["model"], model, "the path itself");
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use rwkv_edge::{
-    found_plugins, Device, DeviceInfo, DeviceMap, FoundPlugin, Info, StageInfo, StageMap,
+    found_plugins, printable, Device, DeviceInfo, DeviceMap, FoundPlugin, Info, StageInfo, StageMap,
 };
 use serde_json::{json, Value};
 
@@ -147,7 +147,7 @@ pub(crate) fn weight_bytes(info: &Info) -> u64 {
 /// One line about a stage.
 pub(crate) fn describe(stage: &StageInfo) -> String {
     let name = stage.device_name.as_ref();
-    let name = name.map_or(String::new(), |name| format!(" ({name})"));
+    let name = name.map_or(String::new(), |name| format!(" ({})", printable(name)));
     let mut parts = Vec::new();
     if stage.has_embedding {
         parts.push("embedding".to_owned());
@@ -217,8 +217,10 @@ fn print(plugin: &FoundPlugin, out: &mut impl Write) -> io::Result<()> {
     if let (Some(name), Some(build)) = (&plugin.name, &plugin.build) {
         writeln!(
             out,
-            "plugin        {name} {build}, {}",
-            plugin.path.display()
+            "plugin        {} {}, {}",
+            printable(name),
+            printable(build),
+            printable(&plugin.path.to_string_lossy())
         )?;
     }
     let devices = match &plugin.devices {
@@ -234,11 +236,11 @@ fn print(plugin: &FoundPlugin, out: &mut impl Write) -> io::Result<()> {
             out,
             "{:13} {}: {:.1} GB free of {:.1} GB; {}; {}",
             info.device,
-            info.name,
+            printable(&info.name),
             gb(info.free_bytes),
             gb(info.total_bytes),
             quants(info).join(", "),
-            info.detail
+            printable(&info.detail)
         )?;
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! `rwkv-edge info`: what a model is and what it needs.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use anyhow::Result;
-use rwkv_edge::Model;
+use rwkv_edge::{printable, Model};
 use serde_json::{json, Value};
 
 use crate::args::ModelArgs;
@@ -43,11 +44,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut stdout = io::stdout().lock();
     if args.json {
-        writeln!(stdout, "{}", to_json(&model, args))?;
+        writeln!(stdout, "{}", json_text(&to_json(&model, args)))?;
     } else {
         print(&model, args, &mut stdout)?;
     }
     Ok(())
+}
+
+/// JSON, with escapes for what a terminal would obey: names in it come from files.
+fn json_text(value: &Value) -> String {
+    let mut text = String::new();
+    for char in value.to_string().chars() {
+        match printable(char.encode_utf8(&mut [0; 4])) {
+            Cow::Borrowed(_) => text.push(char),
+            Cow::Owned(_) => text += &format!("\\u{:04x}", u32::from(char)),
+        }
+    }
+    text
 }
 
 fn to_json(model: &Model, args: &Args) -> Value {
@@ -62,6 +75,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "n_vocab": info.n_vocab,
         "context_length": info.context_length,
         "end_of_text": info.end_of_text,
+        "ends_of_text": info.ends_of_text,
         "n_params": info.n_params,
         "quant": info.quant.name(),
         "bits_per_weight": info.bits_per_weight,
@@ -93,7 +107,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
 fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
     let info = model.info();
     let mb = |bytes: u64| bytes as f64 / 1e6;
-    writeln!(out, "model         {}", info.place)?;
+    writeln!(out, "model         {}", printable(&info.place))?;
     writeln!(
         out,
         "architecture  {}: {} layers, width {}, {} hidden units, vocabulary {}",
@@ -133,10 +147,12 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         info.state_bytes
     )?;
     let tokenizer = info.tokenizer.as_deref().unwrap_or("none");
+    let ends: Vec<String> = info.ends_of_text.iter().map(u32::to_string).collect();
     writeln!(
         out,
-        "tokenizer     {tokenizer}; end of text is {}",
-        info.end_of_text
+        "tokenizer     {}; end of text is {}",
+        printable(tokenizer),
+        ends.join(" or ")
     )?;
     writeln!(
         out,
@@ -158,7 +174,7 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         writeln!(out)?;
         for tensor in model.tensors() {
             let shape = format!("{:?}", tensor.shape);
-            let (name, quant) = (&tensor.name, tensor.quant.name());
+            let (name, quant) = (printable(&tensor.name), tensor.quant.name());
             writeln!(
                 out,
                 "{name:36} {quant:5} {shape:16} {:>12} bytes{}",

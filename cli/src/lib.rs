@@ -50,6 +50,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use rwkv_edge::printable;
 
 use crate::again::Program;
 use crate::verbosity::{detail, note, tell};
@@ -206,8 +207,7 @@ impl std::fmt::Display for UsageError {
 impl std::error::Error for UsageError {}
 
 fn fail(error: &anyhow::Error) -> u8 {
-    // Whoever read stderr may be gone.
-    let _ = writeln!(io::stderr(), "rwkv-edge: {}", text_of(error));
+    verbosity::print(format_args!("rwkv-edge: {}", text_of(error)));
     match error.is::<UsageError>() {
         true => WRONG_USAGE,
         false => FAILED,
@@ -218,7 +218,12 @@ fn fail(error: &anyhow::Error) -> u8 {
 /// cause in its own text, too.
 pub(crate) fn text_of(error: &anyhow::Error) -> String {
     let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain() {
+        // As the library's own texts are, so that what is in one of them is found there.
+        let cause = match cause.is::<UsageError>() {
+            true => cause.to_string(),
+            false => printable(&cause.to_string()).into_owned(),
+        };
         if text.is_empty() {
             text = cause;
         } else if !text.contains(&cause) {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rwkv_edge::printable;
 
 use crate::{note, verbosity};
 
@@ -68,7 +69,7 @@ impl Progress {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(self.template);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar.set_prefix(self.label.clone());
+            bar.set_prefix(printable(&self.label).into_owned());
             // Of a transfer that goes on from the middle only what is new counts for the speed.
             bar.set_position(done);
             bar.reset_eta();

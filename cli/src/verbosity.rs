@@ -4,6 +4,7 @@
 //! was written where; [`detail!`] what one who looks for a fault or for time wants to
 //! know. Progress bars ask [`is_quiet`]. Whoever reads stderr may go away at any time: that is no error.
 
+use rwkv_edge::printable;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -51,8 +52,20 @@ pub(crate) fn is_verbose() -> bool {
 /// Prints a line to stderr; use [`note!`] or [`detail!`].
 pub(crate) fn print(line: fmt::Arguments<'_>) {
     // One write, so that lines of several threads or processes do not mix.
-    let line = format!("{line}\n");
+    let line = shown(&line.to_string()) + "\n";
     let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// A text of several lines as a terminal can be given it: what it quotes of files, paths and answers of servers is
+/// shown and not obeyed.
+fn shown(text: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    for piece in text.split_inclusive(['\n', '\t']) {
+        let line = piece.strip_suffix(['\n', '\t']).unwrap_or(piece);
+        all += &printable(line);
+        all += &piece[line.len()..];
+    }
+    all
 }
 
 /// A line on stderr that a user asked for, such as an answer to a command in a conversation.
@@ -81,3 +94,15 @@ macro_rules! detail {
 }
 
 pub(crate) use {detail, note, tell};
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn lines_stay_and_escapes_do_not() {
+        assert_eq!(shown("a\n\tb\n"), "a\n\tb\n");
+        assert_eq!(shown("a\u{1b}[2J\r\nb\u{9b}m"), "a\\u{1b}[2J\\r\nb\\u{9b}m");
+        assert_eq!(shown(""), "");
+    }
+}

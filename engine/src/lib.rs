@@ -95,7 +95,7 @@ mod text;
 pub use convert::{CheckpointSource, ConvertOptions, Converted, FloatType};
 pub use devices::names::{found_plugins, Device, DeviceMap, FoundPlugin, StageMap};
 pub use devices::plugin::{DeviceInfo, DeviceLimits};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{printable, Error, ErrorKind, Result};
 pub use files::output::OutputFile;
 pub use files::{ignore_file_size_signal, install_sigbus_handler};
 pub use measure::synthetic::SyntheticSize;

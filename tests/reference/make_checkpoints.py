@@ -110,7 +110,7 @@ def main():
     torch.save({k: v.bfloat16() for k, v in strided(model).items()}, path("raw-strided-bf16.pth"))
     torch.save(model, path("raw-protocol-4.pth"), pickle_protocol=4)
     torch.save(model, path("refused-before-1.6.pth"), _use_new_zipfile_serialization=False)
-    torch.save({"model": model, "epoch": 3}, path("refused-nested.pth"))
+    torch.save({"model": model, "epoch": 3}, path("raw-nested.pth"))
     module_like = collections.OrderedDict(model)
     module_like._metadata = collections.OrderedDict({"": {"version": 1}})
     torch.save(module_like, path("raw-metadata.pth"))

@@ -96,7 +96,11 @@ pub(super) fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Re
     writeln!(
         out,
         "{}: {}, {} parameters, {} threads, {} kernels",
-        info.place, info.quant, info.n_params, info.threads, info.kernels
+        rwkv_edge::printable(&info.place),
+        info.quant,
+        info.n_params,
+        info.threads,
+        info.kernels
     )?;
     writeln!(
         out,

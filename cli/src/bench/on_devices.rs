@@ -108,7 +108,7 @@ pub(super) fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Re
     writeln!(
         out,
         "{}: {}, {} parameters on {}",
-        info.place,
+        rwkv_edge::printable(&info.place),
         info.quant,
         info.n_params,
         devices::names(info)

@@ -218,7 +218,7 @@ impl Conversation {
                 true => first_word(&mut sampler, logits, &model)?,
                 false => sampler.sample(logits),
             };
-            if token == model.end_of_text() {
+            if model.ends_text(token) {
                 break Ending::EndOfText;
             }
             sampler.accept(token);
@@ -436,7 +436,7 @@ fn first_word(sampler: &mut Sampler, logits: &[f32], model: &Model) -> Result<u3
         let token = sampler.sample(&logits);
         let text = tokenizer.decode(&[token])?;
         let is_line_break = text.contains('\n') && text.trim().is_empty();
-        if token != model.end_of_text() && !is_line_break {
+        if !model.ends_text(token) && !is_line_break {
             return Ok(token);
         }
         logits[token as usize] = f32::NEG_INFINITY;

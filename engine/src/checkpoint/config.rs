@@ -11,12 +11,12 @@ use serde_json::{Map, Value};
 use super::json;
 use crate::error::{Error, Result};
 use crate::files::SourceFile;
-use crate::networks::config::{Config, Settings, Sizes};
+use crate::networks::config::{Config, OtherEnds, Settings, Sizes};
 use crate::networks::known;
 use crate::networks::table::Architecture;
 
-/// A `config.json` has some twenty lines.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+/// A `config.json` has some twenty lines. All of them are kept, in many times the memory of their text.
+const FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// What a `config.json` says, and all that stands in it.
 pub(super) fn from_file(file: &SourceFile) -> Result<(Config, Map<String, Value>)> {
@@ -37,11 +37,13 @@ fn from_fields(fields: &Map<String, Value>) -> Result<Config> {
         None => count(fields, "max_position_embeddings", u64::from(u32::MAX))?,
     };
     let trained = Settings::default();
+    let (end_of_text, other_ends_of_text) = ends_of_text(fields)?;
     let config = Config {
         sizes,
         settings: Settings {
             layer_norm_epsilon: epsilon(fields)?.unwrap_or(trained.layer_norm_epsilon),
-            end_of_text: token(fields, "eos_token_id")?,
+            end_of_text,
+            other_ends_of_text,
             bos: token(fields, "bos_token_id")?,
             context_length: context.unwrap_or(trained.context_length),
             tie_word_embeddings: flag(fields, "tie_word_embeddings")?,
@@ -107,6 +109,31 @@ fn token(fields: &Map<String, Value>, name: &str) -> Result<u32> {
     };
     let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
     id.ok_or_else(|| Error::format(format!("{name} {value}, expected a token id")))
+}
+
+/// The token that ends a text, and others that do so, too: a number or a list of some.
+fn ends_of_text(fields: &Map<String, Value>) -> Result<(u32, OtherEnds)> {
+    const FIELD: &str = "eos_token_id";
+    let Some(Value::Array(list)) = fields.get(FIELD) else {
+        return Ok((token(fields, FIELD)?, OtherEnds::default()));
+    };
+    let refuse = || {
+        let text = serde_json::to_string(list).unwrap_or_default();
+        let max = OtherEnds::MAX + 1;
+        let text = format!("{FIELD} {text}, expected a token id or a list of 1 to {max}");
+        Error::format(text)
+    };
+    let mut ids = Vec::new();
+    for value in list.iter().take(OtherEnds::MAX + 2) {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.ok_or_else(refuse)?;
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    let (&first, others) = ids.split_first().ok_or_else(refuse)?;
+    let others = OtherEnds::try_from(others.to_vec()).map_err(|_| refuse())?;
+    Ok((first, others))
 }
 
 fn epsilon(fields: &Map<String, Value>) -> Result<Option<f32>> {

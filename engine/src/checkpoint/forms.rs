@@ -4,6 +4,7 @@
 
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
+use crate::math::reserve;
 use crate::networks::form::Form;
 
 /// The numbers of a vector, in both forms.
@@ -20,26 +21,29 @@ impl Forms {
     /// # Errors
     /// Those of [`RawTensor::read_vector`], and numbers that the other form has no number for.
     pub(crate) fn read(tensor: &RawTensor, form: Form, n: usize) -> Result<Self> {
-        let stored = tensor.read_vector(n)?;
         if tensor.is_in_network_form {
+            let stored = tensor.read_vector_of(n, |value| form.is_beyond_f32(value))?;
             if let Some(index) = stored.iter().position(|&value| !form.admits(value)) {
                 let value = stored[index];
                 let text = format!("{value} at [{index}], expected {}", form.expected());
                 return Err(Error::format(text).at(tensor.place()));
             }
+            let network = mapped(&stored, |value| form.within_f32(value))?;
             return Ok(Forms {
-                checkpoint: stored.iter().map(|&x| form.to_checkpoint(x)).collect(),
-                network: stored,
+                checkpoint: mapped(&network, |value| form.to_checkpoint(value))?,
+                network,
             });
         }
-        let network: Vec<f32> = stored.iter().map(|&x| form.to_network(x)).collect();
-        if let Some(index) = network.iter().position(|value| !value.is_finite()) {
-            let text = format!("exp() of number {index} is not a number");
-            return Err(Error::format(text).at(tensor.place()));
-        }
+        let stored = tensor.read_vector(n)?;
         Ok(Forms {
+            network: mapped(&stored, |value| form.to_network(value))?,
             checkpoint: stored,
-            network,
         })
     }
+}
+
+fn mapped(values: &[f32], f: impl Fn(f32) -> f32) -> Result<Vec<f32>> {
+    let mut out = reserve(values.len(), "a vector")?;
+    out.extend(values.iter().map(|&value| f(value)));
+    Ok(out)
 }

@@ -13,14 +13,16 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::error::Error;
+use crate::error::{printable, Error};
 use crate::files::{FileBytes, Folder, SourceFile, Watch};
 use crate::networks::config::Config;
 
+mod adapter;
 mod blocks;
 mod checksum;
 mod config;
 mod dtype;
+mod foreign;
 mod forms;
 mod json;
 mod names;
@@ -28,6 +30,7 @@ mod open;
 mod pickle;
 mod rwkv_cpp;
 pub(crate) mod safetensors;
+mod shards;
 pub(crate) mod tensor;
 #[cfg(test)]
 mod tests;
@@ -76,7 +79,7 @@ pub(crate) struct TokenizerFile {
 /// What a path turned out to hold.
 #[derive(Debug)]
 pub(crate) enum Opened {
-    Checkpoint(Checkpoint),
+    Checkpoint(Box<Checkpoint>),
     /// This project's own single-file format: its reader takes it from here.
     ModelFile(SafetensorsFile),
 }
@@ -92,7 +95,7 @@ pub(crate) fn torch_records(
 
 /// Puts the name of a file before an error, unless the error comes from below and has it already.
 fn name_file(error: Error, file: &SourceFile) -> Error {
-    if error.to_string().starts_with(file.name()) {
+    if error.to_string().starts_with(&*printable(file.name())) {
         error
     } else {
         error.at(file.name())

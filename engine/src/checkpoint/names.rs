@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::form::Form;
 use crate::networks::known;
-use crate::networks::names::{split_layer, EMBEDDING, HEAD};
+use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
 use crate::networks::table::{Architecture, ShownBy, TensorAt};
 
 /// What shape a tensor must have.
@@ -62,14 +62,17 @@ impl Named {
     /// Renames the tensors found at `place`.
     ///
     /// # Errors
-    /// A tensor that only another architecture has, or one that occurs twice.
+    /// A tensor that only another architecture has, one of an adapter, or one that occurs twice.
     pub(super) fn new(place: String, found: Vec<RawTensor>) -> Result<Self> {
-        let architecture = architecture(&place, &found)?;
+        refuse_adapter(&found)?;
+        let cleaner = Cleaner::new(found.iter().map(|tensor| tensor.name.as_str()));
+        let architecture = architecture(&place, &found, &cleaner)?;
         let mut tensors = BTreeMap::<String, RawTensor>::new();
         for tensor in found {
-            let name = match architecture.find(&tensor.name) {
+            let clean = cleaner.name(&tensor.name);
+            let name = match architecture.find(&clean) {
                 Some((spec, layer)) => spec.raw_name(layer),
-                None => tensor.name.clone(),
+                None => clean.into_owned(),
             };
             if let Some(other) = tensors.get(&name) {
                 let mut message = format!("the same as tensor {}", other.name);
@@ -191,13 +194,40 @@ pub(super) fn has_other_form(name: &str) -> bool {
     found.any(|(spec, _)| spec.form != Form::Same)
 }
 
+/// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices
+/// are what the model was trained to be, and are not made here.
+fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
+    let Some(tensor) = tensors.iter().find(|tensor| is_of_adapter(&tensor.name)) else {
+        return Ok(());
+    };
+    let has_base = tensors.iter().any(|tensor| {
+        tensor.name.ends_with("emb.weight") || tensor.name.ends_with("embeddings.weight")
+    });
+    let text = match has_base {
+        true => "LoRA or another adapter beside its model, expected one merged with the other: merge them \
+                 first, with merge_and_unload() of PEFT or the merge script of what trained it",
+        false => "LoRA or another adapter without its model, expected a whole model: merge it into its base \
+                  model first, with merge_and_unload() of PEFT or the merge script of what trained it",
+    };
+    Err(Error::unsupported(text).at(tensor.place()))
+}
+
 /// The architecture whose tensors these are.
-fn architecture(place: &str, tensors: &[RawTensor]) -> Result<&'static Architecture> {
+fn architecture(
+    place: &str,
+    tensors: &[RawTensor],
+    cleaner: &Cleaner,
+) -> Result<&'static Architecture> {
     let expected = known::titles();
-    match known::shown(tensors.iter().map(|tensor| tensor.name.as_str())) {
+    let names: Vec<_> = tensors
+        .iter()
+        .map(|tensor| cleaner.name(&tensor.name))
+        .collect();
+    match known::shown(names.iter().map(|name| &**name)) {
         Some(Ok(architecture)) => Ok(architecture),
         Some(Err((name, title))) => {
-            let tensor = tensors.iter().find(|tensor| tensor.name == name);
+            let mut tensors = tensors.iter();
+            let tensor = tensors.find(|tensor| cleaner.name(&tensor.name) == name);
             let place = tensor.map_or(place.to_owned(), RawTensor::place);
             let message = format!("shows {title}, expected {expected}");
             Err(Error::unsupported(message).at(place))

@@ -9,19 +9,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
+use super::foreign::unrecognised;
 use super::json::{self, UniqueMap};
 use super::names::Named;
 use super::safetensors::SafetensorsFile;
+use super::shards::{self, Shard};
 use super::tensor::RawTensor;
-use super::{config, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
+use super::{adapter, config, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{retried, Access, Folder, SourceFile};
 use crate::networks::config::Config;
 
 /// An index has a line a tensor.
-const INDEX_BYTES_MAX: u64 = 64 << 20;
+const INDEX_BYTES_MAX: u64 = 16 << 20;
 
 /// A new model comes with a new one.
 const CONFIG: &str = "config.json";
@@ -68,7 +70,13 @@ pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Resu
     match read_weights(file)? {
         FileContent::ModelFile(file) => Ok(Opened::ModelFile(file)),
         FileContent::Tensors(tensors) => {
-            finish(place, tensors, None, (folder, true), mapped).map(Opened::Checkpoint)
+            let opened = finish(place.clone(), tensors, None, (folder, true), mapped);
+            // The others may lie anywhere, but a model of one shard is none.
+            let opened = opened.map_err(|e| match Shard::of_path(&place) {
+                Some(shard) if shard.of > 1 => shard.alone().at(place),
+                _ => e,
+            });
+            Ok(Opened::Checkpoint(Box::new(opened?)))
         }
     }
 }
@@ -90,14 +98,12 @@ pub(crate) fn open_folder(folder: Folder, mapped: bool) -> Result<Opened> {
 }
 
 fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
-    let (name, file) = find_weights(&folder, mapped)?;
-    let tensors = if name.ends_with(".index.json") {
-        read_shards(&folder, &file, mapped)?
-    } else {
-        match read_weights(file)? {
+    let tensors = match find_weights(&folder, mapped)? {
+        Weights::Index(index) => read_indexed(&folder, &index, mapped)?,
+        Weights::File(file) => match read_weights(file)? {
             FileContent::ModelFile(file) => return Ok(Opened::ModelFile(file)),
             FileContent::Tensors(tensors) => tensors,
-        }
+        },
     };
     let (config, fields) = match folder.open(CONFIG, mapped)? {
         Some(file) => {
@@ -107,11 +113,11 @@ fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         None => (None, Map::new()),
     };
     let checkpoint = finish(folder.place(), tensors, config, (&folder, false), mapped)?;
-    Ok(Opened::Checkpoint(Checkpoint {
+    Ok(Opened::Checkpoint(Box::new(Checkpoint {
         folder: Some(folder),
         config_fields: fields,
         ..checkpoint
-    }))
+    })))
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
@@ -218,48 +224,26 @@ fn read_table(file: SourceFile) -> Result<FileContent> {
         }
         return file.raw_tensors().map(FileContent::Tensors);
     }
-    Err(unrecognised(&start).at(file.name()))
+    Err(unrecognised(&file).at(file.name()))
 }
 
-/// Names the formats that are often mistaken for a checkpoint.
-fn unrecognised(start: &[u8]) -> Error {
-    let torch_before_zip = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
-    let is = |magic: &[u8]| start.starts_with(magic);
-    if is(torch_before_zip) {
-        return Error::unsupported(
-            "a file in the format of torch before 1.6; load it with torch.load and save it again \
-             with torch.save to read it here",
-        );
-    }
-    if is(b"GGUF") {
-        return Error::unsupported("a GGUF file, expected the checkpoint that it was made from");
-    }
-    if is(b"tjgg") || is(b"lmgg") {
-        return Error::unsupported(
-            "a ggml file of another program than rwkv.cpp, expected the checkpoint that it was made \
-             from",
-        );
-    }
-    if is(b"version https://git-lfs") {
-        return Error::format(
-            "a Git LFS pointer, not the weights themselves; fetch them with git lfs pull",
-        );
-    }
-    if matches!(start, [0x80, 2..=5, ..]) {
-        return Error::unsupported("a bare Python pickle, expected a torch or safetensors file");
-    }
-    Error::format(
-        "not a checkpoint: expected a safetensors file, a torch .pth or .bin file, or a .bin file of \
-         rwkv.cpp",
-    )
+/// Where a folder's weights are.
+enum Weights {
+    File(SourceFile),
+    Index(SourceFile),
 }
 
-/// The file that holds a folder's weights, or their index.
-fn find_weights(folder: &Folder, mapped: bool) -> Result<(String, SourceFile)> {
+fn find_weights(folder: &Folder, mapped: bool) -> Result<Weights> {
     for name in WEIGHT_FILES {
         if let Some(file) = folder.open(name, mapped)? {
-            return Ok((name.to_owned(), file));
+            return Ok(match name.ends_with(".index.json") {
+                true => Weights::Index(file),
+                false => Weights::File(file),
+            });
         }
+    }
+    if let Some(file) = folder.open(adapter::CONFIG, mapped)? {
+        return Err(adapter::without_model(&file));
     }
     let names = folder.list()?;
     let mut candidates = Vec::new();
@@ -272,28 +256,40 @@ fn find_weights(folder: &Folder, mapped: bool) -> Result<(String, SourceFile)> {
             break;
         }
     }
-    let [name] = candidates[..] else {
-        let message = if candidates.is_empty() {
+    let refuse = |message: String| Err(Error::format(message).at(folder.place()));
+    match candidates[..] {
+        [] => {
             let looked_for = WEIGHT_FILES.join(", ");
-            format!("no weights: looked for {looked_for}, *.safetensors, *.pth and *.bin")
-        } else {
-            format!("several weight files, expected one: {candidates:?}; name one of them instead")
-        };
-        return Err(Error::format(message).at(folder.place()));
-    };
-    match folder.open(name, mapped)? {
-        Some(file) => Ok((name.clone(), file)),
-        None => Err(Error::new(ErrorKind::Io, "gone while being opened")
-            .at(format!("{}: {name}", folder.place()))),
+            refuse(format!(
+                "no weights: looked for {looked_for}, *.safetensors, *.pth and *.bin"
+            ))
+        }
+        _ if candidates
+            .iter()
+            .any(|name| Shard::of_path(name).is_some_and(|shard| shard.of > 1)) =>
+        {
+            Err(shards::without_index(&candidates).at(folder.place()))
+        }
+        [name] => match folder.open(name, mapped)? {
+            Some(file) => Ok(Weights::File(file)),
+            None => Err(Error::new(ErrorKind::Io, "gone while being opened")
+                .at(format!("{}: {name}", folder.place()))),
+        },
+        _ => refuse(format!(
+            "several weight files, expected one: {candidates:?}; name one of them instead"
+        )),
     }
 }
 
 /// The tensors of all shards of an index, each where the index says.
-fn read_shards(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec<RawTensor>> {
+fn read_indexed(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec<RawTensor>> {
     let shard_of = weight_map(index)?;
-    let shards: BTreeSet<&String> = shard_of.values().collect();
-    let mut tensors = Vec::with_capacity(shard_of.len());
-    for shard in shards {
+    let mut names_of: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+    for (name, shard) in &shard_of {
+        names_of.entry(shard).or_default().push(name);
+    }
+    let mut tensors = Vec::new();
+    for &shard in names_of.keys() {
         let refuse = |message: String| Err(Error::format(message).at(index.name()));
         let plain = !shard.is_empty() && !shard.contains(['/', '\\', ':', '\0']);
         if !plain || shard == "." || shard == ".." {
@@ -321,8 +317,8 @@ fn read_shards(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec<
             }
         }
         let there: BTreeSet<&String> = found.iter().map(|tensor| &tensor.name).collect();
-        let mut listed = shard_of.iter().filter(|(_, listed)| *listed == shard);
-        if let Some((name, _)) = listed.find(|(name, _)| !there.contains(name)) {
+        let listed = names_of.get(shard).map(Vec::as_slice).unwrap_or_default();
+        if let Some(name) = listed.iter().find(|name| !there.contains(**name)) {
             return refuse(format!("tensor {name}: not in {shard}, where it should be"));
         }
         tensors.extend(found);
@@ -334,16 +330,8 @@ fn read_shards(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec<
 fn weight_map(index: &SourceFile) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Index {
-        weight_map: UniqueMap<Value>,
+        weight_map: UniqueMap<String>,
     }
     let parsed: Index = json::parse(index, INDEX_BYTES_MAX)?;
-    let mut shard_of = BTreeMap::new();
-    for (name, shard) in parsed.weight_map.0 {
-        let Value::String(shard) = shard else {
-            let message = format!("tensor {name}: shard {shard}, expected a file name");
-            return Err(Error::format(message).at(index.name()));
-        };
-        shard_of.insert(name, shard);
-    }
-    Ok(shard_of)
+    Ok(parsed.weight_map.0.into_iter().collect())
 }

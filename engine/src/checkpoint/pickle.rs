@@ -1,24 +1,41 @@
 //! Reads the pickled table of a torch file: names, and where their tensors lie.
 //!
 //! Used by `torch.rs`. Pickle is a small language whose programs can call anything in Python; this
-//! knows the few instructions that a state dict consists of, and stands for what they would build
-//! by plain values. Nothing is ever executed: any other instruction or name is an error that says
-//! which. Values refer to each other by index, so no input nests deeply, and each is paid for by at
-//! least one byte of input, so none takes more memory than some fixed multiple of its length.
+//! knows its instructions, and stands for what they would build by plain values: tables of tensors
+//! by what is needed of them, all else, such as the optimizers and counters of training, by no more
+//! than what it is. Nothing is ever executed, and a name that reaches the system is an error.
+//!
+//! Values refer to each other by index, so no input nests deeply. There are at most [`VALUES_MAX`] of
+//! each kind, and no instruction copies or hashes more than some hundred bytes of what others made
+//! ([`TEXT_BYTES_MAX`]), so time is linear in the length of the input and memory is bounded.
 
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::math::push;
+use names::Global;
 
-/// Of a tensor; RWKV-4 has at most 3.
-const DIMENSIONS_MAX: usize = 8;
+mod calls;
+mod names;
+mod table;
 
-/// Of the calls that tables of tensors make.
-const ARGUMENTS_MAX: usize = 6;
+/// Of values on the stack, remembered ones, texts, items of tuples and entries of dictionaries, each.
+/// Training checkpoints of the largest models have some ten thousand.
+const VALUES_MAX: usize = 1 << 19;
+
+/// Of tensors, and of storages. The largest models have some thousand, and an optimizer twice as many.
+const TENSORS_MAX: usize = 1 << 16;
+
+/// Names of Python that are of no use here: training needs some ten.
+const NAMES_MAX: usize = 1 << 12;
+
+/// Longer texts are no names of anything, and are not kept.
+const TEXT_BYTES_MAX: usize = 256;
 
 /// A tensor of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,20 +57,11 @@ pub(super) struct Storage {
     pub(super) len: u64,
 }
 
-/// The tensors of a state dict, in its order.
+/// The tensors of a state dict, in its order, alone or among what else training saves.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, PickledTensor)>> {
     let mut machine = Interpreter {
         input: bytes,
-        at: 0,
-        stack: Vec::new(),
-        marks: Vec::new(),
-        memo: HashMap::new(),
-        texts: Vec::new(),
-        tuples: Vec::new(),
-        dicts: Vec::new(),
-        storages: Vec::new(),
-        storage_of_key: HashMap::new(),
-        tensors: Vec::new(),
+        ..Interpreter::default()
     };
     let top = machine
         .run()
@@ -67,62 +75,46 @@ enum Value {
     None,
     Bool(bool),
     Int(i64),
-    Text(usize),
-    Tuple(usize),
-    Dict(usize),
+    Text(u32),
+    Tuple(u32),
+    Dict(u32),
     Global(Global),
-    Storage(usize),
-    Tensor(usize),
+    Storage(u32),
+    Tensor(u32),
+    Opaque(Opaque),
 }
 
-/// The names that a state dict may refer to.
+/// A value of which nothing is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    StorageOf(Dtype),
+enum Opaque {
+    /// A number, bytes, a set.
+    Value,
+    List,
+    /// Of a class or made by a function, by the number of its name.
+    Object(u32),
 }
 
-impl Global {
-    fn find(module: &str, name: &str) -> Result<Self> {
-        let dtype = match (module, name) {
-            ("collections", "OrderedDict") => return Ok(Global::OrderedDict),
-            ("torch._utils", "_rebuild_tensor_v2") => return Ok(Global::RebuildTensor),
-            ("torch._utils", "_rebuild_parameter") => return Ok(Global::RebuildParameter),
-            ("torch", "FloatStorage") => Dtype::F32,
-            ("torch", "HalfStorage") => Dtype::F16,
-            ("torch", "BFloat16Storage") => Dtype::Bf16,
-            ("torch", "DoubleStorage") => Dtype::F64,
-            ("torch", "CharStorage") => Dtype::I8,
-            ("torch", "ByteStorage") => Dtype::U8,
-            ("torch", "ShortStorage") => Dtype::I16,
-            ("torch", "IntStorage") => Dtype::I32,
-            ("torch", "LongStorage") => Dtype::I64,
-            ("torch", "BoolStorage") => Dtype::Bool,
-            _ => {
-                return Err(Error::unsupported(format!(
-                "refers to {module}.{name}, which no table of tensors needs; nothing was executed"
-            )))
-            }
-        };
-        Ok(Global::StorageOf(dtype))
-    }
-}
-
+#[derive(Default)]
 struct Interpreter<'a> {
     input: &'a [u8],
     at: usize,
     stack: Vec<Value>,
     /// Stack heights.
     marks: Vec<usize>,
-    memo: HashMap<u32, Value>,
+    memo: Vec<Option<Value>>,
+    n_remembered: u32,
     texts: Vec<&'a str>,
-    tuples: Vec<Vec<Value>>,
+    /// Of tuples, one after the other.
+    items: Vec<Value>,
+    tuples: Vec<Range<u32>>,
     dicts: Vec<Vec<(Value, Value)>>,
+    n_entries: usize,
     storages: Vec<Storage>,
-    storage_of_key: HashMap<&'a str, usize>,
+    storage_of_key: HashMap<&'a str, u32>,
     tensors: Vec<PickledTensor>,
+    /// Names of Python that are of no use here.
+    names: Vec<String>,
+    name_numbers: HashMap<String, u32>,
 }
 
 impl<'a> Interpreter<'a> {
@@ -147,37 +139,98 @@ impl<'a> Interpreter<'a> {
             0x80 => self.protocol(),
             0x95 => self.take(8).map(drop), // FRAME: how far to read ahead
             b'(' => {
-                self.marks.push(self.stack.len());
-                Ok(())
+                let height = self.stack.len();
+                put(&mut self.marks, height)
+            }
+            b'0' => self.discard(),
+            b'1' => self.pop_to_mark().map(drop),
+            b'2' => {
+                let value = self.pop()?;
+                self.push(value)?;
+                self.push(value)
             }
             b'N' => self.push(Value::None),
             0x88 => self.push(Value::Bool(true)),
             0x89 => self.push(Value::Bool(false)),
-            b'J' | b'K' | b'M' | 0x8a => self.integer(opcode),
-            b'X' | 0x8c => self.text(opcode),
-            b')' => self.push_tuple(Vec::new()),
+            b'J' | b'K' | b'M' | 0x8a | 0x8b => self.integer(opcode),
+            b'I' | b'L' => self.decimal(),
+            b'F' => self.line().and_then(|_| self.push(OTHER)),
+            b'G' => self.take(8).and_then(|_| self.push(OTHER)),
+            b'X' | 0x8c | 0x8d => {
+                let bytes = self.counted(opcode)?;
+                self.push_text(utf8(bytes)?)
+            }
+            b'S' | b'V' => self.quoted(opcode),
+            // Bytes, which Python 2 uses for texts as well.
+            b'T' | b'U' | b'B' | b'C' | 0x8e | 0x96 => {
+                let bytes = self.counted(opcode)?;
+                match std::str::from_utf8(bytes) {
+                    Ok(text) if matches!(opcode, b'T' | b'U') => self.push_text(text),
+                    _ => self.push(OTHER),
+                }
+            }
+            b']' => self.push(LIST),
+            b'l' => self.pop_to_mark().and_then(|_| self.push(LIST)),
+            b'a' => self.pop().and_then(|_| self.require_opaque()),
+            b'e' | 0x90 => self.pop_to_mark().and_then(|_| self.require_opaque()),
+            0x8f => self.push(OTHER),
+            0x91 => self.pop_to_mark().and_then(|_| self.push(OTHER)),
+            b')' => self.push_tuple(self.stack.len()),
             0x85..=0x87 => {
-                let items = self.pop_many(usize::from(opcode - 0x84))?;
-                self.push_tuple(items)
+                let from = self.start_of(usize::from(opcode - 0x84))?;
+                self.push_tuple(from)
             }
             b't' => {
-                let items = self.pop_to_mark()?;
-                self.push_tuple(items)
+                let from = self.pop_mark()?;
+                self.push_tuple(from)
             }
-            b'}' => self.push_dict(),
+            b'}' => {
+                let dict = self.new_dict()?;
+                self.push(dict)
+            }
+            b'd' => {
+                let items = self.pop_to_mark()?;
+                let dict = self.new_dict()?;
+                self.push(dict)?;
+                self.set_items(&items)
+            }
             b's' => {
-                let pair = self.pop_many(2)?;
+                let from = self.start_of(2)?;
+                let pair = self.stack.split_off(from);
                 self.set_items(&pair)
             }
             b'u' => {
                 let items = self.pop_to_mark()?;
                 self.set_items(&items)
             }
-            b'q' | b'r' | 0x94 => self.memoize(opcode),
-            b'h' | b'j' => self.recall(opcode),
-            b'c' => self.global(),
+            b'p' | b'q' | b'r' | 0x94 => self.memoize(opcode),
+            b'g' | b'h' | b'j' => self.recall(opcode),
+            b'c' => {
+                let global = self.global()?;
+                self.push(Value::Global(global))
+            }
             0x93 => self.stack_global(),
+            b'i' => {
+                let class = self.global()?;
+                self.pop_to_mark()?;
+                self.new_object(Value::Global(class))
+            }
+            b'o' => {
+                let all = self.pop_to_mark()?;
+                let class = all.first().copied().ok_or_else(not_there)?;
+                self.new_object(class)
+            }
+            0x81 | 0x92 => {
+                let from = self.start_of(usize::from(opcode == 0x92) + 2)?;
+                let class = self.stack.get(from).copied().ok_or_else(not_there)?;
+                self.stack.truncate(from);
+                self.new_object(class)
+            }
             b'Q' => self.persistent(),
+            b'P' => Err(Error::unsupported(
+                "names a storage as protocol 0 does, which torch.load does not read either; expected \
+                 protocol 1 to 5",
+            )),
             b'R' => self.reduce(),
             b'b' => self.build(),
             _ => Err(Error::unsupported(format!(
@@ -193,7 +246,7 @@ impl<'a> Interpreter<'a> {
                 self.at += n;
                 Ok(bytes)
             }
-            None => Err(Error::format("truncated")),
+            None => Err(truncated()),
         }
     }
 
@@ -202,132 +255,216 @@ impl<'a> Interpreter<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        self.take(N)?
-            .try_into()
-            .map_err(|_| Error::format("truncated"))
+        self.take(N)?.try_into().map_err(|_| truncated())
+    }
+
+    /// As many bytes as stand in front of them, in as many bytes as the instruction says.
+    fn counted(&mut self, opcode: u8) -> Result<&'a [u8]> {
+        let n = match opcode {
+            b'U' | b'C' | 0x8c => u64::from(self.byte()?),
+            b'T' | b'B' | b'X' => u64::from(u32::from_le_bytes(self.array()?)),
+            _ => u64::from_le_bytes(self.array()?),
+        };
+        self.take(usize::try_from(n).map_err(|_| truncated())?)
     }
 
     /// Up to the next line break, which is not part of it.
-    fn line(&mut self) -> Result<&'a str> {
+    fn line(&mut self) -> Result<&'a [u8]> {
         let rest = self.input.get(self.at..).unwrap_or_default();
-        let Some(length) = rest.iter().position(|&byte| byte == b'\n') else {
-            return Err(Error::format("truncated"));
-        };
-        let line = self.take(length)?;
+        let length = rest.iter().position(|&byte| byte == b'\n');
+        let line = self.take(length.ok_or_else(truncated)?)?;
         self.take(1)?;
-        utf8(line)
+        Ok(line.strip_suffix(b"\r").unwrap_or(line))
     }
 
     fn push(&mut self, value: Value) -> Result<()> {
-        self.stack.push(value);
-        Ok(())
+        put(&mut self.stack, value)
     }
 
     fn pop(&mut self) -> Result<Value> {
-        let floor = self.marks.last().copied().unwrap_or(0);
-        if self.stack.len() > floor {
-            if let Some(value) = self.stack.pop() {
-                return Ok(value);
-            }
-        }
-        Err(Error::format("takes a value that is not there"))
+        self.start_of(1)?;
+        self.stack.pop().ok_or_else(not_there)
     }
 
-    fn pop_many(&mut self, n: usize) -> Result<Vec<Value>> {
+    /// Where the last `n` values of the stack begin.
+    fn start_of(&self, n: usize) -> Result<usize> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        match self.stack.len().checked_sub(n) {
-            Some(from) if from >= floor => Ok(self.stack.split_off(from)),
-            _ => Err(Error::format("takes a value that is not there")),
-        }
+        let from = self.stack.len().checked_sub(n);
+        from.filter(|&from| from >= floor).ok_or_else(not_there)
+    }
+
+    fn pop_mark(&mut self) -> Result<usize> {
+        let mark = self.marks.pop();
+        mark.filter(|&mark| mark <= self.stack.len())
+            .ok_or_else(not_there)
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Value>> {
-        match self.marks.pop() {
-            Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
-            _ => Err(Error::format("takes a value that is not there")),
+        let from = self.pop_mark()?;
+        Ok(self.stack.split_off(from))
+    }
+
+    /// Drops the last value, or the mark that is in its place.
+    fn discard(&mut self) -> Result<()> {
+        match self.pop() {
+            Err(_) => self.pop_mark().map(drop),
+            Ok(_) => Ok(()),
         }
     }
 
     fn protocol(&mut self) -> Result<()> {
         match self.byte()? {
-            2..=5 => Ok(()),
+            0..=5 => Ok(()),
             other => Err(Error::unsupported(format!(
-                "protocol {other}, expected 2 to 5"
+                "protocol {other}, expected at most 5"
             ))),
         }
     }
 
     fn integer(&mut self, opcode: u8) -> Result<()> {
         let number = match opcode {
-            b'K' => i64::from(self.byte()?),
-            b'M' => i64::from(u16::from_le_bytes(self.array()?)),
-            b'J' => i64::from(i32::from_le_bytes(self.array()?)),
+            b'K' => Some(i64::from(self.byte()?)),
+            b'M' => Some(i64::from(u16::from_le_bytes(self.array()?))),
+            b'J' => Some(i64::from(i32::from_le_bytes(self.array()?))),
             _ => {
-                let length = usize::from(self.byte()?);
-                let digits = self.take(length)?;
-                long(digits)?
+                let length = match opcode {
+                    0x8a => u32::from(self.byte()?),
+                    _ => u32::from_le_bytes(self.array()?),
+                };
+                long(self.take(usize::try_from(length).map_err(|_| truncated())?)?)
             }
         };
-        self.push(Value::Int(number))
+        self.push(number.map_or(OTHER, Value::Int))
     }
 
-    fn text(&mut self, opcode: u8) -> Result<()> {
-        let length = match opcode {
-            b'X' => u32::from_le_bytes(self.array()?),
-            _ => u32::from(self.byte()?),
+    /// A number in digits, or a truth value.
+    fn decimal(&mut self) -> Result<()> {
+        let digits = match self.line()? {
+            b"00" => return self.push(Value::Bool(false)),
+            b"01" => return self.push(Value::Bool(true)),
+            digits => digits.strip_suffix(b"L").unwrap_or(digits),
         };
-        let length = usize::try_from(length).map_err(|_| Error::format("truncated"))?;
-        let text = utf8(self.take(length)?)?;
-        self.texts.push(text);
-        self.push(Value::Text(self.texts.len() - 1))
+        let digits = std::str::from_utf8(digits).unwrap_or_default();
+        let is_number = digits
+            .trim_start_matches('-')
+            .bytes()
+            .all(|b| b.is_ascii_digit());
+        if digits.is_empty() || !is_number {
+            return Err(Error::format("a number without digits"));
+        }
+        self.push(digits.parse().map_or(OTHER, Value::Int))
     }
 
-    fn push_tuple(&mut self, items: Vec<Value>) -> Result<()> {
-        self.tuples.push(items);
-        self.push(Value::Tuple(self.tuples.len() - 1))
+    fn push_text(&mut self, text: &'a str) -> Result<()> {
+        if text.len() > TEXT_BYTES_MAX {
+            return self.push(OTHER);
+        }
+        put(&mut self.texts, text)?;
+        self.push(Value::Text(self.texts.len() as u32 - 1))
     }
 
-    fn push_dict(&mut self) -> Result<()> {
-        self.dicts.push(Vec::new());
-        self.push(Value::Dict(self.dicts.len() - 1))
+    /// A text as protocol 0 writes it, to the end of the line. One with escapes is no name of a tensor.
+    fn quoted(&mut self, opcode: u8) -> Result<()> {
+        let mut line = self.line()?;
+        if opcode == b'S' {
+            let quote = |quote: &[u8]| line.strip_prefix(quote)?.strip_suffix(quote);
+            line = quote(b"'").or_else(|| quote(b"\"")).unwrap_or(b"\\");
+        }
+        match std::str::from_utf8(line) {
+            Ok(text) if !text.contains('\\') => self.push_text(text),
+            _ => self.push(OTHER),
+        }
+    }
+
+    /// Makes a tuple of what is on the stack from there on.
+    fn push_tuple(&mut self, from: usize) -> Result<()> {
+        let start = self.items.len();
+        for at in from..self.stack.len() {
+            let item = self.stack.get(at).copied().ok_or_else(not_there)?;
+            put(&mut self.items, item)?;
+        }
+        self.stack.truncate(from);
+        // All tuples of nothing are one.
+        if self.tuples.is_empty() {
+            put(&mut self.tuples, 0..0)?;
+        }
+        if start == self.items.len() {
+            return self.push(Value::Tuple(0));
+        }
+        put(&mut self.tuples, start as u32..self.items.len() as u32)?;
+        self.push(Value::Tuple(self.tuples.len() as u32 - 1))
+    }
+
+    fn new_dict(&mut self) -> Result<Value> {
+        put(&mut self.dicts, Vec::new())?;
+        Ok(Value::Dict(self.dicts.len() as u32 - 1))
     }
 
     fn set_items(&mut self, items: &[Value]) -> Result<()> {
-        let Some(Value::Dict(dict)) = self.stack.last().copied() else {
-            return Err(Error::format("sets an entry of what is no dictionary"));
-        };
         if items.len() % 2 != 0 {
             return Err(Error::format("sets an entry without a value"));
         }
+        let dict = match self.stack.last() {
+            Some(Value::Dict(dict)) => *dict as usize,
+            Some(Value::Opaque(_)) => return Ok(()),
+            _ => return Err(Error::format("sets an entry of what is no dictionary")),
+        };
+        self.n_entries += items.len() / 2;
+        check_count(self.n_entries)?;
         if let Some(entries) = self.dicts.get_mut(dict) {
             for pair in items.chunks_exact(2) {
                 if let [key, value] = *pair {
-                    entries.push((key, value));
+                    push(entries, (key, value), VALUES)?;
                 }
             }
         }
         Ok(())
     }
 
+    /// Items are added to lists, sets and objects, which are not looked into.
+    fn require_opaque(&self) -> Result<()> {
+        match self.stack.last() {
+            Some(Value::Opaque(_)) => Ok(()),
+            _ => Err(Error::format("adds an item to what is no list")),
+        }
+    }
+
+    /// The place of a remembered value.
+    fn memo_index(&mut self, opcode: u8) -> Result<usize> {
+        let index = match opcode {
+            b'q' | b'h' => u32::from(self.byte()?),
+            b'r' | b'j' => u32::from_le_bytes(self.array()?),
+            _ => {
+                let digits = std::str::from_utf8(self.line()?).ok();
+                let index = digits.and_then(|digits| digits.parse().ok());
+                index.ok_or_else(|| Error::format("the number of a value without digits"))?
+            }
+        };
+        Ok(index as usize)
+    }
+
     fn memoize(&mut self, opcode: u8) -> Result<()> {
         let index = match opcode {
-            b'q' => u32::from(self.byte()?),
-            b'r' => u32::from_le_bytes(self.array()?),
-            _ => u32::try_from(self.memo.len()).unwrap_or(u32::MAX),
+            0x94 => self.n_remembered as usize,
+            _ => self.memo_index(opcode)?,
         };
         let Some(top) = self.stack.last().copied() else {
             return Err(Error::format("remembers a value that is not there"));
         };
-        self.memo.insert(index, top);
+        check_count(index)?;
+        while self.memo.len() <= index {
+            push(&mut self.memo, None, VALUES)?;
+        }
+        if let Some(slot) = self.memo.get_mut(index) {
+            self.n_remembered += u32::from(slot.is_none());
+            *slot = Some(top);
+        }
         Ok(())
     }
 
     fn recall(&mut self, opcode: u8) -> Result<()> {
-        let index = match opcode {
-            b'h' => u32::from(self.byte()?),
-            _ => u32::from_le_bytes(self.array()?),
-        };
-        match self.memo.get(&index).copied() {
+        let index = self.memo_index(opcode)?;
+        match self.memo.get(index).copied().flatten() {
             Some(value) => self.push(value),
             None => Err(Error::format(format!(
                 "recalls value {index}, which was not remembered"
@@ -335,171 +472,58 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    fn global(&mut self) -> Result<()> {
+    fn global(&mut self) -> Result<Global> {
         let module = self.line()?;
         let name = self.line()?;
-        self.push(Value::Global(Global::find(module, name)?))
+        if module.len().max(name.len()) > TEXT_BYTES_MAX {
+            let text = format!("refers to a name of more than {TEXT_BYTES_MAX} bytes");
+            return Err(Error::format(text));
+        }
+        self.find(utf8(module)?, utf8(name)?)
     }
 
     fn stack_global(&mut self) -> Result<()> {
-        match self.pop_many(2)?[..] {
-            [Value::Text(module), Value::Text(name)] => {
-                let global = Global::find(self.text_at(module), self.text_at(name))?;
-                self.push(Value::Global(global))
-            }
-            _ => Err(Error::format("refers to a name that is no text")),
-        }
+        let name = self.pop()?;
+        let module = self.pop()?;
+        let (Value::Text(module), Value::Text(name)) = (module, name) else {
+            return Err(Error::format("refers to a name that is no text"));
+        };
+        let global = self.find(self.text_at(module), self.text_at(name))?;
+        self.push(Value::Global(global))
     }
 
-    /// The reference to a storage: ('storage', type, key, device, number of elements).
-    fn persistent(&mut self) -> Result<()> {
-        let refuse = || Error::format("refers to an object outside that is no storage");
-        let Value::Tuple(id) = self.pop()? else {
-            return Err(refuse());
-        };
-        let items = self.tuples.get(id).ok_or_else(refuse)?;
-        let &[Value::Text(kind), storage_type, Value::Text(key), _, Value::Int(len)] = &items[..]
-        else {
-            return Err(refuse());
-        };
-        let Value::Global(Global::StorageOf(dtype)) = storage_type else {
-            return Err(refuse());
-        };
-        let key = self.text_at(key);
-        let len = u64::try_from(len).map_err(|_| refuse())?;
-        if self.text_at(kind) != "storage" {
-            return Err(refuse());
-        }
-        let next = self.storages.len();
-        let index = *self.storage_of_key.entry(key).or_insert(next);
-        let storage = Storage {
-            key: key.into(),
-            dtype,
-            len,
-        };
-        match self.storages.get(index) {
-            None => self.storages.push(storage),
-            Some(known) if *known == storage => {}
-            Some(known) => {
-                return Err(Error::format(format!(
-                    "storage {key}: {len} elements of {dtype}, but before {} of {}",
-                    known.len, known.dtype
-                )))
-            }
-        }
-        self.push(Value::Storage(index))
+    fn text_at(&self, index: u32) -> &'a str {
+        self.texts.get(index as usize).copied().unwrap_or_default()
     }
 
-    /// Stands for a call: of the three functions that tables of tensors use.
-    fn reduce(&mut self) -> Result<()> {
-        use Value::{Int, Storage, Tuple};
-        let refuse =
-            || Error::unsupported("calls a function in a way that no table of tensors needs");
-        let (function, arguments) = match self.pop_many(2)?[..] {
-            [Value::Global(function), Value::Tuple(arguments)] => (function, arguments),
-            _ => return Err(refuse()),
-        };
-        // Copied, but never more than a call can need: a tuple may be used any number of times.
-        let arguments = self
-            .tuples
-            .get(arguments)
-            .filter(|all| all.len() <= ARGUMENTS_MAX);
-        let arguments = arguments.cloned().ok_or_else(refuse)?;
-        match (function, &arguments[..]) {
-            (Global::OrderedDict, []) => self.push_dict(),
-            (Global::RebuildParameter, &[tensor @ Value::Tensor(_), _, _]) => self.push(tensor),
-            (
-                Global::RebuildTensor,
-                &[Storage(storage), Int(first), Tuple(shape), Tuple(strides), _, _],
-            ) => {
-                let tensor = PickledTensor {
-                    storage: self.storages.get(storage).cloned().ok_or_else(refuse)?,
-                    first: u64::try_from(first)
-                        .map_err(|_| Error::format(format!("tensor at element {first}")))?,
-                    shape: self.sizes(shape)?,
-                    strides: self.sizes(strides)?,
-                };
-                self.tensors.push(tensor);
-                self.push(Value::Tensor(self.tensors.len() - 1))
-            }
-            _ => Err(refuse()),
-        }
+    fn tuple(&self, index: u32) -> &[Value] {
+        let range = self.tuples.get(index as usize).cloned().unwrap_or(0..0);
+        let items = self.items.get(range.start as usize..range.end as usize);
+        items.unwrap_or_default()
     }
 
-    /// Sets attributes of an object. Those of a state dict say nothing about its tensors.
-    fn build(&mut self) -> Result<()> {
-        let state = self.pop()?;
-        match (self.stack.last(), state) {
-            (Some(Value::Dict(_)), Value::Dict(_)) => Ok(()),
-            _ => Err(Error::unsupported(
-                "sets the attributes of something else than a dictionary",
-            )),
-        }
+    fn dict(&self, index: u32) -> &[(Value, Value)] {
+        let entries = self.dicts.get(index as usize);
+        entries.map(Vec::as_slice).unwrap_or_default()
     }
+}
 
-    fn sizes(&self, tuple: usize) -> Result<Vec<usize>> {
-        let items = self
-            .tuples
-            .get(tuple)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        if items.len() > DIMENSIONS_MAX {
-            let message = format!("a tensor of {} dimensions", items.len());
-            return Err(Error::unsupported(message));
-        }
-        let size = |item: &Value| match *item {
-            Value::Int(size) => usize::try_from(size)
-                .map_err(|_| Error::format(format!("a size or stride of {size}"))),
-            _ => Err(Error::format("a size or stride that is no integer")),
-        };
-        items.iter().map(size).collect()
-    }
+const OTHER: Value = Value::Opaque(Opaque::Value);
+const LIST: Value = Value::Opaque(Opaque::List);
 
-    fn text_at(&self, index: usize) -> &'a str {
-        self.texts.get(index).copied().unwrap_or_default()
-    }
+/// What errors call the memory of values.
+const VALUES: &str = "the values of a pickle";
 
-    fn into_table(mut self, top: Value) -> Result<Vec<(String, PickledTensor)>> {
-        let Value::Dict(dict) = top else {
-            return Err(Error::format(
-                "holds no dictionary, expected one of tensors",
-            ));
-        };
-        let entries = self
-            .dicts
-            .get_mut(dict)
-            .map(std::mem::take)
-            .unwrap_or_default();
-        let mut seen = HashSet::new();
-        let mut table = Vec::with_capacity(entries.len());
-        for (key, value) in entries {
-            let Value::Text(key) = key else {
-                return Err(Error::format(
-                    "a key that is no text, expected names of tensors",
-                ));
-            };
-            let name = self.text_at(key);
-            if !seen.insert(name) {
-                return Err(Error::format(format!("tensor {name}: occurs twice")));
-            }
-            match value {
-                Value::Tensor(index) => {
-                    let tensor = self.tensors.get(index).cloned();
-                    table.extend(tensor.map(|tensor| (name.to_owned(), tensor)));
-                }
-                Value::Dict(_) => {
-                    return Err(Error::unsupported(format!(
-                    "a dictionary under {name:?}, expected a tensor; load the file in Python and \
-                         save that dictionary alone"
-                )))
-                }
-                _ => {
-                    let message = format!("entry {name:?} is no tensor");
-                    return Err(Error::unsupported(message));
-                }
-            }
-        }
-        Ok(table)
+/// Adds one more value to those of its kind.
+fn put<T>(all: &mut Vec<T>, value: T) -> Result<()> {
+    check_count(all.len())?;
+    push(all, value, VALUES)
+}
+
+fn check_count(n: usize) -> Result<()> {
+    match n < VALUES_MAX {
+        true => Ok(()),
+        false => Err(Error::format(format!("more than {VALUES_MAX} values"))),
     }
 }
 
@@ -507,18 +531,21 @@ fn utf8(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(|_| Error::format("a text that is not UTF-8"))
 }
 
-/// Little-endian two's complement of any length: element counts beyond 2^31 are written so.
-fn long(digits: &[u8]) -> Result<i64> {
-    if digits.len() > 8 {
-        let message = format!("an integer of {} bytes, expected at most 8", digits.len());
-        return Err(Error::format(message));
-    }
+fn truncated() -> Error {
+    Error::format("truncated")
+}
+
+fn not_there() -> Error {
+    Error::format("takes a value that is not there")
+}
+
+/// Little-endian two's complement of any length: element counts beyond 2^31 are written so. `None`: more
+/// than 64 bits, as states of random generators have.
+fn long(digits: &[u8]) -> Option<i64> {
     let negative = digits.last().is_some_and(|byte| byte & 0x80 != 0);
     let mut wide = [if negative { 0xff } else { 0 }; 8];
-    for (to, from) in wide.iter_mut().zip(digits) {
-        *to = *from;
-    }
-    Ok(i64::from_le_bytes(wide))
+    wide.get_mut(..digits.len())?.copy_from_slice(digits);
+    Some(i64::from_le_bytes(wide))
 }
 
 #[cfg(test)]
@@ -537,8 +564,8 @@ mod tests {
             (&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], i64::MAX),
         ];
         for (digits, number) in cases {
-            assert_eq!(long(digits).ok(), Some(number), "{digits:?}");
+            assert_eq!(long(digits), Some(number), "{digits:?}");
         }
-        assert!(long(&[1; 9]).is_err());
+        assert!(long(&[1; 9]).is_none());
     }
 }

@@ -14,6 +14,7 @@ use super::names;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 use crate::files::{FileBytes, SourceFile};
+use crate::math::push;
 use crate::networks::names::EMBEDDING;
 
 /// `ggmf`, as a little-endian number.
@@ -52,7 +53,7 @@ fn read_file(file: &SourceFile) -> Result<Vec<RawTensor>> {
         let mut tensor = RawTensor::in_order(name, file.clone(), dtype, shape, reader.at)?;
         tensor.is_in_network_form = names::has_other_form(&tensor.name);
         reader.at = tensor.end();
-        tensors.push(tensor);
+        push(&mut tensors, tensor, "the tensors of a file")?;
     }
     header.check(&tensors)?;
     Ok(tensors)

@@ -7,20 +7,29 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use ::safetensors::tensor::{Dtype as HeaderDtype, Metadata, TensorInfo};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::dtype::Dtype;
-use super::json::UniqueMap;
+use super::json::{self, Entries, NotRead, StringOrNot, ENTRIES_MAX};
 use super::name_file;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 use crate::files::SourceFile;
+use crate::math::reserve;
 
-/// The bound of the format's own reader.
-const HEADER_MAX: u64 = 100_000_000;
+/// A line has some hundred bytes, and the largest models some thousand tensors. The format's own reader takes
+/// 100 MB, which reading would multiply.
+const HEADER_MAX: u64 = 16 << 20;
+
+/// Of a tensor; models have at most 3.
+const DIMENSIONS_MAX: usize = 64;
+
+/// Bytes of a name.
+const NAME_BYTES_MAX: usize = 1024;
 
 /// Bytes of the header's length, at the start of the file.
 const LENGTH_BYTES: u64 = 8;
@@ -76,9 +85,10 @@ impl SafetensorsFile {
         }
         let data_offset = LENGTH_BYTES + header_bytes;
         let header = file.bytes(LENGTH_BYTES..data_offset)?;
-        let header: UniqueMap<Value> = serde_json::from_slice(&header)
-            .map_err(|e| Error::format(format!("safetensors header: {e}")))?;
-        let (metadata, tensors) = split(header)?;
+        let Header { metadata, tensors } = json::from_slice(&header).map_err(|e| match e {
+            NotRead::Memory(e) => e,
+            NotRead::Json(e) => Error::format(format!("safetensors header: {e}")),
+        })?;
         check_tiling(&tensors, room - header_bytes)?;
         let tensors = tensors
             .into_iter()
@@ -105,10 +115,11 @@ impl SafetensorsFile {
 
     /// All tensors, in file order.
     pub(crate) fn raw_tensors(&self) -> Result<Vec<RawTensor>> {
-        self.tensors
-            .iter()
-            .map(|entry| self.raw_tensor(entry))
-            .collect()
+        let mut tensors = reserve(self.tensors.len(), "the tensors of a file")?;
+        for entry in &self.tensors {
+            tensors.push(self.raw_tensor(entry)?);
+        }
+        Ok(tensors)
     }
 
     fn raw_tensor(&self, entry: &TensorEntry) -> Result<RawTensor> {
@@ -131,20 +142,136 @@ impl SafetensorsFile {
 
 type Tensors = Vec<(String, TensorInfo)>;
 
-fn split(header: UniqueMap<Value>) -> Result<(BTreeMap<String, String>, Tensors)> {
-    let mut metadata = BTreeMap::new();
-    let mut tensors = Vec::with_capacity(header.0.len());
-    for (name, entry) in header.0 {
-        let refuse = |e| Error::format(format!("safetensors header: {name}: {e}"));
-        if name == "__metadata__" {
-            metadata = BTreeMap::deserialize(entry).map_err(refuse)?;
-        } else {
-            let info = TensorInfo::deserialize(entry).map_err(refuse)?;
-            tensors.push((name, info));
-        }
+/// What a header says, read as what it must be.
+struct Header {
+    metadata: BTreeMap<String, String>,
+    /// In the order of their bytes.
+    tensors: Tensors,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
     }
-    tensors.sort_by_key(|(_, info)| info.data_offsets);
-    Ok((metadata, tensors))
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut metadata = None;
+        let mut tensors = Entries::default();
+        while let Some(name) = map.next_key::<String>()? {
+            if name.len() > NAME_BYTES_MAX {
+                let n = name.len();
+                let text = format!("a name of {n} bytes, expected at most {NAME_BYTES_MAX}");
+                return Err(A::Error::custom(text));
+            }
+            if name != "__metadata__" {
+                let info = map.next_value::<Line>();
+                tensors.add(name, info.map(|line| line.0))?;
+                continue;
+            }
+            let found = map.next_value::<Option<Strings>>();
+            let found = found.map_err(|e| A::Error::custom(format_args!("{name}: {e}")))?;
+            if metadata.replace(found.unwrap_or_default().0).is_some() {
+                return Err(A::Error::custom(format_args!("key {name:?} occurs twice")));
+            }
+        }
+        let mut tensors = tensors.list;
+        tensors.sort_by_key(|(_, info)| info.data_offsets);
+        Ok(Header {
+            metadata: metadata.unwrap_or_default(),
+            tensors,
+        })
+    }
+}
+
+/// A tensor's line; the number of its dimensions is bounded before they are kept.
+struct Line(TensorInfo);
+
+impl<'de> Deserialize<'de> for Line {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            dtype: HeaderDtype,
+            shape: Shape,
+            data_offsets: (usize, usize),
+        }
+        let fields = Fields::deserialize(deserializer)?;
+        Ok(Line(TensorInfo {
+            dtype: fields.dtype,
+            shape: fields.shape.0,
+            data_offsets: fields.data_offsets,
+        }))
+    }
+}
+
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ShapeVisitor;
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(size) = list.next_element()? {
+                    if shape.len() == DIMENSIONS_MAX {
+                        return Err(A::Error::custom("a tensor of too many dimensions"));
+                    }
+                    shape.push(size);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+/// Metadata. The format has texts only; numbers and the like, which some programs write all the same, are left
+/// out.
+#[derive(Default)]
+struct Strings(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct StringsVisitor;
+        impl<'de> Visitor<'de> for StringsVisitor {
+            type Value = Strings;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Strings, A::Error> {
+                let mut strings = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if let StringOrNot(Some(text)) = map.next_value()? {
+                        strings.insert(key, text);
+                    }
+                    if strings.len() > ENTRIES_MAX {
+                        return Err(A::Error::custom(format_args!(
+                            "more than {ENTRIES_MAX} entries"
+                        )));
+                    }
+                }
+                Ok(Strings(strings))
+            }
+        }
+        deserializer.deserialize_map(StringsVisitor)
+    }
 }
 
 /// The tensors, in order, must fill the data section from its start to the end of the file.

@@ -18,6 +18,7 @@ use super::checksum::Checksum;
 use super::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::files::{FileBytes, SourceFile};
+use crate::math::reserve;
 
 /// Elements converted at a time: their copy stays in the innermost cache.
 const CHUNK: usize = 2048;
@@ -55,10 +56,11 @@ struct Plane {
 }
 
 impl RawTensor {
-    /// A tensor whose first element is `first` elements into the bytes `data` of the file.
+    /// A tensor whose first element is `first` elements into the bytes `data` of the file. Elements may
+    /// overlap: a stride of 0 makes one number stand for many.
     ///
     /// # Errors
-    /// An element outside these bytes, more elements than the bytes hold, sizes beyond the memory.
+    /// An element outside these bytes, sizes beyond the memory.
     pub(crate) fn new(
         name: String,
         file: SourceFile,
@@ -72,9 +74,9 @@ impl RawTensor {
         let count = shape
             .iter()
             .try_fold(1usize, |n, &dim| n.checked_mul(dim.max(1)));
-        let (Some(count), true) = (count, shape.len() == strides.len()) else {
+        if count.is_none() || shape.len() != strides.len() {
             return refuse(format!("shape {shape:?} with strides {strides:?}"));
-        };
+        }
         let is_empty = shape.contains(&0);
         if is_empty {
             strides.fill(1);
@@ -88,19 +90,12 @@ impl RawTensor {
                 let steps = (dim as u64).saturating_sub(1);
                 last.checked_add(steps.checked_mul(stride as u64)?)
             });
-        if !is_empty && dtype.size().is_some() {
-            if last.is_none_or(|last| last >= capacity) {
-                return refuse(format!(
-                    "shape {shape:?}, strides {strides:?}, first element {first}: outside its \
-                     storage of {capacity} elements"
-                ));
-            }
-            if count as u64 > capacity {
-                return refuse(format!(
-                    "shape {shape:?}, strides {strides:?}: its elements overlap, in a storage of \
-                     {capacity} elements"
-                ));
-            }
+        let is_outside = last.is_none_or(|last| last >= capacity);
+        if !is_empty && dtype.size().is_some() && is_outside {
+            return refuse(format!(
+                "shape {shape:?}, strides {strides:?}, first element {first}: outside its \
+                 storage of {capacity} elements"
+            ));
         }
         Ok(RawTensor {
             offset: data.start.saturating_add(first.saturating_mul(size)),
@@ -185,15 +180,16 @@ impl RawTensor {
     /// # Panics
     /// If the rows are not within the tensor or `out` has not exactly their size.
     pub(crate) fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        self.read(rows, out, false)
+        self.read(rows.clone(), out, false)?;
+        self.require_finite(rows, out)
     }
 
     /// As [`RawTensor::read_rows`], and does not keep the pages that it walks over, so that a few
     /// rows of a transposed tensor do not bring in all of it.
     pub(crate) fn read_rows_once(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         self.read(rows.clone(), out, true)?;
-        self.release(rows);
-        Ok(())
+        self.release(rows.clone());
+        self.require_finite(rows, out)
     }
 
     fn read(&self, rows: Range<usize>, out: &mut [f32], once: bool) -> Result<()> {
@@ -216,12 +212,15 @@ impl RawTensor {
         if plane.col_stride == 1 && plane.row_stride == plane.cols as u64 {
             self.read_run(first, out)?;
         } else {
-            self.gather(plane, rows.clone(), out, once)?;
+            self.gather(plane, rows, out, once)?;
         }
-        self.file.watch().check()?;
-        match first_non_finite(out) {
+        self.file.watch().check()
+    }
+
+    fn require_finite(&self, rows: Range<usize>, values: &[f32]) -> Result<()> {
+        match first_non_finite(values) {
             None => Ok(()),
-            Some(at) => Err(self.non_finite(rows.start * plane.cols + at, out[at])),
+            Some(at) => Err(self.non_finite(rows.start * self.plane()?.cols + at, values[at])),
         }
     }
 
@@ -230,16 +229,31 @@ impl RawTensor {
     /// # Errors
     /// Another number of elements, and those of [`RawTensor::read_rows`].
     pub(crate) fn read_vector(&self, n: usize) -> Result<Vec<f32>> {
+        self.read_vector_of(n, |_| false)
+    }
+
+    /// As [`RawTensor::read_vector`], but numbers that are not finite may be what `admits` says.
+    pub(crate) fn read_vector_of(
+        &self,
+        n: usize,
+        admits: impl Fn(f32) -> bool,
+    ) -> Result<Vec<f32>> {
         if self.len() != n {
             let message = format!("shape {:?}, expected {n} elements", self.shape);
             return Err(Error::format(message).at(self.place()));
         }
-        let mut out = vec![0.0; n];
+        let mut out = reserve(n, "a vector")?;
+        out.resize(n, 0.0);
         if n > 0 {
             let rows = self.plane()?.rows;
-            self.read_rows_once(0..rows, &mut out)?;
+            self.read(0..rows, &mut out, true)?;
+            self.release(0..rows);
         }
-        Ok(out)
+        let is_bad = |value: &f32| !value.is_finite() && !admits(*value);
+        match out.iter().position(is_bad) {
+            None => Ok(out),
+            Some(at) => Err(self.non_finite(at, out[at])),
+        }
     }
 
     /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by
@@ -356,6 +370,7 @@ impl RawTensor {
         let step = inner.1 as usize;
         let mut run = Vec::new();
         if matches!(self.dtype, Dtype::Blocks(_)) {
+            run = reserve(span as usize, "rows of blocks")?;
             run.resize(span as usize, 0.0);
         }
         let mut walked = self.byte_range(first, 0).start;

@@ -18,9 +18,14 @@ use super::zip::{self, Record};
 use crate::error::{Error, Result};
 use crate::files::{FileBytes, SourceFile};
 
-/// The table has some hundred bytes a tensor, and the largest models some hundred tensors. What it
-/// builds in memory is at most some forty times as large.
-const PICKLE_BYTES_MAX: u64 = 4 << 20;
+/// The table has some hundred bytes a tensor, and the largest models some thousand tensors, training
+/// checkpoints three times as many. What it builds in memory is bounded by the reader of pickles.
+const PICKLE_BYTES_MAX: u64 = 16 << 20;
+
+/// Numbers that tensors have beyond those of their storages, because one number stands for many, as
+/// `torch.Tensor.expand` makes them. In memory they are all there, so that a file of some bytes must not
+/// have any number of them.
+const EXPANDED_MAX: u64 = 1 << 26;
 
 /// The name of the table, within the archive's own folder.
 const TABLE: &str = "data.pkl";
@@ -52,6 +57,7 @@ fn read_archive(file: &SourceFile) -> Result<Vec<RawTensor>> {
         }
     }
     let mut checksums = HashMap::new();
+    let mut expanded = 0u64;
     pickle::read(&table)?
         .into_iter()
         .map(|(name, tensor)| {
@@ -67,6 +73,15 @@ fn read_archive(file: &SourceFile) -> Result<Vec<RawTensor>> {
             let place = (shape, strides);
             let data = record.data.clone();
             let mut tensor = RawTensor::new(name, file.clone(), storage.dtype, place, first, data)?;
+            expanded = expanded.saturating_add((tensor.len() as u64).saturating_sub(storage.len));
+            if expanded > EXPANDED_MAX {
+                let text = format!(
+                    "shape {:?} in a storage of {} elements: its elements overlap, and tensors like \
+                     it have more than {EXPANDED_MAX} elements in all; save contiguous() ones",
+                    tensor.shape, storage.len
+                );
+                return Err(Error::format(text).at(tensor.place()));
+            }
             tensor.checksum = archive.has_checksums.then(|| {
                 let checksum = checksums
                     .entry(storage.key)

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::files::SourceFile;
+use crate::math::{push, reserve};
 
 const END: &[u8] = b"PK\x05\x06";
 const END_BYTES: u64 = 22;
@@ -25,7 +26,11 @@ const LOCAL: &[u8] = b"PK\x03\x04";
 const LOCAL_BYTES: u64 = 30;
 
 /// A directory has some hundred bytes a tensor; the largest models have some thousand tensors.
-const DIRECTORY_BYTES_MAX: u64 = 64 << 20;
+const DIRECTORY_BYTES_MAX: u64 = 16 << 20;
+
+/// How much memory a directory takes, at most, in bytes a byte of it. Pieces of it are small, so that it is
+/// asked for before they are.
+const MEMORY_FACTOR: usize = 6;
 
 /// The extra field that holds 64-bit sizes.
 const ZIP64_FIELD: u16 = 1;
@@ -82,6 +87,10 @@ pub(super) fn records(file: &SourceFile) -> Result<BTreeMap<String, Record>> {
             directory.entries
         )));
     }
+    drop(reserve::<u8>(
+        MEMORY_FACTOR * size as usize,
+        "a zip directory",
+    )?);
     let bytes = file.bytes(directory.bytes.clone())?;
     let mut fields = Fields(&bytes);
     let mut records = BTreeMap::new();
@@ -93,7 +102,8 @@ pub(super) fn records(file: &SourceFile) -> Result<BTreeMap<String, Record>> {
         let record = entry
             .locate(file, directory.bytes.start)
             .map_err(|e| e.at(format!("record {name}")))?;
-        places.push((header..record.data.end, name.clone()));
+        let place = (header..record.data.end, name.clone());
+        push(&mut places, place, "a zip directory")?;
         if records.insert(name.clone(), record).is_some() {
             return Err(Error::format(format!("record {name}: occurs twice")));
         }

@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Folder, SourceFile};
 use crate::math::reserve;
-use crate::networks::config::Config;
+use crate::networks::config::{Config, Settings};
 use crate::text::tokenizer::{self, Tokenizer};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -76,7 +76,7 @@ fn known_fields(config: &Config, dtype: &str) -> BTreeMap<String, Value> {
         ("bos_token_id", json!(settings.bos)),
         ("context_length", json!(settings.context_length)),
         ("dtype", json!(dtype)),
-        ("eos_token_id", json!(settings.end_of_text)),
+        ("eos_token_id", ends_of_text(settings)),
         ("layer_norm_epsilon", json!(epsilon)),
         ("model_type", json!(architecture.hugging_face.model_type)),
         ("tie_word_embeddings", json!(settings.tie_word_embeddings)),
@@ -86,6 +86,14 @@ fn known_fields(config: &Config, dtype: &str) -> BTreeMap<String, Value> {
     fields
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+}
+
+/// The token that ends a text, or a list of those that do.
+fn ends_of_text(settings: &Settings) -> Value {
+    match settings.ends_of_text().count() {
+        1 => json!(settings.end_of_text),
+        _ => settings.ends_of_text().collect(),
+    }
 }
 
 /// `generation_config.json`: the source directory's own, or one that says what `config.json` does.
@@ -98,7 +106,7 @@ pub(super) fn generation(checkpoint: &Checkpoint) -> Result<SideFile> {
     let fields = json!({
         "_from_model_config": true,
         "bos_token_id": settings.bos,
-        "eos_token_id": settings.end_of_text,
+        "eos_token_id": ends_of_text(settings),
         "transformers_version": TRANSFORMERS_VERSION,
     });
     Ok(SideFile::json(GENERATION, &fields))

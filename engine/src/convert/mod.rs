@@ -163,7 +163,7 @@ impl CheckpointSource {
 
     fn open_with(path: &Path, access: Access) -> Result<Self> {
         match checkpoint::open_path(path, access)? {
-            Opened::Checkpoint(checkpoint) => Ok(CheckpointSource(checkpoint)),
+            Opened::Checkpoint(checkpoint) => Ok(CheckpointSource(*checkpoint)),
             Opened::ModelFile(file) => {
                 let text =
                     "a model file made by quantize, expected the checkpoint that it was made from";

@@ -67,6 +67,16 @@ pub(crate) fn all_finite(numbers: &[f32]) -> bool {
     numbers.iter().map(is_special).fold(0, |a, b| a | b) == 0
 }
 
+/// Adds an element to a vector that grows as a file says, or gives an error where the allocator refuses.
+pub(crate) fn push<T>(all: &mut Vec<T>, value: T, what: &str) -> Result<()> {
+    if all.len() == all.capacity() {
+        let reserved = all.try_reserve(1);
+        reserved.map_err(|e| no_memory::<T>(all.len() + 1, what).with_source(e))?;
+    }
+    all.push(value);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::{all_finite, reserve};

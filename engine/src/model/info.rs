@@ -32,8 +32,10 @@ pub struct Info {
     pub n_vocab: usize,
     /// Tokens of context in training. Only advice: the state takes any number.
     pub context_length: usize,
-    /// The token that ends a text.
+    /// The token that ends a text: the first of [`ends_of_text`](Self::ends_of_text).
     pub end_of_text: u32,
+    /// All tokens that end a text, mostly one.
+    pub ends_of_text: Vec<u32>,
     /// Parameters, all tensors together.
     pub n_params: u64,
     /// Of the matrices as they are now; of most of them after
@@ -127,6 +129,7 @@ impl Info {
             n_vocab: sizes.n_vocab,
             context_length: settings.context_length,
             end_of_text: settings.end_of_text,
+            ends_of_text: settings.ends_of_text().collect(),
             n_params: totals.n_params,
             quant: inner.quant,
             weight_bytes: totals.weight_bytes,

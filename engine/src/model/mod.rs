@@ -273,9 +273,16 @@ impl Model {
         self.0.config.sizes.n_vocab
     }
 
-    /// The token that ends a text.
+    /// The token that ends a text. Some models have several, of which this is the first: ask
+    /// [`ends_text`](Self::ends_text) whether a token is one of them.
     pub fn end_of_text(&self) -> u32 {
         self.0.config.settings.end_of_text
+    }
+
+    /// Whether a token ends a text.
+    pub fn ends_text(&self, token: u32) -> bool {
+        let mut ends = self.0.config.settings.ends_of_text();
+        ends.any(|end| end == token)
     }
 
     /// Facts about the model.

@@ -30,7 +30,7 @@ impl Origin {
     /// Damaged metadata.
     pub(super) fn new(opened: Opened) -> Result<Self> {
         Ok(match opened {
-            Opened::Checkpoint(checkpoint) => Origin::Checkpoint(Box::new(checkpoint)),
+            Opened::Checkpoint(checkpoint) => Origin::Checkpoint(checkpoint),
             Opened::ModelFile(file) => Origin::ModelFile(Box::new(ModelFile::new(file)?)),
         })
     }

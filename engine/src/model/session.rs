@@ -411,7 +411,7 @@ impl Session {
                 Some(token) => token,
                 None => sampler.sample(&self.logits),
             };
-            if token == model.end_of_text() && !options.ignore_end_of_text {
+            if model.ends_text(token) && !options.ignore_end_of_text {
                 break Ending::EndOfText;
             }
             sampler.accept(token);

@@ -28,13 +28,19 @@ pub(crate) struct Config {
     pub(crate) settings: Settings,
 }
 
+/// Of what model files say in some hundred bytes. Any JSON takes many times the memory of its text.
+const JSON_BYTES_MAX: usize = 64 << 10;
+
 /// What the tensors do not show.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Settings {
     /// Of the norms in the blocks. transformers gives `ln_out` 1e-5 whatever this says.
     pub(crate) layer_norm_epsilon: f32,
-    /// Token id that ends a text.
+    /// Token id that ends a text: the first of them.
     pub(crate) end_of_text: u32,
+    /// Others that do, too.
+    #[serde(default, skip_serializing_if = "OtherEnds::is_empty")]
+    pub(crate) other_ends_of_text: OtherEnds,
     /// Token id that begins a text; RWKV-4 was trained with 0 for both.
     pub(crate) bos: u32,
     /// Tokens the model was trained on at a time. Advisory: the recurrent form has no limit.
@@ -43,12 +49,68 @@ pub(crate) struct Settings {
     pub(crate) tie_word_embeddings: bool,
 }
 
+/// Token ids that end a text beside the first one. Mostly there are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(into = "Vec<u32>", try_from = "Vec<u32>")]
+pub(crate) struct OtherEnds {
+    ids: [u32; OtherEnds::MAX],
+    n: usize,
+}
+
+impl OtherEnds {
+    /// More than any model has.
+    pub(crate) const MAX: usize = 15;
+
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        &self.ids[..self.n]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.n == 0
+    }
+}
+
+impl From<OtherEnds> for Vec<u32> {
+    fn from(ends: OtherEnds) -> Self {
+        ends.as_slice().to_vec()
+    }
+}
+
+impl TryFrom<Vec<u32>> for OtherEnds {
+    type Error = String;
+
+    fn try_from(all: Vec<u32>) -> Result<Self, String> {
+        let mut ends = OtherEnds::default();
+        match ends.ids.get_mut(..all.len()) {
+            Some(ids) => ids.copy_from_slice(&all),
+            None => {
+                return Err(format!(
+                    "{} token ids, expected at most {}",
+                    all.len(),
+                    Self::MAX
+                ))
+            }
+        }
+        ends.n = all.len();
+        Ok(ends)
+    }
+}
+
+impl Settings {
+    /// All token ids that end a text.
+    pub(crate) fn ends_of_text(&self) -> impl Iterator<Item = u32> + '_ {
+        let others = self.other_ends_of_text.as_slice().iter().copied();
+        std::iter::once(self.end_of_text).chain(others)
+    }
+}
+
 impl Default for Settings {
     /// As BlinkDL trained.
     fn default() -> Self {
         Settings {
             layer_norm_epsilon: 1e-5,
             end_of_text: 0,
+            other_ends_of_text: OtherEnds::default(),
             bos: 0,
             context_length: 1024,
             tie_word_embeddings: false,
@@ -129,6 +191,12 @@ impl Config {
     pub(crate) fn from_json(architecture: &'static Architecture, text: &str) -> Result<Self> {
         let damaged =
             |e: &dyn std::fmt::Display| Error::format(format!("metadata: damaged `config`: {e}"));
+        if text.len() > JSON_BYTES_MAX {
+            let n = text.len();
+            return Err(damaged(&format_args!(
+                "{n} bytes, expected at most {JSON_BYTES_MAX}"
+            )));
+        }
         let fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| damaged(&e))?;
         let mut sizes = Sizes::unknown(architecture);
         for size in architecture.sizes {

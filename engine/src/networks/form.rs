@@ -22,7 +22,21 @@ impl Form {
     pub(crate) fn to_network(self, stored: f32) -> f32 {
         match self {
             Form::Same => stored,
-            Form::MinusExp => -(f64::from(stored).exp() as f32),
+            Form::MinusExp => self.within_f32(-(f64::from(stored).exp() as f32)),
+        }
+    }
+
+    /// Whether this is what the network's number became beyond the largest of f32: exp() of 88.73 and more.
+    pub(crate) fn is_beyond_f32(self, value: f32) -> bool {
+        self == Form::MinusExp && value == f32::NEG_INFINITY
+    }
+
+    /// The network's number, or for one beyond the largest of f32 that one: a decay of either forgets all at once,
+    /// as torch does with its infinity, and weights stay finite.
+    pub(crate) fn within_f32(self, value: f32) -> f32 {
+        match self.is_beyond_f32(value) {
+            true => f32::MIN,
+            false => value,
         }
     }
 
@@ -69,6 +83,12 @@ mod tests {
             assert!(difference <= bound, "{step}: {there} {back}");
         }
         assert_eq!(form.to_network(NO_DECAY), 0.0);
+        for beyond in [88.73, 100.0, 800.0, f32::MAX] {
+            assert_eq!(form.to_network(beyond), f32::MIN, "{beyond}");
+        }
+        assert!((form.to_checkpoint(f32::MIN) - 88.72).abs() < 0.01);
+        assert_eq!(form.within_f32(f32::NEG_INFINITY), f32::MIN);
+        assert_eq!(Form::Same.within_f32(f32::NEG_INFINITY), f32::NEG_INFINITY);
         assert_eq!(form.to_checkpoint(-0.0), NO_DECAY);
         assert_eq!(form.to_checkpoint(-1.0), 0.0);
     }

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
+
 /// The table of embeddings, which may be the head as well.
 pub(crate) const EMBEDDING: &str = "emb.weight";
 /// The head.
@@ -82,6 +84,101 @@ pub(crate) fn split_layer(name: &str) -> Option<(usize, &str)> {
     (layer.to_string() == digits).then_some((layer, rest))
 }
 
+/// What programs of training put around a model: each adds a segment to the names of all that is in it.
+const WRAPPERS: [&str; 4] = [
+    "_orig_mod.",
+    "_forward_module.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+];
+
+/// First segments of the names that models have themselves.
+const OUTERMOST: [&str; 8] = [
+    "blocks",
+    "emb",
+    "head",
+    "ln_out",
+    "rwkv",
+    "embeddings",
+    "layers",
+    "lm_head",
+];
+
+/// Takes off what programs of training put in front of the names of all tensors, such as `module.`, and between
+/// their segments, such as `_orig_mod.`
+pub(crate) struct Cleaner {
+    /// Bytes that all names begin with, without wrappers.
+    prefix: usize,
+}
+
+impl Cleaner {
+    /// For exactly these names.
+    pub(crate) fn new<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
+        let mut prefix = 0;
+        let Some(first) = names.clone().next().map(unwrapped) else {
+            return Cleaner { prefix };
+        };
+        for _ in 0..SEGMENTS_MAX {
+            let rest = first.get(prefix..).and_then(|rest| rest.split_once('.'));
+            let Some((segment, _)) = rest else {
+                break;
+            };
+            let is_own = OUTERMOST.contains(&segment) || segment.parse::<u64>().is_ok();
+            let longer = prefix + segment.len() + 1;
+            // A name that is nothing but the prefix is one of its own.
+            let has_it = |name: &str| {
+                let name = unwrapped(name);
+                name.len() > longer && name.get(..longer) == first.get(..longer)
+            };
+            if is_own || !names.clone().all(has_it) {
+                break;
+            }
+            prefix = longer;
+        }
+        Cleaner { prefix }
+    }
+
+    /// The name of a tensor in its model.
+    pub(crate) fn name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        match unwrapped(name) {
+            Cow::Borrowed(name) => Cow::Borrowed(name.get(self.prefix..).unwrap_or(name)),
+            Cow::Owned(name) => Cow::Owned(name.get(self.prefix..).unwrap_or(&name).to_owned()),
+        }
+    }
+}
+
+/// Of a common beginning.
+const SEGMENTS_MAX: usize = 8;
+
+fn unwrapped(name: &str) -> Cow<'_, str> {
+    let mut name = Cow::Borrowed(name);
+    for wrapper in WRAPPERS {
+        if name.contains(wrapper) {
+            name = Cow::Owned(name.replace(wrapper, ""));
+        }
+    }
+    name
+}
+
+/// The segments that adapters add to the names of the matrices they belong to, but for capitals.
+const ADAPTERS: [&str; 9] = [
+    "lora_a",
+    "lora_b",
+    "lora_s",
+    "lora_embedding_a",
+    "lora_embedding_b",
+    "lora_magnitude_vector",
+    "base_layer",
+    "bone",
+    "disha",
+];
+
+/// Whether a tensor is part of an adapter, such as LoRA, or of a model that has one and is not merged with it.
+pub(crate) fn is_of_adapter(name: &str) -> bool {
+    let is_adapter = |segment: &str| ADAPTERS.iter().any(|one| segment.eq_ignore_ascii_case(one));
+    name.split('.').any(is_adapter)
+}
+
 /// What a name of any checkpoint has behind the number of its layer; all of one that has no number.
 pub(crate) fn behind_number(name: &str) -> &str {
     let mut rest = name;
@@ -92,4 +189,58 @@ pub(crate) fn behind_number(name: &str) -> &str {
         rest = behind;
     }
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_training_puts_around_names_is_taken_off() {
+        let clean = |names: &[&str]| -> Vec<String> {
+            let cleaner = Cleaner::new(names.iter().copied());
+            let names = names.iter().map(|name| cleaner.name(name).into_owned());
+            names.collect()
+        };
+        let plain = ["emb.weight", "blocks.0.ln1.bias"];
+        assert_eq!(clean(&plain), plain);
+        for prefix in [
+            "module.",
+            "_orig_mod.",
+            "model.",
+            "_forward_module.",
+            "module._orig_mod.",
+            "_orig_mod.module.model.",
+            "anything.",
+        ] {
+            let names = plain.map(|name| format!("{prefix}{name}"));
+            assert_eq!(clean(&[&names[0], &names[1]]), plain, "{prefix}");
+        }
+        // Inside, too, where single layers were compiled.
+        let names = ["module.emb.weight", "module.blocks.0._orig_mod.ln1.bias"];
+        assert_eq!(clean(&names), plain);
+        // Not all names have it, or it is the model's own.
+        for names in [
+            ["module.emb.weight", "blocks.0.ln1.bias"],
+            ["blocks.0.ln1.bias", "blocks.0.ln1.weight"],
+            ["a.", "a."],
+        ] {
+            assert_eq!(clean(&names), names);
+        }
+        assert!(clean(&[]).is_empty());
+    }
+
+    #[test]
+    fn adapters() {
+        for name in [
+            "blocks.0.att.key.lora_A",
+            "base_model.model.blocks.0.att.key.lora_B.default.weight",
+            "blocks.0.att.key.base_layer.weight",
+            "emb.lora_embedding_A.default",
+        ] {
+            assert!(is_of_adapter(name), "{name}");
+        }
+        // Small matrices of RWKV-7 itself, as flash-linear-attention calls them.
+        assert!(!is_of_adapter("model.layers.0.attn.w_lora.lora.0.weight"));
+    }
 }

@@ -341,10 +341,28 @@ fn buffers_take_what_they_say() {
 fn configurations_are_read_as_they_were_written() {
     let mut config = Config::of_sizes(sizes([99, 40, 2, 24, 37]));
     config.settings.end_of_text = 5;
-    let text = config.to_json().to_string();
     let architecture = config.sizes.architecture;
-    let read = Config::from_json(architecture, &text).expect("as written");
-    assert_eq!(read, config);
+    // One end of text is written as it always was; programs that know of one only read the first of several.
+    let one = config.to_json();
+    assert_eq!(
+        (&one["end_of_text"], one.as_object().map(|all| all.len())),
+        (&5.into(), Some(10))
+    );
+    for others in [vec![], vec![7, 0]] {
+        config.settings.other_ends_of_text = others.clone().try_into().expect("few");
+        let text = config.to_json().to_string();
+        let read = Config::from_json(architecture, &text).expect("as written");
+        assert_eq!(read, config);
+        assert_eq!(config.to_json()["end_of_text"], 5);
+        assert!(read.settings.ends_of_text().eq([vec![5], others].concat()));
+    }
+    let text = one.to_string();
+    let many = format!("{{\"other_ends_of_text\":{:?},{}", [1; 16], &text[1..]);
+    let spaces = format!("{text}{}", " ".repeat(1 << 17));
+    for damaged in [many, spaces] {
+        let error = Config::from_json(architecture, &damaged).expect_err("too much");
+        assert!(error.to_string().contains("at most"), "{error}");
+    }
     for (found, wrong) in [
         ("40", "0"),
         ("37", "\"x\""),

@@ -143,9 +143,15 @@ fn configurations() {
         ),
         folder(
             "eos",
-            config("eos_token_id", "[0]"),
+            config("eos_token_id", "[0,-1]"),
             Format,
-            &["eos_token_id [0]"],
+            &["eos_token_id [0,-1]"],
+        ),
+        folder(
+            "no eos",
+            config("eos_token_id", "[]"),
+            Format,
+            &["eos_token_id []"],
         ),
         folder(
             "vocab",
@@ -255,7 +261,12 @@ fn shards() {
             Format,
             &["\"..\"", "plain"],
         ),
-        folder("number", with(at(3, "7")), Format, &["shard 7"]),
+        folder(
+            "number",
+            with(at(3, "7")),
+            Format,
+            &["index.json", "integer `7`, expected a string"],
+        ),
         folder(
             "not listed",
             short,

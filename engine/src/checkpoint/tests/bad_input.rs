@@ -232,7 +232,7 @@ fn safetensors_headers() {
         ),
         file(
             "metadata",
-            header(r#"{"__metadata__":{"x":1}}"#),
+            header(r#"{"__metadata__":[1]}"#),
             Format,
             &["__metadata__"],
         ),

@@ -35,6 +35,7 @@ fn every_form_holds_the_same_model() {
         ("raw-protocol-4.pth", Dtype::F32),
         ("raw-metadata.pth", Dtype::F32),
         ("raw-no-crc.pth", Dtype::F32),
+        ("raw-nested.pth", Dtype::F32),
         ("raw.safetensors", Dtype::F32),
         ("hf-bf16.safetensors", Dtype::Bf16),
         ("hf-sharded-bin", Dtype::F32),

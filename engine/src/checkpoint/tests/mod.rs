@@ -16,7 +16,10 @@ mod build;
 mod damage;
 mod fixtures;
 mod large;
+mod readable;
 mod rwkv_cpp;
+mod stand_ins;
+mod training;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -27,7 +30,7 @@ fn fixture(name: &str) -> PathBuf {
 /// Opens what must be a checkpoint and no model file.
 fn open(path: &Path, mapped: bool) -> Result<Checkpoint> {
     match open_path(path, Access::new(mapped))? {
-        Opened::Checkpoint(checkpoint) => Ok(checkpoint),
+        Opened::Checkpoint(checkpoint) => Ok(*checkpoint),
         Opened::ModelFile(file) => panic!("{}: a model file", file.file.name()),
     }
 }
