@@ -47,7 +47,7 @@ pub fn exp(x: f32) -> f32 {
 /// closed they would pass for good ones.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x)) + (x - x)
+    1.0 / (1.0 + exp(-x)) + x * 0.0
 }
 
 /// The id of the highest value, the lowest of equals; NaN only if there is nothing else.

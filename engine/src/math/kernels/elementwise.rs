@@ -84,8 +84,8 @@ pub(super) fn wkv_step(
         let past = exp(top - q);
         let present = exp(with_bonus - q);
         let wkv = (past * numerator[i] + present * v) / (past * denominator[i] + present);
-        // A key of minus infinity, which only bad weights give, would pass for a weight of 0: k - k makes NaN of it.
-        out[i] = sigmoid(receptance[i] + (k - k)) * wkv;
+        // A key of minus infinity, which only bad weights give, would pass for a weight of 0: 0 times it is NaN.
+        out[i] = sigmoid(receptance[i] + k * 0.0) * wkv;
         // The state decays and takes the present token in.
         let decayed = top + decay_log[i];
         let q = if decayed > k { decayed } else { k };
@@ -100,8 +100,8 @@ pub(super) fn wkv_step(
 #[inline(always)]
 pub(super) fn squared_relu(x: &mut [f32]) {
     for x in x {
-        // x - x is 0, but for NaN and minus infinity, of which it makes NaN: they must not pass for 0.
-        let positive = if *x > 0.0 { *x } else { *x - *x };
+        // 0 times x is 0, but for NaN and minus infinity, of which it makes NaN: they must not pass for 0.
+        let positive = if *x > 0.0 { *x } else { *x * 0.0 };
         *x = positive * positive;
     }
 }
