@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use crate::{environment, Cli};
+use crate::{environment, numbers, Cli};
 
 /// Options that only `--help` shows: `-h` is to fit on a screen.
 const ADVANCED: &[&str] = &[
@@ -161,7 +161,8 @@ pub(crate) fn command() -> Command {
             true => arg,
             false => only_in_long_help(arg),
         });
-    command.mut_subcommands(|command| with_examples(hide_advanced(command)))
+    let command = command.mut_subcommands(|command| with_examples(hide_advanced(command)));
+    numbers::allow_hyphens(command)
 }
 
 fn hide_advanced(command: Command) -> Command {

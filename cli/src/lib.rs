@@ -35,6 +35,7 @@ mod logits;
 mod man;
 mod memory;
 mod model;
+mod numbers;
 mod perplexity;
 mod plot;
 mod progress;
@@ -143,15 +144,21 @@ fn run_command(program: &Program, arguments: impl Iterator<Item = OsString>) -> 
     hub::forget();
     let cli = match environment::check().map(|()| help::parse(arguments)) {
         Ok(Ok(cli)) => cli,
-        Ok(Err(error)) => return tell_help(&error),
+        Ok(Err(error)) => return tell_help(error),
         Err(text) => return fail(&UsageError(text).into()),
     };
     cli.verbosity.apply();
-    let result = run(&cli, program);
+    // What is still in the buffer is part of what was asked for.
+    let result = run(&cli, program).and_then(|()| Ok(io::stdout().flush()?));
     let memory = memory::peak_resident_bytes().map_or(String::new(), |bytes| {
         format!(", at most {:.1} MB in memory", bytes as f64 / 1e6)
     });
     detail!("{:.3} s in all{memory}", start.elapsed().as_secs_f64());
+    end_of(result)
+}
+
+/// The exit code of a command, whose error is told.
+fn end_of(result: anyhow::Result<()>) -> u8 {
     match result {
         Ok(()) => 0,
         Err(error) if is_closed_pipe(&error) => 0,
@@ -160,11 +167,12 @@ fn run_command(program: &Program, arguments: impl Iterator<Item = OsString>) -> 
 }
 
 /// Help, version, and what is wrong with the command line. Whoever wanted to read it may be gone.
-fn tell_help(error: &clap::Error) -> u8 {
-    let _ = error.print();
-    match error.use_stderr() {
-        true => WRONG_USAGE,
-        false => 0,
+fn tell_help(error: clap::Error) -> u8 {
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    match printed {
+        _ if error.use_stderr() => WRONG_USAGE,
+        Err(error) => end_of(Err(error.into())),
+        Ok(()) => 0,
     }
 }
 

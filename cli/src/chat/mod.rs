@@ -27,6 +27,7 @@ use self::commands::Line;
 use self::input::{Input, Read};
 use crate::args::ModelArgs;
 use crate::generate::per_second;
+use crate::numbers::{stop_text, whole};
 use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
 use crate::{cache_folder, model, note, tell, text_of};
@@ -63,6 +64,7 @@ pub(crate) struct Args {
 
     /// New tokens of an answer at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    #[arg(value_parser = whole::<usize>(0..=u64::MAX))]
     max_new_tokens: usize,
 
     #[command(flatten)]
@@ -71,7 +73,7 @@ pub(crate) struct Args {
     /// End answers before this text; may be repeated
     ///
     /// Beside the blank line that ends an answer in nearly every template.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
 
     /// Go on from a saved conversation
