@@ -36,6 +36,7 @@ mod man;
 mod memory;
 mod model;
 mod numbers;
+mod paths;
 mod perplexity;
 mod plot;
 mod progress;
@@ -51,6 +52,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use rwkv_edge_hub::without_secrets;
 
 use crate::again::Program;
 use crate::verbosity::{detail, note, tell};
@@ -142,14 +144,15 @@ pub fn main_of(program: &[OsString], arguments: impl IntoIterator<Item = OsStrin
 fn run_command(program: &Program, arguments: impl Iterator<Item = OsString>) -> u8 {
     let start = Instant::now();
     hub::forget();
-    let cli = match environment::check().map(|()| help::parse(arguments)) {
-        Ok(Ok(cli)) => cli,
+    let (cli, links) = match environment::check().map(|()| help::parse(arguments)) {
+        Ok(Ok(parsed)) => parsed,
         Ok(Err(error)) => return tell_help(error),
         Err(text) => return fail(&UsageError(text).into()),
     };
     cli.verbosity.apply();
     // What is still in the buffer is part of what was asked for.
-    let result = run(&cli, program).and_then(|()| Ok(io::stdout().flush()?));
+    let result = links.and_then(|()| run(&cli, program));
+    let result = result.and_then(|()| Ok(io::stdout().flush()?));
     let memory = memory::peak_resident_bytes().map_or(String::new(), |bytes| {
         format!(", at most {:.1} MB in memory", bytes as f64 / 1e6)
     });
@@ -212,7 +215,8 @@ impl std::error::Error for UsageError {}
 
 fn fail(error: &anyhow::Error) -> u8 {
     // Whoever read stderr may be gone.
-    let _ = writeln!(io::stderr(), "rwkv-edge: {}", text_of(error));
+    let text = text_of(error);
+    let _ = writeln!(io::stderr(), "rwkv-edge: {}", without_secrets(&text));
     match error.is::<UsageError>() {
         true => WRONG_USAGE,
         false => FAILED,

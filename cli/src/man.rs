@@ -34,8 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         io::stdout().lock().write_all(&page(command)?)?;
         return Ok(());
     };
-    fs::create_dir_all(folder)
-        .with_context(|| format!("{}: cannot create", folder.display()))?;
+    fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
     let mut pages = Vec::new();
     collect(&top, &mut pages);
     for command in &pages {

@@ -97,7 +97,8 @@ mod tests {
             for arg in command.get_arguments() {
                 let names = arg.get_value_names().unwrap_or_default();
                 let is_number = names.iter().any(|name| {
-                    ["N", "T", "P", "K", "X", "SIZE", "IDS", "LIST", "LIMITS"].contains(&name.as_str())
+                    ["N", "T", "P", "K", "X", "SIZE", "IDS", "LIST", "LIMITS"]
+                        .contains(&name.as_str())
                 });
                 let has_choices = !arg.get_possible_values().is_empty();
                 if is_number && !has_choices {

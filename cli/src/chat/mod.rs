@@ -106,7 +106,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let model = model::open(&args.model)?;
     model.tokenizer()?;
-    let template = choose_template(args, &model);
+    let template = args
+        .template
+        .clone()
+        .unwrap_or_else(|| Template::of(&model));
+    if args.load_state.is_none() {
+        note_template(args, &template, &model);
+    }
     let system = match (&args.system, &args.system_file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => {
@@ -128,7 +134,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let input = Input::new(!args.no_history)?;
     if let Some(path) = &args.load_state {
         let loaded = saved::load(&mut conversation, path)?;
-        note!("{loaded}");
+        if !loaded.has_text {
+            // A conversation with its text brings its template along.
+            note_template(args, &conversation.transcript().template, &model);
+        }
+        note!("{}", loaded.words);
     }
     if input.is_terminal() {
         // Until here Ctrl-C ends the program; from a pipe it always does.
@@ -170,11 +180,10 @@ fn on_event() -> impl FnMut(Event<'_>) + Send {
 }
 
 /// A form that was not asked for is told where it is a mere guess, and to people always.
-fn choose_template(args: &Args, model: &Model) -> Template {
-    if let Some(template) = &args.template {
-        return template.clone();
+fn note_template(args: &Args, template: &Template, model: &Model) {
+    if args.template.is_some() {
+        return;
     }
-    let template = Template::of(model);
     if template.is_plain() {
         note!(
             "template plain, because a vocabulary of {} is of no family that is known; --template \
@@ -184,7 +193,6 @@ fn choose_template(args: &Args, model: &Model) -> Template {
     } else if io::stdin().is_terminal() {
         note!("template {template}, by the model's vocabulary");
     }
-    template
 }
 
 struct Chat {
@@ -255,7 +263,7 @@ impl Chat {
                 }
             }
             Line::Save(path) => tell!("{}", saved::save(&self.conversation, &path)?),
-            Line::Load(path) => tell!("{}", saved::load(&mut self.conversation, &path)?),
+            Line::Load(path) => tell!("{}", saved::load(&mut self.conversation, &path)?.words),
             Line::System(None) => match self.conversation.transcript().system.as_str() {
                 "" => tell!("no system text"),
                 system => tell!("{system}"),

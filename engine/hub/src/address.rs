@@ -99,7 +99,8 @@ impl Address {
         let Some((scheme, rest)) = text.split_once("://") else {
             // Such as what browsers show of an address.
             let host = text.split('/').next().unwrap_or_default();
-            let is_hub = HUB_HOSTS.contains(&host) && ModelId::parse(&text).is_none_or(|id| id.file().is_some());
+            let is_hub = HUB_HOSTS.contains(&host)
+                && ModelId::parse(&text).is_none_or(|id| id.file().is_some());
             return is_hub.then(|| Self::of_web(&text));
         };
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
@@ -126,8 +127,15 @@ impl Address {
 
     /// `OWNER/NAME`, `OWNER/NAME/tree/REVISION` or `OWNER/NAME/blob/REVISION/FILE`, also below `api/models`.
     fn of_model(path: &str, on_hub: bool) -> Self {
-        let path = path.split(['?', '#']).next().unwrap_or_default().trim_matches('/');
-        let path = ["api/models/", "models/"].iter().find_map(|start| path.strip_prefix(start)).unwrap_or(path);
+        let path = path
+            .split(['?', '#'])
+            .next()
+            .unwrap_or_default()
+            .trim_matches('/');
+        let path = ["api/models/", "models/"]
+            .iter()
+            .find_map(|start| path.strip_prefix(start))
+            .unwrap_or(path);
         let parts: Vec<String> = path.split('/').map(unescape).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let revision = |revision: &str| match revision {
@@ -139,7 +147,8 @@ impl Address {
             [owner, name, "resolve" | "blob" | "raw", at, ref file @ ..] if !file.is_empty() => {
                 format!("{owner}/{name}/{}{}", file.join("/"), revision(at))
             }
-            [owner, name, "tree" | "resolve" | "blob" | "raw" | "commits" | "commit" | "revision", at, ..] => {
+            [owner, name, "tree" | "resolve" | "blob" | "raw" | "commits" | "commit" | "revision", at, ..] =>
+            {
                 format!("{owner}/{name}{}", revision(at))
             }
             [owner, name, "tree" | "resolve" | "blob" | "raw" | "commits" | "discussions", ..] => {
@@ -183,9 +192,15 @@ mod tests {
         for (text, shown) in [
             ("no address @ all", "no address @ all"),
             ("https://u:p%40w@h.co: no", "https://***@h.co: no"),
-            ("a https://tok@h.co:8/x/y@main b", "a https://***@h.co:8/x/y@main b"),
+            (
+                "a https://tok@h.co:8/x/y@main b",
+                "a https://***@h.co:8/x/y@main b",
+            ),
             ("'http://h/x?token=1', see", "'http://h/x?***', see"),
-            ("https://h/x?a=b; http://u:p@i#t=1.", "https://h/x?***; http://***@i#***."),
+            (
+                "https://h/x?a=b; http://u:p@i#t=1.",
+                "https://h/x?***; http://***@i#***.",
+            ),
             ("socks5://a:b@c:1", "socks5://***@c:1"),
         ] {
             assert_eq!(without_secrets(text), shown);
@@ -194,9 +209,14 @@ mod tests {
             let (plain, credentials) = split_credentials(text);
             (plain, credentials.map(str::to_owned))
         };
-        let of = |plain: &str, credentials: Option<&str>| (plain.to_owned(), credentials.map(str::to_owned));
+        let of = |plain: &str, credentials: Option<&str>| {
+            (plain.to_owned(), credentials.map(str::to_owned))
+        };
         assert_eq!(split("https://h.co"), of("https://h.co", None));
-        assert_eq!(split("https://u:p/w@x@h.co/a"), of("https://h.co/a", Some("u:p/w@x")));
+        assert_eq!(
+            split("https://u:p/w@x@h.co/a"),
+            of("https://h.co/a", Some("u:p/w@x"))
+        );
         assert_eq!(split("u:p@h.co"), of("h.co", Some("u:p")));
     }
 
@@ -214,11 +234,23 @@ mod tests {
             ("https://u:p@hf.co/a/b?x=y#z", "a/b true"),
             ("https://huggingface.co/a/b/tree/main", "a/b true"),
             ("https://huggingface.co/a/b/tree/v1/sub", "a/b@v1 true"),
-            ("https://huggingface.co/a/b/tree/refs%2Fpr%2F1", "a/b@refs/pr/1 true"),
-            ("https://huggingface.co/a/b/resolve/main/x.pth?download=true", "a/b/x.pth true"),
-            ("https://huggingface.co/a/b/blob/v1/d/x%20y.pth", "a/b/d/x y.pth@v1 true"),
+            (
+                "https://huggingface.co/a/b/tree/refs%2Fpr%2F1",
+                "a/b@refs/pr/1 true",
+            ),
+            (
+                "https://huggingface.co/a/b/resolve/main/x.pth?download=true",
+                "a/b/x.pth true",
+            ),
+            (
+                "https://huggingface.co/a/b/blob/v1/d/x%20y.pth",
+                "a/b/d/x y.pth@v1 true",
+            ),
             ("https://huggingface.co/a/b.git", "a/b true"),
-            ("https://mirror.example:8443/a/b/resolve/main/x.pth", "a/b/x.pth false"),
+            (
+                "https://mirror.example:8443/a/b/resolve/main/x.pth",
+                "a/b/x.pth false",
+            ),
             ("hf://a/b@v1", "a/b@v1 true"),
             ("huggingface.co/a/b", "a/b true"),
             ("https://huggingface.co/datasets/a/b", "other"),

@@ -56,6 +56,8 @@ mod retry;
 mod settings;
 
 pub use address::{without_secrets, Address};
+#[cfg(feature = "network")]
+pub use download::content_is_right;
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "network")]
 pub use event::{Event, Work};

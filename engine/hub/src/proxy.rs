@@ -39,12 +39,17 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// The proxy that the environment names for an endpoint; `variable` looks up a variable that is not empty.
-    pub(crate) fn from(endpoint: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+    pub(crate) fn from(
+        endpoint: &str,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Option<Self>> {
         let names = match endpoint.starts_with("https://") {
             true => HTTPS_VARIABLES,
             false => HTTP_VARIABLES,
         };
-        let named = names.into_iter().find_map(|name| Some((name, variable(name)?)));
+        let named = names
+            .into_iter()
+            .find_map(|name| Some((name, variable(name)?)));
         let Some((name, address)) = named else {
             return Ok(None);
         };
@@ -55,8 +60,12 @@ impl Proxy {
             );
             return Err(Error::new(ErrorKind::Argument, text));
         };
-        let direct = variable("NO_PROXY").or_else(|| variable("no_proxy")).unwrap_or_default();
-        let entries = direct.split([',', ' ', '\t']).filter(|entry| !entry.is_empty());
+        let direct = variable("NO_PROXY")
+            .or_else(|| variable("no_proxy"))
+            .unwrap_or_default();
+        let entries = direct
+            .split([',', ' ', '\t'])
+            .filter(|entry| !entry.is_empty());
         Ok(Some(Proxy {
             proxy,
             variable: name,
@@ -89,7 +98,10 @@ fn parse(address: &str) -> Option<ureq::Proxy> {
 
 /// Host and port; an IPv6 address may stand in brackets.
 fn split_port(authority: &str) -> (&str, Option<&str>) {
-    if let Some((host, rest)) = authority.strip_prefix('[').and_then(|it| it.split_once(']')) {
+    if let Some((host, rest)) = authority
+        .strip_prefix('[')
+        .and_then(|it| it.split_once(']'))
+    {
         return (host, rest.strip_prefix(':'));
     }
     match authority.split_once(':') {
@@ -109,7 +121,10 @@ fn is_of(host: &str, port: &str, entry: &str) -> bool {
     }
     let (name, only_port) = split_port(entry);
     let name = name.trim_start_matches('*').trim_start_matches('.');
-    let is_below = || host.strip_suffix(name).is_some_and(|sub| sub.ends_with('.'));
+    let is_below = || {
+        host.strip_suffix(name)
+            .is_some_and(|sub| sub.ends_with('.'))
+    };
     let is_host = !name.is_empty() && (host == name || is_below());
     is_host && only_port.is_none_or(|only| only == port)
 }
@@ -145,7 +160,9 @@ mod tests {
         let all = HTTPS_VARIABLES.map(|name| (name, "http://p:1"));
         for (endpoint, names) in [("https://h", HTTPS_VARIABLES), ("http://h", HTTP_VARIABLES)] {
             for name in names {
-                let only = proxy(endpoint, &[(name, "socks5://p:1")]).expect("right").expect("named");
+                let only = proxy(endpoint, &[(name, "socks5://p:1")])
+                    .expect("right")
+                    .expect("named");
                 assert_eq!(only.variable, name);
             }
             let first = proxy(endpoint, &all).expect("right").expect("named");
@@ -156,13 +173,27 @@ mod tests {
 
     #[test]
     fn what_is_no_proxy_is_refused_without_showing_it() {
-        for bad in ["://secret", "ftp://u:secret@h", "http://secret:99999", "http://secret:x", "secret bad", "http://", "socks6://secret"] {
-            let error = proxy("https://h", &[("HTTPS_PROXY", bad), ("ALL_PROXY", "http://p:1")]);
+        for bad in [
+            "://secret",
+            "ftp://u:secret@h",
+            "http://secret:99999",
+            "http://secret:x",
+            "secret bad",
+            "http://",
+            "socks6://secret",
+        ] {
+            let error = proxy(
+                "https://h",
+                &[("HTTPS_PROXY", bad), ("ALL_PROXY", "http://p:1")],
+            );
             let Err(error) = error else {
                 panic!("{bad}");
             };
             let text = error.to_string();
-            assert!(text.starts_with("HTTPS_PROXY: ") && !text.contains("secret"), "{text}");
+            assert!(
+                text.starts_with("HTTPS_PROXY: ") && !text.contains("secret"),
+                "{text}"
+            );
         }
     }
 
@@ -187,7 +218,9 @@ mod tests {
             (".", "https://h.co", false),
         ] {
             let variables = [("ALL_PROXY", "http://p:1"), ("NO_PROXY", entries)];
-            let proxy = proxy("https://h", &variables).expect("right").expect("named");
+            let proxy = proxy("https://h", &variables)
+                .expect("right")
+                .expect("named");
             assert_eq!(proxy.spares(url), expected, "{entries:?} {url}");
         }
     }
