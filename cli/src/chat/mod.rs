@@ -7,8 +7,12 @@ mod commands;
 mod history;
 mod input;
 mod interrupt;
+#[cfg(unix)]
+mod keyboard;
 mod saved;
 mod settings;
+#[cfg(unix)]
+mod typed;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
