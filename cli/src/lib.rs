@@ -171,9 +171,16 @@ fn end_of(result: anyhow::Result<()>) -> u8 {
 
 /// Help, version, and what is wrong with the command line. Whoever wanted to read it may be gone.
 fn tell_help(error: clap::Error) -> u8 {
+    if error.use_stderr() {
+        let text = error.render().to_string();
+        let _ = match without_secrets(&text) {
+            shown if shown == text => error.print(),
+            shown => io::stderr().write_all(shown.as_bytes()),
+        };
+        return WRONG_USAGE;
+    }
     let printed = error.print().and_then(|()| io::stdout().flush());
     match printed {
-        _ if error.use_stderr() => WRONG_USAGE,
         Err(error) => end_of(Err(error.into())),
         Ok(()) => 0,
     }

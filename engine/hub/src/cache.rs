@@ -193,3 +193,51 @@ fn link_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
 fn link_or_copy(_target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     fs::copy(blob, link).map(|_| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_left_is_taken_away() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = RepositoryCache::new(folder.path(), "a/b");
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        cache.set_commit("main", commit).expect("can be set");
+        let left = folder.path().join("models--a--b/.new");
+        fs::write(&left, "half").expect("can be written");
+        cache
+            .link("etag", commit, "x/y.json")
+            .expect("can be linked");
+        assert!(!left.is_symlink() && !left.exists());
+        fs::write(&left, "half").expect("can be written");
+        cache.set_commit("refs/pr/1", commit).expect("can be set");
+        assert!(!left.exists());
+        assert_eq!(cache.commit("refs/pr/1").as_deref(), Some(commit));
+    }
+
+    #[test]
+    fn processes_do_not_take_away_what_others_make() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let commits: Vec<String> = (0..4).map(|n| format!("{n:040x}")).collect();
+        thread::scope(|scope| {
+            for commit in &commits {
+                // Each as a process of its own would, with its own lock.
+                let cache = RepositoryCache::new(folder.path(), "a/b");
+                scope.spawn(move || {
+                    for n in 0..50 {
+                        cache.set_commit("main", commit).expect("can be set");
+                        let name = format!("file-{n}");
+                        cache.link("etag", commit, &name).expect("can be linked");
+                        let main = cache.commit("main").expect("is there");
+                        assert!(is_commit(&main), "{main}");
+                    }
+                });
+            }
+        });
+        let left = folder.path().join("models--a--b/.new");
+        assert!(!left.is_symlink() && !left.exists());
+    }
+}

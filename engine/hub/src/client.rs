@@ -19,7 +19,7 @@ use ureq::http;
 use ureq::tls::{parse_pem, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body, SendBody, Timeout};
 
-use crate::address::{split_credentials, unescape};
+use crate::address::unescape;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::settings::Settings;
@@ -182,7 +182,7 @@ impl Client {
 
     /// A client that waits for so long for an answer, or the next piece of one.
     pub(crate) fn with_patience(
-        mut settings: Settings,
+        settings: Settings,
         observer: Observer,
         patience: Duration,
     ) -> Result<Self> {
@@ -208,10 +208,8 @@ impl Client {
         };
         let proxy = settings.proxy.as_ref().map(|it| it.proxy.clone());
         let (agent, direct) = (agent(proxy), agent(None));
-        // From here on the address is one that may be shown.
-        let (endpoint, credentials) = split_credentials(&settings.endpoint);
+        let credentials = settings.credentials.as_deref();
         let basic = credentials.map(|it| format!("Basic {}", BASE64_STANDARD.encode(pair(it))));
-        settings.endpoint = endpoint;
         Ok(Client {
             agent,
             direct,

@@ -50,8 +50,7 @@ fn not_in_cache(client: &Client, id: &ModelId) -> String {
     let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
     let missing = match missing[..] {
         [] => String::new(),
-        [name] => format!(": {name} is missing"),
-        _ => format!(": {} are missing", list_of(&missing)),
+        _ => format!(": it lacks {}", list_of(&missing)),
     };
     format!(
         "{cache} does not have all of {}{missing}{known}",

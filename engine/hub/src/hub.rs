@@ -38,7 +38,8 @@ pub struct RemoteTokenizer {
 
 impl Hub {
     /// The hub that these settings name. It is not asked yet.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(mut settings: Settings) -> Self {
+        settings.separate_credentials();
         Hub {
             settings,
             observer: Observer::default(),

@@ -98,6 +98,13 @@ impl<'a> Repository<'a> {
             }
             None => {
                 missing.extend(links_to_nothing(&snapshot));
+                if found_weights(&snapshot).is_none()
+                    && !missing
+                        .iter()
+                        .any(|name| is_weights(name) || name.ends_with(INDEX_ENDING))
+                {
+                    missing.insert("its weights".to_owned());
+                }
                 if let Some(index) =
                     found_weights(&snapshot).filter(|name| name.ends_with(INDEX_ENDING))
                 {

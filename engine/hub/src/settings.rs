@@ -45,6 +45,8 @@ pub struct Settings {
     pub model_types: Vec<(&'static str, &'static str)>,
     /// Through which the hub is asked, where the environment says so.
     pub(crate) proxy: Option<Proxy>,
+    /// User name and password that the endpoint came with, as they are written in an address.
+    pub(crate) credentials: Option<String>,
 }
 
 /// A secret; its text is never shown.
@@ -103,6 +105,7 @@ impl Settings {
             certificates: None,
             model_types: Vec::new(),
             proxy: None,
+            credentials: None,
         }
     }
 
@@ -166,6 +169,15 @@ impl Settings {
     /// says where a cache could be.
     pub fn from_env() -> Result<Self> {
         Self::from(&|name| std::env::var_os(name))
+    }
+
+    /// From here on the endpoint is an address that may be shown.
+    pub(crate) fn separate_credentials(&mut self) {
+        let (endpoint, credentials) = split_credentials(&self.endpoint);
+        if let Some(credentials) = credentials {
+            self.credentials = Some(credentials.to_owned());
+            self.endpoint = endpoint;
+        }
     }
 
     /// `variable` looks up an environment variable.
