@@ -37,7 +37,7 @@ fn lay_out(cache: &Path, repository: &str, files: &Files) {
 }
 
 /// A port at which nobody is.
-fn nobody() -> String {
+pub fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     format!("http://{}", listener.local_addr().expect("is bound"))
 }

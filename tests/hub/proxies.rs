@@ -8,6 +8,7 @@ use std::thread;
 
 use crate::command::{stderr, stdout};
 use crate::common::golden;
+use crate::offline::nobody;
 use crate::stand_in::{Fault, Hub};
 use crate::world::{assert_refused, World, MODEL};
 
@@ -134,8 +135,7 @@ fn a_proxy_is_used() {
 #[test]
 fn nothing_goes_around_a_proxy() {
     let (world, _) = World::with_model("odd-bin");
-    let gone = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let gone = gone.local_addr().expect("is bound").to_string();
+    let gone = nobody().replace("http://", "");
     for (variable, value) in [
         ("ALL_PROXY", format!("socks5://{gone}")),
         ("all_proxy", format!("socks5h://u:s3cret@{gone}")),
@@ -171,9 +171,7 @@ fn passwords_and_tokens_are_never_shown() {
         let (world, _) = World::with_model("odd-bin");
         let behind = |hub: &Hub| hub.endpoint().replace("://", &format!("://{credentials}@"));
         let endpoint = behind(&world.hub);
-        let gone = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let gone = gone.local_addr().expect("is bound");
-        let gone = format!("http://{credentials}@{gone}");
+        let gone = nobody().replace("://", &format!("://{credentials}@"));
         let out = world.home.path().join("out");
         let out = out.to_str().expect("UTF-8");
         let push = [

@@ -63,6 +63,7 @@ fn push_address(shown: &mut String, address: &str) {
 
 /// An address without its user name and password, and these two as they are written, if there are any. A
 /// password may have any characters: the last `@` ends it.
+#[cfg(feature = "network")]
 pub(crate) fn split_credentials(address: &str) -> (String, Option<&str>) {
     let start = address.find("://").map_or(0, |at| at + 3);
     match address[start..].rsplit_once('@') {
@@ -205,6 +206,11 @@ mod tests {
         ] {
             assert_eq!(without_secrets(text), shown);
         }
+    }
+
+    #[cfg(feature = "network")]
+    #[test]
+    fn credentials_are_told_from_the_address() {
         let split = |text| {
             let (plain, credentials) = split_credentials(text);
             (plain, credentials.map(str::to_owned))
