@@ -75,10 +75,10 @@ pub(crate) fn check_tokenizer(model: &Path) -> Result<()> {
         false => folder,
     };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let tokenizers = entries
+    let mut tokenizers = entries
         .map(|entry| entry.path())
         .filter(|path| is_tokenizer(path));
-    tokenizers.map(|path| check_link(&path)).collect()
+    tokenizers.try_for_each(|path| check_link(&path))
 }
 
 fn is_tokenizer(path: &Path) -> bool {
