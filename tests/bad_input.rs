@@ -475,22 +475,6 @@ fn arguments() {
             &["nothing", "cannot read"],
         ),
         (
-            "threads",
-            &["--threads", "100000", "a"],
-            &["100000 threads"],
-        ),
-        ("top-p", &["--top-p", "1.5", "a"], &["top_p", "1.5"]),
-        (
-            "repetition",
-            &["--repetition-penalty", "0", "a"],
-            &["repetition_penalty"],
-        ),
-        (
-            "empty stop",
-            &["--stop", "", "-n", "1", "--no-echo", "a"],
-            &["stop text", "empty"],
-        ),
-        (
             "no state",
             &["--load-state", &state, "a"],
             &["state", "not a saved state"],
@@ -528,7 +512,7 @@ fn arguments() {
         &run_with_stdin(["generate"], b""),
         &["prompt is empty"],
     );
-    table.finish(24);
+    table.finish(20);
 }
 
 #[test]

@@ -393,8 +393,8 @@ fn what_cannot_be_done_ends_a_script() {
         (&["--model", odd], "hi\n", 1, "no tokenizer"),
         (&["--system-file", "/no/such/file"], "", 1, "/no/such/file"),
         (&["--load-state", "/no/such/file"], "", 1, "/no/such/file"),
-        (&["--top-p", "2"], "", 1, "top_p"),
-        (&["--stop", ""], "", 1, "stop text"),
+        (&["--top-p", "2"], "", 2, "--top-p"),
+        (&["--stop", ""], "", 2, "--stop"),
         (&["--template", "x"], "", 2, "expected raven, world"),
         (&["--system", "a", "--system-file", "b"], "", 2, "--system"),
         (

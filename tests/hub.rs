@@ -12,6 +12,8 @@ mod errors;
 mod faults;
 #[path = "hub/offline.rs"]
 mod offline;
+#[path = "hub/proxies.rs"]
+mod proxies;
 #[path = "hub/python.rs"]
 mod python;
 #[path = "hub/quantised.rs"]

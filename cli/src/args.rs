@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use crate::byte_size::ByteSize;
 use crate::devices::DeviceArgs;
 use crate::environment;
+use crate::numbers::{whole, THREADS_MAX};
 
 /// Which model, and how to run it.
 #[derive(clap::Args, Clone)]
@@ -40,7 +41,8 @@ pub(crate) struct ModelArgs {
         long,
         value_name = "N",
         default_value_t = 0,
-        hide_default_value = true
+        hide_default_value = true,
+        value_parser = whole::<usize>(0..=THREADS_MAX)
     )]
     #[arg(env = environment::THREADS, hide_env_values = true)]
     pub(crate) threads: usize,

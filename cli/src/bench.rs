@@ -10,13 +10,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use rwkv_edge::{Model, Sampler, SamplerOptions, Session, SyntheticSize};
 use serde_json::json;
 
 use crate::again::Program;
 use crate::args::{ModelArgs, Quant};
+use crate::numbers::whole;
 use crate::plot::{self, Series};
 use crate::progress::Progress;
 use crate::{devices, model};
@@ -41,18 +42,21 @@ pub(crate) struct Args {
 
     /// Tokens that are decoded one by one in each measurement
     #[arg(short = 'n', long, value_name = "N", default_value_t = 32)]
+    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
     max_new_tokens: usize,
 
     /// Tokens of the prompt
     #[arg(short, long, value_name = "N", default_value_t = 512)]
+    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
     prompt_tokens: usize,
 
     /// Tokens of the prompt that are fed at once [default: as `generate` does]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=u64::MAX))]
     chunk: Option<usize>,
 
     /// Measurements of each kind, whose median counts
     #[arg(short, long, value_name = "N", default_value_t = 7)]
+    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
     rounds: usize,
 
     /// Read the weights of hidden units that are 0 too
@@ -65,6 +69,7 @@ pub(crate) struct Args {
 
     /// How many sequences --batch measures, such as 64,256
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "batch")]
+    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
     sequences: Vec<usize>,
 
     /// Also measure decode beside a process that keeps one core busy
@@ -126,9 +131,6 @@ committed is rolled back. ";
 pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
     if args.spin {
         spin();
-    }
-    if args.rounds == 0 || args.max_new_tokens == 0 || args.prompt_tokens == 0 {
-        bail!("--rounds, --max-new-tokens and --prompt-tokens must be at least 1");
     }
     let model = open(args, args.model.threads)?;
     if let Some(path) = &args.save {

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::byte_size::ByteSize;
 use crate::progress::Progress;
-use crate::{hub, note, UsageError};
+use crate::{hub, note, paths, UsageError};
 
 /// As transformers has it.
 const SHARD_BYTES_MAX: ByteSize = ByteSize(5_000_000_000);
@@ -219,7 +219,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn local_checkpoint(args: &Args) -> Result<PathBuf> {
     let path = &args.checkpoint_file;
     if path.exists() {
+        paths::check_folder(path)?;
         return Ok(path.clone());
+    }
+    paths::check_address(path)?;
+    if let Some(repo_id) = &args.repo_id {
+        paths::check_address(Path::new(repo_id))?;
     }
     match (&args.repo_id, path.to_str()) {
         (Some(repo_id), Some(file)) => {

@@ -9,6 +9,8 @@ use std::env;
 use clap::builder::Resettable;
 use clap::Command;
 
+use crate::numbers::{whole, THREADS_MAX};
+
 /// Stands for `--model`.
 pub(crate) const MODEL: &str = "RWKV_EDGE_MODEL";
 /// Stands for `--threads`.
@@ -46,10 +48,7 @@ pub(crate) fn check() -> Result<(), String> {
         return Ok(());
     };
     let threads = threads.to_string_lossy();
-    match threads.parse::<usize>() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(format!(
-            "{THREADS}={threads}: expected a number of threads; 0: one for each physical core"
-        )),
-    }
+    whole::<usize>(0..=THREADS_MAX)(&threads)
+        .map(drop)
+        .map_err(|error| format!("{THREADS}={threads}: {error}; 0: one for each physical core"))
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
 use crate::input::TextArgs;
+use crate::numbers::{stop_text, whole};
 use crate::sampling::{draws_or_penalises, SamplingArgs};
 use crate::verbosity::{is_verbose, print};
 use crate::{devices, memory, model, note};
@@ -33,6 +34,7 @@ pub(crate) struct Args {
     ///
     /// 0 only feeds the prompt, for --save-state.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    #[arg(value_parser = whole::<usize>(0..=u64::MAX))]
     max_new_tokens: usize,
 
     /// Go on behind the token that ends a text
@@ -45,7 +47,7 @@ pub(crate) struct Args {
     /// End before this text; may be repeated
     ///
     /// What is printed ends before the text.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
 
     /// Go on from a saved state

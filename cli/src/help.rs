@@ -10,7 +10,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use crate::{environment, Cli};
+use crate::{environment, numbers, paths, Cli};
 
 /// Options that only `--help` shows: `-h` is to fit on a screen.
 const ADVANCED: &[&str] = &[
@@ -161,7 +161,8 @@ pub(crate) fn command() -> Command {
             true => arg,
             false => only_in_long_help(arg),
         });
-    command.mut_subcommands(|command| with_examples(hide_advanced(command)))
+    let command = command.mut_subcommands(|command| with_examples(hide_advanced(command)));
+    numbers::allow_hyphens(command)
 }
 
 fn hide_advanced(command: Command) -> Command {
@@ -195,7 +196,11 @@ fn with_examples(command: Command) -> Command {
 }
 
 /// Reads the command line; help and version are errors, too.
-pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
+///
+/// Beside the command it gives what is wrong with its paths, if something is.
+pub(crate) fn parse(
+    args: impl Iterator<Item = OsString>,
+) -> Result<(Cli, anyhow::Result<()>), clap::Error> {
     let args: Vec<OsString> = args.collect();
     let mut command = environment::without_empty(command());
     let matches = command.try_get_matches_from_mut(&args);
@@ -210,7 +215,9 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::E
     if let Some(text) = misplaced(&command, &matches) {
         return Err(command.error(ErrorKind::ArgumentConflict, text));
     }
-    Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
+    let links = paths::check_links(&command, &matches);
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
+    Ok((cli, links))
 }
 
 /// Options of `generate` before another command: `rwkv-edge --model M info` would not use them.

@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 use rwkv_edge_hub::ModelId;
 
+use crate::paths;
+
 /// A model to open.
 #[derive(Clone, Debug)]
 pub(crate) struct Located {
@@ -36,11 +38,14 @@ pub(crate) fn locate(model: &Path) -> Result<Located> {
     if let Some(located) = found.get(model) {
         return Ok(located.clone());
     }
+    paths::check_link(model)?;
+    paths::check_address(model)?;
     let id = ModelId::of_missing(model);
     let path = match &id {
         Some(id) => access::fetch(id)?,
         None => model.to_owned(),
     };
+    paths::check_folder(&path)?;
     let located = Located { path, id };
     found.insert(model.to_owned(), located.clone());
     Ok(located)
@@ -58,13 +63,14 @@ pub(crate) struct RemoteTokenizer {
 /// The tokenizer of a model of the hub without the model. `None` for local models, for those that are in
 /// the cache already, and where a tokenizer can only be inside the model file.
 pub(crate) fn tokenizer_of(model: &Path) -> Result<Option<RemoteTokenizer>> {
+    paths::check_address(model)?;
     match ModelId::of_missing(model) {
         Some(id) => access::fetch_tokenizer(id),
         None => Ok(None),
     }
 }
 
-pub(crate) use access::{check_push, push, tokenizer_20b};
+pub(crate) use access::{check_push, content_is_right, push, tokenizer_20b};
 
 #[cfg(feature = "hub")]
 mod access {
@@ -106,6 +112,11 @@ mod access {
         )
     }
 
+    /// Whether a file of the cache still has the content that its name is the hash of.
+    pub(crate) fn content_is_right(file: &Path) -> bool {
+        rwkv_edge_hub::content_is_right(file).unwrap_or(false)
+    }
+
     pub(super) fn fetch(id: &ModelId) -> Result<PathBuf> {
         Ok(hub()?.fetch(id)?)
     }
@@ -144,6 +155,11 @@ mod access {
     use rwkv_edge_hub::ModelId;
 
     use super::RemoteTokenizer;
+
+    /// Without the hub nobody knows hashes.
+    pub(crate) fn content_is_right(_file: &Path) -> bool {
+        false
+    }
 
     pub(super) fn fetch(id: &ModelId) -> Result<PathBuf> {
         bail!(

@@ -35,6 +35,8 @@ mod logits;
 mod man;
 mod memory;
 mod model;
+mod numbers;
+mod paths;
 mod perplexity;
 mod plot;
 mod progress;
@@ -51,6 +53,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use rwkv_edge::printable;
+use rwkv_edge_hub::without_secrets;
 
 use crate::again::Program;
 use crate::verbosity::{detail, note, tell};
@@ -145,17 +148,24 @@ fn run_command(program: &Program, arguments: impl Iterator<Item = OsString>) -> 
     hub::forget();
     // Where a system has none, such a file ends the process, as it does with every program that maps files.
     let _ = rwkv_edge::install_sigbus_handler();
-    let cli = match environment::check().map(|()| help::parse(arguments)) {
-        Ok(Ok(cli)) => cli,
-        Ok(Err(error)) => return tell_help(&error),
+    let (cli, links) = match environment::check().map(|()| help::parse(arguments)) {
+        Ok(Ok(parsed)) => parsed,
+        Ok(Err(error)) => return tell_help(error),
         Err(text) => return fail(&UsageError(text).into()),
     };
     cli.verbosity.apply();
-    let result = run(&cli, program);
+    // What is still in the buffer is part of what was asked for.
+    let result = links.and_then(|()| run(&cli, program));
+    let result = result.and_then(|()| Ok(io::stdout().flush()?));
     let memory = memory::peak_resident_bytes().map_or(String::new(), |bytes| {
         format!(", at most {:.1} MB in memory", bytes as f64 / 1e6)
     });
     detail!("{:.3} s in all{memory}", start.elapsed().as_secs_f64());
+    end_of(result)
+}
+
+/// The exit code of a command, whose error is told.
+fn end_of(result: anyhow::Result<()>) -> u8 {
     match result {
         Ok(()) => 0,
         Err(error) if is_closed_pipe(&error) => 0,
@@ -164,11 +174,19 @@ fn run_command(program: &Program, arguments: impl Iterator<Item = OsString>) -> 
 }
 
 /// Help, version, and what is wrong with the command line. Whoever wanted to read it may be gone.
-fn tell_help(error: &clap::Error) -> u8 {
-    let _ = error.print();
-    match error.use_stderr() {
-        true => WRONG_USAGE,
-        false => 0,
+fn tell_help(error: clap::Error) -> u8 {
+    if error.use_stderr() {
+        let text = error.render().to_string();
+        let _ = match without_secrets(&text) {
+            shown if shown == text => error.print(),
+            shown => io::stderr().write_all(shown.as_bytes()),
+        };
+        return WRONG_USAGE;
+    }
+    let printed = error.print().and_then(|()| io::stdout().flush());
+    match printed {
+        Err(error) => end_of(Err(error.into())),
+        Ok(()) => 0,
     }
 }
 
@@ -207,7 +225,8 @@ impl std::fmt::Display for UsageError {
 impl std::error::Error for UsageError {}
 
 fn fail(error: &anyhow::Error) -> u8 {
-    verbosity::print(format_args!("rwkv-edge: {}", text_of(error)));
+    let text = text_of(error);
+    verbosity::print(format_args!("rwkv-edge: {}", without_secrets(&text)));
     match error.is::<UsageError>() {
         true => WRONG_USAGE,
         false => FAILED,

@@ -1,9 +1,10 @@
 //! `rwkv-edge man`: manual pages, from the same definitions as the help texts.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::{anyhow, Result};
+use anyhow::{anyhow, Context, Result};
 use clap::Command;
 use clap_mangen::Man;
 use rwkv_edge::OutputFile;
@@ -16,7 +17,7 @@ pub(crate) struct Args {
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
 
-    /// Write all pages into this directory instead, one file for each command
+    /// Write all pages into this directory instead, one file for each command; it is made if need be
     #[arg(short, long, value_name = "DIR", conflicts_with = "command")]
     output_dir: Option<PathBuf>,
 }
@@ -33,6 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         io::stdout().lock().write_all(&page(command)?)?;
         return Ok(());
     };
+    fs::create_dir_all(folder).with_context(|| format!("{}: cannot create", folder.display()))?;
     let mut pages = Vec::new();
     collect(&top, &mut pages);
     for command in &pages {

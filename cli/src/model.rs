@@ -8,7 +8,7 @@ use rwkv_edge::{Model, Options, Tokenizer};
 
 use crate::args::ModelArgs;
 use crate::progress::Progress;
-use crate::{detail, devices, hub, memory, note, quantised, verbosity};
+use crate::{detail, devices, hub, memory, note, paths, quantised, verbosity};
 
 /// A Hugging Face directory as part of the program; its README says what the model is.
 #[cfg(feature = "demo")]
@@ -71,6 +71,7 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
         None => source.path,
     };
     if needs_text && options.tokenizer.is_none() {
+        paths::check_tokenizer(&path)?;
         options.tokenizer = missing_tokenizer(&path)?;
     }
     let mut progress = Progress::after_a_second("loading");
@@ -147,6 +148,7 @@ pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
     let path = hub::locate(model)?.path;
     let mut options = options(args);
     if options.tokenizer.is_none() {
+        paths::check_tokenizer(&path)?;
         options.tokenizer = missing_tokenizer(&path)?;
     }
     Ok(Model::open_tokenizer(&path, &options)?)

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::Quant;
 use crate::hub::{self, Located};
+use crate::numbers::{whole, THREADS_MAX};
 use crate::progress::notice;
 use crate::{model, quantised};
 
@@ -28,6 +29,7 @@ pub(crate) struct Args {
 
     /// Threads to quantise with; 0: one for each physical core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = whole::<usize>(0..=THREADS_MAX))]
     threads: usize,
 
     /// Print one JSON object instead of a path

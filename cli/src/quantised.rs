@@ -5,6 +5,11 @@
 //! snapshot by the hashes that they are stored under, others by path, size and times. A source that
 //! was changed has another hash, so its old copy is not found; it is removed when the next one is
 //! made.
+//!
+//! A file that is known by the hash it is stored under should never change, but somebody may write to it all
+//! the same. So the name also holds a stamp of the times of such files. Where only the stamp differs, the files
+//! are read, and the copy is used if they have their hashes still. Times are compared with themselves alone:
+//! no clock needs to be right.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +25,7 @@ use rwkv_edge_hub::content_hash;
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 use crate::cache_folder;
-use crate::hub::Located;
+use crate::hub::{self, Located};
 use crate::progress::{notice, Progress};
 
 /// Loading a local checkpoint of fewer bytes takes a moment only: no word about copies then.
@@ -33,12 +38,25 @@ const LABEL_CHARS_MAX: usize = 64;
 /// The copy of a source, if there is one and the source has not changed since.
 pub(crate) fn find(source: &Located, quant: Quant) -> Option<PathBuf> {
     let identity = Identity::of(&source.path).ok()?;
-    let copy = name(&source.path, quant, &identity).ok()?.path();
-    let made = fs::metadata(&copy).ok()?.modified().ok()?;
-    // Files known by their hashes alone should never change. If one was written to all the same, it
-    // shows.
-    if identity.newest_content.is_some_and(|newest| newest > made) {
-        return None;
+    let name = name(&source.path, quant, &identity).ok()?;
+    let mut copy = name.path();
+    if !copy.exists() {
+        let found = name.with_another_stamp()?;
+        let mut progress = Progress::after_a_second("checking");
+        let n_files = identity.stored.len() as u64;
+        for (index, file) in identity.stored.iter().enumerate() {
+            progress.show(index as u64, n_files);
+            if !hub::content_is_right(file) {
+                return None;
+            }
+        }
+        // The next time it is found at once, unless the cache cannot be written to.
+        copy = match fs::rename(&found, &copy) {
+            Ok(()) => copy,
+            // Another process was faster.
+            Err(_) if copy.exists() => copy,
+            Err(_) => found,
+        };
     }
     match Model::outline(&copy, &Options::default()) {
         Ok(_) => Some(copy),
@@ -113,8 +131,10 @@ struct Identity {
     size_bytes: u64,
     /// The last change of those files that are known by path, size and times.
     newest: Option<SystemTime>,
-    /// The last change of those files that are known by the hash of their content.
-    newest_content: Option<SystemTime>,
+    /// Of the times of those files that are known by the hash of their content.
+    stamp: u64,
+    /// Those files.
+    stored: Vec<PathBuf>,
 }
 
 impl Identity {
@@ -125,8 +145,10 @@ impl Identity {
             hash: 0,
             size_bytes: 0,
             newest: None,
-            newest_content: None,
+            stamp: 0,
+            stored: Vec::new(),
         };
+        let mut stamp = Xxh3::new();
         let mut field = |bytes: &[u8]| {
             hash.update(&(bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
@@ -142,24 +164,33 @@ impl Identity {
             match content_hash(&real) {
                 Some(hash) => {
                     field(hash.as_bytes());
-                    identity.newest_content = identity.newest_content.max(Some(modified));
+                    for time in [modified, changed(&metadata)] {
+                        stamp.update(&nanoseconds(time).to_le_bytes());
+                    }
+                    identity.stored.push(real);
                 }
                 None => {
                     field(real.as_os_str().as_encoded_bytes());
                     let changed = changed(&metadata).max(modified);
                     for time in [modified, changed] {
-                        let since = time
-                            .duration_since(SystemTime::UNIX_EPOCH)
-                            .unwrap_or_default();
-                        field(&since.as_nanos().to_le_bytes());
+                        field(&nanoseconds(time).to_le_bytes());
                     }
                     identity.newest = identity.newest.max(Some(changed));
                 }
             }
         }
         identity.hash = hash.digest128();
+        if !identity.stored.is_empty() {
+            identity.stamp = stamp.digest();
+        }
         Ok(identity)
     }
+}
+
+/// Of a time since 1970.
+fn nanoseconds(time: SystemTime) -> u128 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_nanos()
 }
 
 /// When anything about a file changed, its times and name included: that cannot be set back.
@@ -238,6 +269,7 @@ struct CopyName {
     /// Of all copies of the same source, whatever it held.
     start: String,
     identity: String,
+    stamp: String,
     /// Of all copies in the same form.
     end: String,
 }
@@ -262,6 +294,7 @@ fn name(source: &Path, quant: Quant, identity: &Identity) -> Result<CopyName> {
             xxh3_64(place.as_os_str().as_encoded_bytes())
         ),
         identity: format!("{:032x}", identity.hash),
+        stamp: format!("-{:016x}", identity.stamp),
         end: format!("-{version}-{quant}.safetensors"),
     })
 }
@@ -283,10 +316,25 @@ impl CopyName {
         let CopyName {
             start,
             identity,
+            stamp,
             end,
             ..
         } = self;
-        self.folder.join(format!("{start}{identity}{end}"))
+        self.folder.join(format!("{start}{identity}{stamp}{end}"))
+    }
+
+    /// A copy of the same contents, made when their files had other times.
+    fn with_another_stamp(&self) -> Option<PathBuf> {
+        let start = format!("{}{}-", self.start, self.identity);
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut paths = entries.map(|entry| entry.path());
+        paths.find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let middle = name
+                .strip_prefix(&start)
+                .and_then(|it| it.strip_suffix(&self.end));
+            middle.is_some_and(|stamp| stamp.len() + 1 == self.stamp.len())
+        })
     }
 
     /// Removes the copies of what the source was before.

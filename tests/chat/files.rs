@@ -79,6 +79,8 @@ fn loading_brings_the_text_back_and_says_what_is_missing() {
         assert!(said.contains(part), "{said}: no {part}");
     }
     assert!(said.ends_with("Two talk.\n"), "{said}");
+    // Nor is there a word about the template that it would have without.
+    assert!(!said.contains("template plain"), "{said}");
     let sampled = ["--load-state", &path, "--temperature", "1"];
     assert!(stderr(&chat.run(&sampled, "")).contains("random numbers and penalties begin anew"));
 

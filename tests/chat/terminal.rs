@@ -23,13 +23,17 @@ impl Terminal {
     }
 
     fn start_in(folder: tempfile::TempDir, args: &[&str]) -> Self {
+        Self::start_with(folder, "xterm", args)
+    }
+
+    fn start_with(folder: tempfile::TempDir, term: &str, args: &[&str]) -> Self {
         let pty = openpty(None, None).unwrap();
         let slave = || Stdio::from(pty.slave.try_clone().unwrap());
         let child = command()
             .arg("chat")
             .args(args)
             .env("XDG_STATE_HOME", folder.path())
-            .env("TERM", "xterm")
+            .env("TERM", term)
             .stdin(slave())
             .stdout(slave())
             .stderr(slave())
@@ -48,6 +52,10 @@ impl Terminal {
     /// would take them.
     fn press(&mut self, keys: &str) {
         self.tty.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn press_bytes(&mut self, keys: &[u8]) {
+        self.tty.write_all(keys).unwrap();
     }
 
     fn enter(&mut self, prompt: &str, line: &str) {
@@ -155,4 +163,122 @@ fn lines_are_edited_completed_and_kept() {
     let folder = terminal.end("> ");
     assert!(!fs::read_to_string(&history).unwrap().contains("secret"));
     drop(folder);
+}
+
+const PLAIN: [&str; 6] = ["--template", "plain", "--quant", "int8", "-n", "8"];
+/// Terminals with line editing, and those without.
+const TERMS: [&str; 2] = ["xterm", "dumb"];
+
+fn start_on(term: &str, args: &[&str]) -> Terminal {
+    let folder = tempfile::tempdir().unwrap();
+    let mut terminal = Terminal::start_with(folder, term, args);
+    terminal.wait_for("> ");
+    terminal
+}
+
+#[test]
+fn pasted_lines_are_messages() {
+    for term in TERMS {
+        for end in ["\r", "\n", "\r\n"] {
+            let mut terminal = start_on(term, &PLAIN);
+            let lines = ["Ownership is", "A trait is", "A slice is", ""].join(end);
+            terminal.press(&lines);
+            terminal.press("/show\r/stats\r");
+            for line in lines.split(end).filter(|line| !line.is_empty()) {
+                terminal.wait_for(&format!("> {line}\r\n"));
+            }
+            terminal.wait_for("3 turns");
+            terminal.end("> ");
+        }
+    }
+    // From terminals that say what is pasted it is one message, which can be edited before it is sent.
+    let mut terminal = start_on("xterm", &PLAIN);
+    terminal.press("\x1b[200~one\r\ntwo\rthree\x1b[201~ and four\r/show\r/stats\r");
+    terminal.wait_for("> one\r\ntwo\r\nthree and four\r\n");
+    terminal.wait_for("1 turns");
+    terminal.end("> ");
+}
+
+/// More than the system keeps of a line, and of all lines, while nobody reads them.
+#[test]
+fn nothing_is_lost_while_an_answer_is_written() {
+    let mut args = PLAIN;
+    args[5] = "1";
+    let mut terminal = start_on("xterm", &args);
+    let mut keyboard = terminal.tty.try_clone().unwrap();
+    let typist = std::thread::spawn(move || {
+        for n in 0..80 {
+            let line = format!("line {n} {}\r", "word ".repeat(20));
+            keyboard.write_all(line.as_bytes()).unwrap();
+        }
+        let long = "word ".repeat(1200);
+        keyboard
+            .write_all(format!("{long}END\r/show\r/stats\r").as_bytes())
+            .unwrap();
+    });
+    let shown = terminal.wait_for("81 turns");
+    typist.join().unwrap();
+    for n in 0..80 {
+        assert!(shown.contains(&format!("> line {n} word")), "{n}");
+    }
+    // All of it, in one piece, as the message that it was.
+    assert!(shown.contains(&format!("> {}END\r\n", "word ".repeat(1200))));
+    terminal.end("> ");
+}
+
+#[test]
+fn what_is_behind_ctrl_c_is_not_lost() {
+    let mut terminal = start_on("xterm", &PLAIN);
+    terminal.press("one\rtwo\x03three\r/show\r/stats\r");
+    terminal.wait_for("Ctrl-D or /quit ends");
+    terminal.wait_for("> one\r\n");
+    terminal.wait_for("> three\r\n");
+    terminal.wait_for("2 turns");
+    // A signal from elsewhere is the same.
+    terminal.wait_for("> ");
+    terminal.press("half");
+    terminal.wait_for("half");
+    terminal.interrupt();
+    terminal.wait_for("Ctrl-D or /quit ends");
+    terminal.end("> ");
+}
+
+#[test]
+fn what_is_not_utf8_ends_nothing() {
+    for term in TERMS {
+        let mut terminal = start_on(term, &PLAIN);
+        for keys in [&b"caf\xe9\r"[..], b"\xff\xfe\r", b"\xc3(\r", b"\xe9\x9f\r"] {
+            terminal.press_bytes(keys);
+        }
+        terminal.press("/show\r/stats\r");
+        for line in ["caf\u{fffd}", "\u{fffd}\u{fffd}", "\u{fffd}(", "\u{fffd}"] {
+            terminal.wait_for(&format!("> {line}\r\n"));
+        }
+        terminal.wait_for("4 turns");
+        // Keys that are no text, and a character in two parts.
+        terminal.wait_for("> ");
+        terminal.press_bytes(b"\xe9\x9f");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        terminal.press_bytes(b"\xb3\r\0\0nul\r/stats\r");
+        terminal.wait_for("6 turns");
+        terminal.end("> ");
+    }
+}
+
+#[test]
+fn the_terminal_is_afterwards_what_it_was() {
+    use nix::sys::termios::tcgetattr;
+    let mut terminal = start_on("xterm", &PLAIN);
+    terminal.press("hello\r");
+    terminal.wait_for("> ");
+    terminal.press("/quit\r");
+    terminal.child.wait().unwrap();
+    let fresh = openpty(None, None).unwrap();
+    let flags = |modes: nix::sys::termios::Termios| {
+        (modes.input_flags, modes.output_flags, modes.local_flags)
+    };
+    assert_eq!(
+        flags(tcgetattr(&terminal.tty).unwrap()),
+        flags(tcgetattr(&fresh.master).unwrap())
+    );
 }

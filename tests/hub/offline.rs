@@ -37,7 +37,7 @@ fn lay_out(cache: &Path, repository: &str, files: &Files) {
 }
 
 /// A port at which nobody is.
-fn nobody() -> String {
+pub fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     format!("http://{}", listener.local_addr().expect("is bound"))
 }
@@ -139,6 +139,64 @@ fn what_is_not_all_there_is_refused() {
     fs::remove_dir_all(blobs).expect("can be removed");
     let output = world.run_with(&OFFLINE, &["info", "-m", "RWKV/other"]);
     assert_refused(&output, &["does not have all of main"]);
+}
+
+/// Whatever was cleaned up by hand, or never came.
+#[cfg(unix)]
+#[test]
+fn what_a_cache_lacks_is_named() {
+    let offline = |model: &str, id: &str, spoil: &dyn Fn(&Path)| {
+        let (world, _) = World::with_model("odd-bin");
+        lay_out(&world.hub_cache(), MODEL, &files_of(&golden(model)));
+        let output = world.run_with(&OFFLINE, &["info", "-m", id]);
+        stdout(&output);
+        spoil(&world.cache());
+        world.run_with(&OFFLINE, &["info", "-m", id])
+    };
+    let snapshot = |cache: &Path| cache.join("snapshots").join(COMMIT);
+    let lose_blob = |name: &'static str| {
+        move |cache: &Path| {
+            let blob = fs::canonicalize(snapshot(cache).join(name)).expect("is there");
+            fs::remove_file(blob).expect("can be removed");
+        }
+    };
+    let shard = "model-00003-of-00004.safetensors";
+    for (model, name) in [
+        ("small-safetensors", "model.safetensors"),
+        ("small-safetensors", "config.json"),
+        ("deep-sharded", shard),
+        ("deep-sharded", "model.safetensors.index.json"),
+    ] {
+        let output = offline(model, MODEL, &lose_blob(name));
+        assert_refused(
+            &output,
+            &["does not have all of main", &format!("lacks {name}")],
+        );
+    }
+    let id = format!("{MODEL}/model.safetensors");
+    let output = offline("small-safetensors", &id, &lose_blob("model.safetensors"));
+    assert_refused(&output, &["lacks model.safetensors"]);
+    let output = offline("deep-sharded", MODEL, &|cache| {
+        fs::remove_file(snapshot(cache).join(shard)).expect("can be removed");
+    });
+    assert_refused(&output, &[&format!("lacks {shard}")]);
+    for refs in ["", "no commit/at all"] {
+        let output = offline("small-safetensors", MODEL, &|cache| {
+            fs::write(cache.join("refs/main"), refs).expect("can be written");
+        });
+        assert_refused(&output, &["does not have all of main", COMMIT]);
+    }
+    // The path of a snapshot is a path like any other.
+    let (world, _) = World::with_model("odd-bin");
+    lay_out(
+        &world.hub_cache(),
+        MODEL,
+        &files_of(&golden("small-safetensors")),
+    );
+    lose_blob("config.json")(&world.cache());
+    let path = snapshot(&world.cache());
+    let output = world.run(&["info", "-m", path.to_str().expect("UTF-8")]);
+    assert_refused(&output, &["config.json: a link to nothing"]);
 }
 
 #[test]

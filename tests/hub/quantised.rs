@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -231,6 +232,70 @@ fn a_blob_that_was_written_to_is_not_answered_from_the_old_copy() {
     file.set_modified(later).expect("can be set");
     drop(file);
     assert_ne!(opened(&world, MODEL, "int8").0, copy);
+}
+
+/// Boards without a clock of their own download in the future and in the past.
+#[test]
+fn a_copy_needs_no_clock() {
+    let (world, commit) = World::with_model("small-safetensors");
+    let copy = path_of(&world.run(&["pull", MODEL, "--quant", "int8"]));
+    let expected = opened(&world, MODEL, "int8").1;
+    let link = world
+        .cache()
+        .join("snapshots")
+        .join(commit)
+        .join("model.safetensors");
+    let set_time = |path: &Path, time| {
+        let file = fs::File::options()
+            .write(true)
+            .open(path)
+            .expect("is there");
+        file.set_modified(time).expect("can be set");
+    };
+    let now = SystemTime::now();
+    let day = Duration::from_secs(86_400);
+    let mut copy = PathBuf::from(copy);
+    for (of_blob, of_copy) in [
+        (now + 2 * day, now),
+        (now - 2 * day, now),
+        (now, now - 2 * day),
+        (now, now + day),
+    ] {
+        set_time(&link, of_blob);
+        set_time(&copy, of_copy);
+        // Pulled again or not.
+        let again = world.run(&["pull", MODEL, "--quant", "int8"]);
+        assert!(
+            stderr(&again).contains("has an int8 copy already"),
+            "{}",
+            stderr(&again)
+        );
+        copy = path_of(&again).into();
+        assert_eq!(
+            opened(&world, MODEL, "int8"),
+            (text(&copy).to_owned(), expected.clone())
+        );
+        set_time(&link, of_blob + Duration::from_secs(1));
+        let output = world.run(&["info", "-m", MODEL, "--quant", "int8"]);
+        assert!(stdout(&output).contains("quantised"), "{}", stderr(&output));
+        assert_eq!(stderr(&output), "");
+        copy = copies(&world).join(&names(&copies(&world))[0]);
+    }
+    assert_eq!(names(&copies(&world)).len(), 1);
+
+    // Written to, and its time set back: also when that time is long past.
+    let time = fs::metadata(&link)
+        .and_then(|it| it.modified())
+        .expect("has a time");
+    let mut bytes = fs::read(&link).expect("readable");
+    flip_a_weight(&mut bytes);
+    fs::write(&link, bytes).expect("can be written");
+    for time in [time, now - 9 * day] {
+        set_time(&link, time);
+        let (place, logits) = opened(&world, MODEL, "int8");
+        assert!(!place.contains("quantised"), "{place}");
+        assert_ne!(logits, expected);
+    }
 }
 
 #[test]

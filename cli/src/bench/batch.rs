@@ -66,9 +66,6 @@ pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
         (true, false) => &BATCHES,
     };
     for &n in batches {
-        if n == 0 {
-            bail!("--sequences: 0, expected at least 1");
-        }
         // Stages that follow each other work on different groups at the same time.
         let n_groups = devices::pipeline_length(&model.info()).min(n);
         let mut groups: Vec<_> = (0..n_groups)

@@ -1,7 +1,7 @@
 //! Lines that are typed on a terminal, with editing and a history, or read from a pipe or file.
 
 use std::borrow::Cow;
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Write};
 
 use anyhow::{Context as _, Result};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
@@ -15,13 +15,19 @@ use rustyline::{Context, Editor, Helper};
 
 use super::commands::COMMANDS;
 use super::history::{HistoryFile, HISTORY_LINES};
+#[cfg(unix)]
+use super::keyboard::Keyboard;
 
 pub(crate) enum Input {
     Terminal(Box<Terminal>),
+    /// A terminal that can do nothing but print, and be read from line by line.
+    PlainTerminal,
     Pipe,
 }
 
 pub(crate) struct Terminal {
+    #[cfg(unix)]
+    keyboard: Keyboard,
     editor: Editor<ChatHelper, MemHistory>,
     history: Option<HistoryFile>,
 }
@@ -39,18 +45,24 @@ impl Input {
         if !io::stdin().is_terminal() {
             return Ok(Input::Pipe);
         }
-        let behavior = match io::stdout().is_terminal() {
-            true => Behavior::Stdio,
-            // stdout is for answers only, as with `rwkv-edge chat | tee answers`.
-            false => Behavior::PreferTerm,
-        };
+        if is_plain_terminal() {
+            return Ok(Input::PlainTerminal);
+        }
         let config = Config::builder()
             .max_history_size(HISTORY_LINES)?
-            .behavior(behavior)
+            .behavior(behavior())
             .completion_type(CompletionType::List)
             .build();
         let in_memory = MemHistory::with_config(&config);
-        let mut editor = Editor::with_history(config, in_memory).context("the terminal")?;
+        let make = || Editor::with_history(config, in_memory).context("the terminal");
+        #[cfg(unix)]
+        let Ok(keyboard) = Keyboard::new() else {
+            return Ok(Input::PlainTerminal);
+        };
+        #[cfg(unix)]
+        let mut editor = keyboard.introduce(make)??;
+        #[cfg(not(unix))]
+        let mut editor = make()?;
         editor.set_helper(Some(ChatHelper {
             files: FilenameCompleter::new(),
         }));
@@ -58,17 +70,26 @@ impl Input {
         for line in history.iter().flat_map(HistoryFile::read) {
             editor.add_history_entry(line)?;
         }
-        Ok(Input::Terminal(Box::new(Terminal { editor, history })))
+        Ok(Input::Terminal(Box::new(Terminal {
+            #[cfg(unix)]
+            keyboard,
+            editor,
+            history,
+        })))
     }
 
     pub(crate) fn is_terminal(&self) -> bool {
-        matches!(self, Input::Terminal(_))
+        !matches!(self, Input::Pipe)
     }
 
     /// The next line; lines that end in a backslash come with the one after.
     pub(crate) fn read(&mut self, prompt: &str) -> Result<Read> {
         match self {
             Input::Terminal(terminal) => terminal.read(prompt),
+            Input::PlainTerminal => {
+                print_prompt(prompt)?;
+                read_from_pipe()
+            }
             Input::Pipe => read_from_pipe(),
         }
     }
@@ -76,9 +97,21 @@ impl Input {
 
 impl Terminal {
     fn read(&mut self, prompt: &str) -> Result<Read> {
-        let line = match self.editor.readline(prompt) {
+        let editor = &mut self.editor;
+        #[cfg(unix)]
+        let line = self.keyboard.lend(|| editor.readline(prompt))?;
+        #[cfg(not(unix))]
+        let line = editor.readline(prompt);
+        #[cfg(unix)]
+        if self.keyboard.hung_up() {
+            return Ok(Read::End);
+        }
+        let line = match line {
             Ok(line) => line,
-            Err(ReadlineError::Interrupted) => return Ok(Read::Interrupted),
+            // By a key, or by a signal from elsewhere.
+            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => {
+                return Ok(Read::Interrupted)
+            }
             Err(ReadlineError::Eof) => return Ok(Read::End),
             Err(error) => return Err(error).context("the terminal"),
         };
@@ -90,6 +123,33 @@ impl Terminal {
         }
         Ok(Read::Line(line))
     }
+}
+
+/// Where the editor draws.
+fn behavior() -> Behavior {
+    match cfg!(unix) || io::stdout().is_terminal() {
+        true => Behavior::Stdio,
+        // stdout is for answers only, as with `rwkv-edge chat | tee answers`.
+        false => Behavior::PreferTerm,
+    }
+}
+
+/// Those for which the line editor knows no keys.
+fn is_plain_terminal() -> bool {
+    let term = std::env::var("TERM").unwrap_or_default();
+    let plain = ["dumb", "cons25", "emacs"];
+    plain.iter().any(|name| name.eq_ignore_ascii_case(&term))
+}
+
+/// On the terminal, even where stdout is none: that is for answers only.
+fn print_prompt(prompt: &str) -> Result<()> {
+    let (mut stdout, mut stderr) = (io::stdout(), io::stderr());
+    let out: &mut dyn Write = match stdout.is_terminal() {
+        true => &mut stdout,
+        false => &mut stderr,
+    };
+    out.write_all(prompt.as_bytes())?;
+    Ok(out.flush()?)
 }
 
 fn read_from_pipe() -> Result<Read> {

@@ -7,8 +7,12 @@ mod commands;
 mod history;
 mod input;
 mod interrupt;
+#[cfg(unix)]
+mod keyboard;
 mod saved;
 mod settings;
+#[cfg(unix)]
+mod typed;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -27,6 +31,7 @@ use self::commands::Line;
 use self::input::{Input, Read};
 use crate::args::ModelArgs;
 use crate::generate::per_second;
+use crate::numbers::{stop_text, whole};
 use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
 use crate::{cache_folder, model, note, tell, text_of};
@@ -63,6 +68,7 @@ pub(crate) struct Args {
 
     /// New tokens of an answer at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    #[arg(value_parser = whole::<usize>(0..=u64::MAX))]
     max_new_tokens: usize,
 
     #[command(flatten)]
@@ -71,7 +77,7 @@ pub(crate) struct Args {
     /// End answers before this text; may be repeated
     ///
     /// Beside the blank line that ends an answer in nearly every template.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
 
     /// Go on from a saved conversation
@@ -104,7 +110,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let model = model::open(&args.model)?;
     model.tokenizer()?;
-    let template = choose_template(args, &model);
+    let template = args
+        .template
+        .clone()
+        .unwrap_or_else(|| Template::of(&model));
+    if args.load_state.is_none() {
+        note_template(args, &template, &model);
+    }
     let system = match (&args.system, &args.system_file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => {
@@ -126,7 +138,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let input = Input::new(!args.no_history)?;
     if let Some(path) = &args.load_state {
         let loaded = saved::load(&mut conversation, path)?;
-        note!("{loaded}");
+        if !loaded.has_text {
+            // A conversation with its text brings its template along.
+            note_template(args, &conversation.transcript().template, &model);
+        }
+        note!("{}", loaded.words);
     }
     if input.is_terminal() {
         // Until here Ctrl-C ends the program; from a pipe it always does.
@@ -170,11 +186,10 @@ fn on_event() -> impl FnMut(Event<'_>) + Send {
 }
 
 /// A form that was not asked for is told where it is a mere guess, and to people always.
-fn choose_template(args: &Args, model: &Model) -> Template {
-    if let Some(template) = &args.template {
-        return template.clone();
+fn note_template(args: &Args, template: &Template, model: &Model) {
+    if args.template.is_some() {
+        return;
     }
-    let template = Template::of(model);
     if template.is_plain() {
         note!(
             "template plain, because a vocabulary of {} is of no family that is known; --template \
@@ -184,7 +199,6 @@ fn choose_template(args: &Args, model: &Model) -> Template {
     } else if io::stdin().is_terminal() {
         note!("template {template}, by the model's vocabulary");
     }
-    template
 }
 
 struct Chat {
@@ -255,7 +269,7 @@ impl Chat {
                 }
             }
             Line::Save(path) => tell!("{}", saved::save(&self.conversation, &path)?),
-            Line::Load(path) => tell!("{}", saved::load(&mut self.conversation, &path)?),
+            Line::Load(path) => tell!("{}", saved::load(&mut self.conversation, &path)?.words),
             Line::System(None) => match self.conversation.transcript().system.as_str() {
                 "" => tell!("no system text"),
                 system => tell!("{system}"),

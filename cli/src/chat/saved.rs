@@ -19,9 +19,15 @@ pub(crate) fn save(conversation: &Conversation, path: &Path) -> Result<String> {
     ))
 }
 
-/// Goes on from a saved conversation, or from any saved state of the model; returns what was found,
-/// in words.
-pub(crate) fn load(conversation: &mut Conversation, path: &Path) -> Result<String> {
+/// What was found in a saved conversation.
+pub(crate) struct Loaded {
+    pub(crate) words: String,
+    /// Whether it brought its text and its template, and not the state alone.
+    pub(crate) has_text: bool,
+}
+
+/// Goes on from a saved conversation, or from any saved state of the model.
+pub(crate) fn load(conversation: &mut Conversation, path: &Path) -> Result<Loaded> {
     let loaded = conversation.load(path)?;
     let found = match &loaded.n_turns {
         Ok(n) => format!("{n} turns, {}", conversation.transcript().template),
@@ -31,9 +37,12 @@ pub(crate) fn load(conversation: &mut Conversation, path: &Path) -> Result<Strin
         true => "; random numbers and penalties begin anew",
         false => "",
     };
-    Ok(format!(
-        "{}: {} tokens, {found}{restarts}",
-        path.display(),
-        loaded.n_tokens
-    ))
+    Ok(Loaded {
+        words: format!(
+            "{}: {} tokens, {found}{restarts}",
+            path.display(),
+            loaded.n_tokens
+        ),
+        has_text: loaded.n_turns.is_ok(),
+    })
 }

@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use fs4::FileExt;
@@ -17,6 +17,7 @@ use fs4::FileExt;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::id::{is_file_path, is_hex, is_plain_name};
+use crate::retry::uninterrupted;
 
 /// The folder of one repository.
 #[derive(Clone, Debug)]
@@ -84,21 +85,52 @@ impl RepositoryCache {
         let failed = || format!("{}: cannot lock", path.display());
         let lock = File::options().create(true).append(true).open(&path);
         let lock = lock.context(ErrorKind::Io, failed)?;
-        let locked = match FileExt::try_lock(&lock) {
-            Err(fs4::TryLockError::WouldBlock) => {
-                observer.note(format_args!(
-                    "waiting for another program that downloads {file}"
-                ));
-                FileExt::lock(&lock)
-            }
+        let is_free = uninterrupted(|| match FileExt::try_lock(&lock) {
+            Ok(()) => Ok(true),
+            Err(fs4::TryLockError::WouldBlock) => Ok(false),
             Err(fs4::TryLockError::Error(error)) => Err(error),
-            Ok(()) => Ok(()),
-        };
+        });
+        let locked = is_free.and_then(|is_free| {
+            if is_free {
+                return Ok(());
+            }
+            observer.note(format_args!(
+                "waiting for another program that downloads {file}"
+            ));
+            uninterrupted(|| FileExt::lock(&lock))
+        });
         match locked {
             Ok(()) => Ok(Lock { _file: Some(lock) }),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Lock { _file: None }),
             Err(error) => Err(error).context(ErrorKind::Io, failed),
         }
+    }
+
+    /// Makes a file or link beside and gives it its name, so that whoever reads the old one always finds a file.
+    ///
+    /// One process at a time does so, under a lock, and always by the same name: what a process that was killed
+    /// has left there, the next one takes away.
+    fn replace(&self, path: &Path, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        uninterrupted(|| fs::create_dir_all(&self.locks))?;
+        let lock = self.locks.join("links.lock");
+        let lock = File::options().create(true).append(true).open(lock)?;
+        let beside = match uninterrupted(|| FileExt::lock(&lock)) {
+            Ok(()) => self.folder.join(".new"),
+            // Without locks each process has a name of its own.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.folder.join(format!(".new.{}", std::process::id()))
+            }
+            Err(error) => return Err(error),
+        };
+        let made = uninterrupted(|| {
+            match fs::remove_file(&beside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            make(&beside)
+        });
+        made.and_then(|()| uninterrupted(|| fs::rename(&beside, path)))
+            .inspect_err(|_| drop(fs::remove_file(&beside)))
     }
 
     /// Puts a complete blob into a snapshot, in place of whatever is there.
@@ -115,12 +147,7 @@ impl RepositoryCache {
         let target: PathBuf = std::iter::repeat_n("..", n_up)
             .chain(["blobs", etag])
             .collect();
-        // Made beside and renamed: another process that reads the old one always finds a file.
-        let beside = folder.join(format!(".{}.{etag}", std::process::id()));
-        let _ = fs::remove_file(&beside);
-        link_or_copy(&target, &self.blob(etag), &beside)
-            .and_then(|()| fs::rename(&beside, &link))
-            .inspect_err(|_| drop(fs::remove_file(&beside)))
+        self.replace(&link, |new| link_or_copy(&target, &self.blob(etag), new))
             .context(ErrorKind::Io, || format!("{}: cannot link", link.display()))
     }
 
@@ -133,16 +160,9 @@ impl RepositoryCache {
         let failed = || format!("{}: cannot write", path.display());
         let folder = path.parent().unwrap_or(&self.folder);
         create_folder(folder)?;
-        // Like Python: the commit and no line end. Read by others, so not private as temporary
-        // files are.
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder).context(ErrorKind::Io, failed)?;
-        file.write_all(commit.as_bytes())
-            .context(ErrorKind::Io, failed)?;
-        file.persist(&path).context(ErrorKind::Io, failed)?;
-        Ok(())
+        // Like Python: the commit and no line end.
+        self.replace(&path, |new| fs::write(new, commit))
+            .context(ErrorKind::Io, failed)
     }
 }
 
@@ -152,7 +172,7 @@ pub(crate) fn is_commit(revision: &str) -> bool {
 }
 
 fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).context(ErrorKind::Io, || {
+    uninterrupted(|| fs::create_dir_all(path)).context(ErrorKind::Io, || {
         format!("{}: cannot create", path.display())
     })
 }
@@ -172,4 +192,52 @@ fn link_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
 #[cfg(not(any(unix, windows)))]
 fn link_or_copy(_target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     fs::copy(blob, link).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_left_is_taken_away() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = RepositoryCache::new(folder.path(), "a/b");
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        cache.set_commit("main", commit).expect("can be set");
+        let left = folder.path().join("models--a--b/.new");
+        fs::write(&left, "half").expect("can be written");
+        cache
+            .link("etag", commit, "x/y.json")
+            .expect("can be linked");
+        assert!(!left.is_symlink() && !left.exists());
+        fs::write(&left, "half").expect("can be written");
+        cache.set_commit("refs/pr/1", commit).expect("can be set");
+        assert!(!left.exists());
+        assert_eq!(cache.commit("refs/pr/1").as_deref(), Some(commit));
+    }
+
+    #[test]
+    fn processes_do_not_take_away_what_others_make() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let commits: Vec<String> = (0..4).map(|n| format!("{n:040x}")).collect();
+        thread::scope(|scope| {
+            for commit in &commits {
+                // Each as a process of its own would, with its own lock.
+                let cache = RepositoryCache::new(folder.path(), "a/b");
+                scope.spawn(move || {
+                    for n in 0..50 {
+                        cache.set_commit("main", commit).expect("can be set");
+                        let name = format!("file-{n}");
+                        cache.link("etag", commit, &name).expect("can be linked");
+                        let main = cache.commit("main").expect("is there");
+                        assert!(is_commit(&main), "{main}");
+                    }
+                });
+            }
+        });
+        let left = folder.path().join("models--a--b/.new");
+        assert!(!left.is_symlink() && !left.exists());
+    }
 }

@@ -14,10 +14,12 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use base64::prelude::{Engine, BASE64_STANDARD};
 use ureq::http;
 use ureq::tls::{parse_pem, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body, SendBody, Timeout};
 
+use crate::address::unescape;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Observer;
 use crate::settings::Settings;
@@ -164,6 +166,10 @@ pub(crate) enum Follow {
 /// A connection to the hub.
 pub(crate) struct Client {
     agent: Agent,
+    /// For those that are asked without the proxy, if there is one.
+    direct: Agent,
+    /// User name and password of the hub's address, as a header has them.
+    basic: Option<String>,
     pub(crate) settings: Settings,
     pub(crate) observer: Observer,
 }
@@ -184,21 +190,30 @@ impl Client {
         if let Some(path) = &settings.certificates {
             tls = tls.root_certs(read_certificates(path)?);
         }
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .tls_config(tls.build())
-            .proxy(settings.proxy.clone())
-            .user_agent(concat!("rwkv-edge/", env!("CARGO_PKG_VERSION")))
-            .timeout_resolve(Some(settings.connect_timeout))
-            .timeout_connect(Some(settings.connect_timeout))
-            .timeout_per_read(Some(patience))
-            .timeout_per_write(Some(patience))
-            .build()
-            .new_agent();
+        let tls = tls.build();
+        let agent = |proxy: Option<ureq::Proxy>| -> Agent {
+            Agent::config_builder()
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .tls_config(tls.clone())
+                .proxy(proxy)
+                .user_agent(concat!("rwkv-edge/", env!("CARGO_PKG_VERSION")))
+                .timeout_resolve(Some(settings.connect_timeout))
+                .timeout_connect(Some(settings.connect_timeout))
+                .timeout_per_read(Some(patience))
+                .timeout_per_write(Some(patience))
+                .build()
+                .new_agent()
+        };
+        let proxy = settings.proxy.as_ref().map(|it| it.proxy.clone());
+        let (agent, direct) = (agent(proxy), agent(None));
+        let credentials = settings.credentials.as_deref();
+        let basic = credentials.map(|it| format!("Basic {}", BASE64_STANDARD.encode(pair(it))));
         Ok(Client {
             agent,
+            direct,
+            basic,
             settings,
             observer,
         })
@@ -245,7 +260,7 @@ impl Client {
         let response = self.send(request, Follow::All, tries)?;
         let mut body = response.into_body();
         let bytes = body.with_config().limit(JSON_BYTES_MAX).read_to_vec();
-        let bytes = bytes.map_err(|e| network(&request.url, e))?;
+        let bytes = bytes.map_err(|e| network(&request.url, None, e))?;
         // Such as the page by which a public network asks for a password.
         serde_json::from_slice(&bytes).map_err(|_| {
             Failure::Network(format!(
@@ -299,11 +314,19 @@ impl Client {
         for (name, value) in &request.headers {
             built = built.header(name, value);
         }
-        if let Some(token) = &self.settings.token {
-            if origin(url) == origin(&self.settings.endpoint) {
-                built = built.header("authorization", format!("Bearer {}", token.secret));
+        if origin(url) == origin(&self.settings.endpoint) {
+            let token = self.settings.token.as_ref();
+            let token = token.map(|token| format!("Bearer {}", token.secret));
+            if let Some(secret) = token.as_ref().or(self.basic.as_ref()) {
+                built = built.header("authorization", secret);
             }
         }
+        let proxy = self.settings.proxy.as_ref().filter(|it| !it.spares(url));
+        let agent = match &self.settings.proxy {
+            Some(_) if proxy.is_none() => &self.direct,
+            _ => &self.agent,
+        };
+        let network = |error| network(url, proxy.map(|it| it.variable), error);
         let failed = |e: http::Error| {
             let text = format!("{url}: not an address to ask");
             Failure::Other(Error::caused(ErrorKind::Hub, text, e))
@@ -312,7 +335,7 @@ impl Client {
         let (body, size_bytes): (&mut dyn Read, u64) = match &request.payload {
             Payload::Empty => {
                 let built = built.body(()).map_err(failed)?;
-                return self.agent.run(built).map_err(|e| network(url, e));
+                return agent.run(built).map_err(network);
             }
             Payload::Bytes(payload) => {
                 bytes = *payload;
@@ -325,7 +348,7 @@ impl Client {
         };
         let built = built.header("content-length", size_bytes);
         let built = built.body(SendBody::from_reader(body)).map_err(failed)?;
-        self.agent.run(built).map_err(|e| network(url, e))
+        agent.run(built).map_err(network)
     }
 }
 
@@ -345,8 +368,12 @@ pub(crate) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> 
     response.headers().get(name)?.to_str().ok()
 }
 
-fn network(url: &str, error: ureq::Error) -> Failure {
-    let place = origin(url);
+/// What the network brought instead of an answer; `proxy` is the variable that names the proxy on the way.
+fn network(url: &str, proxy: Option<&str>, error: ureq::Error) -> Failure {
+    let place = match proxy {
+        Some(variable) => format!("{}, by the proxy in {variable}", origin(url)),
+        None => origin(url),
+    };
     let text = error.to_string();
     let text = text.strip_prefix("io: ").unwrap_or(&text);
     let kind = match &error {
@@ -413,6 +440,12 @@ fn read_certificates(path: &Path) -> Result<RootCerts> {
         return Err(Error::new(ErrorKind::Argument, text));
     }
     Ok(RootCerts::new_with_certs(&certificates))
+}
+
+/// `USER:PASSWORD` without the escapes of an address.
+fn pair(credentials: &str) -> String {
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+    format!("{}:{}", unescape(user), unescape(password))
 }
 
 /// Whether a `Location` header names a server.

@@ -19,7 +19,8 @@ use crate::cache::RepositoryCache;
 use crate::client::{header, wait_after, Client, Failure, Follow, Request, Response, TRIES};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Progress, Work};
-use crate::id::{is_hex, is_plain_name, ModelId};
+use crate::id::{content_hash, is_hex, is_plain_name, ModelId};
+use crate::retry::uninterrupted;
 
 /// Bytes read, hashed and written at once.
 const RECEIVE_BYTES: usize = 256 << 10;
@@ -276,7 +277,7 @@ impl Partial {
         let failed = || format!("{}: cannot open", path.display());
         let mut options = File::options();
         options.create(true).read(true).append(true);
-        let file = options.open(path).context(ErrorKind::Io, failed)?;
+        let file = uninterrupted(|| options.open(path)).context(ErrorKind::Io, failed)?;
         let mut partial = Partial {
             file,
             done: 0,
@@ -284,7 +285,7 @@ impl Partial {
             etag: described.etag.clone(),
             hash: ContentHash::new(&described.etag, described.size_bytes),
         };
-        let metadata = partial.file.metadata().context(ErrorKind::Io, failed)?;
+        let metadata = uninterrupted(|| partial.file.metadata()).context(ErrorKind::Io, failed)?;
         let there = metadata.len();
         if there > described.size_bytes {
             partial.restart()?;
@@ -292,7 +293,7 @@ impl Partial {
         }
         let mut piece = vec![0; RECEIVE_BYTES];
         loop {
-            let n = partial.file.read(&mut piece);
+            let n = uninterrupted(|| partial.file.read(&mut piece));
             let n = n.context(ErrorKind::Io, failed)?;
             if n == 0 {
                 break;
@@ -304,7 +305,7 @@ impl Partial {
     }
 
     fn restart(&mut self) -> Result<()> {
-        let emptied = self.file.set_len(0);
+        let emptied = uninterrupted(|| self.file.set_len(0));
         emptied.context(ErrorKind::Io, || "cannot empty a partial file".into())?;
         self.hash = ContentHash::new(&self.etag, self.size_bytes);
         self.done = 0;
@@ -332,9 +333,9 @@ impl Partial {
 
     /// Gives the file the name of a blob.
     fn finish(self, path: &Path, blob: &Path) -> Result<()> {
-        let synced = self.file.sync_all();
+        let synced = uninterrupted(|| self.file.sync_all());
         synced.context(ErrorKind::Io, || format!("{}: cannot sync", path.display()))?;
-        fs::rename(path, blob).context(ErrorKind::Io, || {
+        uninterrupted(|| fs::rename(path, blob)).context(ErrorKind::Io, || {
             format!("{}: cannot rename to", blob.display())
         })
     }
@@ -378,6 +379,29 @@ impl ContentHash {
             ContentHash::Unknown => None,
         }
     }
+}
+
+/// Whether a file of the cache still has the content that its name is the hash of: all of it is read.
+///
+/// `file` is its real path, and no link to it. A file of another name has no content that would be right.
+///
+/// # Errors
+///
+/// Those of the system, when the file cannot be read.
+pub fn content_is_right(file: &Path) -> io::Result<bool> {
+    let Some(expected) = content_hash(file) else {
+        return Ok(false);
+    };
+    let mut blob = uninterrupted(|| File::open(file))?;
+    let mut hash = ContentHash::new(expected, blob.metadata()?.len());
+    let mut piece = vec![0; RECEIVE_BYTES];
+    loop {
+        match uninterrupted(|| blob.read(&mut piece))? {
+            0 => break,
+            n => hash.update(&piece[..n]),
+        }
+    }
+    Ok(hash.finish().is_some_and(|(_, found)| found == expected))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

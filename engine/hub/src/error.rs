@@ -8,6 +8,8 @@
 
 use std::fmt;
 
+use crate::address::without_secrets;
+
 /// What sort of failure an [`Error`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -50,10 +52,11 @@ impl Error {
         self.0.kind
     }
 
+    /// Whatever addresses the message has, their passwords and tokens are not shown.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error(Box::new(Inner {
             kind,
-            message: message.into(),
+            message: without_secrets(&message.into()).into_owned(),
             source: None,
         }))
     }
@@ -67,14 +70,19 @@ impl Error {
         message: impl fmt::Display,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
-        let mut error = Self::new(kind, format!("{message}: {source}"));
-        error.0.source = Some(Box::new(source));
+        let cause = source.to_string();
+        let mut error = Self::new(kind, format!("{message}: {cause}"));
+        // A cause that names a secret would show it when it is asked for itself.
+        if without_secrets(&cause) == cause {
+            error.0.source = Some(Box::new(source));
+        }
         error
     }
 
     /// Puts `place` before the text: `place: text`.
     pub(crate) fn at(mut self, place: impl fmt::Display) -> Self {
-        self.0.message = format!("{place}: {}", self.0.message);
+        let message = format!("{place}: {}", self.0.message);
+        self.0.message = without_secrets(&message).into_owned();
         self
     }
 }

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::address::without_secrets;
+
 /// What goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -49,7 +51,7 @@ impl Observer {
     }
 
     pub(crate) fn note(&self, text: fmt::Arguments<'_>) {
-        (self.0)(Event::Note(&text.to_string()));
+        (self.0)(Event::Note(&without_secrets(&text.to_string())));
     }
 
     pub(crate) fn begin<'a>(&'a self, work: Work<'a>) -> Progress<'a> {

@@ -41,11 +41,21 @@ pub(crate) fn offline(client: &Client, id: &ModelId, variable: &str) -> Error {
 
 fn not_in_cache(client: &Client, id: &ModelId) -> String {
     let cache = client.settings.cache.display();
-    let known = match Repository::new(client, id).commits().first() {
+    let repository = Repository::new(client, id);
+    let known = match repository.commits().first() {
         Some(commit) => format!(", but it has commit {commit}, which @{commit} names"),
         None => String::new(),
     };
-    format!("{cache} does not have all of {}{known}", id.revision())
+    let missing = repository.missing();
+    let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+    let missing = match missing[..] {
+        [] => String::new(),
+        _ => format!(": it lacks {}", list_of(&missing)),
+    };
+    format!(
+        "{cache} does not have all of {}{missing}{known}",
+        id.revision()
+    )
 }
 
 fn refused(client: &Client, id: &ModelId, refusal: &Refusal) -> Error {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::address::without_secrets;
 use crate::client::{Client, Failure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
@@ -37,7 +38,8 @@ pub struct RemoteTokenizer {
 
 impl Hub {
     /// The hub that these settings name. It is not asked yet.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(mut settings: Settings) -> Self {
+        settings.separate_credentials();
         Hub {
             settings,
             observer: Observer::default(),
@@ -189,6 +191,7 @@ impl Hub {
     /// When the folder cannot be read or the hub refuses. Nothing of it is visible to others then; what was
     /// uploaded is kept, so that another try has less to do.
     pub fn push(&self, folder: &Path, name: &str, summary: &str) -> Result<String> {
-        push::push(self.settings.clone(), &self.observer, folder, name, summary)
+        let address = push::push(self.settings.clone(), &self.observer, folder, name, summary)?;
+        Ok(without_secrets(&address).into_owned())
     }
 }

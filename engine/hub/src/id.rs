@@ -60,7 +60,8 @@ impl ModelId {
     /// The id that a path is, if there is nothing at that path and it looks like one. Anything else is for
     /// whoever opens the path, also to say that it does not exist.
     pub fn of_missing(path: &Path) -> Option<Self> {
-        match path.exists() {
+        // A link to nothing is something at that path.
+        match path.exists() || path.is_symlink() {
             true => None,
             false => Self::parse(path.to_str()?),
         }

@@ -13,6 +13,7 @@ use crate::client::{header, Client, Failure, Follow, Payload, Request, TRIES};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Progress;
 use crate::push::cannot_read;
+use crate::retry::uninterrupted;
 
 const LFS_JSON: &str = "application/vnd.git-lfs+json";
 const OBJECTS_PER_REQUEST: usize = 256;
@@ -236,7 +237,7 @@ struct Counted<'a, R> {
 
 impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
+        let n = uninterrupted(|| self.inner.read(buffer))?;
         self.done += n as u64;
         let uploads = self.uploads;
         uploads.progress.show(self.done, uploads.total_bytes);

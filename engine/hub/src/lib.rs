@@ -26,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 #[cfg(feature = "network")]
 mod cache;
 #[cfg(feature = "network")]
@@ -44,12 +45,19 @@ mod id;
 #[cfg(feature = "network")]
 mod lfs;
 #[cfg(feature = "network")]
+mod proxy;
+#[cfg(feature = "network")]
 mod push;
 #[cfg(feature = "network")]
 mod repository;
 #[cfg(feature = "network")]
+mod retry;
+#[cfg(feature = "network")]
 mod settings;
 
+pub use address::{without_secrets, Address};
+#[cfg(feature = "network")]
+pub use download::content_is_right;
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "network")]
 pub use event::{Event, Work};

@@ -23,6 +23,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Observer, Work};
 use crate::id::ModelId;
 use crate::lfs::{Object, Uploads};
+use crate::retry::uninterrupted;
 use crate::settings::Settings;
 
 const REVISION: &str = "main";
@@ -178,7 +179,7 @@ fn read_file(folder: &Path, path: PathBuf, read: &mut dyn FnMut(u64)) -> Result<
     let mut sample = Vec::new();
     let mut piece = vec![0; HASH_BYTES];
     loop {
-        let n = file.read(&mut piece).context(ErrorKind::Io, failed)?;
+        let n = uninterrupted(|| file.read(&mut piece)).context(ErrorKind::Io, failed)?;
         if n == 0 {
             break;
         }

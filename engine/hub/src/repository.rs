@@ -60,9 +60,63 @@ impl<'a> Repository<'a> {
     fn cached_commit(&self, commit: &str) -> Option<PathBuf> {
         let snapshot = self.cache.snapshot(commit);
         match self.id.file() {
-            Some(file) => Some(snapshot.join(file)).filter(|path| path.is_file()),
-            None => has_weights(&snapshot).then_some(snapshot),
+            Some(file) => {
+                let path = snapshot.join(file);
+                let beside = path.parent().unwrap_or(&snapshot);
+                let is_whole = path.is_file()
+                    && !links_to_nothing(beside)
+                        .iter()
+                        .any(|name| is_tokenizer(name));
+                is_whole.then_some(path)
+            }
+            None => {
+                let lacks_small = links_to_nothing(&snapshot)
+                    .iter()
+                    .any(|name| is_small(name));
+                (!lacks_small && has_weights(&snapshot)).then_some(snapshot)
+            }
         }
+    }
+
+    /// What the cache should have of the revision and does not have: files whose blobs are gone, and those that
+    /// an index or the id names.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let Some(commit) = self.cache.commit(self.id.revision()) else {
+            return Vec::new();
+        };
+        let snapshot = self.cache.snapshot(&commit);
+        let mut missing = BTreeSet::new();
+        match self.id.file() {
+            Some(file) => {
+                let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
+                let beside = links_to_nothing(&snapshot.join(folder));
+                let beside = beside.into_iter().filter(|name| is_tokenizer(name));
+                missing.extend(beside.map(|name| format!("{folder}{name}")));
+                if !snapshot.join(file).is_file() {
+                    missing.insert(file.to_owned());
+                }
+            }
+            None => {
+                missing.extend(links_to_nothing(&snapshot));
+                if found_weights(&snapshot).is_none()
+                    && !missing
+                        .iter()
+                        .any(|name| is_weights(name) || name.ends_with(INDEX_ENDING))
+                {
+                    missing.insert("its weights".to_owned());
+                }
+                if let Some(index) =
+                    found_weights(&snapshot).filter(|name| name.ends_with(INDEX_ENDING))
+                {
+                    match shards(&snapshot.join(index)) {
+                        Ok(shards) => missing.extend(shards),
+                        Err(_) => drop(missing.insert(index.to_owned())),
+                    }
+                    missing.retain(|name| name == index || !snapshot.join(name).is_file());
+                }
+            }
+        }
+        missing.into_iter().collect()
     }
 
     /// The commits of which all of the model is in the cache.
@@ -175,9 +229,6 @@ impl<'a> Repository<'a> {
                 let weights = WEIGHT_FILES.iter().find(listed);
                 *weights.ok_or_else(|| self.no_weights(listing))?
             }
-        };
-        let is_small = |name: &str| {
-            matches!(name, "config.json" | "generation_config.json") || is_tokenizer(name)
         };
         let mut wanted: Vec<&str> = listing.files.iter().map(String::as_str).collect();
         wanted.retain(|name| is_small(name));
@@ -322,6 +373,20 @@ fn check_model_type(config: &Path, known: &[(&str, &str)]) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a file goes with the weights of a model.
+fn is_small(name: &str) -> bool {
+    matches!(name, "config.json" | "generation_config.json") || is_tokenizer(name)
+}
+
+/// Names of a folder that are links to nothing: what they led to was removed.
+fn links_to_nothing(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let links = entries.filter(|entry| entry.path().is_symlink() && !entry.path().exists());
+    links
+        .filter_map(|link| link.file_name().into_string().ok())
+        .collect()
 }
 
 /// Whether a name is one by which the engine finds a tokenizer.

@@ -8,8 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::address::split_credentials;
 use crate::error::{Error, ErrorKind, Result};
 use crate::folders::{self, home};
+use crate::proxy::Proxy;
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// For a connection to be made.
@@ -19,11 +21,12 @@ const CONNECT_TIMEOUT_S: u64 = 10;
 const READ_TIMEOUT_S: u64 = 30;
 
 /// Where the hub is and what it may be asked: all that the environment says about it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 #[must_use = "settings do nothing until a hub is made of them"]
 pub struct Settings {
-    /// The hub's address, without a slash at its end.
+    /// The hub's address, without a slash at its end. A user name and password in it are for the hub alone:
+    /// they are sent to it and never shown.
     pub endpoint: String,
     /// The folder of all repositories: `~/.cache/huggingface/hub`.
     pub cache: PathBuf,
@@ -41,7 +44,9 @@ pub struct Settings {
     /// downloaded. Empty: none is refused.
     pub model_types: Vec<(&'static str, &'static str)>,
     /// Through which the hub is asked, where the environment says so.
-    pub(crate) proxy: Option<ureq::Proxy>,
+    pub(crate) proxy: Option<Proxy>,
+    /// User name and password that the endpoint came with, as they are written in an address.
+    pub(crate) credentials: Option<String>,
 }
 
 /// A secret; its text is never shown.
@@ -75,6 +80,18 @@ impl std::fmt::Debug for Token {
     }
 }
 
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("endpoint", &split_credentials(&self.endpoint).0)
+            .field("cache", &self.cache)
+            .field("token", &self.token)
+            .field("offline", &self.offline)
+            .field("proxy", &self.proxy.as_ref().map(|proxy| proxy.variable))
+            .finish_non_exhaustive()
+    }
+}
+
 impl Settings {
     /// Those of the public hub, with a cache in this folder and no token.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
@@ -88,6 +105,7 @@ impl Settings {
             certificates: None,
             model_types: Vec::new(),
             proxy: None,
+            credentials: None,
         }
     }
 
@@ -141,17 +159,25 @@ impl Settings {
         self
     }
 
-    /// What the environment variables of Python's `huggingface_hub` say, and those of proxies, such as
-    /// `HTTPS_PROXY`.
+    /// What the environment variables of Python's `huggingface_hub` say, and those of proxies: `HTTPS_PROXY`,
+    /// `HTTP_PROXY` and `ALL_PROXY`, with `NO_PROXY` for the hosts that are asked directly. A proxy may speak
+    /// HTTP, HTTPS, SOCKS4 or SOCKS5; a request never goes around one.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Argument`], with the name of a variable whose value makes no sense, or where nothing
     /// says where a cache could be.
     pub fn from_env() -> Result<Self> {
-        let mut settings = Self::from(&|name| std::env::var_os(name))?;
-        settings.proxy = ureq::Proxy::try_from_env();
-        Ok(settings)
+        Self::from(&|name| std::env::var_os(name))
+    }
+
+    /// From here on the endpoint is an address that may be shown.
+    pub(crate) fn separate_credentials(&mut self) {
+        let (endpoint, credentials) = split_credentials(&self.endpoint);
+        if let Some(credentials) = credentials {
+            self.credentials = Some(credentials.to_owned());
+            self.endpoint = endpoint;
+        }
     }
 
     /// `variable` looks up an environment variable.
@@ -167,7 +193,8 @@ impl Settings {
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-            let text = format!("HF_ENDPOINT={endpoint}: expected an address such as {ENDPOINT}");
+            let shown = split_credentials(&endpoint).0;
+            let text = format!("HF_ENDPOINT={shown}: expected an address such as {ENDPOINT}");
             return Err(Error::new(ErrorKind::Argument, text));
         }
         let is_set = |name: &&'static str| text(name).is_some_and(|value| is_true(&value));
@@ -187,6 +214,7 @@ impl Settings {
         let plain = Settings::new(cache.unwrap_or_else(|| hf_home.join("hub")));
         Ok(Settings {
             token: token(&text, &token_path)?,
+            proxy: Proxy::from(&endpoint, &text)?,
             endpoint,
             offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
                 .into_iter()

@@ -1,0 +1,320 @@
+//! Wrong values, paths that lead nowhere, and addresses: named as what they are, before anything else is done.
+
+#[path = "common/command.rs"]
+mod command;
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use command::{command, run, stderr, stdout};
+use common::repository;
+
+/// Exit code 2, nothing on stdout, and the option and its value named.
+fn assert_wrong_usage(args: &[&str], words: &[&str]) {
+    let output = run(args);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    for word in words {
+        assert!(said.contains(word), "{args:?}: not said: {word}\n{said}");
+    }
+    assert!(!said.contains("use '--"), "{args:?}: {said}");
+}
+
+fn assert_failed(args: &[&str], words: &[&str]) {
+    let output = run(args);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "{args:?}: not said: {word}\n{said}");
+    }
+    for word in ["No such file", "downloading", "huggingface.co: "] {
+        assert!(!said.contains(word), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_wrong_values_of_their_options() {
+    let negative = [
+        "-1",
+        "-5",
+        "-2.5",
+        "-99999999999999999999",
+        "x",
+        "",
+        "1e3",
+        "0x10",
+    ];
+    let floats = ["nan", "inf", "-inf", "1e99", "x", ""];
+    let commands: [(&[&str], &[&str], &[&str]); 6] = [
+        (
+            &["generate", "a"],
+            &[
+                "--seed",
+                "-n",
+                "--max-new-tokens",
+                "--top-k",
+                "--threads",
+                "--max-memory",
+            ],
+            &[
+                "--temperature",
+                "--top-p",
+                "--presence-penalty",
+                "--frequency-penalty",
+                "--repetition-penalty",
+            ],
+        ),
+        (
+            &["chat"],
+            &["--seed", "-n", "--top-k", "-t"],
+            &["--temperature", "--top-p"],
+        ),
+        (
+            &["perplexity", "file"],
+            &["--window", "--limit", "--threads"],
+            &[],
+        ),
+        (&["eval", "lambada", "file"], &["--limit", "--threads"], &[]),
+        (
+            &["bench"],
+            &[
+                "--rounds",
+                "-n",
+                "-p",
+                "--chunk",
+                "--threads",
+                "--max-memory",
+            ],
+            &[],
+        ),
+        (&["pull", "a/b"], &["--threads"], &[]),
+    ];
+    for (command, whole, real) in commands {
+        let values = whole.iter().map(|option| (option, &negative[..]));
+        let values = values.chain(real.iter().map(|option| (option, &floats[..])));
+        for (option, values) in values {
+            for value in values
+                .iter()
+                .filter(|value| **value != "1e3" || *option != "--max-memory")
+            {
+                let named = option.trim_start_matches('-');
+                let words = match named.len() {
+                    1 => vec![*value],
+                    _ => vec![*option, *value],
+                };
+                assert_wrong_usage(&[command, &[*option, *value]].concat(), &words);
+            }
+        }
+    }
+    // As most people write them: without a command.
+    for (args, words) in [
+        (
+            &["--seed", "-1", "hi"][..],
+            &["'-1' for '--seed <N>'", "at least 0"][..],
+        ),
+        (&["-n", "-5", "hi"], &["'-5' for '--max-new-tokens <N>'"]),
+        (
+            &["--top-p", "1.1", "hi"],
+            &["'1.1' for '--top-p <P>'", "from 0 to 1"],
+        ),
+        (&["--top-p", "-0.1", "hi"], &["'-0.1' for '--top-p <P>'"]),
+        (&["--repetition-penalty", "0", "hi"], &["'0'", "above 0"]),
+        (&["--stop", "", "hi"], &["--stop", "at least one character"]),
+        (
+            &["chat", "--stop", ""],
+            &["--stop", "at least one character"],
+        ),
+        (
+            &["--threads", "1025", "hi"],
+            &["'1025' for '--threads <N>'", "to 1024"],
+        ),
+        (
+            &["--max-memory", "-5M", "hi"],
+            &["'-5M' for '--max-memory <SIZE>'"],
+        ),
+        (&["--tokens", "-1"], &["'-1' for '--tokens <IDS>'"]),
+        (&["logits", "--tokens", "1,-2"], &["`-2` is not a token id"]),
+        (&["bench", "--rounds", "0"], &["'0' for '--rounds <N>'"]),
+        (
+            &["bench", "--batch", "--sequences", "4,0"],
+            &["'0' for '--sequences <LIST>'"],
+        ),
+        (&["perplexity", "--window", "1", "file"], &["--window"]),
+        (
+            &["convert", "-m", "a", "-o", "b", "--max-shard-size", "-1"],
+            &["'-1' for '--max-shard-size <SIZE>'"],
+        ),
+    ] {
+        assert_wrong_usage(args, words);
+    }
+    let output = command()
+        .env("RWKV_EDGE_THREADS", "-1")
+        .args(["-n", "1", "hi"])
+        .output()
+        .expect("starts");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("RWKV_EDGE_THREADS=-1: expected a whole number from 0 to 1024")
+    );
+}
+
+#[test]
+fn the_ends_of_the_ranges_are_taken() {
+    for args in [
+        &["--seed", "18446744073709551615"][..],
+        &["--temperature", "-1", "--seed", "0"],
+        &["--temperature", "1", "--top-p", "0", "--top-k", "99999"],
+        &["--presence-penalty", "-2.5", "--threads", "0"],
+    ] {
+        stdout(&run([args, &["-n", "1", "--quant", "int8", "hi"]].concat()));
+    }
+    stdout(&run(["-n", "0", "hi"]));
+}
+
+#[test]
+fn manual_pages_come_into_a_new_folder() {
+    let home = tempfile::tempdir().expect("a folder");
+    let pages = home.path().join(".local/share/man/man1");
+    let output = run(["man".as_ref(), "--output-dir".as_ref(), pages.as_os_str()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(pages.join("rwkv-edge.1").is_file());
+    // Where a file is in the way it is named.
+    let file = home.path().join("file");
+    fs::write(&file, "").expect("can be written");
+    let below = file.join("man1");
+    let below = below.to_str().expect("UTF-8");
+    let output = run(["man", "--output-dir", below]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&format!("{below}: cannot create")));
+}
+
+#[test]
+fn addresses_are_answered_with_the_name_to_use() {
+    let file = "RWKV/rwkv-4-169m-pile/x.pth";
+    for (address, name) in [
+        (
+            "https://huggingface.co/RWKV/rwkv-4-169m-pile",
+            "RWKV/rwkv-4-169m-pile",
+        ),
+        (
+            "https://huggingface.co/RWKV/rwkv-4-169m-pile/tree/main",
+            "RWKV/rwkv-4-169m-pile",
+        ),
+        (
+            "https://huggingface.co/RWKV/rwkv-4-169m-pile/resolve/main/x.pth?download=true",
+            file,
+        ),
+        ("https://hf.co/RWKV/rwkv-4-169m-pile/blob/main/x.pth", file),
+        ("hf://RWKV/rwkv-4-169m-pile", "RWKV/rwkv-4-169m-pile"),
+        (
+            "huggingface.co/RWKV/rwkv-4-169m-pile",
+            "RWKV/rwkv-4-169m-pile",
+        ),
+        (
+            "http://127.0.0.1:9/RWKV/rwkv-4-169m-pile/resolve/v1/x.pth",
+            "RWKV/rwkv-4-169m-pile/x.pth@v1",
+        ),
+    ] {
+        for args in [
+            &["info", "-m", address][..],
+            &["pull", address],
+            &["-m", address, "hi"],
+            &["tokenize", "-m", address, "hi"],
+            &["convert", "-m", address, "-o", "/nowhere"],
+            &[
+                "convert",
+                "-m",
+                "x.pth",
+                "--repo-id",
+                address,
+                "-o",
+                "/nowhere",
+            ],
+        ] {
+            assert_failed(args, &["an address", &format!("named {name}")]);
+        }
+    }
+    let secret = "https://user:s3cret@example.com/x.pth?token=s3cret";
+    let output = run(["info", "-m", secret]);
+    let said = stderr(&output);
+    assert!(
+        said.contains("expected a path, or a name on the hub") && !said.contains("s3cret"),
+        "{said}"
+    );
+    assert_failed(
+        &["info", "-m", "file:///models/x.pth"],
+        &["named /models/x.pth"],
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_nothing_are_named() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let link = |name: &str| {
+        symlink("/no/where", at(name)).expect("can be linked");
+        at(name)
+    };
+    fs::create_dir(at("m")).expect("can be made");
+    // Of a name that could be one of the hub's.
+    link("m/x");
+    let output = command()
+        .current_dir(folder.path())
+        .args(["info", "-m", "m/x"])
+        .env("HF_HUB_OFFLINE", "0")
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .output()
+        .expect("starts");
+    let words = ["a link to nothing", "/no/where does not exist"];
+    let said = stderr(&output);
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    assert!(!said.contains("127.0.0.1"), "{said}");
+
+    let nothing = link("x.pth");
+    for args in [
+        &["info", "-m", &nothing][..],
+        &["pull", &nothing],
+        &["convert", "-m", &nothing, "-o", "/nowhere"],
+        &["--file", &nothing],
+        &["--tokenizer", &nothing, "hi"],
+        &["--load-state", &nothing, "hi"],
+        &["--save-state", &nothing, "hi"],
+        &["quantize", "-o", &nothing],
+        &["chat", "--system-file", &nothing],
+        &["perplexity", &nothing],
+        &["perplexity", "--against-model", &nothing, &nothing],
+        &["embed", "--file", &nothing],
+        &["bench", "--plot", &nothing],
+    ] {
+        assert_failed(args, &[&nothing, words[0], words[1]]);
+    }
+    // Files that go with a model: without them it would be another one.
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let model = at(&format!("model of {name}"));
+        fs::create_dir(&model).expect("can be made");
+        let demo = repository("cli/demo");
+        for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+            match file == name {
+                true => drop(link(&format!("model of {name}/{file}"))),
+                false => symlink(
+                    fs::canonicalize(demo.join(file)).expect("is there"),
+                    Path::new(&model).join(file),
+                )
+                .expect("can be linked"),
+            }
+        }
+        let args = ["-n", "1", "-m", &model, "hi"];
+        assert_failed(&args, &[&format!("{model}/{name}"), words[0]]);
+        if name == "tokenizer.json" {
+            let file = format!("{model}/model.safetensors");
+            assert_failed(&["-m", &file, "hi"], &["tokenizer.json", words[0]]);
+            stdout(&run(["-n", "1", "-m", &file, "--tokens", "1"]));
+        }
+    }
+}
