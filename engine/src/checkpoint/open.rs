@@ -120,9 +120,12 @@ fn find_tokenizer(folder: &Folder, mapped: bool) -> Result<(Option<TokenizerFile
     let Some(file) = folder.open(name, mapped)? else {
         return Ok((None, search));
     };
-    let bytes = file.bytes(0..file.len())?;
-    let name = name.to_owned();
-    Ok((Some(TokenizerFile { name, bytes }), search))
+    let tokenizer = TokenizerFile {
+        name: name.to_owned(),
+        place: file.name().to_owned(),
+        bytes: file.bytes(0..file.len())?,
+    };
+    Ok((Some(tokenizer), search))
 }
 
 fn finish(

@@ -40,6 +40,7 @@ mod options;
 mod origin;
 pub(crate) mod outline;
 pub(crate) mod session;
+pub(crate) mod tokens;
 
 pub(crate) use options::n_threads;
 pub use options::Options;
@@ -252,7 +253,8 @@ impl Model {
         let (budget, bytes) = (&self.0.budget, Tokenizer::memory_bytes(&file.bytes));
         let taken = budget.take(bytes, "the tokenizer");
         taken.map_err(|e| e.at(&self.0.place))?;
-        let parsed = Tokenizer::from_bytes(&file.name, &file.bytes);
+        let is_limited = budget.has_limit();
+        let parsed = Tokenizer::from_bytes_within(&file.place, &file.bytes, is_limited);
         // It is never read again.
         file.bytes.release(0..file.bytes.len());
         let parsed = parsed.and_then(|t| t.check_fits(self.n_vocab()).map(|()| t));

@@ -88,7 +88,7 @@ impl Model {
         let n_vocab = origin.config().sizes.n_vocab;
         let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
             (Some(path), _) => Tokenizer::open(path)?,
-            (None, Some(file)) => Tokenizer::from_bytes(&file.name, &file.bytes)?,
+            (None, Some(file)) => Tokenizer::from_bytes(&file.place, &file.bytes)?,
             (None, None) => {
                 let place = path.as_ref().display().to_string();
                 return Err(no_tokenizer(&place, origin.tokenizer_search(), n_vocab));
@@ -149,6 +149,7 @@ impl Model {
             let file = SourceFile::open_without_mapping(path)?;
             loaded.tokenizer = Some(TokenizerFile {
                 name: path.display().to_string(),
+                place: path.display().to_string(),
                 bytes: file.bytes(0..file.len())?,
             });
         }
