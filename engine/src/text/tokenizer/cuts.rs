@@ -109,7 +109,7 @@ impl Cuts {
     }
 
     /// Whether bytes of a text may be cut at `at`. Bytes that are not UTF-8 count as U+FFFD.
-    fn at(&self, text: &[u8], at: usize) -> bool {
+    pub(super) fn at(&self, text: &[u8], at: usize) -> bool {
         let (before, behind) = text.split_at(at);
         let Some(behind) = first_char(behind) else {
             return false;

@@ -40,7 +40,7 @@ mod with_crate {
             let read = fence("reading it", || json_file::read(bytes, cached_words))?;
             Ok(JsonTokenizer {
                 inner: read.tokenizer,
-                n_tokens: (read.highest as usize).saturating_add(1),
+                n_tokens: read.highest.map_or(0, |id| (id as usize).saturating_add(1)),
                 cuts: read.cuts,
             })
         }
@@ -153,7 +153,178 @@ mod with_crate {
 
     #[cfg(test)]
     mod tests {
-        use super::byte_of_char;
+        use rand_chacha::ChaCha8Rng;
+        use rand_core::{RngCore, SeedableRng};
+
+        use super::{byte_of_char, JsonTokenizer};
+
+        const DEMO: &str = include_str!("../../../../cli/demo/tokenizer.json");
+
+        /// What is hard about texts: white space, contractions, digits, scripts without spaces, characters that
+        /// combine, names of added tokens and parts of them.
+        const FRAGMENTS: [&str; 60] = [
+            " ",
+            " ",
+            " ",
+            "  ",
+            "   ",
+            "\t",
+            "\n",
+            "\n\n",
+            "\r\n",
+            "\x0b",
+            "\x1c",
+            "\0",
+            "'",
+            "'s",
+            "'re",
+            "'LL",
+            "s",
+            "e",
+            "E",
+            "the",
+            "word",
+            "1",
+            "23",
+            "4567",
+            "!",
+            "?!",
+            "_",
+            "$",
+            "(",
+            "<|endoftext|>",
+            "<|",
+            "endo",
+            "|>",
+            "two words",
+            "two",
+            "words",
+            "é",
+            "e\u{301}",
+            "\u{301}",
+            "é x",
+            "x",
+            "\u{3000}",
+            "\u{a0}",
+            "\u{85}",
+            "\u{2028}",
+            "你好",
+            "，",
+            "。",
+            "か",
+            "\u{3099}",
+            "\u{1112}\u{1161}",
+            "\u{11ab}",
+            "한",
+            "👍🏽",
+            "\u{200d}",
+            "ß",
+            "İ",
+            "Σ",
+            "\u{2126}",
+            "\u{1fef}",
+        ];
+        /// Bytes that are not UTF-8.
+        const BROKEN: [&[u8]; 4] = [b"\xff", b"\xe4\xbd", b"\x80", b"\xf0\x9f"];
+
+        /// The demo's file with other parts.
+        fn variant(normalizer: &str, pre_tokenizer: &str, added: &[(&str, bool)]) -> String {
+            let old = "\"pre_tokenizer\": {";
+            assert!(DEMO.contains(old) && DEMO.contains("\"normalizer\": null"));
+            let added = added.iter().zip(4096..).map(|((content, normalized), id)| {
+                format!(
+                    r#"{{"id": {id}, "content": "{content}", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": {normalized}, "special": false}},"#
+                )
+            });
+            let added: String = added.collect();
+            let mut json = DEMO.to_owned();
+            for (from, to) in [
+                (
+                    "\"normalizer\": null",
+                    format!("\"normalizer\": {normalizer}"),
+                ),
+                (
+                    old,
+                    format!("\"pre_tokenizer\": {pre_tokenizer}, \"old\": {{"),
+                ),
+                ("\"added_tokens\": [", format!("\"added_tokens\": [{added}")),
+            ] {
+                json = json.replacen(from, &to, 1);
+            }
+            json
+        }
+
+        fn byte_level(prefix: bool, regex: bool) -> String {
+            format!(
+                r#"{{"type": "ByteLevel", "add_prefix_space": {prefix}, "trim_offsets": true,
+                "use_regex": {regex}}}"#
+            )
+        }
+
+        /// Wherever a text may be cut, both sides together have the tokens of the whole.
+        #[test]
+        fn cuts_change_no_token() {
+            let nfc = r#"{"type": "NFC"}"#;
+            let spaces = [
+                ("  ", true),
+                ("    ", true),
+                ("é x", true),
+                ("two words", false),
+            ];
+            let gpt_4 = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?\
+                         [^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+            let gpt_4 = format!(
+                r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Split", "pattern": {{"Regex": {}}},
+                "behavior": "Isolated", "invert": false}}, {}]}}"#,
+                serde_json::Value::from(gpt_4),
+                byte_level(false, false)
+            );
+            let words = r#"{"version": "1.0", "normalizer": {"type": "Lowercase"},
+                "added_tokens": [{"id": 0, "content": "<|end|>", "special": true}],
+                "pre_tokenizer": {"type": "WhitespaceSplit"},
+                "model": {"type": "WordLevel", "unk_token": "e",
+                "vocab": {"<|end|>": 0, "the": 1, "word": 2, "e": 3, "s": 4, "two": 5, "!": 6}}}"#;
+            let kinds = [
+                ("demo", DEMO.to_owned()),
+                ("20B", variant(nfc, &byte_level(false, true), &spaces)),
+                ("prefix", variant("null", &byte_level(true, true), &spaces)),
+                ("GPT-4", variant(nfc, &gpt_4, &spaces)),
+                ("words", words.to_owned()),
+            ];
+            let mut random = ChaCha8Rng::seed_from_u64(3);
+            let mut below = |n: usize| random.next_u64() as usize % n;
+            for (name, json) in kinds {
+                let tokenizer = JsonTokenizer::parse(json.as_bytes(), false).expect(name);
+                let ids = |text: &[u8]| {
+                    let mut ids = Vec::new();
+                    let text = String::from_utf8_lossy(text);
+                    tokenizer.encode_piece(&text, &mut ids).expect(name);
+                    ids
+                };
+                let mut n_cuts = 0;
+                for _ in 0..400 {
+                    let mut text = Vec::new();
+                    for _ in 0..1 + below(24) {
+                        text.extend_from_slice(match below(20) {
+                            0 => BROKEN[below(BROKEN.len())],
+                            _ => FRAGMENTS[below(FRAGMENTS.len())].as_bytes(),
+                        });
+                    }
+                    let whole = ids(&text);
+                    for at in 1..text.len() {
+                        if tokenizer.cuts.at(&text, at) {
+                            let (before, behind) = text.split_at(at);
+                            let both = [ids(before), ids(behind)].concat();
+                            let texts = [before, behind].map(String::from_utf8_lossy);
+                            assert_eq!(both, whole, "{name}: {texts:?}");
+                            n_cuts += 1;
+                        }
+                    }
+                }
+                assert!(n_cuts > 200, "{name}: {n_cuts}");
+            }
+        }
 
         #[test]
         fn every_byte_has_exactly_one_character() {

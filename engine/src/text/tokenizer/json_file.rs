@@ -34,7 +34,7 @@ const OBJECTS_MAX: usize = ADDED_MAX + 256;
 pub(super) struct Read {
     pub(super) tokenizer: Tokenizer,
     /// The highest id of its vocabulary and added tokens.
-    pub(super) highest: u32,
+    pub(super) highest: Option<u32>,
     pub(super) cuts: Cuts,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn read(bytes: &[u8], cached_words: usize) -> Result<Read> {
     let in_vocabulary = model.vocab.iter().flat_map(|vocab| &vocab.0);
     let ids = in_vocabulary.map(|&(_, id)| id);
     let ids = ids.chain(file.added_tokens.0.iter().map(|token| token.id));
-    let mut highest = ids.max().unwrap_or(0);
+    let highest = ids.max();
     let mut tokenizer = Tokenizer::new(model.build(cached_words)?);
     let normalizer = file.normalizer.as_ref().map(parts::normalizer);
     let with_normalizer = tokenizer.with_normalizer(normalizer.transpose()?);
@@ -69,7 +69,7 @@ pub(super) fn read(bytes: &[u8], cached_words: usize) -> Result<Read> {
     let added_ids = added
         .iter()
         .filter_map(|token| tokenizer.token_to_id(&token.content));
-    highest = added_ids.fold(highest, u32::max);
+    let highest = added_ids.chain(highest).max();
     let word_ends = parts::word_ends(
         file.normalizer.as_ref(),
         file.pre_tokenizer.as_ref(),
@@ -263,18 +263,18 @@ impl Model {
         let missing = |name| tokenizer_error(format!("a model of the type {kind} without {name}"));
         let pairs = self.vocab.ok_or_else(|| missing("`vocab`"))?;
         let vocab: Vocab = pairs.0.into_iter().collect();
-        let has_unknown = |token: &&String| !vocab.contains_key(token.as_str());
-        if let Some(token) = self.unk_token.as_ref().filter(has_unknown) {
-            return Err(tokenizer_error(format!(
-                "unk_token {:?} is not in the vocabulary",
-                printable(token)
-            )));
-        }
         if !is_bpe {
             let builder = WordLevel::builder().vocab(vocab);
             let unknown = self.unk_token.unwrap_or_else(|| "<unk>".into());
             let words = builder.unk_token(unknown).build().map_err(of_crate)?;
             return Ok(words.into());
+        }
+        let is_missing = |token: &&String| !vocab.contains_key(token.as_str());
+        if let Some(token) = self.unk_token.as_ref().filter(is_missing) {
+            return Err(tokenizer_error(format!(
+                "unk_token {:?} is not in the vocabulary",
+                printable(token)
+            )));
         }
         let merges = self.merges.ok_or_else(|| missing("`merges`"))?;
         let refused = [
@@ -461,10 +461,7 @@ mod tests {
         let quick = read(DEMO.as_bytes(), 100).expect("a plain BPE");
         let slow = Tokenizer::from_bytes(DEMO).expect("valid");
         assert_eq!(quick.tokenizer.get_vocab(true), slow.get_vocab(true));
-        assert_eq!(
-            slow.get_vocab(true).into_values().max(),
-            Some(quick.highest)
-        );
+        assert_eq!(slow.get_vocab(true).into_values().max(), quick.highest);
         for text in [
             "Ownership is",
             "fn main() {}\n\n    x",
