@@ -11,7 +11,7 @@ use crate::memory::budget::Reservation;
 use crate::text::token_stream::TokenStream;
 
 /// Bytes of a text that are read at once.
-const CHUNK_BYTES: usize = 4096;
+const CHUNK_BYTES: usize = 2048;
 
 /// Token ids, which count against [`Options::memory_max`](crate::Options::memory_max) as long as they are held.
 #[derive(Debug, Default)]
@@ -103,7 +103,7 @@ mod tests {
         Model::open("../cli/demo", &options).expect("the demo")
     }
 
-    /// Gives a byte at a time, and counts them.
+    /// Gives a little at a time, and counts it.
     struct Slow<'a>(&'a [u8], usize);
 
     impl Read for Slow<'_> {

@@ -21,7 +21,7 @@
 #![forbid(unsafe_code)]
 
 /// Bytes of a piece, if there is a place to cut.
-pub(super) const PIECE_BYTES: usize = 4096;
+pub(super) const PIECE_BYTES: usize = 2048;
 
 /// Between which characters words always end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
