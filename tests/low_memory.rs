@@ -344,7 +344,7 @@ fn texts_stay_within_the_limit() {
     stdout(&run([
         "quantize", "--quant", "int8", "--force", "-o", &model,
     ]));
-    let refused = run(["generate", "--max-memory", "1M", "--model", &model, "Hello"]);
+    let refused = run(["generate", "--max-memory", "1M", "--model", model, "Hello"]);
     let enough = number_behind(&stderr(&refused), "needs ");
     let sentence = "Ownership is a set of 12 rules that it's good to know, naïve or not.\n";
     let long = file("long.txt", &sentence.repeat(20_000));
@@ -367,7 +367,7 @@ fn texts_stay_within_the_limit() {
             (vec!["embed", "--file", &uncut], "", false),
             (vec!["chat", "-n", "1"], endless.as_str(), false),
         ] {
-            let more = ["--verbose", "--max-memory", &in_bytes, "--model", &model];
+            let more = ["--verbose", "--max-memory", &in_bytes, "--model", model];
             let output = run_with_stdin(args.iter().chain(&more), stdin.as_bytes());
             let (name, peak, text) = (args[0], told_peak(&output), stderr(&output));
             println!("{name}: {peak} within {limit}");

@@ -42,7 +42,7 @@ fn a_dash_is_stdin() {
     }
     let missing = run(["perplexity", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(1));
-    assert!(stderr(&missing).contains("/no/such/file: cannot open"));
+    assert!(stderr(&missing).contains("/no/such/file: cannot read"));
     let folder = folder.path().to_str().expect("test paths are UTF-8");
     let unreadable = run(["perplexity", folder]);
     assert_eq!(unreadable.status.code(), Some(1));

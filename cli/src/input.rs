@@ -58,7 +58,7 @@ impl Input {
             return Ok(Self::stdin());
         }
         let name = path.display().to_string();
-        let file = File::open(path).with_context(|| format!("{name}: cannot open"))?;
+        let file = File::open(path).with_context(|| format!("{name}: cannot read"))?;
         let facts = file.metadata().ok().filter(|found| found.is_file());
         Ok(Input {
             reader: Box::new(BufReader::new(file)),

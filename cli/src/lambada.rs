@@ -159,7 +159,8 @@ fn read(input: &mut Input, model: &Model, limit: usize) -> Result<(Vec<Passage>,
 }
 
 fn passage(line: &[u8], model: &Model) -> Result<Passage> {
-    let value: Value = serde_json::from_slice(line).map_err(|e| anyhow!("not JSON: {e}"))?;
+    let line = std::str::from_utf8(line).context("not UTF-8")?;
+    let value: Value = serde_json::from_str(line).map_err(|e| anyhow!("not JSON: {e}"))?;
     let text = value["text"]
         .as_str()
         .ok_or_else(|| anyhow!("no `text`, expected an object such as {{\"text\": \"..\"}}"))?;

@@ -135,7 +135,7 @@ impl Session {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         drop(reserve::<u8>(bytes, "a session")?);
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
-        sampler.reserve();
+        sampler.reserve()?;
         let_threads_start(model);
         let decode = model.uncounted_workspace(1);
         let mut session = Session {

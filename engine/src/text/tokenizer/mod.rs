@@ -330,6 +330,7 @@ impl std::fmt::Debug for Tokenizer {
 const TOKEN_BYTES_USUAL: usize = 128;
 
 /// Adds ids to those that there are.
+#[cfg(feature = "tokenizer")]
 fn append(ids: &mut Vec<u32>, more: &[u32]) -> Result<()> {
     ids.try_reserve(more.len())
         .map_err(|e| Error::memory("not enough memory for the tokens of a text").with_source(e))?;
