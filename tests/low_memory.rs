@@ -324,7 +324,9 @@ fn the_number_of_a_refusal_is_enough_for_text() {
 /// The process's own peak, as --verbose tells it.
 fn told_peak(output: &std::process::Output) -> f64 {
     let text = stderr(output);
-    let (_, told) = text.rsplit_once("at most ").expect("--verbose tells");
+    let (_, told) = text
+        .split_once("s in all, at most ")
+        .expect("--verbose tells");
     let megabytes = told.split(' ').next().and_then(|n| n.parse().ok());
     let megabytes: f64 = megabytes.expect("a number");
     megabytes * 1e6
@@ -340,10 +342,9 @@ fn texts_stay_within_the_limit() {
         std::fs::write(&path, text).expect("room on the disk");
         path.to_str().expect("test paths are UTF-8").to_owned()
     };
-    let model = file("model.safetensors", "");
-    stdout(&run([
-        "quantize", "--quant", "int8", "--force", "-o", &model,
-    ]));
+    let model = folder.path().join("model.safetensors");
+    let model = model.to_str().expect("test paths are UTF-8");
+    stdout(&run(["quantize", "--quant", "int8", "-o", model]));
     let refused = run(["generate", "--max-memory", "1M", "--model", model, "Hello"]);
     let enough = number_behind(&stderr(&refused), "needs ");
     let sentence = "Ownership is a set of 12 rules that it's good to know, naïve or not.\n";

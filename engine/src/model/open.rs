@@ -130,7 +130,8 @@ impl Model {
         })?;
         let mut facts = origin.facts(&plan, options.huge_pages);
         if let Some(path) = &options.tokenizer {
-            facts.tokenizer = Tokenizer::memory_bytes_of_file(path);
+            let tokenizer = Tokenizer::memory_bytes_of_file(path);
+            facts.tokenizer = tokenizer.saturating_add(Tokenizer::PROMPT_BYTES);
         }
         let limit = Limit {
             memory_max: options.memory_max.map(NonZeroU64::get),

@@ -151,6 +151,10 @@ impl Tokenizer {
         })
     }
 
+    /// What should be left for texts and their tokens beside a model with a tokenizer: longer ones take what is
+    /// left besides, or weights that are read again.
+    pub(crate) const PROMPT_BYTES: u64 = 512 << 10;
+
     /// What reading a tokenizer from these bytes takes in memory at most, and about what it keeps; with that for
     /// tokenizing texts, but for what [`TokenStream::more_bytes`](crate::TokenStream) says.
     pub(crate) fn memory_bytes(bytes: &[u8]) -> u64 {
