@@ -222,7 +222,7 @@ fn what_cannot_be_embedded_is_said() {
         (
             &["--file", "/no/such/file"],
             1,
-            &["/no/such/file", "cannot open"],
+            &["/no/such/file", "cannot read"],
         ),
         (&["--file", "/"], 1, &["/: cannot read"]),
         (&["--model", golden], 1, &["no tokenizer"]),

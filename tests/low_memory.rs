@@ -17,7 +17,7 @@ mod skipped;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use command::{command, run, stderr, stdout};
+use command::{command, run, run_with_stdin, stderr, stdout};
 use large::MIB;
 use rwkv_edge::{ErrorKind, Model, Options, Output, Quant, Session, Span};
 use serde_json::Value;
@@ -319,6 +319,106 @@ fn the_number_of_a_refusal_is_enough_for_text() {
     // How much of the program is in memory is not the same each time.
     let enough = (number_behind(&text, "needs ") + MIB).to_string();
     assert_eq!(stdout(&say(&["--max-memory", &enough])), expected);
+}
+
+/// The process's own peak, as --verbose tells it.
+fn told_peak(output: &std::process::Output) -> f64 {
+    let text = stderr(output);
+    let (_, told) = text
+        .split_once("s in all, at most ")
+        .expect("--verbose tells");
+    let megabytes = told.split(' ').next().and_then(|n| n.parse().ok());
+    let megabytes: f64 = megabytes.expect("a number");
+    megabytes * 1e6
+}
+
+/// Prompts, and what makes tokens of them, count like the model: a text is read as far as there is room for it,
+/// and one that there is none for is refused with the number.
+#[test]
+fn texts_stay_within_the_limit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("room on the disk");
+        path.to_str().expect("test paths are UTF-8").to_owned()
+    };
+    let model = folder.path().join("model.safetensors");
+    let model = model.to_str().expect("test paths are UTF-8");
+    stdout(&run(["quantize", "--quant", "int8", "-o", model]));
+    let refused = run(["generate", "--max-memory", "1M", "--model", model, "Hello"]);
+    let enough = number_behind(&stderr(&refused), "needs ");
+    let sentence = "Ownership is a set of 12 rules that it's good to know, naïve or not.\n";
+    let long = file("long.txt", &sentence.repeat(20_000));
+    let short = file("short.txt", &sentence.repeat(60));
+    let lines = format!("{{\"text\": \"{}\"}}\n", sentence.trim_end()).repeat(500);
+    let lines = file("lines.jsonl", &lines);
+    // 2 MB in which no word ends.
+    let endless = "a".repeat(2_000_000);
+    let uncut = file("uncut.txt", &endless);
+    for limit in [enough + 2 * MIB, enough + 9 * MIB] {
+        let in_bytes = limit.to_string();
+        for (args, stdin, fits) in [
+            (vec!["perplexity", "--limit", "20", &long], "", true),
+            (vec!["generate", "-n", "1", "--file", &short], "", true),
+            (vec!["embed", "--file", &short], "", true),
+            (vec!["eval", "lambada", "--limit", "9", &lines], "", true),
+            (vec!["chat", "-n", "1"], sentence, true),
+            (vec!["perplexity", "--limit", "20", &uncut], "", false),
+            (vec!["generate", "-n", "1", "--file", &uncut], "", false),
+            (vec!["embed", "--file", &uncut], "", false),
+            (vec!["chat", "-n", "1"], endless.as_str(), false),
+        ] {
+            let more = ["--verbose", "--max-memory", &in_bytes, "--model", model];
+            let output = run_with_stdin(args.iter().chain(&more), stdin.as_bytes());
+            let (name, peak, text) = (args[0], told_peak(&output), stderr(&output));
+            println!("{name}: {peak} within {limit}");
+            assert!(
+                peak <= limit as f64 + 1e5,
+                "{name}: {peak} within {limit}: {text}"
+            );
+            assert_eq!(
+                output.status.code(),
+                Some(i32::from(!fits)),
+                "{name}: {text}"
+            );
+            assert_eq!(text.contains("(the memory limit)"), !fits, "{name}: {text}");
+        }
+    }
+}
+
+/// Without a limit, too: no more of a text is in memory than is worked on.
+#[test]
+fn long_texts_take_little_memory() {
+    if large::skipped_under_emulation() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("long.txt");
+    let text = "hello world main 123 ".repeat(150_000);
+    std::fs::write(&path, &text).expect("room on the disk");
+    let path = path.to_str().expect("test paths are UTF-8");
+    for args in [
+        ["tokenize", "--json", "--file", path],
+        ["perplexity", "--limit", "50", path],
+    ] {
+        let output = run(args.iter().chain(&["--verbose"]));
+        stdout(&output);
+        let peak = told_peak(&output);
+        println!("{}: {peak}", args[0]);
+        assert!(peak < 100e6, "{}: {peak}", args[0]);
+    }
+    // What does not fit is said, and nothing aborts.
+    std::fs::write(path, "a".repeat(3_000_000)).expect("room on the disk");
+    let script = "ulimit -v 400000 && exec \"$0\" tokenize --file \"$1\"";
+    let mut limited = Command::new("sh");
+    limited.args(["-c", script, env!("CARGO_BIN_EXE_rwkv-edge"), path]);
+    let output = limited.output().expect("sh is there");
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("not enough memory") && text.lines().count() == 1,
+        "{text}"
+    );
 }
 
 /// Whatever the system counts, not the process itself.

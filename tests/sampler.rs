@@ -383,7 +383,7 @@ fn a_row_of_another_length_is_the_callers_mistake() {
 fn options_may_change() {
     let logits = noise(500, 11);
     let mut changed = Sampler::new(SamplerOptions::default(), 500).expect("valid options");
-    changed.reserve();
+    changed.reserve().unwrap();
     for i in 0..64_u64 {
         let options = SamplerOptions::new()
             .temperature(if i % 4 == 0 { 0.0 } else { 0.9 })

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
-use rwkv_edge::{ErrorKind, TextStream, Tokenizer};
+use rwkv_edge::{ErrorKind, TextStream, TokenStream, Tokenizer};
 use serde::Deserialize;
 use streams::{check_streams, streamed};
 
@@ -216,6 +216,237 @@ fn the_20b_tokenizer_is_not_that_of_a_world_model() {
     let text = error.to_string();
     for part in ["20B_tokenizer.json", "50277", "65536", "rwkv_vocab"] {
         assert!(text.contains(part), "{text}: no {part}");
+    }
+}
+
+/// The crate's own reader and all of a text at once, beside which pieces have to stand.
+fn check_pieces(path: &Path) {
+    let whole = tokenizers::Tokenizer::from_file(path).unwrap();
+    let tokenizer = Tokenizer::open(path).unwrap();
+    let fragments = [
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        " the",
+        " of",
+        "word",
+        "Ownership",
+        "'s",
+        "'ll",
+        "'",
+        "1",
+        "2024",
+        ".",
+        ", ",
+        "!?",
+        "<|endoftext|>",
+        "<|",
+        "é",
+        "e\u{301}",
+        "你好",
+        "，",
+        "か\u{3099}",
+        "👍🏽",
+        "\u{3000}",
+        "    ",
+        "_x",
+    ];
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let mut below = |n: usize| rng.next_u64() as usize % n;
+    let mut texts: Vec<String> = (0..8)
+        .map(|_| {
+            (0..9_000)
+                .map(|_| fragments[below(fragments.len())])
+                .collect()
+        })
+        .collect();
+    texts.extend([
+        "a".repeat(20_000),
+        " ".repeat(20_000),
+        "你".repeat(9_000),
+        "1a".repeat(9_000),
+    ]);
+    for text in texts {
+        let expected = whole.encode_fast(text.as_str(), false).unwrap();
+        let expected = expected.get_ids();
+        assert!(tokenizer.encode(&text).unwrap() == expected);
+        let mut stream = TokenStream::new(&tokenizer);
+        let (mut ids, mut rest) = (Vec::new(), text.as_bytes());
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at((1 + below(9_000)).min(rest.len()));
+            ids.extend_from_slice(stream.push(piece).unwrap());
+            rest = more;
+        }
+        ids.extend_from_slice(stream.finish().unwrap());
+        assert!(ids == expected);
+        assert!(stream.finish().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn pieces_have_the_tokens_of_the_whole() {
+    check_pieces(&repository().join("cli/demo/tokenizer.json"));
+    if let Some(path) = test_data("20B_tokenizer.json") {
+        check_pieces(&path);
+    }
+}
+
+/// Whether a file is refused. If so, in one line, and nothing was left to the fence around the crate.
+fn is_refused(bytes: &[u8]) -> bool {
+    match Tokenizer::from_bytes("damaged", bytes) {
+        Ok(tokenizer) => {
+            // Without a token for a character there may be an error.
+            for result in [
+                tokenizer.encode("Ownership is 4.").map(|_| ()),
+                tokenizer.decode(&[0, 1, 2, 300]).map(|_| ()),
+            ] {
+                let error = result.map_or_else(|error| error.to_string(), |()| String::new());
+                assert!(!error.contains("inside the"), "{error}");
+            }
+            false
+        }
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.starts_with("damaged: "), "{text}");
+            assert!(!text.contains("inside the"), "{text}");
+            assert!(
+                text.len() < 600 && !text.contains(char::is_control),
+                "{text}"
+            );
+            true
+        }
+    }
+}
+
+#[test]
+fn damaged_files_are_errors() {
+    let demo = std::fs::read(repository().join("cli/demo/tokenizer.json")).unwrap();
+    for percent in 0..100 {
+        assert!(
+            is_refused(&demo[..demo.len() * percent / 100]),
+            "{percent} %"
+        );
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut n_refused = 0;
+    let head = demo.len() / 20;
+    for round in 0..200 {
+        let mut bytes = demo.clone();
+        for _ in 0..1 + round % 4 {
+            // Most of a file is its vocabulary, on which nothing else depends.
+            let among = if round % 2 == 0 { head } else { bytes.len() };
+            let at = rng.next_u64() as usize % among;
+            match rng.next_u64() % 3 {
+                0 => bytes[at] = rng.next_u64() as u8,
+                1 => drop(bytes.drain(at..(at + 9).min(among))),
+                _ => bytes[at] = b"{}[]\",:0\\"[rng.next_u64() as usize % 9],
+            }
+        }
+        n_refused += usize::from(is_refused(&bytes));
+    }
+    assert!(n_refused > 50, "{n_refused}");
+}
+
+/// Parts that make the crate panic or ask for memory, as a fuzzer has them, or a file of another program.
+#[test]
+fn parts_of_other_tokenizers_are_refused() {
+    let model = r#"{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":[["a","b"]]}"#;
+    let with = |part: &str, json: &str| match part {
+        "model" => format!(r#"{{"version":"1.0","model":{json}}}"#),
+        _ => format!(r#"{{"version":"1.0","model":{model},"{part}":{json}}}"#),
+    };
+    for (part, json) in [
+        ("decoder", r#"{"#),
+        (
+            "decoder",
+            r#"{"type":"Strip","content":"a","start":9,"stop":9}"#,
+        ),
+        (
+            "decoder",
+            r#"{"type":"CTC","pad_token":"","word_delimiter_token":"","cleanup":true}"#,
+        ),
+        (
+            "normalizer",
+            r#"{"type":"Precompiled","precompiled_charsmap":"/////w=="}"#,
+        ),
+        (
+            "normalizer",
+            r#"{"type":"Replace","pattern":{"Regex":"(a*)*"},"content":""}"#,
+        ),
+        ("pre_tokenizer", r#"{"type":"FixedLength","length":0}"#),
+        (
+            "pre_tokenizer",
+            r#"{"type":"Split","pattern":{"String":""},"behavior":"Isolated"}"#,
+        ),
+        (
+            "pre_tokenizer",
+            r#"{"type":"Split","pattern":{"Regex":"("},"behavior":"Isolated"}"#,
+        ),
+        (
+            "pre_tokenizer",
+            r#"{"type":"Sequence","pretokenizers":[{"type":"BertPreTokenizer"}]}"#,
+        ),
+        (
+            "model",
+            r#"{"type":"Unigram","unk_id":7,"vocab":[["a",-1.0]]}"#,
+        ),
+        (
+            "model",
+            r#"{"type":"WordPiece","vocab":{"a":0},"unk_token":"b"}"#,
+        ),
+        (
+            "model",
+            r#"{"type":"BPE","vocab":{"a":4294967295},"merges":[]}"#,
+        ),
+        (
+            "model",
+            r#"{"type":"BPE","vocab":{"a":0},"merges":[["a","a"]]}"#,
+        ),
+        ("model", r#"{"type":"BPE","vocab":{},"merges":[]}"#),
+        (
+            "model",
+            r#"{"type":"BPE","continuing_subword_prefix":"éé","vocab":{"h":0,"é":1},"merges":[["h","é"]]}"#,
+        ),
+    ] {
+        assert!(is_refused(with(part, json).as_bytes()), "{part} {json}");
+    }
+    // What is not used is not looked at.
+    for (part, json) in [
+        (
+            "padding",
+            r#"{"strategy":{"Fixed":1000000000},"pad_to_multiple_of":0}"#,
+        ),
+        ("truncation", r#"{"max_length":0,"stride":5}"#),
+        (
+            "post_processor",
+            r#"{"type":"TemplateProcessing","single":[],"special_tokens":{}}"#,
+        ),
+    ] {
+        assert!(!is_refused(with(part, json).as_bytes()), "{part}");
+    }
+}
+
+/// What is often given in place of a tokenizer.
+#[test]
+fn other_files_are_named() {
+    for (bytes, part) in [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a Git LFS pointer",
+        ),
+        ("\n<!DOCTYPE html>\n<html>", "a web page"),
+        (
+            r#"{"hello": 0, "world": 1}"#,
+            "it has no `model`; the World vocabulary is",
+        ),
+    ] {
+        let error = Tokenizer::from_bytes("m/tokenizer.json", bytes.as_bytes()).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.starts_with("m/tokenizer.json: ") && text.contains(part),
+            "{text}"
+        );
     }
 }
 

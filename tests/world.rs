@@ -14,7 +14,9 @@ mod streams;
 
 use std::path::{Path, PathBuf};
 
-use rwkv_edge::{ErrorKind, Model, Options, Quant, TextStream, Tokenizer};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use rwkv_edge::{ErrorKind, Model, Options, Quant, TextStream, TokenStream, Tokenizer};
 use serde::Deserialize;
 use streams::{check_streams, streamed};
 
@@ -197,6 +199,48 @@ fn long_texts_survive_the_round_trip() {
         let ids = tokenizer.encode(&text).unwrap();
         assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         assert_eq!(streamed(&mut TextStream::new(&tokenizer), &ids), text);
+    }
+}
+
+fn check_token_streams(tokenizer: &Tokenizer) {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut below = |n: usize| rng.next_u64() as usize % n;
+    let fragments = [
+        "the ",
+        "\n\n",
+        "    ",
+        "龍",
+        "é",
+        "fn main",
+        "\u{1f600}",
+        "aaa",
+        "=",
+    ];
+    for _ in 0..200 {
+        let mut text = Vec::new();
+        for _ in 0..below(60) {
+            match below(5) {
+                0 => text.push(below(256) as u8),
+                _ => text.extend_from_slice(fragments[below(fragments.len())].as_bytes()),
+            }
+        }
+        let mut stream = TokenStream::new(tokenizer);
+        let (mut ids, mut rest) = (Vec::new(), &text[..]);
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at((1 + below(40)).min(rest.len()));
+            ids.extend_from_slice(stream.push(piece).unwrap());
+            rest = more;
+        }
+        ids.extend_from_slice(stream.finish().unwrap());
+        assert_eq!(ids, tokenizer.encode_bytes(&text).unwrap(), "{text:?}");
+    }
+}
+
+#[test]
+fn a_text_that_comes_in_pieces_has_the_same_tokens() {
+    check_token_streams(&small());
+    if let Some(path) = whole_file() {
+        check_token_streams(&Tokenizer::open(&path).unwrap());
     }
 }
 

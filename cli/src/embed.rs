@@ -2,16 +2,16 @@
 //!
 //! docs/EMBEDDINGS.md says which `--from` is good for what.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Seek, StdoutLock, Write};
+use std::io::{self, BufWriter, IsTerminal, Seek, StdoutLock, Write};
 use std::path::PathBuf;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 use clap::ValueEnum;
 use rwkv_edge_scoring::{Embedder, Pooling};
 use tempfile::SpooledTempFile;
 
 use crate::args::ModelArgs;
+use crate::input::Input;
 use crate::model;
 use crate::progress::Progress;
 
@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// File with a text on each line, instead of stdin
+    /// File with a text on each line, instead of stdin; - is stdin
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -59,9 +59,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.format == Format::Npy && io::stdout().is_terminal() {
         bail!("npy is no text: redirect stdout to a file, or choose another --format");
     }
-    let (mut input, size) = open_input(args)?;
+    let mut input = open_input(args)?;
     let model = model::open(&args.model)?;
-    let tokenizer = model.tokenizer()?;
+    model.tokenizer()?;
     if let Pooling::State(layer) = args.from {
         let n_layer = model.info().n_layer;
         if layer >= n_layer {
@@ -72,28 +72,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut embedder = Embedder::new(&model, args.from)?.normalize(!args.no_normalize);
     let mut writer = VectorWriter::new(args.format, embedder.width());
     let mut progress = Progress::after_a_second("embedding");
-    let (mut line, mut n_read) = (Vec::new(), 0);
+    let mut n_read = 0;
     loop {
-        line.clear();
-        let n = input.read_until(b'\n', &mut line);
-        let n = n.with_context(|| format!("{}: cannot read", args.input_name()))?;
-        n_read += n as u64;
-        if n > 0 {
-            let text = line.strip_suffix(b"\n").unwrap_or(&line);
-            let text = text.strip_suffix(b"\r").unwrap_or(text);
-            embedder.push(tokenizer.encode_bytes(text)?);
+        let has_line = input.has_line()?;
+        if has_line {
+            let (tokens, n) = input.tokenize_line(&model)?;
+            n_read += n;
+            embedder.push(tokens);
         }
         // At the end of the input also what fills no batch.
-        while embedder.has_batch() || (n == 0 && !embedder.is_empty()) {
+        while embedder.has_batch() || (!has_line && !embedder.is_empty()) {
             embedder.run_batch()?;
             while let Some(vector) = embedder.pop() {
                 writer.write(&vector)?;
             }
-            if let Some(size) = size {
+            if let Some(size) = input.size {
                 progress.show(n_read, size);
             }
         }
-        if n == 0 {
+        if !has_line {
             break;
         }
     }
@@ -102,29 +99,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The lines, and how many bytes they have where that is known.
-fn open_input(args: &Args) -> Result<(Box<dyn BufRead>, Option<u64>)> {
-    let Some(path) = &args.file else {
-        if io::stdin().is_terminal() {
-            bail!("no text: give lines by --file or on stdin; see --help");
+fn open_input(args: &Args) -> Result<Input> {
+    match &args.file {
+        Some(path) => Input::open(path),
+        None if io::stdin().is_terminal() => {
+            bail!("no text: give lines by --file or on stdin; see --help")
         }
-        return Ok((Box::new(io::stdin().lock()), None));
-    };
-    let file = File::open(path).with_context(|| format!("{}: cannot open", path.display()))?;
-    let size = file
-        .metadata()
-        .ok()
-        .filter(|found| found.is_file())
-        .map(|found| found.len());
-    Ok((Box::new(BufReader::new(file)), size))
-}
-
-impl Args {
-    fn input_name(&self) -> String {
-        match &self.file {
-            Some(path) => path.display().to_string(),
-            None => "stdin".into(),
-        }
+        None => Ok(Input::stdin()),
     }
 }
 

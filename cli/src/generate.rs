@@ -1,16 +1,16 @@
 //! `rwkv-edge generate`: continues a prompt.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
-use rwkv_edge::{Ending, GenerateOptions, Generated, Model, OutputFile, Sampler, Session};
+use rwkv_edge::{Ending, GenerateOptions, Generated, Model, OutputFile, Sampler, Session, Tokens};
 use serde_json::json;
 
 use crate::args::{ModelArgs, TokenList};
-use crate::input::TextArgs;
+use crate::input::{Kept, TextArgs};
 use crate::numbers::{stop_text, whole};
 use crate::sampling::{draws_or_penalises, SamplingArgs};
 use crate::verbosity::{is_verbose, print};
@@ -81,10 +81,31 @@ pub(crate) struct Args {
 }
 
 /// What is fed before anything is generated.
+#[derive(Default)]
 struct Prompt {
-    tokens: Vec<u32>,
-    /// As it was given, to be echoed.
-    text: Vec<u8>,
+    tokens: Tokens,
+    echo: Echo,
+}
+
+/// The prompt's text, where it is printed.
+#[derive(Default)]
+enum Echo {
+    #[default]
+    Nothing,
+    /// As it was given,
+    Given(Kept),
+    /// or that of tokens.
+    OfTokens(String),
+}
+
+impl Echo {
+    fn text(&self) -> &[u8] {
+        match self {
+            Echo::Nothing => &[],
+            Echo::Given(kept) => &kept.text,
+            Echo::OfTokens(text) => text.as_bytes(),
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -116,7 +137,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let prefill_time = prefill_start.elapsed();
 
     let mut printer = Printer::new(args, &model);
-    printer.prompt(&prompt.text);
+    printer.prompt(prompt.echo.text());
     let decode_start = Instant::now();
     let options = GenerateOptions::new()
         .max_new_tokens(match printer.error {
@@ -152,29 +173,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn read_prompt(args: &Args, model: &Model) -> Result<Prompt> {
     if let Some(TokenList(tokens)) = &args.tokens {
-        let text = match model.tokenizer() {
-            Ok(tokenizer) => tokenizer.decode(tokens)?.into_bytes(),
-            Err(_) => Vec::new(),
+        let echo = match model.tokenizer() {
+            Ok(tokenizer) => Echo::OfTokens(tokenizer.decode(tokens)?),
+            Err(_) => Echo::Nothing,
         };
-        return Ok(Prompt {
-            tokens: tokens.clone(),
-            text,
-        });
+        let tokens = tokens.clone().into();
+        return Ok(Prompt { tokens, echo });
     }
-    let Some(text) = args.prompt.read()? else {
+    let Some(mut input) = args.prompt.open()? else {
         if args.load_state.is_some() {
-            return Ok(Prompt {
-                tokens: Vec::new(),
-                text: Vec::new(),
-            });
+            return Ok(Prompt::default());
         }
         bail!("no prompt: give one as an argument, by --file or on stdin; see --help");
     };
-    let tokens = match text.is_empty() {
-        true => Vec::new(),
-        false => model.tokenizer()?.encode_bytes(&text)?,
-    };
-    Ok(Prompt { tokens, text })
+    // A model without a tokenizer goes on behind a state all the same.
+    if !input.has_line()? {
+        return Ok(Prompt::default());
+    }
+    if args.json || args.no_echo {
+        let tokens = input.tokenize(model, usize::MAX)?;
+        let echo = Echo::Nothing;
+        return Ok(Prompt { tokens, echo });
+    }
+    let (tokens, kept) = input.tokenize_and_keep(model)?;
+    let echo = Echo::Given(kept);
+    Ok(Prompt { tokens, echo })
 }
 
 /// Prints text as it comes, or keeps it for the JSON object.
@@ -228,7 +251,7 @@ impl<'a> Printer<'a> {
     fn finish(&self, report: &Report<'_>) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         if self.args.json {
-            return writeln!(stdout, "{}", report.json(self.text.as_deref()));
+            return report.write_json(self.text.as_deref(), BufWriter::new(stdout));
         }
         if self.text.is_none() {
             // Without a tokenizer the new ids are all there is to print.
@@ -251,10 +274,11 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn json(&self, text: Option<&str>) -> serde_json::Value {
+    fn write_json(&self, text: Option<&str>, mut out: impl Write) -> io::Result<()> {
         let tokens = &self.generated.tokens;
-        json!({
-            "prompt_tokens": self.prompt_tokens,
+        let object = json!({
+            // Those of a long prompt would take much more memory as JSON values.
+            "prompt_tokens": [],
             "tokens": tokens,
             "text": text,
             "decode_tokens_per_s": per_second(tokens.len(), self.decode_time),
@@ -270,7 +294,18 @@ impl Report<'_> {
             "device": self.device,
             "peak_rss_bytes": memory::peak_resident_bytes(),
             "private_bytes": memory::private_bytes(),
-        })
+        });
+        let mut comma = "{";
+        for (name, value) in object.as_object().into_iter().flatten() {
+            write!(out, "{comma}\"{name}\":")?;
+            match name.as_str() {
+                "prompt_tokens" => serde_json::to_writer(&mut out, self.prompt_tokens)?,
+                _ => serde_json::to_writer(&mut out, value)?,
+            }
+            comma = ",";
+        }
+        writeln!(out, "}}")?;
+        out.flush()
     }
 
     fn print_stats(&self, session: &Session) {

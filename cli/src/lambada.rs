@@ -5,16 +5,17 @@
 //! the likeliest one. docs/EVALUATION.md says more.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail, Context, Result};
 use clap::value_parser;
-use rwkv_edge::Tokenizer;
+use rwkv_edge::{Model, Reservation};
 use rwkv_edge_scoring::{feed, likeliest, negative_log_likelihood, Sequence};
 use serde_json::{json, Value};
 
 use crate::args::ModelArgs;
+use crate::input::Input;
 use crate::model;
 use crate::perplexity::describe_feeding;
 use crate::progress::Progress;
@@ -24,7 +25,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// One JSON object with a `text` a line, such as lambada_test.jsonl
+    /// One JSON object with a `text` a line, such as lambada_test.jsonl; - is stdin
     ///
     /// The last word of each text is to be predicted. The context is token 0 and the text up to the last
     /// space, the target the last word with that space; each is tokenised on its own. A passage is right
@@ -65,10 +66,11 @@ struct Score {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut input = Input::open(&args.file)?;
     let model = model::open(&args.model)?;
     let limit = args.limit.and_then(|limit| usize::try_from(limit).ok());
     let limit = limit.unwrap_or(usize::MAX);
-    let passages = read(&args.file, model.tokenizer()?, limit)?;
+    let (passages, _held) = read(&mut input, &model, limit)?;
     let sequences = passages.iter().map(|passage| {
         Sequence::new(&passage.tokens, passage.n_context)
             .expect("a passage has a first token and a last word")
@@ -131,22 +133,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Reads and tokenises all passages before the first is fed, so that a bad line costs no time.
-fn read(path: &Path, tokenizer: &Tokenizer, limit: usize) -> Result<Vec<Passage>> {
-    let place = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("{place}: cannot read"))?;
-    let lines = text.lines().enumerate();
-    let filled = lines.filter(|(_, line)| !line.trim().is_empty());
-    let passage = |(index, line): (usize, &str)| {
-        passage(line, tokenizer).with_context(|| format!("{place}: line {}", index + 1))
-    };
-    let passages: Vec<_> = filled.take(limit).map(passage).collect::<Result<_>>()?;
+fn read(input: &mut Input, model: &Model, limit: usize) -> Result<(Vec<Passage>, Reservation)> {
+    let place = input.name().to_owned();
+    let mut passages: Vec<Passage> = Vec::new();
+    let (mut held, mut n_bytes) = (model.reserve_memory(0)?, 0);
+    let mut number = 0;
+    while passages.len() < limit && input.has_line()? {
+        number += 1;
+        let line = input.line(model)?;
+        if line.text.trim_ascii().is_empty() {
+            continue;
+        }
+        let passage = passage(&line.text, model);
+        let passage = passage.with_context(|| format!("{place}: line {number}"))?;
+        // A score each, and a list that may double.
+        n_bytes += passage.tokens.capacity() * size_of::<u32>();
+        n_bytes += 2 * size_of::<Passage>() + size_of::<Score>();
+        held.grow_to(n_bytes as u64, "the passages")?;
+        passages.push(passage);
+    }
     if passages.is_empty() {
         bail!("{place}: no passages, expected a JSON object with `text` a line");
     }
-    Ok(passages)
+    Ok((passages, held))
 }
 
-fn passage(line: &str, tokenizer: &Tokenizer) -> Result<Passage> {
+fn passage(line: &[u8], model: &Model) -> Result<Passage> {
+    let line = std::str::from_utf8(line).context("not UTF-8")?;
     let value: Value = serde_json::from_str(line).map_err(|e| anyhow!("not JSON: {e}"))?;
     let text = value["text"]
         .as_str()
@@ -155,12 +168,18 @@ fn passage(line: &str, tokenizer: &Tokenizer) -> Result<Passage> {
     let Some(at) = at else {
         bail!("no last word, expected a context, a space and a word");
     };
-    let mut tokens = vec![FIRST_TOKEN];
-    tokens.extend(tokenizer.encode(&text[..at])?);
-    let n_context = tokens.len();
-    tokens.extend(tokenizer.encode(&text[at..])?);
-    if tokens.len() == n_context {
+    let context = model.tokenize(&text.as_bytes()[..at], usize::MAX)?;
+    let target = model.tokenize(&text.as_bytes()[at..], usize::MAX)?;
+    if target.is_empty() {
         bail!("no tokens in the last word {:?}", &text[at..]);
     }
+    let n_context = 1 + context.len();
+    let mut tokens = Vec::new();
+    tokens
+        .try_reserve_exact(n_context + target.len())
+        .context("not enough memory for a passage")?;
+    tokens.push(FIRST_TOKEN);
+    tokens.extend_from_slice(&context);
+    tokens.extend_from_slice(&target);
     Ok(Passage { tokens, n_context })
 }

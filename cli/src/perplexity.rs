@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 use clap::value_parser;
 use rwkv_edge::{ErrorKind, Model};
 use rwkv_edge_scoring::{measure, Fed, Likelihood, Models, Outcome, Summary, Windows};
@@ -13,6 +13,7 @@ use serde_json::{json, Value};
 use crate::args::{ModelArgs, Quant};
 use crate::by_tensor::{self, ByTensor};
 use crate::devices::DeviceArgs;
+use crate::input::Input;
 use crate::progress::Progress;
 use crate::{detail, model, note, UsageError};
 
@@ -21,7 +22,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// The text: one sequence, nothing added
+    /// The text: one sequence, nothing added; - is stdin
     ///
     /// Fed from the empty state as it is, no token added.
     /// Perplexity is exp of the mean negative log likelihood of every token after the first, each
@@ -83,16 +84,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cut = args.cut()?;
     let plot = args.plot.as_deref().map(by_tensor::Plot::create);
     let plot = plot.transpose()?;
-    let path = args.file.display();
-    let text = std::fs::read(&args.file).with_context(|| format!("{path}: cannot read"))?;
+    let mut input = Input::open(&args.file)?;
     let model = model::open(&args.model_args())?;
-    let mut tokens = model.tokenizer()?.encode_bytes(&text)?;
-    drop(text);
-    if let Some(limit) = args.limit {
-        tokens.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-    }
+    let limit = args.limit.and_then(|limit| usize::try_from(limit).ok());
+    let tokens = input.tokenize(&model, limit.unwrap_or(usize::MAX))?;
     if tokens.len() < 2 {
-        bail!("{path}: {} tokens, expected at least 2", tokens.len());
+        let (name, n) = (input.name(), tokens.len());
+        bail!("{name}: {n} tokens, expected at least 2");
     }
     let reference = args.open_reference(&model)?;
     let run = Run {

@@ -104,6 +104,7 @@ pub use memory::budget::Reservation;
 pub use model::info::{Info, StageInfo};
 pub use model::outline::Outline;
 pub use model::session::{Ending, GenerateOptions, Generated, Session};
+pub use model::tokens::Tokens;
 pub use model::{Model, Options, Sparsity, Workspace};
 pub use networks::batch::{Output, Span};
 pub use networks::known::model_types;
@@ -113,6 +114,7 @@ pub use progress::{Progress, ProgressUnit};
 pub use quant::Quant;
 pub use text::sampler::{Sampler, SamplerOptions};
 pub use text::stream::{StopTexts, TextStream};
+pub use text::token_stream::TokenStream;
 pub use text::tokenizer::Tokenizer;
 
 /// For the benchmarks and the C library of this repository; not part of the interface.

@@ -176,7 +176,7 @@ pub unsafe extern "C" fn rwkv_edge_tokenize(
             (object(model, "model")?, text?)
         };
         let buffer = Buffer::new(tokens, capacity, count, ("tokens", "count"))?;
-        let ids = model.0.tokenizer()?.encode_bytes(text)?;
+        let ids = model.0.tokenize(text, usize::MAX)?;
         // SAFETY: as above.
         unsafe { buffer.write(&ids) }
     })

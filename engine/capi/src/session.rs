@@ -8,7 +8,7 @@ use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use engine::{GenerateOptions, Sampler, SamplerOptions};
+use engine::{GenerateOptions, Sampler, SamplerOptions, Tokens};
 
 use crate::arguments::{copy_out, elements, object, room_for, versioned, Buffer, Out};
 use crate::fence::{fail, fence, fence_quietly, outside, wrong, Result, Status, PANIC};
@@ -264,8 +264,8 @@ fn generate(
         model.tokenizer()?;
     }
     let tokens = match prompt.is_empty() {
-        true => Vec::new(),
-        false => model.tokenizer()?.encode_bytes(prompt)?,
+        true => Tokens::default(),
+        false => model.tokenize(prompt, usize::MAX)?,
     };
     if tokens.is_empty() && session.logits().is_none() {
         let text = format_args!("the prompt is empty and no token has been fed, expected one");

@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rwkv_edge::{
-    Model, Progress, ProgressUnit, Reservation, Result, Sampler, SamplerOptions, Session, State,
-    StopTexts, TextStream,
+    Error, ErrorKind, Model, Progress, ProgressUnit, Reservation, Result, Sampler, SamplerOptions,
+    Session, State, StopTexts, TextStream, Tokens,
 };
 
 use crate::options::{Event, Options};
@@ -42,6 +42,8 @@ pub struct Conversation {
     begun: Option<State>,
     undo_bytes_max: usize,
     _undo: Reservation,
+    /// Memory of what was said, and of a message that is being read.
+    texts: Reservation,
     steps: VecDeque<Step>,
     options: Options,
     n_answers: u64,
@@ -65,6 +67,7 @@ impl Conversation {
             session,
             undo_bytes_max,
             _undo: model.reserve_memory(undo_bytes_max as u64)?,
+            texts: model.reserve_memory(0)?,
             transcript: Transcript::new(template),
             begun: Some(model.new_state()),
             steps: VecDeque::new(),
@@ -144,6 +147,7 @@ impl Conversation {
         message: &str,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Answer>> {
+        self.hold_texts(message)?;
         let before = self.session.state().clone();
         let answer = match self.answer(&before, message, on_text) {
             Ok(Some(answer)) => answer,
@@ -159,6 +163,17 @@ impl Conversation {
         });
         self.push_step(before, None);
         Ok(Some(answer))
+    }
+
+    /// Counts what was said, and copies of a text that comes to it, against the model's memory limit.
+    fn hold_texts(&mut self, new: &str) -> Result<()> {
+        const COPIES: usize = 4;
+        let turns = self.transcript.turns.iter();
+        let said = turns.map(|turn| turn.user.len() + turn.answer.len());
+        let said = self.transcript.system.len() + said.sum::<usize>();
+        let bytes = said.saturating_add(new.len().saturating_mul(COPIES));
+        self.texts
+            .grow_to(bytes as u64, "the text of a conversation")
     }
 
     fn answer(
@@ -316,6 +331,7 @@ impl Conversation {
     ///
     /// Those of [`Session::eval`]. Nothing has changed then, but where a device failed.
     pub fn start_over(&mut self, system: &str) -> Result<bool> {
+        self.hold_texts(system)?;
         let before = self.session.state().clone();
         self.session.reset();
         let read = self.read_system(system);
@@ -408,8 +424,8 @@ impl Conversation {
         }
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.session.model().tokenizer()?.encode(text)
+    fn encode(&self, text: &str) -> Result<Tokens> {
+        self.session.model().tokenize(text.as_bytes(), usize::MAX)
     }
 
     /// Penalties count the tokens of one answer. Every answer has another seed, the first the one
@@ -431,7 +447,13 @@ impl Conversation {
 /// word: small models often see the blank line behind a question as the end of everything.
 fn first_word(sampler: &mut Sampler, logits: &[f32], model: &Model) -> Result<u32> {
     let tokenizer = model.tokenizer()?;
-    let mut logits = logits.to_vec();
+    let mut changed = Vec::new();
+    changed.try_reserve_exact(logits.len()).map_err(|e| {
+        let text = format!("not enough memory for a row of logits: {e}");
+        Error::new(ErrorKind::Memory, text)
+    })?;
+    changed.extend_from_slice(logits);
+    let mut logits = changed;
     for _ in 0..PASSED_OVER_MAX {
         let token = sampler.sample(&logits);
         let text = tokenizer.decode(&[token])?;

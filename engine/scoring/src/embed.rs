@@ -6,9 +6,11 @@
 use std::collections::VecDeque;
 use std::str::FromStr;
 
-use rwkv_edge::{Error, ErrorKind, Model, Output, Reservation, Result, Span, State, Workspace};
+use rwkv_edge::{
+    Error, ErrorKind, Model, Output, Reservation, Result, Span, State, Tokens, Workspace,
+};
 
-use crate::{is_on_device, rows_that_fit};
+use crate::{is_on_device, not_enough_memory, rows_that_fit};
 
 /// What of a model becomes the vector of a text.
 ///
@@ -96,7 +98,7 @@ pub struct Embedder<'a> {
 }
 
 struct Line {
-    tokens: Vec<u32>,
+    tokens: Tokens,
     n_fed: usize,
     state: State,
     /// (n_embd) sum of the rows so far
@@ -171,7 +173,8 @@ impl<'a> Embedder<'a> {
 
     /// Takes the tokens of one more text. Each has a state, so it is time for
     /// [`run_batch`](Self::run_batch) when there [is a batch](Self::has_batch).
-    pub fn push(&mut self, tokens: Vec<u32>) {
+    pub fn push(&mut self, tokens: impl Into<Tokens>) {
+        let tokens = tokens.into();
         self.n_waiting += tokens.len();
         let mut state = self.spare.pop().unwrap_or_else(|| self.model.new_state());
         state.reset();
@@ -220,10 +223,14 @@ impl<'a> Embedder<'a> {
         self.n_waiting -= self.rows_max - room;
         let n_rows: Vec<usize> = spans.iter().map(Span::n_logit_rows).collect();
         let n_values = n_rows.iter().sum::<usize>() * self.n_embd;
-        self.hidden.resize(n_values, 0.0);
-        let fed = self
-            .model
-            .forward_hidden(&mut self.workspace, &mut spans, &mut self.hidden);
+        let more = n_values.saturating_sub(self.hidden.len());
+        let reserved = self.hidden.try_reserve_exact(more);
+        let fed = reserved.map_err(|_| not_enough_memory("hidden values"));
+        let fed = fed.and_then(|()| {
+            self.hidden.resize(n_values, 0.0);
+            self.model
+                .forward_hidden(&mut self.workspace, &mut spans, &mut self.hidden)
+        });
         if let Err(error) = fed {
             self.lines.clear();
             (self.n_done, self.n_waiting) = (0, 0);

@@ -10,7 +10,7 @@ use std::thread;
 
 use rwkv_edge::{Error, ErrorKind, Model, Output, Reservation, Result, Span, State, Workspace};
 
-use crate::{is_on_device, rows_that_fit};
+use crate::{is_on_device, not_enough_memory, rows_that_fit};
 
 /// Rows of a batch. More make it no faster.
 const ROWS_MAX: usize = 128;
@@ -240,7 +240,15 @@ pub fn feed<'a>(
             workspaces.push(models.get(index)?.try_workspace(rows_max)?);
         }
     }
-    let mut buffers = vec![vec![0.0; logit_rows_max * n_vocab]; n_buffers];
+    let mut buffers = Vec::with_capacity(n_buffers);
+    for _ in 0..n_buffers {
+        let (mut buffer, n) = (Vec::new(), logit_rows_max * n_vocab);
+        buffer
+            .try_reserve_exact(n)
+            .map_err(|_| not_enough_memory("rows of logits"))?;
+        buffer.resize(n, 0.0);
+        buffers.push(buffer);
+    }
     let mut lanes = Lanes::new(models, sequences, rows_max)?;
     let mut targets = Vec::with_capacity(logit_rows_max);
     let mut n_fed = 0;

@@ -30,7 +30,7 @@ mod feed;
 mod likelihood;
 mod measure;
 
-use rwkv_edge::{Info, Model};
+use rwkv_edge::{Error, ErrorKind, Info, Model};
 
 pub use divergence::{kl_divergence, Divergence, Summary};
 pub use embed::{Embedder, Pooling};
@@ -48,6 +48,10 @@ pub fn rows_that_fit(model: &Model, row_bytes: usize, rows_max: usize) -> usize 
     usize::try_from(rows)
         .unwrap_or(rows_max)
         .clamp(1, rows_max.max(1))
+}
+
+fn not_enough_memory(what: &str) -> Error {
+    Error::new(ErrorKind::Memory, format!("not enough memory for {what}"))
 }
 
 /// Whether a device of a plugin has a part of the model.

@@ -73,6 +73,8 @@ pub(crate) struct TokenizerFile {
     /// Without its folder: `tokenizer.json`, or a vocabulary list such as
     /// `rwkv_vocab_v20230424.txt`.
     pub(crate) name: String,
+    /// With its folder, for error texts.
+    pub(crate) place: String,
     pub(crate) bytes: FileBytes,
 }
 

@@ -159,9 +159,11 @@ fn read_tokenizer(folder: &Folder, name: &str, mapped: bool) -> Result<Option<To
     let Some(file) = folder.open(name, mapped)? else {
         return Ok(None);
     };
-    let bytes = file.bytes(0..file.len())?;
-    let name = name.to_owned();
-    Ok(Some(TokenizerFile { name, bytes }))
+    Ok(Some(TokenizerFile {
+        name: name.to_owned(),
+        place: file.name().to_owned(),
+        bytes: file.bytes(0..file.len())?,
+    }))
 }
 
 fn is_denied(error: &Error) -> bool {

@@ -149,6 +149,18 @@ impl Reservation {
         Ok(Reservation { budget, bytes })
     }
 
+    /// Takes what is missing to so many bytes in all; what is held already stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory), with the numbers, when it is not within the limit.
+    pub fn grow_to(&mut self, bytes: u64, name: &str) -> Result<()> {
+        let more = bytes.saturating_sub(self.bytes);
+        self.budget.take(more, name)?;
+        self.bytes += more;
+        Ok(())
+    }
+
     /// For memory that cannot be refused; `None` where nobody asks.
     pub(crate) fn anyway(budget: &Arc<Budget>, bytes: usize) -> Option<Self> {
         let bytes = bytes as u64;

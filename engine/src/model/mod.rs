@@ -40,6 +40,7 @@ mod options;
 mod origin;
 pub(crate) mod outline;
 pub(crate) mod session;
+pub(crate) mod tokens;
 mod workspace;
 
 pub(crate) use options::n_threads;
@@ -246,7 +247,8 @@ impl Model {
         let (budget, bytes) = (&self.0.budget, Tokenizer::memory_bytes(&file.bytes));
         let taken = budget.take(bytes, "the tokenizer");
         taken.map_err(|e| e.at(&self.0.place))?;
-        let parsed = Tokenizer::from_bytes(&file.name, &file.bytes);
+        let is_limited = budget.has_limit();
+        let parsed = Tokenizer::from_bytes_within(&file.place, &file.bytes, is_limited);
         let parsed = file.bytes.check_readable().and(parsed);
         // It is never read again.
         file.bytes.release(0..file.bytes.len());

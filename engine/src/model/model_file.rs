@@ -349,8 +349,10 @@ fn tokenizer_file(tensors: &SafetensorsFile) -> Result<Option<TokenizerFile>> {
         .metadata
         .get(TOKENIZER)
         .map_or(TOKENIZER, String::as_str);
+    let name = format!("{inner_name} in {}", tensors.file.name());
     Ok(Some(TokenizerFile {
-        name: format!("{inner_name} in {}", tensors.file.name()),
+        place: name.clone(),
+        name,
         bytes: tensors.file.bytes(entry.begin..entry.end)?,
     }))
 }

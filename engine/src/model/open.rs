@@ -106,7 +106,7 @@ impl Model {
         let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
             (Some(path), _) => Tokenizer::open(path)?,
             (None, Some(file)) => {
-                let tokenizer = Tokenizer::from_bytes(&file.name, &file.bytes);
+                let tokenizer = Tokenizer::from_bytes(&file.place, &file.bytes);
                 file.bytes.check_readable().and(tokenizer)?
             }
             (None, None) => {
@@ -160,7 +160,8 @@ impl Model {
         })?;
         let mut facts = origin.facts(&plan, options.huge_pages);
         if let Some(path) = &options.tokenizer {
-            facts.tokenizer = Tokenizer::memory_bytes_of_file(path);
+            let tokenizer = Tokenizer::memory_bytes_of_file(path);
+            facts.tokenizer = tokenizer.saturating_add(Tokenizer::PROMPT_BYTES);
         }
         let limit = Limit {
             memory_max: options.memory_max.map(NonZeroU64::get),
@@ -179,6 +180,7 @@ impl Model {
             let file = SourceFile::open_without_mapping(path)?;
             loaded.tokenizer = Some(TokenizerFile {
                 name: path.display().to_string(),
+                place: path.display().to_string(),
                 bytes: file.bytes(0..file.len())?,
             });
         }

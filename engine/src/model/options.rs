@@ -48,7 +48,8 @@ pub struct Options {
     /// Weights that are used in place from a mapped file and do not fit are read from it again for every
     /// batch, with the same results, slower, and by one caller at a time; prompts may go in shorter pieces.
     /// A model that does not even fit so, together with one session, is refused before its weights are read;
-    /// [`Session::with_all_memory`](crate::Session::with_all_memory), [`Model::tokenizer`](crate::Model::tokenizer) and
+    /// [`Session::with_all_memory`](crate::Session::with_all_memory), [`Model::tokenizer`](crate::Model::tokenizer),
+    /// [`Model::tokenize`](crate::Model::tokenize) and
     /// [`Model::reserve_memory`](crate::Model::reserve_memory) refuse what does not
     /// fit any more. Other sessions, and workspaces, are counted but not refused.
     ///

@@ -80,9 +80,9 @@ impl Origin {
     /// What decides how much memory the model takes; `copies`: whether what is used in place is copied.
     pub(super) fn facts(&self, plan: &Plan, copies: bool) -> ModelFacts {
         let copies = copies && quant_of_copies(plan).is_some();
-        let tokenizer = self
-            .tokenizer()
-            .map_or(0, |file| Tokenizer::memory_bytes(&file.bytes));
+        let tokenizer = self.tokenizer().map_or(0, |file| {
+            Tokenizer::memory_bytes(&file.bytes) + Tokenizer::PROMPT_BYTES
+        });
         ModelFacts {
             sizes: self.config().sizes,
             stored: self.stored_quant(),

@@ -148,7 +148,7 @@ impl Session {
         let of_sampler = Sampler::reserved_bytes(model.n_vocab());
         drop(reserve::<u8>(of_sampler, "a sampler")?);
         let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
-        sampler.reserve();
+        sampler.reserve()?;
         let_threads_start(model);
         let decode = model.uncounted_workspace(1)?;
         let mut session = Session {

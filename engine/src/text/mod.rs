@@ -2,4 +2,5 @@
 
 pub(crate) mod sampler;
 pub(crate) mod stream;
+pub(crate) mod token_stream;
 pub(crate) mod tokenizer;

@@ -233,20 +233,23 @@ impl Sampler {
             counts: Vec::new(),
             scores: Vec::new(),
             candidates: Vec::new(),
-            options,
+            options: options.clone(),
         };
-        sampler.make_room();
+        sampler.make_room(&options)?;
         Ok(sampler)
     }
 
     /// Allocates what any options may need, 16 bytes a token of the vocabulary, so that
     /// [`set_options`](Self::set_options) never has to. From here on generated tokens are counted also
     /// while there are no penalties.
-    pub fn reserve(&mut self) {
-        self.counts.resize(self.n_vocab, 0);
-        self.scores.resize(self.n_vocab, 0.0);
-        self.candidates.clear();
-        self.candidates.reserve_exact(self.n_vocab);
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there is not enough.
+    pub fn reserve(&mut self) -> Result<()> {
+        fill(&mut self.counts, self.n_vocab)?;
+        fill(&mut self.scores, self.n_vocab)?;
+        make_room(&mut self.candidates, self.n_vocab)
     }
 
     /// Bytes that [`reserve`](Self::reserve) makes of a vocabulary.
@@ -259,28 +262,28 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for an option out of its range. Nothing has
-    /// changed then.
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for an option out of its range,
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there is not enough. Draws go on as before then.
     pub fn set_options(&mut self, options: SamplerOptions) -> Result<()> {
         options.check()?;
+        self.make_room(&options)?;
         self.rng = ChaCha8Rng::seed_from_u64(options.seed);
         self.options = options;
-        self.make_room();
         Ok(())
     }
 
-    /// Allocates what the options need and is not there yet.
-    fn make_room(&mut self) {
-        if self.options.has_penalties() {
-            self.counts.resize(self.n_vocab, 0);
+    /// Allocates what options need and is not there yet.
+    fn make_room(&mut self, options: &SamplerOptions) -> Result<()> {
+        if options.has_penalties() {
+            fill(&mut self.counts, self.n_vocab)?;
         }
-        if !self.options.is_plain_greedy() {
-            self.scores.resize(self.n_vocab, 0.0);
+        if !options.is_plain_greedy() {
+            fill(&mut self.scores, self.n_vocab)?;
         }
-        if self.options.has_cut() {
-            self.candidates.clear();
-            self.candidates.reserve_exact(self.n_vocab);
+        if options.has_cut() {
+            make_room(&mut self.candidates, self.n_vocab)?;
         }
+        Ok(())
     }
 
     /// What the sampler was made with.
@@ -440,4 +443,22 @@ fn draw(weights: impl Iterator<Item = (f32, u32)> + Clone, uniform: f64) -> Opti
         }
     }
     last
+}
+
+/// Numbers for the whole vocabulary; those that are there stay.
+fn fill<T: Clone + Default>(numbers: &mut Vec<T>, n: usize) -> Result<()> {
+    let more = n.saturating_sub(numbers.len());
+    numbers.try_reserve_exact(more).map_err(no_memory)?;
+    numbers.resize(n, T::default());
+    Ok(())
+}
+
+/// An empty list with room for the whole vocabulary.
+fn make_room<T>(list: &mut Vec<T>, n: usize) -> Result<()> {
+    list.clear();
+    list.try_reserve_exact(n).map_err(no_memory)
+}
+
+fn no_memory(error: std::collections::TryReserveError) -> Error {
+    Error::memory("not enough memory for a sampler").with_source(error)
 }

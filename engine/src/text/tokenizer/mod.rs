@@ -1,10 +1,14 @@
 //! Text to token ids and back, as a tokenizer file defines it.
 //!
 //! Input: a Hugging Face `tokenizer.json` (the format of the 20B tokenizer of the RWKV-4 Pile models)
-//! or an RWKV World vocabulary (`rwkv_vocab*.txt`), told apart by their content. Nothing is added to a
+//! or an RWKV World vocabulary (`rwkv_vocab*.txt`, or the same as JSON), told apart by their content. Nothing is added to a
 //! text: no begin-of-text token, no space, whatever the file's post-processor says. The engine below
 //! this module knows only ids; [`TextStream`](crate::TextStream) turns generated ids into text piece
 //! by piece.
+//!
+//! Texts go through in pieces of a few KB, so that tokenizing takes little memory however long they are;
+//! `cuts.rs` says where a text may be cut. What a damaged file, or a hostile one, makes the `tokenizers` crate
+//! do is bounded before it sees it (`json_file.rs`, `parts.rs`) and fenced (`fence.rs`).
 //!
 //! Opening the 20B tokenizer (2.4 MB, 50,277 ids) takes 0.05 s, much longer than mapping a model, and
 //! the World vocabulary (1.1 MB, 65,529 ids) 8 ms: open one only when text is needed. The bytes of
@@ -16,27 +20,40 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tokenizer")]
+mod cuts;
+#[cfg(feature = "tokenizer")]
+mod fence;
 mod json;
+#[cfg(feature = "tokenizer")]
+mod json_file;
 mod literal;
 #[cfg(feature = "tokenizer")]
-mod quick;
+mod parts;
 mod trie;
 mod world;
 
 use std::fs::File;
+use std::hint::black_box;
 use std::io::Read;
 use std::path::Path;
 
 use self::json::JsonTokenizer;
 use self::world::World;
 use crate::error::{Error, ErrorKind, Result};
+use crate::math::reserve;
 
 /// No tokenizer comes near this; a model file given by mistake is refused before it is read.
-const FILE_SIZE_MAX_BYTES: u64 = 256 << 20;
+const FILE_SIZE_MAX_BYTES: u64 = 64 << 20;
+
+/// Published vocabularies have up to a quarter of this; a damaged number must not become a huge table.
+const ID_MAX: u32 = (1 << 20) - 1;
 
 /// Bytes of memory for a byte of the file: measured with the 20B tokenizer and the World vocabulary, rounded up.
 const JSON_MEMORY: u64 = 6;
 const WORLD_MEMORY: u64 = 5;
+/// As many at most with files unlike these, or nearly.
+const ANY_MEMORY: usize = 12;
 
 /// Ids of the 20B tokenizer, and rows of the models that use it.
 const N_TOKENS_20B: usize = 50_277;
@@ -88,26 +105,43 @@ impl Tokenizer {
     /// with the number of the line, [`ErrorKind::Unsupported`] for a `tokenizer.json` when this build
     /// has no reader for it.
     pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self> {
-        let (kind, n_tokens, special) = match recognise(bytes) {
-            Some(Format::Json) => {
-                let json = JsonTokenizer::parse(bytes).map_err(|e| e.at(name))?;
-                let (n_tokens, special) = (json.n_tokens(), json.special_ids());
-                (Kind::Json(Box::new(json)), n_tokens, special)
-            }
-            Some(Format::World) => {
-                let world = World::parse(bytes).map_err(|e| e.at(name))?;
+        Self::from_bytes_within(name, bytes, false)
+    }
+
+    /// The same; with less memory for tokenizing where that `is_limited`, to what
+    /// [`memory_bytes`](Self::memory_bytes) says.
+    pub(crate) fn from_bytes_within(name: &str, bytes: &[u8], is_limited: bool) -> Result<Self> {
+        Self::parse(name, bytes, is_limited).map_err(|e| e.at(name))
+    }
+
+    fn parse(name: &str, bytes: &[u8], is_limited: bool) -> Result<Self> {
+        let format = recognise(bytes).ok_or_else(|| no_tokenizer(bytes))?;
+        if bytes.len() as u64 > FILE_SIZE_MAX_BYTES {
+            return Err(tokenizer_error(format!(
+                "more than {FILE_SIZE_MAX_BYTES} bytes, too large for a tokenizer"
+            )));
+        }
+        // What is made of many small pieces cannot report that there is no memory for the next.
+        let size = bytes.len().saturating_mul(ANY_MEMORY);
+        drop(black_box(reserve::<u8>(size, "reading a tokenizer")?));
+        let world = match format {
+            Format::World => Some(World::parse(bytes)?),
+            Format::WorldJson => Some(World::parse_json(bytes)?),
+            Format::Json => None,
+        };
+        let (kind, n_tokens, special) = match world {
+            Some(world) => {
                 let n_tokens = world.n_tokens();
                 (Kind::World(world), n_tokens, vec![world::END_OF_TEXT])
             }
             None => {
-                return Err(tokenizer_error(format!(
-                    "{name}: not a tokenizer: neither a JSON object (tokenizer.json) nor lines of \
-                     id, literal and length (rwkv_vocab*.txt)"
-                )))
+                let json = JsonTokenizer::parse(bytes, is_limited)?;
+                let (n_tokens, special) = (json.n_tokens(), json.special_ids());
+                (Kind::Json(Box::new(json)), n_tokens, special)
             }
         };
         if n_tokens == 0 {
-            return Err(tokenizer_error(format!("{name}: a tokenizer of no tokens")));
+            return Err(tokenizer_error("a tokenizer of no tokens".into()));
         }
         Ok(Tokenizer {
             name: name.to_owned(),
@@ -117,14 +151,19 @@ impl Tokenizer {
         })
     }
 
-    /// What reading a tokenizer from these bytes takes in memory at most, and about what it keeps.
+    /// What should be left for texts and their tokens beside a model with a tokenizer: longer ones take what is
+    /// left besides, or weights that are read again.
+    pub(crate) const PROMPT_BYTES: u64 = 512 << 10;
+
+    /// What reading a tokenizer from these bytes takes in memory at most, and about what it keeps; with that for
+    /// tokenizing texts, but for what [`TokenStream::more_bytes`](crate::TokenStream) says.
     pub(crate) fn memory_bytes(bytes: &[u8]) -> u64 {
-        let factor = match recognise(bytes) {
-            Some(Format::Json) => JSON_MEMORY,
-            Some(Format::World) => WORLD_MEMORY,
+        let size = bytes.len() as u64;
+        match recognise(bytes) {
+            Some(Format::Json) => size * JSON_MEMORY + JsonTokenizer::WORKING_BYTES,
+            Some(Format::World | Format::WorldJson) => size * WORLD_MEMORY,
             None => 0,
-        };
-        bytes.len() as u64 * factor
+        }
     }
 
     /// The same for a file that is not read yet.
@@ -132,6 +171,15 @@ impl Tokenizer {
         // What is wrong with the file, opening it tells. Its bytes are kept beside the tokenizer.
         let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
         size.saturating_mul(JSON_MEMORY + 1)
+            .saturating_add(JsonTokenizer::WORKING_BYTES)
+    }
+
+    /// What tokenizing takes beside [`memory_bytes`](Self::memory_bytes) where so many bytes of a text are at hand.
+    pub(crate) fn working_bytes(&self, n_bytes: usize) -> u64 {
+        match &self.kind {
+            Kind::Json(_) => JsonTokenizer::working_bytes(n_bytes),
+            Kind::World(_) => 0,
+        }
     }
 
     /// The highest id plus one.
@@ -176,25 +224,39 @@ impl Tokenizer {
     }
 
     /// Token ids of a text. Names of special tokens in the text become those tokens with a
-    /// `tokenizer.json`, and are text like any other with a World vocabulary.
+    /// `tokenizer.json`, and are text like any other with a World vocabulary. A
+    /// [`TokenStream`](crate::TokenStream) gives the same for a text that comes piece by piece.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Tokenizer`] when the file's rules fail on this text; byte-level ones never do.
+    /// [`ErrorKind::Memory`] when there is not enough.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.kind {
-            Kind::Json(json) => json.encode(text).map_err(|e| e.at(&self.name)),
-            Kind::World(world) => Ok(world.encode(text.as_bytes())),
-        }
+        self.encode_bytes(text.as_bytes())
     }
 
     /// [`encode`](Self::encode) of bytes that should be UTF-8. Those that are not become U+FFFD with a
     /// `tokenizer.json`; a World vocabulary has tokens for any bytes.
     pub fn encode_bytes(&self, text: &[u8]) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        self.encode_some(text, true, &mut 0, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Appends the ids of a text, or where that is not its end, of so much of it as is certain whatever follows;
+    /// gives the bytes of that. There was nothing certain in the first `searched` bytes.
+    pub(crate) fn encode_some(
+        &self,
+        text: &[u8],
+        is_end: bool,
+        searched: &mut usize,
+        ids: &mut Vec<u32>,
+    ) -> Result<usize> {
         match &self.kind {
-            Kind::Json(_) => self.encode(&String::from_utf8_lossy(text)),
-            Kind::World(world) => Ok(world.encode(text)),
+            Kind::Json(json) => json.encode(text, is_end, searched, ids),
+            Kind::World(world) => world.encode(text, is_end, ids),
         }
+        .map_err(|e| e.at(&self.name))
     }
 
     /// The text of token ids. Special tokens are left out, and so are ids that stand for nothing
@@ -204,18 +266,34 @@ impl Tokenizer {
     ///
     /// [`ErrorKind::Tokenizer`] when the file's rules fail on these ids; byte-level ones never do.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        match &self.kind {
-            Kind::Json(json) => {
-                let is_ordinary = |token: &u32| !self.is_special(*token);
-                let ordinary: Vec<u32> = tokens.iter().copied().filter(is_ordinary).collect();
-                json.decode(&ordinary).map_err(|e| e.at(&self.name))
-            }
-            Kind::World(world) => {
-                let bytes = tokens.iter().flat_map(|&token| world.token_bytes(token));
-                let bytes: Vec<u8> = bytes.copied().collect();
-                Ok(String::from_utf8_lossy(&bytes).into_owned())
-            }
+        if !self.is_byte_level() {
+            return self.decode_by_crate(tokens).map_err(|e| e.at(&self.name));
         }
+        let mut bytes = Vec::new();
+        for &token in tokens {
+            if bytes.capacity() - bytes.len() < TOKEN_BYTES_USUAL {
+                bytes.try_reserve(TOKEN_BYTES_USUAL).map_err(|e| {
+                    Error::memory("not enough memory for the text of tokens").with_source(e)
+                })?;
+            }
+            self.push_token_bytes(token, &mut bytes);
+        }
+        Ok(match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(e) => String::from_utf8_lossy(e.as_bytes()).into_owned(),
+        })
+    }
+
+    fn decode_by_crate(&self, tokens: &[u32]) -> Result<String> {
+        let Kind::Json(json) = &self.kind else {
+            return Ok(String::new());
+        };
+        let mut ordinary = reserve(tokens.len(), "the text of tokens")?;
+        ordinary.extend(tokens.iter().copied().filter(|&t| !self.is_special(t)));
+        // The crate makes a string of each, and cannot report that there is no memory for it.
+        let size = tokens.len().saturating_mul(TOKEN_BYTES_USUAL);
+        drop(black_box(reserve::<u8>(size, "the text of tokens")?));
+        json.decode(&ordinary)
     }
 
     /// Whether the token is special, such as the end of text: never part of decoded text.
@@ -252,19 +330,60 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// Bytes of memory for a token while its text is put together.
+const TOKEN_BYTES_USUAL: usize = 128;
+
+/// Adds ids to those that there are.
+#[cfg(feature = "tokenizer")]
+fn append(ids: &mut Vec<u32>, more: &[u32]) -> Result<()> {
+    ids.try_reserve(more.len())
+        .map_err(|e| Error::memory("not enough memory for the tokens of a text").with_source(e))?;
+    ids.extend_from_slice(more);
+    Ok(())
+}
+
 fn tokenizer_error(message: String) -> Error {
     Error::new(ErrorKind::Tokenizer, message)
+}
+
+/// What was given in place of a tokenizer.
+fn no_tokenizer(bytes: &[u8]) -> Error {
+    let start = bytes.trim_ascii_start();
+    if start.starts_with(b"version https://git-lfs") {
+        return tokenizer_error(
+            "a Git LFS pointer, not the tokenizer itself; fetch it with git lfs pull".into(),
+        );
+    }
+    if start.first() == Some(&b'<') {
+        return tokenizer_error(
+            "a web page, not the tokenizer itself; download the file, such as by the link `raw`"
+                .into(),
+        );
+    }
+    tokenizer_error(
+        "not a tokenizer: neither a JSON object (tokenizer.json) nor lines of id, literal and length \
+         (rwkv_vocab*.txt)"
+            .into(),
+    )
 }
 
 enum Format {
     Json,
     World,
+    /// The World vocabulary as an object of ids and tokens.
+    WorldJson,
 }
 
 fn recognise(bytes: &[u8]) -> Option<Format> {
     let text = bytes.trim_ascii_start();
-    if text.first() == Some(&b'{') {
-        return Some(Format::Json);
+    if let Some(object) = text.strip_prefix(b"{") {
+        // `{"1": ..`: the members of a tokenizer.json have names.
+        let key = object.trim_ascii_start().strip_prefix(b"\"");
+        let is_id = key.and_then(<[u8]>::first).is_some_and(u8::is_ascii_digit);
+        return Some(match is_id {
+            true => Format::WorldJson,
+            false => Format::Json,
+        });
     }
     // A World vocabulary starts with `1 '\x00' 1`: id, Python literal, length in bytes.
     let line = text.split(|&byte| byte == b'\n').next()?.trim_ascii_end();
@@ -281,5 +400,5 @@ fn recognise(bytes: &[u8]) -> Option<Format> {
 
 /// Whether these are the bytes of an RWKV World vocabulary.
 pub(crate) fn are_world(bytes: &[u8]) -> bool {
-    matches!(recognise(bytes), Some(Format::World))
+    matches!(recognise(bytes), Some(Format::World | Format::WorldJson))
 }
