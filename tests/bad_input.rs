@@ -193,7 +193,7 @@ fn wrong_tensors() {
         "--quant f32",
     ];
     table.refuse_model_as("f16", "beyond f16", &path, &words);
-    bad.set_first(KEY, 1e9);
+    bad.set_first(KEY, 1e30);
     let path = table.write("case/larger", bad.bytes());
     table.refuse_model(
         "beyond int8",

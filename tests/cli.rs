@@ -287,7 +287,7 @@ fn quantize_writes_one_file_that_is_a_whole_model() {
     let output = run(["quantize", "--quant", "int8", "-o", file]);
     assert_eq!(stdout(&output), "", "everything but text goes to stderr");
     assert!(
-        stderr(&output).contains("8.07 bits a weight"),
+        stderr(&output).contains("8.08 bits a weight"),
         "{}",
         stderr(&output)
     );

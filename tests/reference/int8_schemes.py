@@ -89,16 +89,16 @@ def descend(w, c, steps=2):
 
 
 def known(t, k):
-    """What is known without any text of what a matrix meets: E[x^2] of its columns (None: nothing), and whether its rows
-    are normalised. A layer norm gives gain^2 + bias^2; the token shift mixes two such, taken to be independent."""
+    """What is known without any text of what a matrix meets: E[x^2] of its columns (None: nothing), E[x], and whether its
+    rows are normalised. A layer norm gives gain^2 + bias^2; the token shift mixes two such, taken to be independent."""
     v = lambda name: t[name].reshape(-1).astype(np.float64)
-    if k == "head.weight": return v("rwkv.ln_out.weight") ** 2 + v("rwkv.ln_out.bias") ** 2, False
-    if k == "rwkv.embeddings.weight": return v("rwkv.blocks.0.pre_ln.weight") ** 2, True
+    if k == "head.weight": return v("rwkv.ln_out.weight") ** 2 + v("rwkv.ln_out.bias") ** 2, v("rwkv.ln_out.bias"), False
+    if k == "rwkv.embeddings.weight": return v("rwkv.blocks.0.pre_ln.weight") ** 2, None, True
     block, leaf = k.rsplit(".", 3)[0], k.split(".")[-3:-1]
-    if leaf[1] == "output" or leaf == ["feed_forward", "value"]: return None, False
+    if leaf[1] == "output" or leaf == ["feed_forward", "value"]: return None, None, False
     norm = block + (".ln1." if leaf[0] == "attention" else ".ln2.")
     mix = v("%s.%s.time_mix_%s" % (block, *leaf))
-    return v(norm + "weight") ** 2 * (mix ** 2 + (1 - mix) ** 2) + v(norm + "bias") ** 2, False
+    return v(norm + "weight") ** 2 * (mix ** 2 + (1 - mix) ** 2) + v(norm + "bias") ** 2, v(norm + "bias"), False
 
 
 def expected_error(w, c, squares):
@@ -187,14 +187,28 @@ def blocks(w, size, columns=False, kind="rms"):
 
 NO_EMB = ("embeddings",)
 NO_EMB_HEAD = ("embeddings", "head")
-def judged(rounds=2, p=8, none=True, rest=True):
+def level(w, q, s, c, squares, means):
+    """Moves weights to their other neighbour, column by column, where that makes the expected error
+    sum of variance * error^2 + (sum of mean * error)^2 of a row smaller."""
+    variances = (squares - means ** 2) * c.astype(np.float64) ** 2; means = means * c
+    e = w.astype(np.float64) / c / np.where(s > 0, s, np.inf)[:, None] - q; drift = e @ means; q = q.copy()
+    for j in range(w.shape[1]):
+        d = np.where(e[:, j] >= 0, 1.0, -1.0)
+        saved = 2 * drift * d * means[j] - variances[j] * (1 - 2 * np.abs(e[:, j])) - means[j] ** 2
+        move = (saved > 0) & (np.abs(q[:, j] + d) <= 127)
+        q[:, j] += np.where(move, d, 0); drift -= np.where(move, d * means[j], 0)
+    return q
+
+
+def judged(rounds=2, p=8, none=True, rest=True, levelled=False):
     """Exponents by the error that they will make. none: no exponents are a candidate; rest: what is known is used."""
-    def scheme(w, squares, is_by_row):
+    def scheme(w, squares, means, is_by_row):
         n, m = w.shape
         if 16 / m + 8 / n > 0.5: return pure(w)
         if not rest: squares, is_by_row = None, False
         c = by_error(w, squares, is_by_row, rounds, p, [np.ones(m)] if none else [])
         q, s, _ = row_quant(w, c)
+        if levelled and means is not None: q = level(w, q, s, c, squares, means)
         return Mat(q, s, c, bits=n * m * (8 + 16 / m + 8 / n))
     return scheme
 
@@ -233,6 +247,7 @@ SCHEMES = {   # name: (description, function, matrices that get plain row scales
     "C'":   ("C, searched", lambda w: pure(w, "f16", "l4", clips=CLIPS), ()),
     "C'all": ("C', no bits rule", lambda w: pure(w, "f16", "l4", clips=CLIPS, rule=9), ()),
     "E":    ("row + 2^(e/4) column by the expected error", judged(), ()),
+    "EL":   ("E, errors levelled along the means", judged(levelled=True), ()),
     "E3":   ("E, 3 rounds", judged(3), ()),
     "E9":   ("E, 9 rounds", judged(9), ()),
     "E4":   ("E, 4-norm", judged(p=4), ()),

@@ -2,7 +2,7 @@
 //!
 //! A layer norm's output has a mean square of `gain^2 + bias^2` in each channel, if each channel of what it normalises
 //! varies like the others. The token shift mixes two tokens' outputs, whose variations are taken to be independent:
-//! `gain^2 * (mix^2 + (1 - mix)^2) + bias^2`.
+//! `gain^2 * (mix^2 + (1 - mix)^2) + bias^2`. The mean is the bias in both.
 
 #![forbid(unsafe_code)]
 
@@ -65,6 +65,7 @@ impl TensorAt<'_> {
                 let columns = gains.iter().zip(&biases).enumerate().map(square);
                 Ok(Importance {
                     columns: collected(columns, WHAT)?,
+                    means: biases,
                     is_by_row: false,
                 })
             }
@@ -73,6 +74,7 @@ impl TensorAt<'_> {
                 Ok(Importance {
                     columns: collected(gains.iter().map(|gain| gain * gain), WHAT)?,
                     is_by_row: true,
+                    ..Importance::default()
                 })
             }
         }

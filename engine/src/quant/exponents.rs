@@ -45,6 +45,8 @@ const INPUT_SIZE_MIN: f64 = 1.0 / 64.0;
 pub(crate) struct Importance {
     /// (n_cols) mean squares of the numbers that the columns are multiplied with; empty where nothing is known.
     pub(crate) columns: Vec<f32>,
+    /// (n_cols) means of those numbers; empty where nothing is known.
+    pub(crate) means: Vec<f32>,
     /// Whether each row is normalised after it was read, so that its errors count relative to its size.
     pub(crate) is_by_row: bool,
 }
@@ -303,7 +305,7 @@ mod tests {
     fn by_column(columns: impl Fn(usize) -> f32) -> Importance {
         Importance {
             columns: (0..N_COLS).map(columns).collect(),
-            is_by_row: false,
+            ..Importance::default()
         }
     }
 
@@ -373,6 +375,7 @@ mod tests {
                 let importance = Importance {
                     columns: vec![f32::MAX; N_COLS],
                     is_by_row,
+                    ..Importance::default()
                 };
                 let chosen = exponents(&made, &importance, &pool);
                 assert!(chosen.iter().all(|e| e.abs() <= 16), "{size}: {chosen:?}");

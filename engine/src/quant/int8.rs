@@ -32,7 +32,7 @@ use crate::math::threads::ColumnBlock;
 use crate::math::{collected, numbers_of, reserve, resized, zeroed};
 use crate::quant::blocks::{Block, Blocks};
 use crate::quant::exponents::{
-    column_exponents, column_factor, inverse_factors, largest_product, EXPONENT_MAX,
+    column_exponents, column_factor, inverse_factors, largest_product, Importance, EXPONENT_MAX,
 };
 use crate::quant::matrix::{Buffer, Layout};
 use crate::quant::parts::{Numbers, PartKind};
@@ -45,6 +45,8 @@ const SCALE_BITS_MAX: f64 = 0.5;
 const SCALES: &str = "scales of weights";
 /// Rows of one task.
 const TASK_ROWS: usize = 16;
+/// Columns that are looked at together.
+const LANES: usize = 16;
 
 /// A matrix of 8-bit integers.
 #[derive(Clone)]
@@ -289,6 +291,7 @@ struct Rounding {
     column_exponents: Vec<i8>,
     /// (n_cols) 1 over the columns' factors
     inverses: Vec<f32>,
+    drifts: Option<Drifts>,
 }
 
 impl Rounding {
@@ -307,6 +310,7 @@ impl Rounding {
         };
         let inverses = inverse_factors(&column_exponents)?;
         Ok(Rounding {
+            drifts: Drifts::new(&blocks.importance, &inverses)?,
             inverses,
             column_exponents,
         })
@@ -341,12 +345,11 @@ impl Rounding {
                 .zip(&scales[first..])
             {
                 let scale = scale.to_f32();
-                round_row(
-                    row,
-                    &self.inverses,
-                    if scale > 0.0 { 1.0 / scale } else { 0.0 },
-                    values,
-                );
+                let inverse_scale = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                round_row(row, &self.inverses, inverse_scale, values);
+                if let Some(drifts) = &self.drifts {
+                    drifts.level(row, &self.inverses, inverse_scale, values);
+                }
             }
         });
         Ok(())
@@ -361,5 +364,185 @@ fn round_row(row: &[f32], factors: &[f32], inverse_scale: f32, values: &mut [i8]
         // An f16 scale may be rounded down, so that the largest weight comes out above 127.
         let scaled = (weight * factor * inverse_scale).clamp(-127.0, 127.0);
         *value = (scaled + ROUND).to_bits() as i8;
+    }
+}
+
+/// What is known of the inputs of a matrix whose means are not all 0. Rounding errors along the means do not cancel
+/// over the tokens: they move an output by the same number always.
+struct Drifts {
+    /// (n_cols) means, for errors that count steps of a column
+    means: Vec<f32>,
+    /// (n_cols) variances, likewise
+    variances: Vec<f32>,
+}
+
+impl Drifts {
+    fn new(importance: &Importance, inverses: &[f32]) -> Result<Option<Self>> {
+        let Importance { columns, means, .. } = importance;
+        let is_known = means.len() == inverses.len() && columns.len() == inverses.len();
+        if !is_known || means.iter().all(|&mean| mean == 0.0) {
+            return Ok(None);
+        }
+        let inputs = columns.iter().zip(means).zip(inverses);
+        let variance = |((square, mean), inverse): ((&f32, &f32), &f32)| {
+            (square - mean * mean).max(0.0) / (inverse * inverse)
+        };
+        Ok(Some(Drifts {
+            variances: collected(inputs.map(variance), SCALES)?,
+            means: collected(means.iter().zip(inverses).map(|(m, i)| m / i), SCALES)?,
+        }))
+    }
+
+    /// Moves weights to their other neighbour where that makes the expected squared error of the output smaller:
+    ///
+    /// ```text
+    /// sum over c of variance[c] * error[c]^2  +  (sum over c of mean[c] * error[c])^2
+    /// ```
+    ///
+    /// About one weight in eighty moves, which were nearly in the middle anyway.
+    fn level(&self, row: &[f32], factors: &[f32], inverse_scale: f32, values: &mut [i8]) {
+        // Lanes that do not depend on each other, so that the compiler uses vectors.
+        let mut lanes = [0.0; LANES];
+        let chunks = row.chunks(LANES).zip(factors.chunks(LANES));
+        let chunks = chunks.zip(self.means.chunks(LANES).zip(self.variances.chunks(LANES)));
+        for (((row, factors), (means, _)), values) in chunks.clone().zip(values.chunks(LANES)) {
+            let errors = errors(row, factors, inverse_scale, values);
+            let means = padded(means);
+            for (lane, (mean, error)) in lanes.iter_mut().zip(means.iter().zip(errors)) {
+                *lane += mean * error;
+            }
+        }
+        let mut drift: f32 = lanes.iter().sum();
+        for (((row, factors), (means, variances)), values) in chunks.zip(values.chunks_mut(LANES)) {
+            let errors = errors(row, factors, inverse_scale, values);
+            let (means, variances) = (padded(means), padded(variances));
+            // Most have none to move: found out by vectors, too.
+            let mut any = 0;
+            for lane in 0..LANES {
+                let saved = saving(means[lane], variances[lane], errors[lane], drift);
+                any |= u32::from(saved > 0.0);
+            }
+            if any == 0 {
+                continue;
+            }
+            for (lane, value) in values.iter_mut().enumerate() {
+                let (mean, error) = (means[lane], errors[lane]);
+                let toward = 1.0_f32.copysign(error);
+                let moved = f32::from(*value) + toward;
+                let saved = saving(mean, variances[lane], error, drift);
+                if saved > 0.0 && moved.abs() <= 127.0 {
+                    *value = moved as i8;
+                    drift -= toward * mean;
+                }
+            }
+        }
+    }
+}
+
+/// What moving a weight to its other neighbour takes from the expected error.
+#[inline(always)]
+fn saving(mean: f32, variance: f32, error: f32, drift: f32) -> f32 {
+    let cost = variance * (1.0 - 2.0 * error.abs()) + mean * mean;
+    2.0 * drift * mean.copysign(mean * error) - cost
+}
+
+/// Rounding errors of some columns, in their steps; 0 behind the last.
+#[inline(always)]
+fn errors(row: &[f32], factors: &[f32], inverse_scale: f32, values: &[i8]) -> [f32; LANES] {
+    let (row, factors, values): ([f32; LANES], [f32; LANES], [i8; LANES]) =
+        (padded(row), padded(factors), padded(values));
+    let mut errors = [0.0; LANES];
+    for lane in 0..LANES {
+        let scaled = (row[lane] * factors[lane] * inverse_scale).clamp(-127.0, 127.0);
+        errors[lane] = scaled - f32::from(values[lane]);
+    }
+    errors
+}
+
+/// Numbers of some columns; 0 behind the last.
+#[inline(always)]
+fn padded<T: Copy + Default>(numbers: &[T]) -> [T; LANES] {
+    numbers.try_into().unwrap_or_else(|_| {
+        let mut padded = [T::default(); LANES];
+        padded[..numbers.len()].copy_from_slice(numbers);
+        padded
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const N: usize = 100;
+
+    /// Of a row whose inputs have these means and variances: the expected squared error, and its part from the means.
+    fn error(drifts: &Drifts, row: &[f32], values: &[i8]) -> (f64, f64) {
+        let (mut spread, mut drift) = (0.0, 0.0);
+        for column in 0..row.len() {
+            let error = f64::from(row[column]) - f64::from(values[column]);
+            spread += f64::from(drifts.variances[column]) * error * error;
+            drift += f64::from(drifts.means[column]) * error;
+        }
+        (spread + drift * drift, drift * drift)
+    }
+
+    #[test]
+    fn rounding_errors_do_not_add_up_along_the_means() {
+        let number = |row: usize, column: usize| {
+            let noise = (row * 7919 + column * 104_729) % 20_011;
+            noise as f32 / 20_011.0 * 254.0 - 127.0
+        };
+        let ones = [1.0; N];
+        let importance = Importance {
+            columns: (0..N).map(|column| 1.0 + (column % 7) as f32).collect(),
+            means: (0..N)
+                .map(|column| (column % 5) as f32 / 4.0 - 0.3)
+                .collect(),
+            is_by_row: false,
+        };
+        let drifts = Drifts::new(&importance, &ones)
+            .expect("memory")
+            .expect("means");
+        let (mut before, mut after) = ((0.0, 0.0), (0.0, 0.0));
+        for r in 0..200 {
+            let row: Vec<f32> = (0..N).map(|column| number(r, column)).collect();
+            let mut values = vec![0; N];
+            round_row(&row, &ones, 1.0, &mut values);
+            let plain = error(&drifts, &row, &values);
+            drifts.level(&row, &ones, 1.0, &mut values);
+            let level = error(&drifts, &row, &values);
+            assert!(level.0 <= plain.0 * 1.0001, "{r}: {plain:?} {level:?}");
+            let off = row
+                .iter()
+                .zip(&values)
+                .map(|(x, &q)| (x - f32::from(q)).abs());
+            assert!(off.fold(0.0, f32::max) <= 1.0);
+            before = (before.0 + plain.0, before.1 + plain.1);
+            after = (after.0 + level.0, after.1 + level.1);
+        }
+        assert!(
+            after.1 < before.1 / 5.0 && after.0 < before.0,
+            "{before:?} {after:?}"
+        );
+    }
+
+    #[test]
+    fn without_means_nothing_moves() {
+        let importance = |means: Vec<f32>| Importance {
+            columns: vec![1.0; means.len()],
+            means,
+            is_by_row: false,
+        };
+        for means in [Vec::new(), vec![0.0; 3]] {
+            let drifts = Drifts::new(&importance(means), &[1.0; 3]).expect("memory");
+            assert!(drifts.is_none());
+        }
+        // A row of zeros has a scale of 0.
+        let drifts = Drifts::new(&importance(vec![5.0; 3]), &[1.0; 3]).expect("memory");
+        let mut values = [0; 3];
+        drifts
+            .expect("means")
+            .level(&[0.0; 3], &[1.0; 3], 0.0, &mut values);
+        assert_eq!(values, [0; 3]);
     }
 }
