@@ -350,38 +350,63 @@ fn a_saved_conversation_keeps_its_text() {
         command
     };
     let save = |line: &str| chat(&["--save-state", path], line);
+    let all_files = || {
+        let names = names(folder.path()).into_iter();
+        let read = |name: String| (fs::read(folder.path().join(&name)).expect("there"), name);
+        names.map(read).collect::<Vec<_>>()
+    };
     stdout(&save("One\n").output().expect("starts"));
-    let old = [&file, &folder.path().join("talk.json")].map(|file| fs::read(file).expect("there"));
+    let settled = all_files();
     let steps = run(&mut save("Two\n"), |_| None).steps;
-    for step in steps {
-        for fault in [
-            Fault::Kill,
-            Fault::Error(Errno::EIO),
-            Fault::Error(Errno::EINTR),
-        ] {
-            fs::write(&file, &old[0]).expect("can be written");
-            fs::write(folder.path().join("talk.json"), &old[1]).expect("can be written");
-            let outcome = run(&mut save("Two\n"), at(step, fault));
-            let shown = chat(&["--load-state", path], "/show\n")
-                .output()
-                .expect("starts");
-            let said = stderr(&shown);
-            assert!(
-                !said.contains("without its text"),
-                "{step:?}, {fault:?}: {said}, {outcome:?}"
-            );
-            assert!(said.contains("1 turns"), "{step:?}, {fault:?}: {said}");
-            let is_new = fs::read(&file).expect("there") != old[0];
-            assert_eq!(said.contains("One"), !is_new, "{step:?}, {fault:?}: {said}");
-            if outcome.code == Some(0) {
-                assert!(said.contains("Two"), "{step:?}, {fault:?}: {said}");
-            }
-            stdout(&save("One\n").output().expect("starts"));
-            assert_eq!(
-                names(folder.path()),
-                ["lines", "talk", "talk.json"],
-                "{step:?}"
-            );
+    let check = |before: &[(Vec<u8>, String)], old: &str, new: &str, step, fault| {
+        for (_, name) in all_files() {
+            fs::remove_file(folder.path().join(name)).expect("ours");
+        }
+        for (bytes, name) in before {
+            fs::write(folder.path().join(name), bytes).expect("can be written");
+        }
+        let old_state = fs::read(&file).expect("there");
+        let outcome = run(&mut save(&format!("{new}\n")), at(step, fault));
+        let shown = chat(&["--load-state", path], "/show\n")
+            .output()
+            .expect("starts");
+        let said = stderr(&shown);
+        assert!(
+            !said.contains("without its text"),
+            "{step:?}, {fault:?}: {said}, {outcome:?}"
+        );
+        assert!(said.contains("1 turns"), "{step:?}, {fault:?}: {said}");
+        let is_new = fs::read(&file).expect("there") != old_state;
+        assert_eq!(said.contains(old), !is_new, "{step:?}, {fault:?}: {said}");
+        if outcome.code == Some(0) {
+            assert!(said.contains(new), "{step:?}, {fault:?}: {said}");
+        }
+        stdout(&save("One\n").output().expect("starts"));
+        assert_eq!(
+            names(folder.path()),
+            ["lines", "talk", "talk.json"],
+            "{step:?}"
+        );
+    };
+    let faults = [
+        Fault::Kill,
+        Fault::Error(Errno::EIO),
+        Fault::Error(Errno::EINTR),
+    ];
+    for &step in &steps {
+        for fault in faults {
+            check(&settled, "One", "Two", step, fault);
+        }
+    }
+    // Killed before its last step, a save leaves the only text of the state that is there where it waits for its name.
+    let is_rename = |step: &&Step| step.0.starts_with("rename");
+    let last = *steps.iter().rfind(is_rename).expect("both get names");
+    run(&mut save("Two\n"), at(last, Fault::Kill));
+    let waiting = all_files();
+    assert!(names(folder.path()).contains(&".talk.json.rwkv-edge-new".to_owned()));
+    for step in run(&mut save("Three\n"), |_| None).steps {
+        for fault in faults {
+            check(&waiting, "Two", "Three", step, fault);
         }
     }
 }

@@ -287,11 +287,19 @@ fn other_faults_go_where_they_went() {
     dies("a fault of others that is ignored");
 }
 
+/// Where all memory is locked and hardly any more may be, the system does not replace a mapping by a second one of its
+/// size, but page by page.
+#[test]
+fn memory_that_is_locked() {
+    lives("locked memory");
+}
+
 /// What the children of the tests above do.
 #[test]
 fn child() {
     match env::var(CHILD).as_deref() {
         Ok("unasked") => unasked(),
+        Ok("locked memory") => locked(),
         Ok("a handler with facts") => {
             handled(on_fault_with_facts as *const () as usize, libc::SA_SIGINFO);
             handled_again();
@@ -338,6 +346,35 @@ fn unasked() {
     cut(&path, 0);
     let _ = session.eval(&TOKENS);
     panic!("reads what is not there");
+}
+
+fn locked() {
+    install_sigbus_handler().expect("a handler");
+    let (_folder, path) = model_file(Quant::F16);
+    // SAFETY: numbers only.
+    if unsafe { libc::mlockall(libc::MCL_FUTURE) } != 0 {
+        return println!("skipped: memory cannot be locked");
+    }
+    let model = Model::open(&path, &Options::new().threads(1)).expect("whole");
+    let mut session = model.session();
+    session.eval(&TOKENS).expect("whole");
+    let status = fs::read_to_string("/proc/self/status").expect("there");
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let locked = locked.and_then(|locked| locked.trim().strip_suffix(" kB"));
+    let locked: libc::rlim_t = locked.expect("a size").parse().expect("a number");
+    let len = fs::metadata(&path).expect("there").len();
+    assert!(len > 64 << 10, "{len}");
+    let limit = (locked << 10) + (32 << 10);
+    let limit = libc::rlimit {
+        rlim_cur: limit,
+        rlim_max: limit,
+    };
+    // SAFETY: the limit lives as long as the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) } != 0 {
+        return println!("skipped: {locked} KiB are locked, more than may be");
+    }
+    cut(&path, 0);
+    is_lost(session.eval(&TOKENS), &path);
 }
 
 static N_FAULTS: AtomicUsize = AtomicUsize::new(0);

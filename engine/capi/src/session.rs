@@ -319,8 +319,8 @@ pub unsafe extern "C" fn rwkv_edge_state_save(
         let buffer = Buffer::new(buffer.cast::<u8>(), capacity, size, ("buffer", "size"))?;
         with_session(session, |Parts { session, .. }| {
             if is_wanted {
-                // Before anything is written: a device may not give its part.
-                session.state().numbers()?;
+                // Before anything is written: a device may not give its part, or it is not finite.
+                session.check_savable()?;
             }
             buffer.fill(session.saved_state_size(), |bytes| {
                 Ok(session.save_state_to(bytes)?)

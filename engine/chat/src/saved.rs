@@ -4,7 +4,8 @@
 //! The state alone is enough to go on; the text is what can be shown, and which template to go on
 //! with. The text says which state it belongs to, so that one of the old pair is never taken for one of the new:
 //! both are complete before either gets its name, and a process that is killed in the middle of that leaves the text of
-//! the state that is there in FILE.json or in FILE.json.new.
+//! the state that is there in FILE.json or in .FILE.json.rwkv-edge-new, from where the next save brings it to its place
+//! before it writes anything.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -90,6 +91,7 @@ impl Conversation {
         let mut json =
             serde_json::to_vec_pretty(&text).expect("texts and numbers have a JSON form");
         json.push(b'\n');
+        settle_text(path, &text_path)?;
         let mut text_file = OutputFile::create(&text_path)?;
         text_file.write(&json)?;
         let mut state_file = OutputFile::create(path)?;
@@ -107,13 +109,12 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// When there is no state in the file, or that of another model. Nothing has changed then.
+    /// When there is no state in the file, or that of another model, or it cannot be read. Nothing has changed then.
     pub fn load(&mut self, path: &Path) -> Result<Loaded> {
         let model = self.session().model().clone();
         let mut state = model.new_state();
         state.load(path)?;
-        // A file that cannot be read again belongs to no text that says its hash.
-        let hash = hash_of_file(path).unwrap_or_default();
+        let hash = hash_of_file(path).map_err(|e| cannot_read(path, &e))?;
         let found = find_text(&text_path(path), &state, &hash, model.info().fingerprint);
         let (transcript, n_turns) = match found {
             Ok(transcript) => {
@@ -133,6 +134,30 @@ impl Conversation {
     }
 }
 
+/// Gives a text its name that still waits for it, if it is that of the state which is there: the next one will wait in
+/// the same place.
+fn settle_text(path: &Path, text_path: &Path) -> Result<()> {
+    let waiting = OutputFile::beside_waiting(text_path);
+    let bytes = match fs::read(&waiting) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        bytes => bytes.map_err(|e| cannot_read(&waiting, &e))?,
+    };
+    let hash = match hash_of_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        hash => hash.map_err(|e| cannot_read(path, &e))?,
+    };
+    match serde_json::from_slice::<Text>(&bytes) {
+        Ok(text) if text.state_hash == Some(hash) => OutputFile::settle_beside(text_path),
+        // Of a state that never got its name.
+        _ => Ok(()),
+    }
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> Error {
+    let text = format!("{}: cannot read: {error}", path.display());
+    Error::new(ErrorKind::Io, text)
+}
+
 /// The text under its name, or where it waits for it.
 fn find_text(
     path: &Path,
@@ -140,10 +165,9 @@ fn find_text(
     hash: &str,
     fingerprint: u64,
 ) -> Result<Transcript, String> {
-    let found = read_text(path, state, hash, fingerprint);
-    let Err(reason) = found else { return found };
+    // What waits says the hash; what has the name may be of a version that did not write it.
     let waiting = read_text(&OutputFile::beside_waiting(path), state, hash, fingerprint);
-    waiting.map_err(|_| reason)
+    waiting.or_else(|_| read_text(path, state, hash, fingerprint))
 }
 
 /// The reason why not is for the user; the state can be used all the same.
@@ -246,7 +270,27 @@ mod tests {
         let other = other.replace(&hash[..16], "0123456789abcdef");
         fs::write(&saved.text_path, other).expect("can be written");
         assert_eq!(second.load(&path)?.n_turns, Ok(1));
-        fs::remove_file(&waiting).expect("there");
+        // A save that fails does not lose it, nor a file of the user's.
+        let new = folder.path().join("talk.state.json.new");
+        fs::write(&new, "mine").expect("can be written");
+        settle_text(&path, &saved.text_path)?;
+        assert!(!waiting.exists());
+        assert_eq!(second.load(&path)?.n_turns, Ok(1));
+        // One of a state that never came stays out of the way.
+        fs::write(&waiting, "{}").expect("can be written");
+        settle_text(&path, &saved.text_path)?;
+        assert_eq!(second.load(&path)?.n_turns, Ok(1));
+        let [state, text] = [&path, &saved.text_path].map(|path| fs::read(path).expect("there"));
+        second.save(&path)?;
+        assert!(!waiting.exists());
+        assert_eq!(second.load(&path)?.n_turns, Ok(1));
+        assert_eq!(fs::read_to_string(&new).expect("there"), "mine");
+        fs::write(&path, state).expect("can be written");
+        fs::write(&saved.text_path, text).expect("can be written");
+        let other = fs::read_to_string(&saved.text_path).expect("there");
+        let hash = other.split("\"state_hash\": \"").nth(1).expect("a hash");
+        let other = other.replace(&hash[..16], "0123456789abcdef");
+        fs::write(&saved.text_path, other).expect("can be written");
         assert!(second.load(&path)?.n_turns.is_err());
 
         // Without its text the state goes on all the same; without a state nothing changes.

@@ -24,11 +24,20 @@ pub(super) struct ModelFolder {
     path: PathBuf,
     /// Whether it was made here, and goes again when nothing comes of it.
     made: Option<PathBuf>,
-    /// Files of the earlier model that no new one replaces.
-    obsolete: Vec<String>,
+    rules: Rules,
     files: Option<PendingFiles>,
     /// What runs that did not come to their end have left here.
     pub(super) unfinished: Vec<PathBuf>,
+}
+
+/// What of a folder may be replaced.
+#[derive(Default)]
+struct Rules {
+    /// Of the files to come.
+    names: BTreeSet<String>,
+    /// Where the files of the checkpoint are.
+    sources: Vec<Option<PathBuf>>,
+    overwrite: bool,
 }
 
 impl ModelFolder {
@@ -38,60 +47,33 @@ impl ModelFolder {
     /// A model that is there already, unless `overwrite`; a source that would be overwritten.
     pub(super) fn prepare(
         path: &Path,
-        names: &BTreeSet<String>,
+        names: BTreeSet<String>,
         source: &Checkpoint,
         overwrite: bool,
     ) -> Result<Self> {
+        let sources: BTreeSet<&str> = source.tensors.values().map(|t| t.file.name()).collect();
+        let sources = sources.into_iter().map(|name| canonical(Path::new(name)));
         let mut folder = ModelFolder {
             path: path.to_owned(),
             made: None,
-            obsolete: Vec::new(),
+            rules: Rules {
+                names,
+                sources: sources.collect::<Result<_>>()?,
+                overwrite,
+            },
             files: None,
             unfinished: Vec::new(),
         };
         match list(path)? {
-            Some(there) => folder.check(&there, names, source, overwrite)?,
+            Some(there) => {
+                folder.rules.obsolete(path, &there)?;
+                let unfinished = there.iter().filter(|name| is_unfinished(name));
+                folder.unfinished = unfinished.map(|name| path.join(name)).collect();
+            }
             None => folder.made = make(path)?,
         }
         folder.files = Some(PendingFiles::begin(path)?);
         Ok(folder)
-    }
-
-    fn check(
-        &mut self,
-        there: &[String],
-        names: &BTreeSet<String>,
-        source: &Checkpoint,
-        overwrite: bool,
-    ) -> Result<()> {
-        let unfinished = there.iter().filter(|name| is_unfinished(name));
-        self.unfinished = unfinished.map(|name| self.path.join(name)).collect();
-        let replaced = there
-            .iter()
-            .filter(|name| names.contains(*name) || is_weight_file(name));
-        let sources: BTreeSet<&str> = source.tensors.values().map(|t| t.file.name()).collect();
-        let sources: Vec<_> = sources
-            .into_iter()
-            .map(|name| canonical(Path::new(name)))
-            .collect::<Result<_>>()?;
-        for name in replaced {
-            let file = self.path.join(name);
-            let now = current(&self.path, name).map_err(|e| Error::io("open", &file, e))?;
-            let now = now.map_or(Ok(None), |now| canonical(&now))?;
-            if now.is_some() && sources.contains(&now) {
-                let text = "is the checkpoint itself, expected another folder to write to";
-                return Err(Error::argument(text).at(file.display()));
-            }
-            if !overwrite {
-                let text =
-                    "is there already: name another folder, or replace the model with --force";
-                return Err(Error::argument(text).at(file.display()));
-            }
-            if !names.contains(name) {
-                self.obsolete.push(name.clone());
-            }
-        }
-        Ok(())
     }
 
     fn files(&self) -> Result<&PendingFiles> {
@@ -107,20 +89,52 @@ impl ModelFolder {
     pub(super) fn write_whole(&self, file: &SideFile) -> Result<()> {
         let mut output = self.create(&file.name)?;
         output.write(&file.bytes)?;
-        output.commit()
+        output.finish()?.rename()
     }
 
     /// Puts all files into the folder. What could not be synced at the end, when all are there, is given back.
     pub(super) fn commit(mut self) -> Result<Option<Error>> {
-        for name in &self.obsolete {
-            self.files()?.remove(name)?;
-        }
+        // Another conversion may have come to its end here since the first look.
+        let last_look = |files: &PendingFiles| {
+            let there = list(&self.path)?.unwrap_or_default();
+            let obsolete = self.rules.obsolete(&self.path, &there)?;
+            obsolete.into_iter().try_for_each(|name| files.remove(name))
+        };
         let unsynced = match self.files.take() {
-            Some(files) => files.commit()?,
+            Some(files) => files.commit(last_look)?,
             None => None,
         };
         self.made = None;
         Ok(unsynced)
+    }
+}
+
+impl Rules {
+    /// Which files that are there belong to an earlier model, and no new one replaces them.
+    fn obsolete<'a>(&self, folder: &Path, there: &'a [String]) -> Result<Vec<&'a str>> {
+        let mut obsolete = Vec::new();
+        for name in there {
+            let is_new = self.names.contains(name);
+            if !is_new && !is_weight_file(name) {
+                continue;
+            }
+            let file = folder.join(name);
+            let now = current(folder, name).map_err(|e| Error::io("open", &file, e))?;
+            let now = now.map_or(Ok(None), |now| canonical(&now))?;
+            if now.is_some() && self.sources.contains(&now) {
+                let text = "is the checkpoint itself, expected another folder to write to";
+                return Err(Error::argument(text).at(file.display()));
+            }
+            if !self.overwrite {
+                let text =
+                    "is there already: name another folder, or replace the model with --force";
+                return Err(Error::argument(text).at(file.display()));
+            }
+            if !is_new {
+                obsolete.push(name.as_str());
+            }
+        }
+        Ok(obsolete)
     }
 }
 
@@ -222,7 +236,7 @@ mod tests {
         let new = || ModelFolder {
             path: path.clone(),
             made: outermost.clone(),
-            obsolete: Vec::new(),
+            rules: Rules::default(),
             files: Some(PendingFiles::begin(&path).expect("can be made")),
             unfinished: Vec::new(),
         };

@@ -227,7 +227,10 @@ impl CheckpointSource {
         let mut names: BTreeSet<String> = (0..shards.len()).map(shard_name).collect();
         let small_files = tokenizer.iter().chain([&generation, &config]);
         names.extend(small_files.map(|file| file.name.clone()));
-        let target = ModelFolder::prepare(folder, &names, checkpoint, options.overwrite)?;
+        if shards.len() > 1 {
+            names.insert(folder::INDEX.to_owned());
+        }
+        let target = ModelFolder::prepare(folder, names, checkpoint, options.overwrite)?;
 
         let unfinished = target.unfinished.clone();
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
@@ -235,7 +238,7 @@ impl CheckpointSource {
             let mut file = target.create(&shard_name(i))?;
             let written = safetensors::write(&mut file, shard, &mut |n| counter.advance(n));
             Watch::judge_all(&checkpoint.watches(), written)?;
-            file.commit()?;
+            file.finish()?.rename()?;
             converted.weight_files.push(folder.join(shard_name(i)));
         }
         for file in &tokenizer {
@@ -276,7 +279,8 @@ impl CheckpointSource {
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);
         let output = OutputFile::create(file)?;
         let written = raw::write(output, &parts, &mut |n| counter.advance(n));
-        Watch::judge_all(&self.0.watches(), written)?.commit()?;
+        let output = Watch::judge_all(&self.0.watches(), written)?;
+        output.finish()?.rename()?;
         // The file is there, whole.
         let unsynced = sync_folder(folder_of(file)).err();
         converted.unsynced = unsynced.map(|error| error.to_string());

@@ -219,3 +219,55 @@ fn model_files_are_no_source() {
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("quantize"), "{error}");
 }
+
+/// Of two conversions into one folder at the same time the folder has the model of the one that ends last, and no file
+/// of the other; without leave to overwrite it is refused, although there was nothing when it began.
+#[test]
+fn conversions_that_overlap() {
+    let around = tempfile::tempdir().unwrap();
+    let names = |folder: &Path| {
+        let files = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let source = |name: &str| CheckpointSource::open(fixture("golden").join(name)).unwrap();
+    let one = (source("small-safetensors"), u64::MAX);
+    let several = (source("deep-sharded"), 300_000);
+    for (i, (first, last)) in [(&one, &several), (&several, &one)].into_iter().enumerate() {
+        let alone = |(source, shard_bytes_max): &(CheckpointSource, u64)| {
+            let folder = tempfile::tempdir().unwrap();
+            let options = ConvertOptions::new().shard_bytes_max(*shard_bytes_max);
+            let done = source.to_hugging_face(folder.path(), &options, &mut |_| {});
+            done.unwrap();
+            names(folder.path())
+        };
+        for overwrite in [false, true] {
+            let folder = around.path().join(format!("{i}-{overwrite}"));
+            let options = |shard_bytes_max| {
+                let options = ConvertOptions::new().shard_bytes_max(shard_bytes_max);
+                options.overwrite(overwrite)
+            };
+            let mut has_begun = false;
+            let done = last.0.to_hugging_face(&folder, &options(last.1), &mut |_| {
+                if !std::mem::replace(&mut has_begun, true) {
+                    let options = options(first.1);
+                    let done = first.0.to_hugging_face(&folder, &options, &mut |_| {});
+                    done.unwrap();
+                }
+            });
+            assert!(has_begun);
+            match overwrite {
+                true => {
+                    done.unwrap();
+                    assert_eq!(names(&folder), alone(last));
+                }
+                false => {
+                    let text = done.unwrap_err().to_string();
+                    assert!(text.contains("is there already"), "{text}");
+                    assert_eq!(names(&folder), alone(first));
+                }
+            }
+        }
+    }
+}

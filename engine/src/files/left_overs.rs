@@ -160,7 +160,7 @@ fn remove_left_overs(folder: &Path, now: Option<SystemTime>) {
         let path = folder.join(&name);
         let Some(name) = name.to_str() else { continue };
         if name == pending::FOLDER {
-            drop(pending::settle_left_over(folder));
+            drop(pending::settle_left_over(folder, now, Duration::ZERO));
         }
         let Ok(found) = retried(|| fs::symlink_metadata(&path)) else {
             continue;
@@ -182,7 +182,7 @@ fn remove_left_overs(folder: &Path, now: Option<SystemTime>) {
 }
 
 /// Whether nothing was written for long; in a folder, to none of its files.
-fn is_old(path: &Path, found: &Metadata, now: Option<SystemTime>) -> bool {
+pub(super) fn is_old(path: &Path, found: &Metadata, now: Option<SystemTime>) -> bool {
     let age = |found: &Metadata| now?.duration_since(found.modified().ok()?).ok();
     let is_old = |found: &Metadata| age(found).is_some_and(|age| age > FOREIGN_AGE);
     if !found.is_dir() || !is_old(found) {

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use tempfile::{NamedTempFile, TempPath};
 
 use super::file_size;
 use super::left_overs::temporary_file;
-use super::retry::{remove_file, retried};
+use super::retry::{is_there, remove_file, retried};
 use crate::error::{Error, Result};
 
 /// Large pieces: weights are written row by row.
@@ -122,12 +123,18 @@ impl OutputFile {
     ///
     /// Those of the system; the old file is then as it was.
     pub fn commit(self) -> Result<()> {
-        self.finish()?.rename()
+        let folder = folder_of(&self.path).to_owned();
+        self.finish()?.rename()?;
+        // The file is there, whatever becomes of this.
+        let _ = sync_folder(&folder);
+        Ok(())
     }
 
     /// Syncs both files and gives them their names, so that a kill in between loses neither the old pair nor the new
-    /// one: there is always a pair that belongs together, of `main` and of this file, under its name or with `.new`
-    /// behind it. Whoever reads them must be able to tell whether they do.
+    /// one: there is always a pair that belongs together, of `main` and of this file, under its name or
+    /// [where it waits for it](Self::beside_waiting). Whoever reads them must be able to tell whether they do. So must
+    /// the next writer: what waits goes, so what belongs to the `main` that is there [gets its name](Self::settle_beside)
+    /// before that.
     ///
     /// # Errors
     ///
@@ -135,32 +142,36 @@ impl OutputFile {
     pub fn commit_beside(self, main: OutputFile) -> Result<()> {
         let (mut beside, main) = (self.finish()?, main.finish()?);
         let (path, shown) = (beside.path.clone(), beside.shown.clone());
-        let mut waiting = path.clone().into_os_string();
-        waiting.push(NEW_SUFFIX);
-        beside.path = waiting.into();
-        let waiting = beside.path.clone();
+        let waiting = waiting_for(&path);
+        let another_waits = is_there(&waiting).map_err(|e| Error::io("open", &waiting, e))?;
+        beside.path = waiting.clone();
         beside.rename()?;
+        let folder = folder_of(&main.path).to_owned();
         if let Err(error) = main.rename() {
             // The old pair is still there. Left, it would only be in the way.
-            let _ = remove_file(&waiting);
+            if !another_waits {
+                let _ = remove_file(&waiting);
+            }
             return Err(error);
         }
-        retried(|| fs::rename(&waiting, &path)).map_err(|e| {
-            let text = format!("it is whole in {}", waiting.display());
-            Error::io(
-                "rename to",
-                &shown,
-                io::Error::new(e.kind(), format!("{e}; {text}")),
-            )
-        })
+        // Both are there, whatever becomes of this.
+        let _ = sync_folder(&folder);
+        name_waiting(&waiting, &path, &shown)
     }
 
     /// Where a file written by [`commit_beside`](Self::commit_beside) is found, if it was ended in between.
     pub fn beside_waiting(path: &Path) -> PathBuf {
-        let target = retried(|| fs::canonicalize(path)).unwrap_or_else(|_| path.to_owned());
-        let mut waiting = target.into_os_string();
-        waiting.push(NEW_SUFFIX);
-        waiting.into()
+        waiting_for(&followed(path))
+    }
+
+    /// Gives the file of this path its name that was ended in between, in place of the one that has it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system; the file waits still.
+    pub fn settle_beside(path: &Path) -> Result<()> {
+        let target = followed(path);
+        name_waiting(&waiting_for(&target), &target, path)
     }
 
     /// Syncs the file, which stays under its temporary name; closes it.
@@ -187,8 +198,27 @@ impl OutputFile {
     }
 }
 
-/// Behind the name of the second of two files while the first one gets its name.
-const NEW_SUFFIX: &str = ".new";
+/// Where a link leads to.
+fn followed(path: &Path) -> PathBuf {
+    retried(|| fs::canonicalize(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Where the second of two files is while the first one gets its name: a name that nobody gives to a file of theirs.
+fn waiting_for(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".rwkv-edge-new");
+    path.with_file_name(name)
+}
+
+fn name_waiting(waiting: &Path, path: &Path, shown: &Path) -> Result<()> {
+    retried(|| fs::rename(waiting, path)).map_err(|e| {
+        let text = format!("{e}; it is whole in {}", waiting.display());
+        Error::io("rename to", shown, io::Error::new(e.kind(), text))
+    })?;
+    let _ = sync_folder(folder_of(path));
+    Ok(())
+}
 
 /// The folder that a path is in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
@@ -320,6 +350,21 @@ mod tests {
         assert_eq!(fs::read(at("beside")).expect("there"), b"old");
         let names = fs::read_dir(folder.path()).expect("there").count();
         assert_eq!(names, 2, "nothing temporary is left");
+        // One that waits is not removed, and gets its name when asked to.
+        let waiting = OutputFile::beside_waiting(&at("beside"));
+        fs::write(&waiting, "waits").expect("can be written");
+        fs::write(at("beside.new"), "mine").expect("can be written");
+        let [main, beside] = [at("main/x"), at("beside")]
+            .map(|path| OutputFile::create(&path).expect("can be begun"));
+        fs::create_dir(at("main/x")).expect("can be made");
+        beside
+            .commit_beside(main)
+            .expect_err("a folder is in the way");
+        assert!(waiting.exists());
+        OutputFile::settle_beside(&at("beside")).expect("is there");
+        assert!(!waiting.exists());
+        assert_eq!(fs::read(at("beside")).expect("there"), b"");
+        assert_eq!(fs::read(at("beside.new")).expect("there"), b"mine");
     }
 
     #[test]

@@ -14,10 +14,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 
-use super::left_overs::{take_over, temporary_folder, Lock};
+use super::left_overs::{is_old, take_over, temporary_folder, Lock};
 use super::output::{sync_folder, OutputFile};
 use super::retry::{is_there, names_in, remove_file, retried};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +30,8 @@ pub(super) const FOLDER: &str = ".rwkv-edge-new";
 const GONE: &str = ".gone";
 /// Without it no program takes the files for a model: it is the first to go and the last to come.
 const CONFIG: &str = "config.json";
+/// So long a writer waits for another one that is just moving its files.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where the file of a name is, or would be; `None` if it is no more.
 pub(crate) fn current(folder: &Path, name: &str) -> io::Result<Option<PathBuf>> {
@@ -53,16 +57,26 @@ pub(crate) fn current_names(folder: &Path) -> io::Result<Vec<String>> {
     };
     // A file that moves in between is seen twice and not never.
     let pending = match names(&folder.join(FOLDER)) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        // A file of that name is somebody else's.
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Vec::new()
+        }
         pending => pending?,
     };
     let mut all = names(folder)?;
     all.retain(|name| name != FOLDER);
-    for name in pending {
-        match name.strip_suffix(GONE) {
-            Some(gone) => all.retain(|name| name != gone),
-            None if all.contains(&name) => {}
-            None => all.push(name),
+    // New ones after those that are gone: a file that is both is there, as `current` says.
+    let (gone, new): (Vec<_>, Vec<_>) = pending.iter().partition(|name| name.ends_with(GONE));
+    let gone: Vec<_> = gone.iter().filter_map(|n| n.strip_suffix(GONE)).collect();
+    all.retain(|name| !gone.contains(&name.as_str()));
+    for name in new {
+        if !all.contains(name) {
+            all.push(name.clone());
         }
     }
     Ok(all)
@@ -79,6 +93,11 @@ pub(crate) struct PendingFiles {
 impl PendingFiles {
     /// Begins in a folder that is there.
     pub(crate) fn begin(folder: &Path) -> Result<Self> {
+        let pending = folder.join(FOLDER);
+        if retried(|| fs::symlink_metadata(&pending)).is_ok_and(|found| !found.is_dir()) {
+            let text = "is in the way, expected no file of this name";
+            return Err(Error::new(ErrorKind::Io, text).at(pending.display()));
+        }
         let made =
             temporary_folder(folder).map_err(|e| Error::io("create files in it", folder, e))?;
         let (staging, lock) = made;
@@ -98,13 +117,23 @@ impl PendingFiles {
     /// Removes a file of this name together with the coming of the others.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         let name = format!("{name}{GONE}");
-        self.create(&name)?.commit()
+        self.create(&name)?.finish()?.rename()
     }
 
     /// Puts all of them into the folder. On failure it is as it was, unless the error says that the new files are in it.
     ///
+    /// `last_look` sees the folder as it is then, when nobody else's files are on their way in it, and may refuse, or
+    /// [remove](Self::remove) some.
+    ///
     /// What could not be synced when all was in its place already is no failure: that is given back.
-    pub(crate) fn commit(self) -> Result<Option<Error>> {
+    pub(crate) fn commit(
+        self,
+        last_look: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Option<Error>> {
+        // By the clock of the file system, as of just now: all files came into it.
+        let now = fs::metadata(self.staging.path()).and_then(|found| found.modified());
+        settle_left_over(&self.folder, now.ok(), PATIENCE)?;
+        last_look(&self)?;
         let PendingFiles {
             folder,
             staging,
@@ -112,7 +141,6 @@ impl PendingFiles {
         } = self;
         let pending = folder.join(FOLDER);
         sync_folder(staging.path())?;
-        settle_left_over(&folder)?;
         retried(|| fs::rename(staging.path(), &pending))
             .map_err(|e| Error::io("rename to", &pending, e))?;
         if let Err(error) = sync_folder(&folder) {
@@ -142,26 +170,37 @@ impl PendingFiles {
     }
 }
 
-/// Finishes what a process left undone that ended while its files moved to where they belong.
+/// Finishes what a process left undone that ended while its files moved to where they belong. Without locks that shows
+/// in their age only.
 ///
 /// # Errors
-/// When the process still lives, and what the system says.
-pub(super) fn settle_left_over(folder: &Path) -> Result<()> {
+/// When the process still lives after a time of patience, and what the system says.
+pub(super) fn settle_left_over(
+    folder: &Path,
+    now: Option<SystemTime>,
+    patience: Duration,
+) -> Result<()> {
     let pending = folder.join(FOLDER);
-    let there = is_there(&pending).map_err(|e| Error::io("open", &pending, e))?;
-    if !there {
-        return Ok(());
+    let begin = Instant::now();
+    loop {
+        let found = match retried(|| fs::symlink_metadata(&pending)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            found => found.map_err(|e| Error::io("open", &pending, e))?,
+        };
+        if !found.is_dir() {
+            return Ok(());
+        }
+        let (lock, _held) = take_over(&pending);
+        if lock == Lock::Held || lock == Lock::Unknown && is_old(&pending, &found, now) {
+            let moved = Moves::default().make(folder);
+            return moved.map_err(|failed| half_way(folder, failed));
+        }
+        if begin.elapsed() >= patience {
+            let text = "another process is just putting a model here, try again later";
+            return Err(Error::new(ErrorKind::Io, text).at(folder.display()));
+        }
+        thread::sleep(Duration::from_millis(20));
     }
-    let (lock, _held) = take_over(&pending);
-    // Without locks both may be at it: each moves what the other has not.
-    if lock == Lock::Lost && is_there(&pending).unwrap_or(true) {
-        let text = "another process is just putting a model here";
-        return Err(Error::new(ErrorKind::Io, text).at(folder.display()));
-    }
-    let mut moves = Moves::default();
-    moves
-        .make(folder)
-        .map_err(|failed| half_way(folder, failed))
 }
 
 /// What could not be done with which file.
@@ -194,13 +233,13 @@ impl Moves {
         let (gone, new): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| is_gone(name));
         let is_new_config = new.iter().any(|name| name == CONFIG);
         if is_new_config {
-            remove(folder.join(CONFIG))?;
+            remove_because_of(&pending.join(CONFIG), folder.join(CONFIG))?;
         }
         self.have_begun = true;
         for name in &gone {
             // Without the suffix, which is ASCII.
-            if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(GONE)) {
-                remove(folder.join(name))?;
+            if let Some(old) = name.to_str().and_then(|name| name.strip_suffix(GONE)) {
+                remove_because_of(&pending.join(name), folder.join(old))?;
             }
         }
         // The old ones go before what hides them does.
@@ -232,6 +271,16 @@ impl Moves {
 
 fn is_gone(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.ends_with(GONE))
+}
+
+/// Removes an old file as long as there is what hides it. If that is not there any more, another process has brought it
+/// to where it belongs, which is where the old file was.
+fn remove_because_of(hides: &Path, old: PathBuf) -> Result<(), Failed> {
+    match is_there(hides) {
+        Ok(true) => remove(old),
+        Ok(false) => Ok(()),
+        Err(e) => Err(("open", hides.to_owned(), e)),
+    }
 }
 
 fn remove(path: PathBuf) -> Result<(), Failed> {
@@ -314,6 +363,70 @@ mod tests {
         }
     }
 
+    /// A file that is gone and new at once is new; a file in the place of the folder of new ones is nobody's.
+    #[test]
+    fn odd_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
+        for name in ["a", "b"] {
+            fs::write(folder.join(name), "old").expect("can be written");
+        }
+        fs::create_dir(folder.join(FOLDER)).expect("can be made");
+        for name in ["a", "a.gone", "b.gone", "c", "c.gone"] {
+            fs::write(folder.join(FOLDER).join(name), "new").expect("can be written");
+        }
+        let names = || {
+            let mut names = current_names(folder).expect("can be listed");
+            names.sort();
+            names
+        };
+        assert_eq!(names(), ["a", "c"]);
+        // Locks there are, so that it is known to be a left-over.
+        settle_left_over(folder, None, Duration::ZERO).expect("nobody holds it");
+        assert_eq!(names(), ["a", "c"]);
+        fs::write(folder.join(FOLDER), "mine").expect("can be written");
+        assert_eq!(names(), ["a", "c"]);
+        assert_eq!(current(folder, "a").expect("known"), Some(folder.join("a")));
+        let error = PendingFiles::begin(folder).err().expect("in the way");
+        assert!(error.to_string().contains("in the way"), "{error}");
+        let mine = fs::read_to_string(folder.join(FOLDER));
+        assert_eq!(mine.expect("there"), "mine");
+    }
+
+    /// What another process has brought to its place meanwhile stays there.
+    #[test]
+    fn an_old_file_goes_only_because_of_a_new_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (hides, old) = (folder.path().join("new"), folder.path().join("old"));
+        fs::write(&old, "").expect("can be written");
+        assert!(remove_because_of(&hides, old.clone()).is_ok());
+        assert!(old.exists());
+        fs::write(&hides, "").expect("can be written");
+        assert!(remove_because_of(&hides, old.clone()).is_ok());
+        assert!(!old.exists());
+    }
+
+    #[test]
+    fn a_writer_waits_for_another_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
+        fs::create_dir(folder.join(FOLDER)).expect("can be made");
+        let (lock, held) = take_over(&folder.join(FOLDER));
+        if lock != Lock::Held {
+            return;
+        }
+        settle_left_over(folder, None, Duration::ZERO).expect_err("held");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                drop(held);
+            });
+            let waited = settle_left_over(folder, None, Duration::from_secs(60));
+            waited.expect("is free soon");
+        });
+        assert!(!folder.join(FOLDER).exists());
+    }
+
     #[test]
     fn files_that_come_together() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -335,7 +448,7 @@ mod tests {
             .expect("can be made")
             .commit()
             .expect("can be kept");
-        assert!(files.commit().expect("can be renamed").is_none());
+        assert!(files.commit(|_| Ok(())).expect("can be renamed").is_none());
         assert_eq!(current_names(folder).expect("can be listed"), ["b"]);
     }
 }

@@ -37,11 +37,18 @@ pub(super) fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether there is anything of this name, be it a link that leads nowhere.
+/// Whether there is anything of this name, be it a link that leads nowhere. Within what is no folder there is nothing.
 pub(super) fn is_there(path: &Path) -> io::Result<bool> {
     match retried(|| fs::symlink_metadata(path)) {
         Ok(_) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(false)
+        }
         Err(e) => Err(e),
     }
 }

@@ -9,7 +9,8 @@
 //! * It changes mappings that are in the list, and no other address. One leaves the list before it is unmapped, and
 //!   waits until no handler is at work that may have found it there.
 //! * The whole mapping is replaced, not a page: one fault for a file instead of one a page, no limit on the number of
-//!   mappings is met, and the pages' size does not matter, but for the end of the mapping.
+//!   mappings is met, and the pages' size does not matter, but for the end of the mapping. Where the system refuses that,
+//!   as it may a large mapping when all memory is to be locked, it is the page of the fault.
 
 use std::ffi::{c_int, c_void};
 use std::fs::File;
@@ -37,6 +38,8 @@ struct Place {
     /// Of whole pages, in bytes from address 0. `end` is 0 while there is no mapping here, and changes last.
     start: AtomicUsize,
     end: AtomicUsize,
+    /// The size of its pages.
+    page: AtomicUsize,
     /// The mark of the mapping, which lives as long as it is in the list.
     mark: AtomicPtr<AtomicBool>,
 }
@@ -67,6 +70,7 @@ impl Known {
         let mark: *const AtomicBool = watch.flag();
         place.mark.store(mark.cast_mut(), Ordering::Relaxed);
         place.start.store(start / page * page, Ordering::Relaxed);
+        place.page.store(page, Ordering::Relaxed);
         place.end.store(end, Ordering::Release);
         Known {
             place,
@@ -106,6 +110,7 @@ fn free_place() -> &'static Place {
         next: first,
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
+        page: AtomicUsize::new(1),
         mark: AtomicPtr::new(ptr::null_mut()),
     }));
     PLACES.store(place, Ordering::Release);
@@ -137,6 +142,9 @@ fn page_size(file: &File) -> usize {
 /// Handlers belong to the program, so nothing else in this crate installs one: neither loading it nor opening a
 /// model. A handler that is installed later replaces this one unless it passes on what is not its own. The
 /// library that has this function must not be unloaded afterwards.
+///
+/// The system does not call the handler in a thread that blocks SIGBUS: a fault ends the process there. The threads of
+/// a model block what the thread does that opens it, so neither that one nor those that use the model may.
 ///
 /// # Errors
 ///
@@ -209,7 +217,8 @@ fn replace_mapping_of(address: usize) -> bool {
         if start <= address && address < end {
             // SAFETY: the mark lives as long as the mapping is in the list, in which it stays while this walks.
             unsafe { (*place.mark.load(Ordering::Relaxed)).store(true, Ordering::SeqCst) };
-            is_replaced = put_zeros(start, end - start);
+            let page = place.page.load(Ordering::Relaxed);
+            is_replaced = put_zeros(start, end - start) || put_zeros(address / page * page, page);
             break;
         }
         at = place.next;

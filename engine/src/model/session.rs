@@ -263,9 +263,18 @@ impl Session {
                 "room for {found} bytes of state, expected {expected}"
             )));
         }
-        self.state.check_savable(&self.logits)?;
+        self.check_savable()?;
         self.state.write_bytes(&self.logits, out);
         Ok(())
+    }
+
+    /// Whether [`save_state_to`](Self::save_state_to) would save the state, for whoever must know before there is room.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`State::numbers`], and [`ErrorKind::State`](crate::ErrorKind::State) for numbers that are not finite.
+    pub fn check_savable(&self) -> Result<()> {
+        self.state.check_savable(&self.logits)
     }
 
     /// Goes on from bytes that [`save_state_to`](Self::save_state_to) or
