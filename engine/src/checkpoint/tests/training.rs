@@ -131,6 +131,35 @@ fn weights_are_found_among_what_training_saves() {
     assert_opens("twice", &bytes);
 }
 
+/// Names of types and functions as values, in the spelling of Python 3 and in that which protocol 2 writes.
+#[test]
+fn names_of_types_are_values() {
+    for name in [
+        "int", "long", "str", "unicode", "range", "xrange", "type", "bool", "bytes", "float", "len",
+    ] {
+        for module in ["__builtin__", "builtins"] {
+            let class = format!("c{module}\n{name}\n");
+            let bytes = repickled(|weights| {
+                let outer = Pickle::dict().text("state_dict").raw(&weights.0);
+                let counts = outer
+                    .text("class")
+                    .raw(class.as_bytes())
+                    .text("counts")
+                    .raw(b"ccollections\ndefaultdict\n")
+                    .raw(class.as_bytes())
+                    .raw(b"\x85R")
+                    .text("made")
+                    .raw(class.as_bytes())
+                    .raw(b"K\0K\x05K\x01\x87R");
+                let partial = counts.text("lr").raw(b"cfunctools\npartial\n");
+                let state = [class.as_bytes(), b"\x85R(", class.as_bytes(), b")}Ntb"].concat();
+                partial.raw(&state).end()
+            });
+            assert_opens(name, &bytes);
+        }
+    }
+}
+
 #[test]
 fn what_is_in_doubt_is_named() {
     let two = repickled(|weights| {
