@@ -177,6 +177,8 @@ fn what_is_in_doubt_is_named() {
         .text("optimizer")
         .raw(b"}(")
         .tensor("a", &PLACE);
+    let below = Pickle::dict().text("state_dict").raw(b"}(");
+    let below = below.text("emb.weight").int(1).raw(b"u");
     let no_tensor = Pickle::dict()
         .text("emb.weight")
         .int(1)
@@ -193,6 +195,18 @@ fn what_is_in_doubt_is_named() {
             torch(none),
             Unsupported,
             &["\"epoch\", \"args\"", "no tensor"],
+        ),
+        file(
+            "numbers below a key",
+            torch(below.end()),
+            Unsupported,
+            &["\"emb.weight\"", "a number"],
+        ),
+        file(
+            "a long name",
+            torch(Pickle::dict().tensor(&"x".repeat(300), &PLACE).end()),
+            Format,
+            &["a key of more than 256 bytes"],
         ),
         file(
             "only an optimizer",
