@@ -197,6 +197,12 @@ pub(super) fn has_other_form(name: &str) -> bool {
 /// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices
 /// are what the model was trained to be, and are not made here.
 fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
+    let is_state = |tensor: &RawTensor| tensor.name.ends_with(".time_state");
+    if let (true, Some(tensor)) = (tensors.iter().all(is_state), tensors.first()) {
+        let text =
+            "trained initial states (state tuning) without their model, expected a whole model";
+        return Err(Error::unsupported(text).at(tensor.place()));
+    }
     let Some(tensor) = tensors.iter().find(|tensor| is_of_adapter(&tensor.name)) else {
         return Ok(());
     };

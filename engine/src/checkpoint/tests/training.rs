@@ -346,6 +346,8 @@ fn adapters_are_named() {
     };
     let plain = ["blocks.0.att.key.lora_A", "blocks.0.att.key.lora_B"];
     let peft = ["base_model.model.rwkv.blocks.0.attention.key.lora_A.weight"];
+    let lokr = ["lycoris_blocks_0_att_key.lokr_w1"];
+    let states = ["blocks.0.att.time_state", "blocks.1.att.time_state"];
     let wrapped = ["blocks.0.att.key.base_layer.weight"];
     let pth = torch(Pickle::dict().tensor(plain[0], &PLACE).end());
     let folder = |name, files| Case {
@@ -361,6 +363,13 @@ fn adapters_are_named() {
         file("alone", lora(&plain, false), Unsupported, merge),
         file("alone in a pickle", pth, Unsupported, merge),
         file("of peft", lora(&peft, false), Unsupported, merge),
+        file("lokr", lora(&lokr, false), Unsupported, merge),
+        file(
+            "states",
+            lora(&states, false),
+            Unsupported,
+            &["initial states", "without their model"],
+        ),
         file(
             "beside",
             lora(&plain, true),
