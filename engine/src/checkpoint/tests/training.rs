@@ -329,6 +329,58 @@ fn prefixes_of_all_names() {
     ]);
 }
 
+/// Beside a model whose names all begin alike lie the counters of averages, losses, other models.
+#[test]
+fn names_beside_a_prefix() {
+    let expected = read_all(&open(&fixture("checkpoints/raw.safetensors"), true).unwrap()).unwrap();
+    let with = |prefix: &str, extra: &[(&str, Vec<usize>)]| {
+        let mut parts = tiny_model();
+        for part in &mut parts {
+            part.name = format!("{prefix}{}", part.name);
+        }
+        parts.extend(extra.iter().map(|(name, shape)| Part {
+            name: (*name).to_owned(),
+            dtype: "F32",
+            shape: shape.clone(),
+            bytes: vec![0; 4 * shape.iter().product::<usize>()],
+        }));
+        safetensors_of(&parts)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m");
+    for counter in [vec![], vec![1]] {
+        for prefix in ["module.", "model."] {
+            let bytes = with(prefix, &[("n_averaged", counter.clone())]);
+            std::fs::write(&path, bytes).unwrap();
+            let found = open(&path, true).unwrap();
+            assert_eq!(read_all(&found).unwrap(), expected, "{prefix}");
+        }
+    }
+    let loss = with("module.", &[("criterion.weight", vec![3])]);
+    let head = ("model.loss_scale", vec![3]);
+    let inside = with("model.", &[("n_averaged", vec![]), head]);
+    let teacher = ["emb.weight", "blocks.0.ln1.weight"].map(|name| format!("teacher.{name}"));
+    let two = with(
+        "model.",
+        &[(&teacher[0], vec![7, 4]), (&teacher[1], vec![4])],
+    );
+    run(&[
+        file(
+            "loss",
+            loss,
+            Unsupported,
+            &["tensor criterion.weight", "\"module.\""],
+        ),
+        file(
+            "inside",
+            inside,
+            Format,
+            &["tensor model.loss_scale", "not part"],
+        ),
+        file("two", two, Unsupported, &["\"model.\"", "\"teacher.\""]),
+    ]);
+}
+
 #[test]
 fn adapters_are_named() {
     let lora = |names: &[&str], beside: bool| {
