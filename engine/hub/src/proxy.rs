@@ -121,12 +121,23 @@ fn is_of(host: &str, port: &str, entry: &str) -> bool {
     }
     let (name, only_port) = split_port(entry);
     let name = name.trim_start_matches('*').trim_start_matches('.');
-    let is_below = || {
-        host.strip_suffix(name)
-            .is_some_and(|sub| sub.ends_with('.'))
+    // The root of all names may be written or not.
+    let (host, name) = (without_root(host), without_root(name));
+    let is_same = match (host.parse::<IpAddr>(), name.parse::<IpAddr>()) {
+        (Ok(address), Ok(named)) => address == named,
+        // Below an address there is nothing.
+        (Ok(_), Err(_)) => false,
+        _ => {
+            let sub = host.strip_suffix(name);
+            sub.is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
+        }
     };
-    let is_host = !name.is_empty() && (host == name || is_below());
+    let is_host = !name.is_empty() && is_same;
     is_host && only_port.is_none_or(|only| only == port)
+}
+
+fn without_root(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 fn is_in_network(address: IpAddr, network: &str, bits: &str) -> Option<bool> {
@@ -216,6 +227,13 @@ mod tests {
             ("1.2.3.4/32", "http://1.2.3.5", false),
             ("", "https://h.co", false),
             (".", "https://h.co", false),
+            ("0.0.1", "http://127.0.0.1", false),
+            (".0.1,1", "http://127.0.0.1", false),
+            ("127.0.0.1", "http://127.0.0.1:8", true),
+            ("0:0::1", "http://[::1]", true),
+            ("localhost.", "http://localhost", true),
+            ("localhost", "http://localhost.:8", true),
+            ("h.co.", "https://cdn.h.co", true),
         ] {
             let variables = [("ALL_PROXY", "http://p:1"), ("NO_PROXY", entries)];
             let proxy = proxy("https://h", &variables)

@@ -103,12 +103,25 @@ fn count(fields: &Map<String, Value>, name: &str, max: u64) -> Result<Option<usi
     }
 }
 
+/// A token's id: a number or the first of a list. Minus one and an empty list say that there is none.
 fn token(fields: &Map<String, Value>, name: &str) -> Result<u32> {
     let Some(value) = present(fields, name) else {
         return Ok(0);
     };
-    let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let first = match value {
+        Value::Array(list) => list.first(),
+        value => Some(value),
+    };
+    let Some(first) = first.filter(|id| !is_no_token(id)) else {
+        return Ok(0);
+    };
+    let id = first.as_u64().and_then(|id| u32::try_from(id).ok());
     id.ok_or_else(|| Error::format(format!("{name} {value}, expected a token id")))
+}
+
+/// What programs write where a model has no such token.
+fn is_no_token(value: &Value) -> bool {
+    value.as_i64() == Some(-1)
 }
 
 /// The token that ends a text, and others that do so, too: a number or a list of some.
@@ -120,18 +133,21 @@ fn ends_of_text(fields: &Map<String, Value>) -> Result<(u32, OtherEnds)> {
     let refuse = || {
         let text = serde_json::to_string(list).unwrap_or_default();
         let max = OtherEnds::MAX + 1;
-        let text = format!("{FIELD} {text}, expected a token id or a list of 1 to {max}");
+        let text = format!("{FIELD} {text}, expected a token id or a list of at most {max}");
         Error::format(text)
     };
     let mut ids = Vec::new();
-    for value in list.iter().take(OtherEnds::MAX + 2) {
+    let listed = list.iter().filter(|id| !is_no_token(id));
+    for value in listed.take(OtherEnds::MAX + 2) {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         let id = id.ok_or_else(refuse)?;
         if !ids.contains(&id) {
             ids.push(id);
         }
     }
-    let (&first, others) = ids.split_first().ok_or_else(refuse)?;
+    let Some((&first, others)) = ids.split_first() else {
+        return Ok((0, OtherEnds::default()));
+    };
     let others = OtherEnds::try_from(others.to_vec()).map_err(|_| refuse())?;
     Ok((first, others))
 }

@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
@@ -65,6 +65,7 @@ impl Named {
     /// A tensor that only another architecture has, one of an adapter, or one that occurs twice.
     pub(super) fn new(place: String, found: Vec<RawTensor>) -> Result<Self> {
         refuse_adapter(&found)?;
+        let found = of_one_model(found)?;
         let cleaner = Cleaner::new(found.iter().map(|tensor| tensor.name.as_str()));
         let architecture = architecture(&place, &found, &cleaner)?;
         let mut tensors = BTreeMap::<String, RawTensor>::new();
@@ -197,6 +198,12 @@ pub(super) fn has_other_form(name: &str) -> bool {
 /// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices
 /// are what the model was trained to be, and are not made here.
 fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
+    let is_state = |tensor: &RawTensor| tensor.name.ends_with(".time_state");
+    if let (true, Some(tensor)) = (tensors.iter().all(is_state), tensors.first()) {
+        let text =
+            "trained initial states (state tuning) without their model, expected a whole model";
+        return Err(Error::unsupported(text).at(tensor.place()));
+    }
     let Some(tensor) = tensors.iter().find(|tensor| is_of_adapter(&tensor.name)) else {
         return Ok(());
     };
@@ -210,6 +217,58 @@ fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
                   model first, with merge_and_unload() of PEFT or the merge script of what trained it",
     };
     Err(Error::unsupported(text).at(tensor.place()))
+}
+
+/// The tensors without the counters that training keeps beside them, such as `n_averaged` of torch's
+/// `AveragedModel`, where all names of the model have a prefix that those lack.
+///
+/// # Errors
+/// Several models, and other tensors beside the one.
+fn of_one_model(mut found: Vec<RawTensor>) -> Result<Vec<RawTensor>> {
+    let cleaner = Cleaner::new(found.iter().map(|tensor| tensor.name.as_str()));
+    let names: Vec<_> = found.iter().map(|one| cleaner.name(&one.name)).collect();
+    if known::shown(names.iter().map(|name| &**name)).is_some() {
+        return Ok(found);
+    }
+    let prefixes = found.iter().filter_map(|tensor| {
+        let embedding = ["embeddings.weight", EMBEDDING];
+        let mut prefixes = embedding
+            .iter()
+            .filter_map(|end| tensor.name.strip_suffix(end));
+        let prefix = prefixes.next()?;
+        let mut short = known::architectures().filter_map(|one| {
+            let rest = prefix.strip_suffix(one.hugging_face.prefix);
+            rest.filter(|rest| rest.ends_with('.'))
+        });
+        Some(short.next().unwrap_or(prefix)).filter(|prefix| prefix.ends_with('.'))
+    });
+    let prefixes: BTreeSet<String> = prefixes.map(str::to_owned).collect();
+    let mut rest = prefixes.iter();
+    let (Some(prefix), second) = (rest.next(), rest.next()) else {
+        return Ok(found);
+    };
+    let is_outside = |tensor: &RawTensor| !tensor.name.starts_with(prefix);
+    if let Some(second) = second {
+        let text = format!(
+            "one of several models, whose names begin with {prefix:?} and with {second:?}, expected one: save the \
+             tensors of one alone"
+        );
+        let tensor = found.iter().find(|tensor| tensor.name.starts_with(second));
+        let place = tensor.map(RawTensor::place).unwrap_or_default();
+        return Err(Error::unsupported(text).at(place));
+    }
+    let is_counter = |tensor: &RawTensor| tensor.shape.iter().all(|&dim| dim == 1);
+    found.retain(|tensor| !(is_outside(tensor) && is_counter(tensor)));
+    match found.iter().find(|tensor| is_outside(tensor)) {
+        None => Ok(found),
+        Some(tensor) => {
+            let text = format!(
+                "beside a model whose names all begin with {prefix:?}, expected the model alone: save its tensors \
+                 without the others"
+            );
+            Err(Error::unsupported(text).at(tensor.place()))
+        }
+    }
 }
 
 /// The architecture whose tensors these are.

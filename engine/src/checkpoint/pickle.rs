@@ -89,6 +89,10 @@ enum Value {
 enum Opaque {
     /// A number, bytes, a set.
     Value,
+    /// A text of more than [`TEXT_BYTES_MAX`].
+    LongText,
+    /// An integer of more than 64 bits.
+    LongInt,
     List,
     /// Of a class or made by a function, by the number of its name.
     Object(u32),
@@ -334,7 +338,7 @@ impl<'a> Interpreter<'a> {
                 long(self.take(usize::try_from(length).map_err(|_| truncated())?)?)
             }
         };
-        self.push(number.map_or(OTHER, Value::Int))
+        self.push(number.map_or(LONG_INT, Value::Int))
     }
 
     /// A number in digits, or a truth value.
@@ -352,12 +356,12 @@ impl<'a> Interpreter<'a> {
         if digits.is_empty() || !is_number {
             return Err(Error::format("a number without digits"));
         }
-        self.push(digits.parse().map_or(OTHER, Value::Int))
+        self.push(digits.parse().map_or(LONG_INT, Value::Int))
     }
 
     fn push_text(&mut self, text: &'a str) -> Result<()> {
         if text.len() > TEXT_BYTES_MAX {
-            return self.push(OTHER);
+            return self.push(Value::Opaque(Opaque::LongText));
         }
         put(&mut self.texts, text)?;
         self.push(Value::Text(self.texts.len() as u32 - 1))
@@ -509,6 +513,7 @@ impl<'a> Interpreter<'a> {
 }
 
 const OTHER: Value = Value::Opaque(Opaque::Value);
+const LONG_INT: Value = Value::Opaque(Opaque::LongInt);
 const LIST: Value = Value::Opaque(Opaque::List);
 
 /// What errors call the memory of values.

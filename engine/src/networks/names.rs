@@ -160,22 +160,30 @@ fn unwrapped(name: &str) -> Cow<'_, str> {
     name
 }
 
-/// The segments that adapters add to the names of the matrices they belong to, but for capitals.
-const ADAPTERS: [&str; 9] = [
-    "lora_a",
-    "lora_b",
-    "lora_s",
-    "lora_embedding_a",
-    "lora_embedding_b",
-    "lora_magnitude_vector",
+/// The segments that adapters such as DoRA and Bone add to the names of the matrices they belong to, but for capitals.
+const ADAPTERS: [&str; 5] = [
     "base_layer",
     "bone",
     "disha",
+    "prompt_embeddings",
+    "prompt_encoder",
+];
+
+/// How others begin, of PEFT and of LyCORIS: `lora_A`, `pissa_A`, `ia3_l`, `hada_w1_a`, `lokr_w1`.
+const ADAPTER_STARTS: [&str; 9] = [
+    "lora_", "dora_", "pissa_", "ia3_", "hada_", "lokr_", "vera_", "oft_", "boft_",
 ];
 
 /// Whether a tensor is part of an adapter, such as LoRA, or of a model that has one and is not merged with it.
 pub(crate) fn is_of_adapter(name: &str) -> bool {
-    let is_adapter = |segment: &str| ADAPTERS.iter().any(|one| segment.eq_ignore_ascii_case(one));
+    let begins = |segment: &str, start: &str| {
+        let found = segment.get(..start.len());
+        found.is_some_and(|found| found.eq_ignore_ascii_case(start))
+    };
+    let is_adapter = |segment: &str| {
+        ADAPTERS.iter().any(|one| segment.eq_ignore_ascii_case(one))
+            || ADAPTER_STARTS.iter().any(|one| begins(segment, one))
+    };
     name.split('.').any(is_adapter)
 }
 
@@ -237,6 +245,11 @@ mod tests {
             "base_model.model.blocks.0.att.key.lora_B.default.weight",
             "blocks.0.att.key.base_layer.weight",
             "emb.lora_embedding_A.default",
+            "base_model.model.blocks.0.att.key.ia3_l",
+            "blocks.0.att.key.hada_w1_a",
+            "lycoris_blocks_0_att_key.lokr_w1",
+            "blocks.0.att.key.pissa_A",
+            "prompt_embeddings",
         ] {
             assert!(is_of_adapter(name), "{name}");
         }

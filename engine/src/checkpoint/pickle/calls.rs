@@ -169,6 +169,9 @@ impl Interpreter<'_> {
         let size = |item: &Value| match *item {
             Value::Int(size) => usize::try_from(size)
                 .map_err(|_| Error::format(format!("a size or stride of {size}"))),
+            Value::Opaque(Opaque::LongInt) => {
+                Err(Error::format("a size or stride of more than 63 bits"))
+            }
             _ => Err(Error::format("a size or stride that is no integer")),
         };
         items.iter().map(size).collect()

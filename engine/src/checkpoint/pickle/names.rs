@@ -38,7 +38,7 @@ const STORAGES: [(&str, Dtype); 10] = [
 
 /// Modules that reach the system. What training leaves in a checkpoint never needs them, what means harm
 /// does.
-const HARMFUL_MODULES: [&str; 22] = [
+const HARMFUL_MODULES: [&str; 23] = [
     "os",
     "posix",
     "nt",
@@ -52,6 +52,7 @@ const HARMFUL_MODULES: [&str; 22] = [
     "importlib",
     "pickle",
     "_pickle",
+    "cPickle",
     "code",
     "commands",
     "webbrowser",
@@ -63,25 +64,52 @@ const HARMFUL_MODULES: [&str; 22] = [
     "asyncio",
 ];
 
-/// Builtins that are values and types, of which checkpoints have some; the others run code.
-const HARMLESS_BUILTINS: [&str; 17] = [
+/// Builtins that are values, types, or functions of values alone, in Python 3's spelling and in Python 2's, which
+/// protocol 2 writes; of the others some run code.
+const HARMLESS_BUILTINS: [&str; 43] = [
     "set",
     "frozenset",
     "dict",
     "list",
     "tuple",
     "int",
+    "long",
     "float",
     "complex",
     "str",
+    "unicode",
+    "basestring",
     "bytes",
     "bytearray",
+    "memoryview",
     "bool",
     "object",
+    "type",
+    "NoneType",
     "slice",
     "range",
+    "xrange",
+    "property",
+    "staticmethod",
+    "classmethod",
+    "super",
     "getattr",
     "Ellipsis",
+    "ellipsis",
+    "NotImplemented",
+    "None",
+    "True",
+    "False",
+    "len",
+    "min",
+    "max",
+    "sum",
+    "abs",
+    "round",
+    "sorted",
+    "reversed",
+    "enumerate",
+    "zip",
 ];
 
 impl Global {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::{Interpreter, Opaque, PickledTensor, Value};
+use super::{Interpreter, Opaque, PickledTensor, Value, TEXT_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::math::reserve;
 use crate::networks::known;
@@ -19,9 +19,10 @@ const NAMED_MAX: usize = 8;
 
 const SAVE_ALONE: &str = "load the file in Python and save that dictionary alone";
 
-/// A dictionary with tensors in it.
+/// A dictionary that may hold the weights.
 struct Candidate<'a> {
     dict: u32,
+    has_tensors: bool,
     /// The keys that lead to it.
     path: Vec<&'a str>,
 }
@@ -42,14 +43,13 @@ impl Interpreter<'_> {
                 )),
             });
         };
-        let candidates = self.candidates(top);
-        match self.choose(top, &candidates)? {
+        match self.choose(top, &self.candidates(top))? {
             Some(dict) => self.tensors_of(dict),
             None => Ok(Vec::new()),
         }
     }
 
-    /// All dictionaries with tensors that keys of text lead to, the outer ones first, but for those of
+    /// All dictionaries that keys of text lead to, the outer ones first, but for those of
     /// optimizers.
     fn candidates(&self, top: u32) -> Vec<Candidate<'_>> {
         let mut found = Vec::new();
@@ -76,9 +76,11 @@ impl Interpreter<'_> {
                     _ => {}
                 }
             }
-            if has_tensors {
-                found.push(Candidate { dict, path });
-            }
+            found.push(Candidate {
+                dict,
+                has_tensors,
+                path,
+            });
         }
         found
     }
@@ -96,10 +98,10 @@ impl Interpreter<'_> {
 
     /// The dictionary that holds the weights beyond doubt; `None` if there is nothing at all.
     fn choose(&self, top: u32, candidates: &[Candidate<'_>]) -> Result<Option<u32>> {
-        if let [one] = candidates {
+        let all: Vec<_> = candidates.iter().filter(|one| one.has_tensors).collect();
+        if let [one] = all[..] {
             return Ok(Some(one.dict));
         }
-        let all: Vec<_> = candidates.iter().collect();
         let models = all.iter().filter(|one| self.shows_model(one.dict));
         let of_model: Vec<_> = models.copied().collect();
         // The outer one comes first. Its names say what it is if nothing further in does.
@@ -112,7 +114,8 @@ impl Interpreter<'_> {
             ([one], _) => Ok(Some(one.dict)),
             ([], []) if self.dict(top).is_empty() => Ok(None),
             ([], []) => {
-                let mut entries = self.dict(top).iter();
+                let dicts = candidates.iter().map(|one| self.dict(one.dict));
+                let mut entries = dicts.flatten();
                 entries.try_for_each(|(key, value)| self.check_other(*key, *value))?;
                 let keys = self.dict(top).iter().take(NAMED_MAX);
                 let keys: Vec<_> = keys.map(|(key, _)| self.key(*key)).collect();
@@ -169,6 +172,9 @@ impl Interpreter<'_> {
                 self.key(key),
                 self.what(value)
             ))),
+            (true, Value::Opaque(Opaque::LongText)) => Err(Error::format(format!(
+                "a key of more than {TEXT_BYTES_MAX} bytes, expected names of tensors"
+            ))),
             (true, _) => Err(Error::format(
                 "a key that is no text, expected names of tensors",
             )),
@@ -196,6 +202,8 @@ impl Interpreter<'_> {
             Value::Storage(_) => "a storage",
             Value::Tensor(_) => "a tensor",
             Value::Opaque(Opaque::Value) => "a value of another type",
+            Value::Opaque(Opaque::LongText) => "a long text",
+            Value::Opaque(Opaque::LongInt) => "a number",
             Value::Opaque(Opaque::List) => "a list",
             Value::Opaque(Opaque::Object(name)) => {
                 let name = self.names.get(name as usize).map(String::as_str);

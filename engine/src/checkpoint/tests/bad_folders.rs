@@ -143,15 +143,15 @@ fn configurations() {
         ),
         folder(
             "eos",
-            config("eos_token_id", "[0,-1]"),
+            config("eos_token_id", "[0,-2]"),
             Format,
-            &["eos_token_id [0,-1]"],
+            &["eos_token_id [0,-2]"],
         ),
         folder(
-            "no eos",
-            config("eos_token_id", "[]"),
+            "bos",
+            config("bos_token_id", "[-2]"),
             Format,
-            &["eos_token_id []"],
+            &["bos_token_id [-2]"],
         ),
         folder(
             "vocab",

@@ -19,6 +19,29 @@ fn write(folder: &Path, config: &[u8], weights: &[u8]) {
     std::fs::write(folder.join("model.safetensors"), weights).unwrap();
 }
 
+/// Programs that know no such token write -1 or an empty list, and some write lists of one.
+#[test]
+fn tokens_that_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = safetensors_of(&tiny_model());
+    for (eos, end, bos) in [
+        ("[]", 0, 0),
+        ("-1", 0, 0),
+        ("[-1]", 0, 0),
+        ("[3,-1]", 3, 0),
+        ("4,\"bos_token_id\":[2]", 4, 2),
+        ("4,\"bos_token_id\":[]", 4, 0),
+        ("4,\"bos_token_id\":-1", 4, 0),
+    ] {
+        let config = CONFIG.replace("EOS", eos);
+        write(folder.path(), config.as_bytes(), &weights);
+        let found = open(folder.path(), true).unwrap_or_else(|e| panic!("{eos}: {e}"));
+        let settings = &found.config.settings;
+        assert_eq!((settings.end_of_text, settings.bos), (end, bos), "{eos}");
+        assert!(settings.other_ends_of_text.as_slice().is_empty(), "{eos}");
+    }
+}
+
 #[test]
 fn json_with_a_mark_of_its_encoding() {
     let folder = tempfile::tempdir().unwrap();

@@ -131,6 +131,35 @@ fn weights_are_found_among_what_training_saves() {
     assert_opens("twice", &bytes);
 }
 
+/// Names of types and functions as values, in the spelling of Python 3 and in that which protocol 2 writes.
+#[test]
+fn names_of_types_are_values() {
+    for name in [
+        "int", "long", "str", "unicode", "range", "xrange", "type", "bool", "bytes", "float", "len",
+    ] {
+        for module in ["__builtin__", "builtins"] {
+            let class = format!("c{module}\n{name}\n");
+            let bytes = repickled(|weights| {
+                let outer = Pickle::dict().text("state_dict").raw(&weights.0);
+                let counts = outer
+                    .text("class")
+                    .raw(class.as_bytes())
+                    .text("counts")
+                    .raw(b"ccollections\ndefaultdict\n")
+                    .raw(class.as_bytes())
+                    .raw(b"\x85R")
+                    .text("made")
+                    .raw(class.as_bytes())
+                    .raw(b"K\0K\x05K\x01\x87R");
+                let partial = counts.text("lr").raw(b"cfunctools\npartial\n");
+                let state = [class.as_bytes(), b"\x85R(", class.as_bytes(), b")}Ntb"].concat();
+                partial.raw(&state).end()
+            });
+            assert_opens(name, &bytes);
+        }
+    }
+}
+
 #[test]
 fn what_is_in_doubt_is_named() {
     let two = repickled(|weights| {
@@ -148,6 +177,8 @@ fn what_is_in_doubt_is_named() {
         .text("optimizer")
         .raw(b"}(")
         .tensor("a", &PLACE);
+    let below = Pickle::dict().text("state_dict").raw(b"}(");
+    let below = below.text("emb.weight").int(1).raw(b"u");
     let no_tensor = Pickle::dict()
         .text("emb.weight")
         .int(1)
@@ -164,6 +195,18 @@ fn what_is_in_doubt_is_named() {
             torch(none),
             Unsupported,
             &["\"epoch\", \"args\"", "no tensor"],
+        ),
+        file(
+            "numbers below a key",
+            torch(below.end()),
+            Unsupported,
+            &["\"emb.weight\"", "a number"],
+        ),
+        file(
+            "a long name",
+            torch(Pickle::dict().tensor(&"x".repeat(300), &PLACE).end()),
+            Format,
+            &["a key of more than 256 bytes"],
         ),
         file(
             "only an optimizer",
@@ -286,6 +329,58 @@ fn prefixes_of_all_names() {
     ]);
 }
 
+/// Beside a model whose names all begin alike lie the counters of averages, losses, other models.
+#[test]
+fn names_beside_a_prefix() {
+    let expected = read_all(&open(&fixture("checkpoints/raw.safetensors"), true).unwrap()).unwrap();
+    let with = |prefix: &str, extra: &[(&str, Vec<usize>)]| {
+        let mut parts = tiny_model();
+        for part in &mut parts {
+            part.name = format!("{prefix}{}", part.name);
+        }
+        parts.extend(extra.iter().map(|(name, shape)| Part {
+            name: (*name).to_owned(),
+            dtype: "F32",
+            shape: shape.clone(),
+            bytes: vec![0; 4 * shape.iter().product::<usize>()],
+        }));
+        safetensors_of(&parts)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m");
+    for counter in [vec![], vec![1]] {
+        for prefix in ["module.", "model."] {
+            let bytes = with(prefix, &[("n_averaged", counter.clone())]);
+            std::fs::write(&path, bytes).unwrap();
+            let found = open(&path, true).unwrap();
+            assert_eq!(read_all(&found).unwrap(), expected, "{prefix}");
+        }
+    }
+    let loss = with("module.", &[("criterion.weight", vec![3])]);
+    let head = ("model.loss_scale", vec![3]);
+    let inside = with("model.", &[("n_averaged", vec![]), head]);
+    let teacher = ["emb.weight", "blocks.0.ln1.weight"].map(|name| format!("teacher.{name}"));
+    let two = with(
+        "model.",
+        &[(&teacher[0], vec![7, 4]), (&teacher[1], vec![4])],
+    );
+    run(&[
+        file(
+            "loss",
+            loss,
+            Unsupported,
+            &["tensor criterion.weight", "\"module.\""],
+        ),
+        file(
+            "inside",
+            inside,
+            Format,
+            &["tensor model.loss_scale", "not part"],
+        ),
+        file("two", two, Unsupported, &["\"model.\"", "\"teacher.\""]),
+    ]);
+}
+
 #[test]
 fn adapters_are_named() {
     let lora = |names: &[&str], beside: bool| {
@@ -303,6 +398,8 @@ fn adapters_are_named() {
     };
     let plain = ["blocks.0.att.key.lora_A", "blocks.0.att.key.lora_B"];
     let peft = ["base_model.model.rwkv.blocks.0.attention.key.lora_A.weight"];
+    let lokr = ["lycoris_blocks_0_att_key.lokr_w1"];
+    let states = ["blocks.0.att.time_state", "blocks.1.att.time_state"];
     let wrapped = ["blocks.0.att.key.base_layer.weight"];
     let pth = torch(Pickle::dict().tensor(plain[0], &PLACE).end());
     let folder = |name, files| Case {
@@ -318,6 +415,13 @@ fn adapters_are_named() {
         file("alone", lora(&plain, false), Unsupported, merge),
         file("alone in a pickle", pth, Unsupported, merge),
         file("of peft", lora(&peft, false), Unsupported, merge),
+        file("lokr", lora(&lokr, false), Unsupported, merge),
+        file(
+            "states",
+            lora(&states, false),
+            Unsupported,
+            &["initial states", "without their model"],
+        ),
         file(
             "beside",
             lora(&plain, true),

@@ -10,7 +10,7 @@ mod with_crate {
 
     use tokenizers::DecoderWrapper;
 
-    use crate::error::Result;
+    use crate::error::{Error, Result};
     use crate::math::reserve;
     use crate::text::tokenizer::cuts::{Cuts, PIECE_BYTES};
     use crate::text::tokenizer::fence::fence;
@@ -24,6 +24,10 @@ mod with_crate {
     /// and where memory is limited, with bytes for each: such words have up to some 60 bytes.
     const CACHED_WORDS_LIMITED: usize = 512;
     const CACHED_WORD_BYTES: usize = 2048;
+
+    /// Characters of white space side by side. The crate's search for words takes a step back for each of them, gives
+    /// up after a million, and says so to nobody: the ids would be wrong.
+    const WHITE_SPACE_MAX: usize = 1 << 18;
 
     pub(in crate::text::tokenizer) struct JsonTokenizer {
         inner: tokenizers::Tokenizer,
@@ -90,9 +94,18 @@ mod with_crate {
         }
 
         fn encode_piece(&self, piece: &str, ids: &mut Vec<u32>) -> Result<()> {
+            check_white_space(piece)?;
             // The crate cannot report that there is no memory; most likely there is what was there just now.
             let size = piece.len().saturating_mul(MEMORY_A_BYTE);
-            drop(black_box(reserve::<u8>(size, "tokenizing a text")?));
+            let room = reserve::<u8>(size, "tokenizing").map_err(|e| {
+                let text = format!(
+                    "not enough memory for tokenizing {} bytes of text without a place to cut them, which may take \
+                     {size} bytes",
+                    piece.len()
+                );
+                Error::memory(text).with_source(e)
+            })?;
+            drop(black_box(room));
             fence("tokenizing", || {
                 // "fast": without the offsets into the text, which nobody asks for.
                 let encoding = self.inner.encode_fast(piece, false);
@@ -136,6 +149,21 @@ mod with_crate {
         }
     }
 
+    fn check_white_space(piece: &str) -> Result<()> {
+        if piece.len() <= WHITE_SPACE_MAX {
+            return Ok(());
+        }
+        let runs = piece.split(|c: char| !c.is_whitespace());
+        let longest = runs.map(|run| run.chars().count()).max().unwrap_or(0);
+        match longest <= WHITE_SPACE_MAX {
+            true => Ok(()),
+            false => Err(tokenizer_error(format!(
+                "{longest} characters of white space side by side in the text, expected at most {WHITE_SPACE_MAX} \
+                 with a tokenizer.json"
+            ))),
+        }
+    }
+
     /// The byte that a character stands for in the spelling of byte-level tokens, which is GPT-2's:
     /// printable Latin-1 characters stand for themselves, the other 68 bytes follow from U+0100 on,
     /// in order.
@@ -156,7 +184,7 @@ mod with_crate {
         use rand_chacha::ChaCha8Rng;
         use rand_core::{RngCore, SeedableRng};
 
-        use super::{byte_of_char, JsonTokenizer};
+        use super::{byte_of_char, JsonTokenizer, WHITE_SPACE_MAX};
 
         const DEMO: &str = include_str!("../../../../cli/demo/tokenizer.json");
 
@@ -323,6 +351,25 @@ mod with_crate {
                     }
                 }
                 assert!(n_cuts > 100, "{name}: {n_cuts}");
+            }
+        }
+
+        /// Words behind white space are found however long that is, or the text is refused.
+        #[test]
+        fn white_space_hides_no_word() {
+            let tokenizer = JsonTokenizer::parse(DEMO.as_bytes(), false).expect("the demo");
+            let ids = |n: usize, space: &str| {
+                let (mut ids, text) = (Vec::new(), space.repeat(n) + "the");
+                let encoded = tokenizer.encode(text.as_bytes(), true, &mut 0, &mut ids);
+                encoded.map(|_| ids)
+            };
+            for space in ["\n", "\u{3000}"] {
+                let few = ids(9, space).expect("a short run");
+                let many = ids(WHITE_SPACE_MAX, space).expect("the longest run");
+                assert_eq!(many.last(), few.last());
+                let error = ids(WHITE_SPACE_MAX + 1, space).expect_err("too long");
+                let text = error.to_string();
+                assert!(text.contains("262145 characters of white space"), "{text}");
             }
         }
 
