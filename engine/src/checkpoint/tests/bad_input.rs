@@ -201,13 +201,13 @@ fn safetensors_headers() {
             "shape",
             a(r#""dtype":"F32","shape":[3],"data_offsets":[0,8]"#),
             Format,
-            &["header"],
+            &["header", "tensor a:"],
         ),
         file(
             "product",
             a(r#""dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,8]"#),
             Format,
-            &["header"],
+            &["header", "tensor a:"],
         ),
         file(
             "dtype",
