@@ -198,6 +198,12 @@ fn safetensors_headers() {
             &["a"],
         ),
         file(
+            "mark",
+            safetensors("\u{feff}{}", &[]),
+            Format,
+            &["byte-order mark before its header"],
+        ),
+        file(
             "shape",
             a(r#""dtype":"F32","shape":[3],"data_offsets":[0,8]"#),
             Format,
