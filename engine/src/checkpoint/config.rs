@@ -1,8 +1,8 @@
 //! The configuration of a Hugging Face directory, from its `config.json`.
 //!
-//! Fields that are missing or `null` take the values that transformers gives them; which fields there are is in the
-//! architecture's table. Sizes are bounded here, so that products of two of them never overflow; that the tensors
-//! agree with them is checked by `names.rs`.
+//! Fields that are missing or `null` take the values that transformers gives them, and so do tokens that are -1 or `[]`;
+//! which fields there are is in the architecture's table. Sizes are bounded here, so that products of two of them never
+//! overflow; that the tensors agree with them is checked by `names.rs`.
 
 #![forbid(unsafe_code)]
 

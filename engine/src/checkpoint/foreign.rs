@@ -88,6 +88,14 @@ pub(super) fn unrecognised(file: &SourceFile) -> Error {
              with torch.save to read it here",
         );
     }
+    if start
+        .get(8..)
+        .is_some_and(|rest| rest.starts_with(b"\xef\xbb\xbf{"))
+    {
+        return Error::format(
+            "a safetensors file with a byte-order mark before its header, expected none",
+        );
+    }
     if is(b"GGUF") {
         return Error::unsupported("a GGUF file, expected the checkpoint that it was made from");
     }

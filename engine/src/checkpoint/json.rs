@@ -108,13 +108,30 @@ pub(super) fn parse<T: for<'de> Deserialize<'de>>(file: &SourceFile, max: u64) -
         let text = "text in UTF-16, as its byte-order mark says, expected JSON in UTF-8";
         return Err(Error::format(text).at(file.name()));
     }
-    let parsed = from_slice(foreign::without_mark(&bytes));
+    let bytes = foreign::without_mark(&bytes);
+    let parsed = from_slice(bytes);
     file.watch().check()?;
     parsed.map_err(|e| match e {
         NotRead::Memory(e) => e.at(file.name()),
         NotRead::Json(e) => {
-            Error::format(format!("not valid JSON for this file: {e}")).at(file.name())
+            let not_a_number = match is_not_a_number(bytes, &e) {
+                true => "NaN or Infinity, which Python writes and JSON does not have: ",
+                false => "",
+            };
+            let text = format!("not valid JSON for this file: {not_a_number}{e}");
+            Error::format(text).at(file.name())
         }
+    })
+}
+
+/// Whether the error is at what Python writes for numbers that JSON does not have.
+fn is_not_a_number(bytes: &[u8], error: &serde_json::Error) -> bool {
+    let mut lines = bytes.split(|&byte| byte == b'\n');
+    let line = lines.nth(error.line().saturating_sub(1));
+    let columns = error.column().saturating_sub(2)..=error.column();
+    columns.into_iter().any(|at| {
+        let rest = line.and_then(|line| line.get(at..)).unwrap_or_default();
+        rest.starts_with(b"NaN") || rest.starts_with(b"Infinity")
     })
 }
 

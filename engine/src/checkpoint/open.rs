@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::foreign::unrecognised;
 use super::json::{self, UniqueMap};
@@ -108,7 +108,8 @@ fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
     let (config, fields) = match folder.open(CONFIG, mapped)? {
         Some(file) => {
             let (config, fields) = config::from_file(&file)?;
-            (Some(config), fields)
+            let source = source_of(&config, &fields);
+            (Some((config, source)), fields)
         }
         None => (None, Map::new()),
     };
@@ -174,16 +175,16 @@ fn is_denied(error: &Error) -> bool {
 fn finish(
     place: String,
     tensors: Vec<RawTensor>,
-    config: Option<Config>,
+    config: Option<(Config, String)>,
     (folder, is_lone): (&Folder, bool),
     mapped: bool,
 ) -> Result<Checkpoint> {
     let named = Named::new(place.clone(), tensors)?;
     let (config, source) = match config {
-        Some(config) => (config, "config.json"),
-        None => (named.infer_config()?, "the other tensors"),
+        Some(found) => found,
+        None => (named.infer_config()?, "the other tensors".to_owned()),
     };
-    let tensors = named.into_exact(&config, source)?;
+    let tensors = named.into_exact(&config, &source)?;
     let (tokenizer, tokenizer_search) = find_tokenizer(folder, mapped, is_lone)?;
     Ok(Checkpoint {
         place,
@@ -194,6 +195,20 @@ fn finish(
         tokenizer,
         tokenizer_search,
     })
+}
+
+/// What errors call the sizes of a `config.json`, which may leave some to transformers.
+fn source_of(config: &Config, fields: &Map<String, Value>) -> String {
+    let sizes = config.sizes.architecture.sizes.iter();
+    let left_out = sizes.filter(|size| fields.get(size.field).is_none_or(Value::is_null));
+    let left_out: Vec<_> = left_out.map(|size| size.field).collect();
+    match left_out[..] {
+        [] => CONFIG.to_owned(),
+        _ => format!(
+            "{CONFIG} (with the defaults of transformers for {}, which it does not have)",
+            left_out.join(", ")
+        ),
+    }
 }
 
 enum FileContent {
@@ -226,6 +241,10 @@ fn read_table(file: SourceFile) -> Result<FileContent> {
         }
         return file.raw_tensors().map(FileContent::Tensors);
     }
+    if file.name().ends_with(".index.json") {
+        let text = "a list of what is in which shard, expected weights: name its folder instead";
+        return Err(Error::format(text).at(file.name()));
+    }
     Err(unrecognised(&file).at(file.name()))
 }
 
@@ -249,7 +268,7 @@ fn find_weights(folder: &Folder, mapped: bool) -> Result<Weights> {
     }
     let names = folder.list()?;
     let mut candidates = Vec::new();
-    for extension in [".safetensors", ".pth", ".bin"] {
+    for extension in [".safetensors", ".pth", ".bin", ".gguf"] {
         candidates = names
             .iter()
             .filter(|name| name.ends_with(extension))

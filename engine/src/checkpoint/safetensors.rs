@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use ::safetensors::tensor::{Dtype as HeaderDtype, Metadata, TensorInfo};
+use ::safetensors::SafeTensorError;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -274,10 +275,27 @@ impl<'de> Deserialize<'de> for Strings {
     }
 }
 
+/// Whether a tensor has as many bytes as its shape and type need.
+fn fits(info: &TensorInfo) -> bool {
+    let (begin, end) = info.data_offsets;
+    let mut sizes = info.shape.iter();
+    let bits = sizes.try_fold(info.dtype.bitsize(), |bits, &size| bits.checked_mul(size));
+    bits.is_some_and(|bits| bits % 8 == 0 && end.checked_sub(begin) == Some(bits / 8))
+}
+
 /// The tensors, in order, must fill the data section from its start to the end of the file.
 fn check_tiling(tensors: &Tensors, data_bytes: u64) -> Result<()> {
-    let checked = Metadata::new(None, tensors.clone())
-        .map_err(|e| Error::format(format!("safetensors header: {e}")).with_source(e))?;
+    let checked = Metadata::new(None, tensors.clone()).map_err(|e| {
+        // The library names no tensor where shape and bytes do not fit.
+        let tensor = match (&e, tensors.iter().find(|(_, info)| !fits(info))) {
+            (
+                SafeTensorError::TensorInvalidInfo | SafeTensorError::ValidationOverflow,
+                Some((name, _)),
+            ) => format!("tensor {name}: "),
+            _ => String::new(),
+        };
+        Error::format(format!("safetensors header: {tensor}{e}")).with_source(e)
+    })?;
     let found = checked.data_len() as u64;
     if found != data_bytes {
         return Err(Error::format(format!(

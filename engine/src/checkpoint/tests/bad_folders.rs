@@ -53,6 +53,19 @@ fn folders_without_one_model() {
             &["no weights"],
         ),
         folder(
+            "another program's",
+            vec![("model.gguf", b"GGUF\x03\0\0\0".to_vec())],
+            Unsupported,
+            &["model.gguf", "a GGUF file"],
+        ),
+        Case {
+            name: "a list of shards",
+            files: vec![("model.safetensors.index.json", b"{}".to_vec())],
+            file: Some("model.safetensors.index.json"),
+            kind: Format,
+            words: &["index.json", "name its folder"],
+        },
+        folder(
             "two",
             vec![("a.pth", model()), ("b.pth", model())],
             Format,
@@ -146,6 +159,30 @@ fn configurations() {
             config("eos_token_id", "[0,-2]"),
             Format,
             &["eos_token_id [0,-2]"],
+        ),
+        folder(
+            "python's",
+            vec![
+                ("model.safetensors", model()),
+                ("config.json", b"{\"a\": 1,\n \"b\": NaN}".to_vec()),
+            ],
+            Format,
+            &["NaN or Infinity", "line 2"],
+        ),
+        folder(
+            "python's, too",
+            vec![
+                ("model.safetensors", model()),
+                ("config.json", b"{\"b\": -Infinity}".to_vec()),
+            ],
+            Format,
+            &["NaN or Infinity"],
+        ),
+        folder(
+            "no vocab",
+            config("vocab_size", "null"),
+            Format,
+            &["[7, 4]", "defaults of transformers for vocab_size,"],
         ),
         folder(
             "bos",

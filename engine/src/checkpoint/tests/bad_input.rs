@@ -198,16 +198,22 @@ fn safetensors_headers() {
             &["a"],
         ),
         file(
+            "mark",
+            safetensors("\u{feff}{}", &[]),
+            Format,
+            &["byte-order mark before its header"],
+        ),
+        file(
             "shape",
             a(r#""dtype":"F32","shape":[3],"data_offsets":[0,8]"#),
             Format,
-            &["header"],
+            &["header", "tensor a:"],
         ),
         file(
             "product",
             a(r#""dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,8]"#),
             Format,
-            &["header"],
+            &["header", "tensor a:"],
         ),
         file(
             "dtype",
