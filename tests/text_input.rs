@@ -107,3 +107,65 @@ fn files_that_are_no_tokenizer_are_named() {
         }
     }
 }
+
+/// A text without spaces needs memory for all of it, and the limit that an error names is enough.
+#[test]
+fn tokenize_keeps_to_its_memory() {
+    let text = "a".repeat(400_000);
+    let tokenize = |limit: &str| {
+        let args = ["tokenize", "--json", "--max-memory", limit];
+        run_with_stdin(args, text.as_bytes())
+    };
+    let output = tokenize("100MB");
+    let words = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("400000 bytes of text"), "{words}");
+    let total = words.split_once("takes ").expect("a size").1;
+    let total = total.split_once(' ').expect("a size").0;
+    let ids = stdout(&tokenize(total));
+    assert_eq!(
+        ids,
+        stdout(&run_with_stdin(["tokenize", "--json"], text.as_bytes()))
+    );
+    for args in [&["tokenize"][..], &["tokenize", "-d"]] {
+        let output = run(args.iter().chain(&["5", "--max-memory", "1M"]));
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(
+            stderr(&output).contains("expected at most 1048576"),
+            "{args:?}"
+        );
+    }
+}
+
+/// Ids are read as they come.
+#[test]
+fn decoding_needs_no_end() {
+    let ids = stdout(&run(["tokenize", "Ownership is \"a\" set\n of rules"]));
+    let many = format!("{} ", ids.trim()).repeat(20_000);
+    let folder = tempfile::tempdir().expect("a folder");
+    // Not by stdin: text comes out before all ids are in, and nobody would read it.
+    let file = folder.path().join("ids");
+    let file = file.to_str().expect("test paths are UTF-8");
+    fs::write(file, many).expect("room on the disk");
+    let text = stdout(&run(["tokenize", "-d", "--file", file]));
+    assert_eq!(text, "Ownership is \"a\" set\n of rules".repeat(20_000));
+    let json = stdout(&run(["tokenize", "-d", "--json", "--file", file]));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["text"], text);
+    let output = run_with_stdin(["tokenize", "-d"], &vec![0; 1 << 20]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("is not a token id"));
+}
+
+/// Of what has no end only so much is read.
+#[cfg(unix)]
+#[test]
+fn a_chat_reads_no_more_than_a_message() {
+    let endless = vec![b'a'; (16 << 20) + 1];
+    let output = run_with_stdin(["chat"], &endless);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("a message of more than"));
+    let output = run(["chat", "--system-file", "/dev/zero"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("of a system text"));
+}

@@ -436,6 +436,9 @@ fn other_files_are_named() {
             "a Git LFS pointer",
         ),
         ("\n<!DOCTYPE html>\n<html>", "a web page"),
+        ("\u{feff}<!DOCTYPE html>\n<html>", "a web page"),
+        ("", "an empty file"),
+        ("Entry not found", "the answer of a web server"),
         (
             r#"{"hello": 0, "world": 1}"#,
             "it has no `model`; the World vocabulary is",
@@ -448,6 +451,15 @@ fn other_files_are_named() {
             "{text}"
         );
     }
+    let error = Tokenizer::from_bytes("utf16", b"\xff\xfe{\0").unwrap_err();
+    assert!(error.to_string().contains("UTF-16"), "{error}");
+    // The mark in front of UTF-8 is no part of a file.
+    let demo = std::fs::read(repository().join("cli/demo/tokenizer.json")).unwrap();
+    let marked = [b"\xef\xbb\xbf", &demo[..]].concat();
+    Tokenizer::from_bytes("marked", &marked).expect("the demo");
+    let odd = r#"{"normalizer": {"type": "\u001b"}, "model": {"vocab": {}}}"#;
+    let error = Tokenizer::from_bytes("odd", odd.as_bytes()).unwrap_err();
+    assert!(error.to_string().contains(r#""\u{1b}""#), "{error}");
 }
 
 fn small_json(model: &str, decoder: &str) -> String {

@@ -88,14 +88,6 @@ impl Input {
         Ok(())
     }
 
-    /// All of it, for a text that is needed as a whole.
-    pub(crate) fn read(&mut self) -> Result<Vec<u8>> {
-        let mut text = Vec::new();
-        let read = self.reader.read_to_end(&mut text);
-        read.with_context(|| format!("{}: cannot read", self.name))?;
-        Ok(text)
-    }
-
     /// The tokens of the text, of the first so many at most.
     pub(crate) fn tokenize(&mut self, model: &Model, n_max: usize) -> Result<Tokens> {
         let tokens = model.tokenize(&mut self.reader, n_max);

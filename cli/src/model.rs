@@ -131,19 +131,25 @@ pub(crate) fn describe(model: &Model, time: Duration) {
     }
 }
 
+/// Bytes that this program takes at most without a model, beside what is counted.
+pub(crate) fn program_bytes() -> u64 {
+    memory::peak_resident_bytes().unwrap_or(PROGRAM_BYTES) + PROGRAM_GROWS_BY
+}
+
 /// Only the tokenizer: weights are neither read nor converted.
 pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
+    let is_limited = args.max_memory.is_some();
     let model = match (&args.tokenizer, &args.model) {
         (_, Some(model)) => model,
-        (Some(path), None) => return Ok(Tokenizer::open(path)?),
-        (None, None) => return demo_tokenizer(),
+        (Some(path), None) => return Ok(Tokenizer::open_within(path, is_limited)?),
+        (None, None) => return demo_tokenizer(is_limited),
     };
     let remote = match args.tokenizer {
         Some(_) => None,
         None => hub::tokenizer_of(model)?,
     };
     if let Some(remote) = remote {
-        return open_remote_tokenizer(&remote);
+        return open_remote_tokenizer(&remote, is_limited);
     }
     let path = hub::locate(model)?.path;
     let mut options = options(args);
@@ -154,7 +160,7 @@ pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
     Ok(Model::open_tokenizer(&path, &options)?)
 }
 
-fn open_remote_tokenizer(remote: &hub::RemoteTokenizer) -> Result<Tokenizer> {
+fn open_remote_tokenizer(remote: &hub::RemoteTokenizer, is_limited: bool) -> Result<Tokenizer> {
     let path = match (&remote.path, remote.n_vocab) {
         (Some(path), _) => path.clone(),
         (None, Some(N_VOCAB_20B)) => hub::tokenizer_20b()?,
@@ -164,7 +170,7 @@ fn open_remote_tokenizer(remote: &hub::RemoteTokenizer) -> Result<Tokenizer> {
             remote.id
         ),
     };
-    let tokenizer = Tokenizer::open(&path)?;
+    let tokenizer = Tokenizer::open_within(&path, is_limited)?;
     if let Some(n_vocab) = remote.n_vocab {
         tokenizer.check_fits(n_vocab)?;
     }
@@ -208,9 +214,9 @@ fn open_demo(options: &Options) -> Result<Model> {
 }
 
 #[cfg(feature = "demo")]
-fn demo_tokenizer() -> Result<Tokenizer> {
+fn demo_tokenizer(is_limited: bool) -> Result<Tokenizer> {
     let (name, bytes) = DEMO[2];
-    Ok(Tokenizer::from_bytes(name, bytes)?)
+    Ok(Tokenizer::from_bytes_within(name, bytes, is_limited)?)
 }
 
 #[cfg(not(feature = "demo"))]
@@ -221,7 +227,7 @@ fn open_demo(_options: &Options) -> Result<Model> {
 }
 
 #[cfg(not(feature = "demo"))]
-fn demo_tokenizer() -> Result<Tokenizer> {
+fn demo_tokenizer(_is_limited: bool) -> Result<Tokenizer> {
     Err(anyhow::anyhow!(
         "--model or --tokenizer is needed: this build has no demo model"
     ))

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use anyhow::{Context as _, Result};
+use anyhow::{bail, Context as _, Result};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::config::{Behavior, CompletionType, Config};
 use rustyline::error::ReadlineError;
@@ -17,6 +17,9 @@ use super::commands::COMMANDS;
 use super::history::{HistoryFile, HISTORY_LINES};
 #[cfg(unix)]
 use super::keyboard::Keyboard;
+
+/// Bytes of a message, and of a system text: nobody writes so much, and all of it is kept in several copies.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 pub(crate) enum Input {
     Terminal(Box<Terminal>),
@@ -153,13 +156,14 @@ fn print_prompt(prompt: &str) -> Result<()> {
 }
 
 fn read_from_pipe() -> Result<Read> {
+    read_from(&mut io::stdin().lock())
+}
+
+/// The next line, and those that it goes on with.
+fn read_from(input: &mut impl BufRead) -> Result<Read> {
     let mut bytes = Vec::new();
-    let mut stdin = io::stdin().lock();
     loop {
-        let n = stdin
-            .read_until(b'\n', &mut bytes)
-            .context("stdin: cannot read")?;
-        if n == 0 {
+        if !read_line(input, &mut bytes)? {
             return Ok(match bytes.is_empty() {
                 true => Read::End,
                 // A backslash, and nothing to go on with.
@@ -175,6 +179,32 @@ fn read_from_pipe() -> Result<Read> {
             continue;
         }
         return Ok(Read::Line(String::from_utf8_lossy(line).into_owned()));
+    }
+}
+
+/// Appends a line with its end, but no more than a message may have; `false` when there is none.
+fn read_line(input: &mut impl BufRead, bytes: &mut Vec<u8>) -> Result<bool> {
+    let before = bytes.len();
+    loop {
+        let read = match input.fill_buf() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.context("stdin: cannot read")?,
+        };
+        let end = read.iter().position(|&byte| byte == b'\n');
+        let n = end.map_or(read.len(), |at| at + 1);
+        if bytes.len() + n > MESSAGE_BYTES_MAX {
+            bail!(
+                "stdin: a message of more than {MESSAGE_BYTES_MAX} bytes, expected at most so many"
+            );
+        }
+        bytes
+            .try_reserve(n)
+            .context("stdin: not enough memory for a message")?;
+        bytes.extend_from_slice(&read[..n]);
+        input.consume(n);
+        if n == 0 || end.is_some() {
+            return Ok(bytes.len() > before);
+        }
     }
 }
 
@@ -231,3 +261,30 @@ impl Highlighter for ChatHelper {
 }
 
 impl Helper for ChatHelper {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_an_end() {
+        for n in [MESSAGE_BYTES_MAX - 1, MESSAGE_BYTES_MAX + 1] {
+            let mut input = io::BufReader::new(io::Read::take(io::repeat(b'a'), n as u64));
+            match read_from(&mut input) {
+                Ok(Read::Line(line)) => assert_eq!(line.len(), MESSAGE_BYTES_MAX - 1),
+                Ok(_) => panic!("a line"),
+                Err(error) => {
+                    assert!(n > MESSAGE_BYTES_MAX);
+                    assert!(
+                        error.to_string().contains("more than 16777216 bytes"),
+                        "{error}"
+                    );
+                }
+            }
+        }
+        // Lines that go on are one message.
+        let mut lines =
+            io::BufReader::new(io::Cursor::new("a\\\n".repeat(MESSAGE_BYTES_MAX / 2 + 1)));
+        assert!(read_from(&mut lines).is_err());
+    }
+}

@@ -14,11 +14,11 @@ mod settings;
 #[cfg(unix)]
 mod typed;
 
-use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read as _, Write};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use rwkv_edge_chat::{Answer, Conversation, Ending, Event, Options, PromptCache, 
 use serde_json::json;
 
 use self::commands::Line;
-use self::input::{Input, Read};
+use self::input::{Input, Read, MESSAGE_BYTES_MAX};
 use crate::args::ModelArgs;
 use crate::generate::per_second;
 use crate::numbers::{stop_text, whole};
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let system = match (&args.system, &args.system_file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => {
-            fs::read_to_string(path).with_context(|| format!("{}: cannot read", path.display()))?
+            read_system(path).with_context(|| format!("{}: cannot read", path.display()))?
         }
         (None, None) => String::new(),
     };
@@ -165,6 +165,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         note!("{saved}");
     }
     ended
+}
+
+/// A system text, of no more bytes than a message.
+fn read_system(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::open(path)?;
+    file.take(MESSAGE_BYTES_MAX as u64 + 1)
+        .read_to_string(&mut text)?;
+    match text.len() <= MESSAGE_BYTES_MAX {
+        true => Ok(text),
+        false => Err(io::Error::other(format!(
+            "more than {MESSAGE_BYTES_MAX} bytes, expected at most so many of a system text"
+        ))),
+    }
 }
 
 fn prompt_cache(args: &Args) -> PromptCache {

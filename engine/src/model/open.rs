@@ -103,10 +103,11 @@ impl Model {
     pub fn open_tokenizer(path: impl AsRef<Path>, options: &Options) -> Result<Tokenizer> {
         let origin = Origin::new(checkpoint::open_path(path.as_ref(), options.access())?)?;
         let n_vocab = origin.config().sizes.n_vocab;
+        let is_limited = options.memory_max.is_some();
         let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
-            (Some(path), _) => Tokenizer::open(path)?,
+            (Some(path), _) => Tokenizer::open_within(path, is_limited)?,
             (None, Some(file)) => {
-                let tokenizer = Tokenizer::from_bytes(&file.place, &file.bytes);
+                let tokenizer = Tokenizer::from_bytes_within(&file.place, &file.bytes, is_limited);
                 file.bytes.check_readable().and(tokenizer)?
             }
             (None, None) => {

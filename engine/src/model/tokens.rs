@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{ErrorKind as IoErrorKind, Read};
+use std::io::{self, ErrorKind as IoErrorKind, Read};
 use std::ops::Deref;
 
 use super::Model;
@@ -61,7 +61,11 @@ impl Model {
                 }
                 Ok(n) => n,
             };
-            working.grow_to(stream.more_bytes(n), "tokenizing a text")?;
+            let grown = working.grow_to(stream.more_bytes(n), "tokenizing a text");
+            if grown.is_err() {
+                let rest = stream.waiting_bytes() + n + rest_bytes(&mut text);
+                return Err(self.no_room(&stream, rest, working));
+            }
             let more = match n {
                 0 => stream.finish()?,
                 _ => stream.push(&chunk[..n])?,
@@ -78,6 +82,35 @@ impl Model {
             _held: Some(held),
         })
     }
+
+    /// The error that names a limit with which the rest of a text, `n` bytes, has room in one piece.
+    fn no_room(&self, stream: &TokenStream<'_>, n: usize, working: Reservation) -> Error {
+        // What it holds is part of what is asked for here.
+        drop(working);
+        let ids = n.saturating_mul(size_of::<u32>()) as u64;
+        // The tokens that are kept take up to an eighth more than they need.
+        let ids = ids.saturating_add(ids / 8);
+        let bytes = stream.more_bytes(n - stream.waiting_bytes());
+        let bytes = bytes.saturating_add(ids);
+        let name = format!("{n} bytes of text without a known place to cut them: working memory");
+        let taken = self.budget().take(bytes, &name);
+        match taken {
+            Err(error) => error,
+            Ok(()) => {
+                // Others have given memory back in the meantime.
+                self.budget().give_back(bytes);
+                Error::memory(format!("{name} of {bytes} bytes, which were not left"))
+            }
+        }
+    }
+}
+
+/// Bytes that are left of a text, as far as it is worth counting them.
+fn rest_bytes(text: &mut impl Read) -> usize {
+    const COUNTED_MAX: u64 = 64 << 20;
+    // A text that cannot be read any more ends there.
+    let counted = io::copy(&mut text.take(COUNTED_MAX), &mut io::sink());
+    counted.map_or(0, |n| n as usize)
 }
 
 /// Room for more ids: an eighth more at a time, since what is counted should be what is used.
@@ -93,8 +126,6 @@ fn make_room(ids: &mut Vec<u32>, n: usize, held: &mut Reservation) -> Result<()>
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
     use crate::Options;
 
@@ -152,6 +183,9 @@ mod tests {
         let error = error.expect_err("too long");
         assert_eq!(error.kind(), ErrorKind::Memory);
         assert!(error.to_string().contains("(the memory limit)"), "{error}");
+        // It says how long the text is, and a limit with which there is room.
+        let words = error.to_string();
+        assert!(words.starts_with("1048576 bytes of text"), "{words}");
         assert_eq!(model.memory_left(), Some(left));
         struct Failing;
         impl Read for Failing {

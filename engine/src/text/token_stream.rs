@@ -69,6 +69,17 @@ impl<'t> TokenStream<'t> {
         self.encode(&[], true)
     }
 
+    /// Bytes of memory that tokenizing so many more bytes may take in all, if no place to cut them is among them.
+    pub fn memory_bytes(&self, n_bytes: usize) -> u64 {
+        self.more_bytes(n_bytes)
+            .saturating_add(Tokenizer::WORKING_BYTES)
+    }
+
+    /// Bytes of the text whose tokens are not certain yet.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Bytes of memory that pushing so many bytes may take beside those that the tokenizer's own estimate has.
     pub(crate) fn more_bytes(&self, n_bytes: usize) -> u64 {
         let n = self.waiting.len().saturating_add(n_bytes);

@@ -191,6 +191,7 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct File {
     version: Option<String>,
     #[serde(default)]
@@ -202,6 +203,7 @@ struct File {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Added {
     #[serde(deserialize_with = "id")]
     id: u32,
@@ -231,6 +233,7 @@ impl Added {
 
 /// All that models of the known kinds have.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Model {
     /// Missing in old files.
     #[serde(rename = "type")]
@@ -272,7 +275,7 @@ impl Model {
         let is_missing = |token: &&String| !vocab.contains_key(token.as_str());
         if let Some(token) = self.unk_token.as_ref().filter(is_missing) {
             return Err(tokenizer_error(format!(
-                "unk_token {:?} is not in the vocabulary",
+                "unk_token \"{}\" is not in the vocabulary",
                 printable(token)
             )));
         }
@@ -303,7 +306,7 @@ impl Model {
         let merges: Vec<(String, String)> = merges.0.into_iter().map(|merge| merge.0).collect();
         if let Some((a, b)) = merges.iter().find(too_long) {
             return Err(tokenizer_error(format!(
-                "the merge {:?} makes a token that is not in the vocabulary",
+                "the merge \"{}\" makes a token that is not in the vocabulary",
                 printable(&format!("{a} {b}"))
             )));
         }

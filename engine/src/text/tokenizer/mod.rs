@@ -82,6 +82,15 @@ impl Tokenizer {
     ///
     /// [`ErrorKind::Io`] when it cannot be read, and those of [`Tokenizer::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_within(path, false)
+    }
+
+    /// The same; where memory `is_limited`, fewer words are kept with their tokens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::open`].
+    pub fn open_within(path: impl AsRef<Path>, is_limited: bool) -> Result<Self> {
         let path = path.as_ref();
         let name = path.display().to_string();
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
@@ -94,7 +103,7 @@ impl Tokenizer {
                 "{name}: more than {FILE_SIZE_MAX_BYTES} bytes, too large for a tokenizer"
             )));
         }
-        Self::from_bytes(&name, &bytes)
+        Self::from_bytes_within(&name, &bytes, is_limited)
     }
 
     /// Reads a tokenizer from the bytes of its file; `name` is what error texts call it.
@@ -108,9 +117,12 @@ impl Tokenizer {
         Self::from_bytes_within(name, bytes, false)
     }
 
-    /// The same; with less memory for tokenizing where that `is_limited`, to what
-    /// [`memory_bytes`](Self::memory_bytes) says.
-    pub(crate) fn from_bytes_within(name: &str, bytes: &[u8], is_limited: bool) -> Result<Self> {
+    /// The same; where memory `is_limited`, fewer words are kept with their tokens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::from_bytes`].
+    pub fn from_bytes_within(name: &str, bytes: &[u8], is_limited: bool) -> Result<Self> {
         Self::parse(name, bytes, is_limited).map_err(|e| e.at(name))
     }
 
@@ -124,6 +136,7 @@ impl Tokenizer {
         // What is made of many small pieces cannot report that there is no memory for the next.
         let size = bytes.len().saturating_mul(ANY_MEMORY);
         drop(black_box(reserve::<u8>(size, "reading a tokenizer")?));
+        let bytes = without_mark(bytes);
         let world = match format {
             Format::World => Some(World::parse(bytes)?),
             Format::WorldJson => Some(World::parse_json(bytes)?),
@@ -154,6 +167,9 @@ impl Tokenizer {
     /// What should be left for texts and their tokens beside a model with a tokenizer: longer ones take what is
     /// left besides, or weights that are read again.
     pub(crate) const PROMPT_BYTES: u64 = 512 << 10;
+
+    /// What tokenizing takes where memory is limited, but for what [`working_bytes`](Self::working_bytes) says.
+    pub(crate) const WORKING_BYTES: u64 = JsonTokenizer::WORKING_BYTES;
 
     /// What reading a tokenizer from these bytes takes in memory at most, and about what it keeps; with that for
     /// tokenizing texts, but for what [`TokenStream::more_bytes`](crate::TokenStream) says.
@@ -348,7 +364,28 @@ fn tokenizer_error(message: String) -> Error {
 
 /// What was given in place of a tokenizer.
 fn no_tokenizer(bytes: &[u8]) -> Error {
-    let start = bytes.trim_ascii_start();
+    let start = without_mark(bytes).trim_ascii_start();
+    if start.is_empty() {
+        return tokenizer_error("an empty file, expected a tokenizer".into());
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return tokenizer_error("a text in UTF-16, expected UTF-8: save it so".into());
+    }
+    let answers: [&[u8]; 4] = [
+        b"entry not found",
+        b"repository not found",
+        b"invalid username or password",
+        b"not found",
+    ];
+    let begins = |with: &&[u8]| {
+        let start = start.get(..with.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(with))
+    };
+    if answers.iter().any(begins) {
+        return tokenizer_error(
+            "the answer of a web server that gave no file; download it again".into(),
+        );
+    }
     if start.starts_with(b"version https://git-lfs") {
         return tokenizer_error(
             "a Git LFS pointer, not the tokenizer itself; fetch it with git lfs pull".into(),
@@ -367,6 +404,11 @@ fn no_tokenizer(bytes: &[u8]) -> Error {
     )
 }
 
+/// The bytes behind the mark that some editors put in front of UTF-8.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
 enum Format {
     Json,
     World,
@@ -375,7 +417,7 @@ enum Format {
 }
 
 fn recognise(bytes: &[u8]) -> Option<Format> {
-    let text = bytes.trim_ascii_start();
+    let text = without_mark(bytes).trim_ascii_start();
     if let Some(object) = text.strip_prefix(b"{") {
         // `{"1": ..`: the members of a tokenizer.json have names.
         let key = object.trim_ascii_start().strip_prefix(b"\"");

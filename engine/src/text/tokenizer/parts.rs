@@ -27,6 +27,7 @@ const PATTERN_BYTES_MAX: usize = 1024;
 
 /// Any part, with the fields of all that are known; others are passed over.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct Part {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -47,6 +48,7 @@ pub(super) struct Part {
 
 /// One of the two.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Pattern {
     #[serde(rename = "String")]
     text: Option<String>,
@@ -61,7 +63,7 @@ impl Part {
 
     fn refused(&self, role: &str, known: &str) -> Error {
         let kind = printable(self.kind());
-        Error::unsupported(format!("{role} {kind:?}, expected one of {known}"))
+        Error::unsupported(format!("{role} \"{kind}\", expected one of {known}"))
     }
 
     fn lacks(&self, field: &str) -> Error {
