@@ -422,7 +422,6 @@ fn arguments() {
             &["logits", "-m", &odd, "--tokens", "1,99999"][..],
             &["token 1", "99999"][..],
         ),
-        ("no tokens", &["logits", "--tokens", ""], &["no tokens"]),
         (
             "no tokenizer",
             &["-m", &odd, "hello"],
@@ -459,11 +458,6 @@ fn arguments() {
             &["65402 tokens", "expected at most"],
         ),
         ("empty prompt", &["generate", ""], &["prompt is empty"]),
-        (
-            "no prompt",
-            &["generate", "--tokens", ""],
-            &["prompt is empty"],
-        ),
         (
             "no file",
             &["--file", &nothing],
@@ -512,7 +506,7 @@ fn arguments() {
         &run_with_stdin(["generate"], b""),
         &["prompt is empty"],
     );
-    table.finish(20);
+    table.finish(18);
 }
 
 #[test]

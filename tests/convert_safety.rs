@@ -192,6 +192,38 @@ fn an_end_in_the_middle_leaves_no_model() {
     }
 }
 
+/// A conversion that can open too few files leaves nothing, and names what it was told to write.
+#[cfg(unix)]
+#[test]
+fn too_few_descriptors_leave_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let source = golden("deep-sharded");
+    fs::create_dir(at("old")).expect("can be made");
+    let mut n_refused = 0;
+    for n in 4..=12 {
+        for target in ["old", "new"] {
+            let target = at(target);
+            let args = ["convert", "-m", text(&source), "-o", text(&target)];
+            let output = run_script(&format!("ulimit -n {n}"), &args);
+            if output.status.success() {
+                fs::remove_dir_all(&target).expect("was made");
+                if target.ends_with("old") {
+                    fs::create_dir(&target).expect("can be made");
+                }
+                continue;
+            }
+            n_refused += 1;
+            let said = stderr(&output);
+            assert!(!said.contains(".part"), "{n}: {said}");
+            let left = fs::read_dir(&target).into_iter().flatten().flatten();
+            let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+            assert!(left.is_empty(), "{n}: {left:?}: {said}");
+        }
+    }
+    assert!(n_refused > 0);
+}
+
 /// Whatever writes a file, stdout included.
 #[cfg(unix)]
 #[test]

@@ -483,3 +483,23 @@ fn the_169m_model_runs_within_64_mib() {
     );
     in_cgroup(&path, limit, &expected);
 }
+
+/// What only measures has to fit, too.
+#[test]
+fn a_benchmark_keeps_to_its_limit() {
+    let args = [
+        "--json",
+        "-r",
+        "1",
+        "-n",
+        "2",
+        "-p",
+        "4",
+        "--max-memory",
+        "64M",
+    ];
+    let output = run([&["bench"][..], &args].concat());
+    let report: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert!(report["read_bytes_per_s"].is_null(), "{report}");
+    assert!(report["f32_macs_per_s"].as_f64() > Some(0.0), "{report}");
+}

@@ -138,7 +138,39 @@ fn numbers_out_of_range_are_wrong_values_of_their_options() {
         ),
         (&["--tokens", "-1"], &["'-1' for '--tokens <IDS>'"]),
         (&["logits", "--tokens", "1,-2"], &["`-2` is not a token id"]),
+        (&["logits", "--tokens", "1,,2"], &["'1,,2'", "place 2"]),
+        (&["logits", "--tokens", "1,"], &["'1,'", "place 2"]),
+        (&["logits", "--tokens", ""], &["--tokens", "at least one"]),
+        (&["--tokens", " "], &["--tokens", "at least one"]),
+        (
+            &["--temperature", "-1", "hi"],
+            &["'-1' for '--temperature <T>'", "at least 0"],
+        ),
+        (&["--max-memory", "1.5", "hi"], &["'1.5'", "--max-memory"]),
+        (&["--max-memory", "1e3", "hi"], &["'1e3'", "--max-memory"]),
+        (&["--max-memory", "1 ", "hi"], &["'1 '", "--max-memory"]),
         (&["bench", "--rounds", "0"], &["'0' for '--rounds <N>'"]),
+        (
+            &["bench", "-p", "99999999999999"],
+            &["'99999999999999' for '--prompt-tokens <N>'"],
+        ),
+        (
+            &["bench", "-n", "18446744073709551615"],
+            &["'18446744073709551615' for '--max-new-tokens <N>'"],
+        ),
+        (
+            &["bench", "--chunk", "18446744073709551615"],
+            &["for '--chunk <N>'", "from 1 to"],
+        ),
+        (
+            &["bench", "--batch", "--sequences", "1000000000"],
+            &["'1000000000' for '--sequences <LIST>'"],
+        ),
+        (&["bench", "--synthetic", "-1"], &["'-1' for '--synthetic"]),
+        (
+            &["convert", "-m", "a", "-o", "b", "--size", "-1"],
+            &["'-1' for '--size"],
+        ),
         (
             &["bench", "--batch", "--sequences", "4,0"],
             &["'0' for '--sequences <LIST>'"],
@@ -166,13 +198,25 @@ fn numbers_out_of_range_are_wrong_values_of_their_options() {
 fn the_ends_of_the_ranges_are_taken() {
     for args in [
         &["--seed", "18446744073709551615"][..],
-        &["--temperature", "-1", "--seed", "0"],
+        &["--temperature", "0", "--seed", "0"],
         &["--temperature", "1", "--top-p", "0", "--top-k", "99999"],
         &["--presence-penalty", "-2.5", "--threads", "0"],
     ] {
         stdout(&run([args, &["-n", "1", "--quant", "int8", "hi"]].concat()));
     }
     stdout(&run(["-n", "0", "hi"]));
+}
+
+/// The file of a chart is begun before the long work.
+#[test]
+fn charts_that_cannot_be_written_are_refused_first() {
+    for path in ["/no/where/chart.svg", "/dev/null"] {
+        let output = run(["bench", "--plot", path]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let words = format!("{path}: cannot create");
+        assert!(stderr(&output).contains(&words), "{}", stderr(&output));
+    }
 }
 
 #[test]
@@ -209,6 +253,15 @@ fn addresses_are_answered_with_the_name_to_use() {
             file,
         ),
         ("https://hf.co/RWKV/rwkv-4-169m-pile/blob/main/x.pth", file),
+        ("git@hf.co:RWKV/rwkv-4-169m-pile", "RWKV/rwkv-4-169m-pile"),
+        (
+            "https:/huggingface.co/RWKV/rwkv-4-169m-pile",
+            "RWKV/rwkv-4-169m-pile",
+        ),
+        (
+            "https://huggingface.co//RWKV//rwkv-4-169m-pile",
+            "RWKV/rwkv-4-169m-pile",
+        ),
         ("hf://RWKV/rwkv-4-169m-pile", "RWKV/rwkv-4-169m-pile"),
         (
             "huggingface.co/RWKV/rwkv-4-169m-pile",
@@ -294,6 +347,12 @@ fn links_to_nothing_are_named() {
     ] {
         assert_failed(args, &[&nothing, words[0], words[1]]);
     }
+    // A link to itself is not one to nothing.
+    symlink(at("loop.pth"), at("loop.pth")).expect("can be linked");
+    assert_failed(
+        &["info", "-m", &at("loop.pth")],
+        &["cannot follow this link"],
+    );
     // Files that go with a model: without them it would be another one.
     for name in ["config.json", "tokenizer.json", "model.safetensors"] {
         let model = at(&format!("model of {name}"));

@@ -87,6 +87,15 @@ impl From<Quant> for rwkv_edge::Quant {
     }
 }
 
+/// Token ids on the command line, at least one.
+pub(crate) fn some_tokens(text: &str) -> Result<TokenList, String> {
+    let list: TokenList = text.parse()?;
+    match list.0.is_empty() {
+        true => Err("expected at least one token id, such as 1,2,3".to_owned()),
+        false => Ok(list),
+    }
+}
+
 /// Token ids on the command line: separated by commas, spaces or both.
 #[derive(Clone)]
 pub(crate) struct TokenList(pub(crate) Vec<u32>);
@@ -95,13 +104,18 @@ impl std::str::FromStr for TokenList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text
-            .split([',', ' ', '\t', '\n'])
-            .filter(|part| !part.is_empty());
-        let parse = |part: &str| {
-            part.parse()
-                .map_err(|_| format!("`{part}` is not a token id"))
-        };
-        parts.map(parse).collect::<Result<_, _>>().map(TokenList)
+        let parse = |id: &str| id.parse().map_err(|_| format!("`{id}` is not a token id"));
+        let mut ids = Vec::new();
+        for (at, part) in text.split(',').enumerate() {
+            let before = ids.len();
+            for id in part.split_whitespace() {
+                ids.push(parse(id)?);
+            }
+            // Something is missing beside a comma.
+            if ids.len() == before && text.contains(',') {
+                return Err(format!("no token id at place {} of the list", at + 1));
+            }
+        }
+        Ok(TokenList(ids))
     }
 }

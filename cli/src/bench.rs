@@ -7,7 +7,7 @@
 //! process, `batch.rs` many sequences at once.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::again::Program;
 use crate::args::{ModelArgs, Quant};
 use crate::numbers::whole;
-use crate::plot::{self, Series};
+use crate::plot::{Plot, Series};
 use crate::progress::Progress;
 use crate::{devices, model};
 
@@ -42,21 +42,21 @@ pub(crate) struct Args {
 
     /// Tokens that are decoded one by one in each measurement
     #[arg(short = 'n', long, value_name = "N", default_value_t = 32)]
-    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
+    #[arg(value_parser = whole::<usize>(1..=TOKENS_MAX))]
     max_new_tokens: usize,
 
     /// Tokens of the prompt
     #[arg(short, long, value_name = "N", default_value_t = 512)]
-    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
+    #[arg(value_parser = whole::<usize>(1..=TOKENS_MAX))]
     prompt_tokens: usize,
 
     /// Tokens of the prompt that are fed at once [default: as `generate` does]
-    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=u64::MAX))]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1..=ROWS_MAX))]
     chunk: Option<usize>,
 
     /// Measurements of each kind, whose median counts
     #[arg(short, long, value_name = "N", default_value_t = 7)]
-    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
+    #[arg(value_parser = whole::<usize>(1..=ROUNDS_MAX))]
     rounds: usize,
 
     /// Read the weights of hidden units that are 0 too
@@ -69,7 +69,7 @@ pub(crate) struct Args {
 
     /// How many sequences --batch measures, such as 64,256
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "batch")]
-    #[arg(value_parser = whole::<usize>(1..=u64::MAX))]
+    #[arg(value_parser = whole::<usize>(1..=ROWS_MAX))]
     sequences: Vec<usize>,
 
     /// Also measure decode beside a process that keeps one core busy
@@ -116,6 +116,11 @@ impl From<Size> for SyntheticSize {
     }
 }
 
+/// Far more than takes minutes, and what can be counted and held.
+const TOKENS_MAX: u64 = 1 << 24;
+const ROWS_MAX: u64 = 1 << 16;
+const ROUNDS_MAX: u64 = 1_000_000;
+
 /// Tokens before the measured ones in `--plot`.
 const CONTEXTS: [usize; 6] = [16, 128, 512, 1024, 2048, 4096];
 
@@ -132,6 +137,7 @@ pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
     if args.spin {
         spin();
     }
+    let plot = args.plot.as_deref().map(Plot::create).transpose()?;
     let model = open(args, args.model.threads)?;
     if let Some(path) = &args.save {
         let mut progress = Progress::at_once("writing");
@@ -150,8 +156,8 @@ pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
         let tokens_per_s = beside_busy_process(args, &model, program)?;
         report["busy_decode_tokens_per_s"] = json!(tokens_per_s);
     }
-    if let Some(path) = &args.plot {
-        draw(args, &model, path)?;
+    if let Some(plot) = plot {
+        draw(args, &model, plot)?;
     }
     let mut stdout = io::stdout().lock();
     if args.json {
@@ -188,7 +194,11 @@ fn tokens(model: &Model, n: usize) -> Result<Vec<u32>> {
             .map(|i| (i * 7919 % model.n_vocab()) as u32)
             .collect(),
     };
-    Ok(some.into_iter().cycle().take(n).collect())
+    let mut all = Vec::new();
+    all.try_reserve_exact(n)
+        .with_context(|| format!("not enough memory for {n} tokens"))?;
+    all.extend(some.into_iter().cycle().take(n));
+    Ok(all)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -241,7 +251,7 @@ fn spin() -> ! {
 /// Median decode speed behind `context` tokens.
 fn decode(args: &Args, model: &Model, context: usize) -> Result<f64> {
     let text = tokens(model, context.max(args.max_new_tokens))?;
-    let mut session = model.session();
+    let mut session = model.try_session()?;
     let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
     if context > 0 {
         session.eval(&text[..context])?;
@@ -255,7 +265,7 @@ fn decode(args: &Args, model: &Model, context: usize) -> Result<f64> {
     Ok(median((0..args.rounds).map(once).collect::<Result<_>>()?))
 }
 
-fn draw(args: &Args, model: &Model, path: &Path) -> Result<()> {
+fn draw(args: &Args, model: &Model, plot: Plot) -> Result<()> {
     let info = model.info();
     let mut threads = Series::new("threads");
     let threads_max = std::thread::available_parallelism().map_or(1, usize::from);
@@ -272,5 +282,5 @@ fn draw(args: &Args, model: &Model, path: &Path) -> Result<()> {
         "decode, {}, {}, {} kernels",
         info.place, info.quant, info.kernels
     );
-    plot::write(path, &title, "tokens/s", &[threads, contexts])
+    plot.write(&title, "tokens/s", &[threads, contexts])
 }

@@ -10,7 +10,6 @@ impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = text[digits.len()..].to_ascii_uppercase();
         let factor: f64 = match &unit[..] {
@@ -29,8 +28,20 @@ impl FromStr for ByteSize {
                 ))
             }
         };
-        let number = digits.trim_end().parse::<f64>();
-        let bytes = number.map_err(|_| format!("{digits:?} is no number"))? * factor;
+        // Between a number and its unit there may be a space.
+        let number = match unit.is_empty() {
+            true => digits,
+            false => digits.trim_end(),
+        };
+        let is_plain = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+        let number = match number.bytes().all(is_plain) {
+            true => number.parse::<f64>().ok(),
+            false => None,
+        };
+        let bytes = number.ok_or_else(|| format!("{digits:?} is no number"))? * factor;
+        if factor == 1.0 && bytes.fract() != 0.0 {
+            return Err("expected a whole number of bytes, or a unit behind it".to_owned());
+        }
         // Beyond 2^53 not every integer has an f64, and no disk has so much.
         if !(1.0..=9e15).contains(&bytes) {
             return Err("expected 1 byte to 9,000 TB".to_owned());
@@ -50,7 +61,13 @@ mod tests {
             ("300KB", Some(300_000)),
             ("2gb", Some(2_000_000_000)),
             ("1.5 MB", Some(1_500_000)),
-            (" 10MiB ", Some(10 << 20)),
+            ("10MiB", Some(10 << 20)),
+            (" 10MiB ", None),
+            ("1 ", None),
+            ("1.5", None),
+            ("1e3", None),
+            ("1e3K", None),
+            ("+1K", None),
             ("1GiB", Some(1 << 30)),
             ("1TB", Some(1_000_000_000_000)),
             ("4096", Some(4096)),

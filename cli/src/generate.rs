@@ -9,7 +9,7 @@ use anyhow::{bail, Result};
 use rwkv_edge::{Ending, GenerateOptions, Generated, Model, OutputFile, Sampler, Session, Tokens};
 use serde_json::json;
 
-use crate::args::{ModelArgs, TokenList};
+use crate::args::{some_tokens, ModelArgs, TokenList};
 use crate::input::{Kept, TextArgs};
 use crate::numbers::{stop_text, whole};
 use crate::sampling::{draws_or_penalises, SamplingArgs};
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// The prompt as token ids, such as 1,2,3
     ///
     /// Needs no tokenizer; without one the new tokens are printed as ids, too.
-    #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "file"])]
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "file"], value_parser = some_tokens)]
     tokens: Option<TokenList>,
 
     /// New tokens at most

@@ -6,7 +6,7 @@ use anyhow::{bail, Result};
 use rwkv_edge::Model;
 use rwkv_edge_scoring::rows_that_fit;
 
-use crate::args::{ModelArgs, TokenList};
+use crate::args::{some_tokens, ModelArgs, TokenList};
 use crate::model;
 
 #[derive(clap::Args)]
@@ -15,7 +15,7 @@ pub(crate) struct Args {
     model: ModelArgs,
 
     /// Token ids, such as 1,2,3; needs no tokenizer
-    #[arg(long, value_name = "IDS", required = true)]
+    #[arg(long, value_name = "IDS", required = true, value_parser = some_tokens)]
     tokens: TokenList,
 
     /// A row for every token instead of one for the last
@@ -35,9 +35,6 @@ const ROWS_MAX: usize = 32;
 pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open_without_text(&args.model)?;
     let TokenList(tokens) = &args.tokens;
-    if tokens.is_empty() {
-        bail!("no tokens, expected at least one");
-    }
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         let ids: Vec<_> = tokens.iter().map(u32::to_string).collect();

@@ -21,7 +21,9 @@ const OPTIONS: &[&str] = &[
     "rounds",
     "seed",
     "sequences",
+    "size",
     "stride",
+    "synthetic",
     "temperature",
     "threads",
     "tokens",
@@ -65,6 +67,15 @@ pub(crate) fn finite(text: &str) -> Result<f32, String> {
 pub(crate) fn share(text: &str) -> Result<f32, String> {
     let is_share = |number| (0.0..=1.0).contains(&number);
     float(text, is_share, "expected a number from 0 to 1")
+}
+
+/// A number that is at least 0.
+pub(crate) fn not_negative(text: &str) -> Result<f32, String> {
+    float(
+        text,
+        |number| number >= 0.0,
+        "expected a number, at least 0",
+    )
 }
 
 /// A number that may divide.

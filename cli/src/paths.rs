@@ -2,16 +2,21 @@
 //! is tried with them.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Result};
 use clap::{ArgMatches, Command};
 use rwkv_edge_hub::{without_secrets, Address};
 
-/// Refuses a path that is a link to nothing.
+/// Refuses a path that is a link to nothing, or one that leads nowhere for another reason.
 pub(crate) fn check_link(path: &Path) -> Result<()> {
-    if path.exists() || !path.is_symlink() {
-        return Ok(());
+    let error = match fs::metadata(path) {
+        Err(error) if path.is_symlink() => error,
+        _ => return Ok(()),
+    };
+    if error.kind() != io::ErrorKind::NotFound {
+        bail!("{}: cannot follow this link: {error}", path.display());
     }
     let target = fs::read_link(path).unwrap_or_default();
     bail!(

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{anyhow, Result};
 use plotters::prelude::*;
+use rwkv_edge::OutputFile;
 
 /// One chart.
 pub(crate) struct Series {
@@ -22,10 +23,22 @@ impl Series {
 
 const SIZE: (u32, u32) = (960, 400);
 
-pub(crate) fn write(path: &Path, title: &str, y_label: &str, series: &[Series]) -> Result<()> {
-    let mut svg = String::new();
-    draw(&mut svg, title, y_label, series).map_err(|e| anyhow!("cannot draw: {e}"))?;
-    std::fs::write(path, svg).map_err(|e| anyhow!("{}: cannot write: {e}", path.display()))
+/// The charts to be drawn: their file is begun before the long work, which then is not done in vain.
+pub(crate) struct Plot(OutputFile);
+
+impl Plot {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        Ok(Plot(OutputFile::create(path)?))
+    }
+
+    pub(crate) fn write(self, title: &str, y_label: &str, series: &[Series]) -> Result<()> {
+        let mut svg = String::new();
+        draw(&mut svg, title, y_label, series).map_err(|e| anyhow!("cannot draw: {e}"))?;
+        let mut file = self.0;
+        file.write(svg.as_bytes())?;
+        file.commit()?;
+        Ok(())
+    }
 }
 
 fn draw(

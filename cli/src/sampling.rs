@@ -12,7 +12,7 @@ pub(crate) struct SamplingArgs {
     /// Variety; 0: always the likeliest token
     ///
     /// Divides the scores before a token is drawn.
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = numbers::finite)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = numbers::not_negative)]
     temperature: f32,
 
     /// Draw from the likeliest, P together

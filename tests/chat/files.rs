@@ -325,3 +325,17 @@ fn conversations_of_version_0_1_go_on() {
     assert!(stderr(&output).contains("What is a slice?"));
     assert_eq!(stdout(&output).trim_end(), text("answer"));
 }
+
+#[cfg(unix)]
+#[test]
+fn links_to_nothing_are_neither_loaded_nor_replaced() {
+    let chat = Chat::new();
+    let link = chat.text_path("link");
+    std::os::unix::fs::symlink("no-where", &link).unwrap();
+    for command in ["save", "load"] {
+        let output = chat.run(&[], &format!("/{command} {link}\n"));
+        let said = stderr(&output);
+        assert!(said.contains("a link to nothing"), "{command}: {said}");
+    }
+    assert!(std::path::Path::new(&link).is_symlink());
+}

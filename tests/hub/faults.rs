@@ -284,3 +284,16 @@ fn a_download_that_fails_leaves_the_old_commit_in_use() {
     assert!(stdout(&offline).contains("\"n_vocab\":320"));
     assert!(stdout(&world.run(&["info", "--json", "-m", MODEL])).contains("\"n_vocab\":99"));
 }
+
+/// Somebody takes the connection and says nothing.
+#[test]
+fn silence_is_announced_and_ends() {
+    let world = World::with_model("small-safetensors").0;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", silent.local_addr().expect("is bound"));
+    let variables = [("HF_ENDPOINT", &*address), ("HF_HUB_DOWNLOAD_TIMEOUT", "3")];
+    let output = world.run_with(&variables, &["pull", MODEL]);
+    assert_refused(&output, &["no answer in time", "HF_HUB_DOWNLOAD_TIMEOUT"]);
+    let said = stderr(&output);
+    assert_eq!(said.matches("trying again").count(), 2, "{said}");
+}

@@ -223,6 +223,34 @@ fn passwords_and_tokens_are_never_shown() {
     }
 }
 
+/// A server may say back what it was sent.
+#[test]
+fn what_a_server_repeats_is_not_shown() {
+    let repeated =
+        "authorization: Bearer hf_s3cret-token; Basic dXNlcjpzM2NyZXQ=; user:s3cret at s3cret";
+    for method in ["GET", "HEAD"] {
+        let (world, _) = World::with_model("small-safetensors");
+        let headers = vec![("X-Error-Message", repeated.to_owned())];
+        world.hub.fail(method, "/", 99, Fault::Status(403, headers));
+        let endpoint = world.hub.endpoint().replace("://", "://user:s3cret@");
+        for (token, args) in [
+            ("hf_s3cret-token", &["pull", MODEL][..]),
+            ("", &["pull", "--json", MODEL]),
+            ("hf_s3cret-token", &["info", "-v", "-m", MODEL]),
+        ] {
+            let variables = [("HF_ENDPOINT", &*endpoint), ("HF_TOKEN", token)];
+            let output = world.run_with(&variables, args);
+            let said = stderr(&output);
+            assert!(said.contains("authorization: Bearer "), "{said}");
+            assert!(said.contains("; *** at ***"), "{said}");
+            assert!(
+                !said.contains("s3cret") && !said.contains("dXNlcjp"),
+                "{said}"
+            );
+        }
+    }
+}
+
 #[test]
 fn gated_and_broken_answers_show_no_secrets() {
     let (world, _) = World::with_model("small-safetensors");

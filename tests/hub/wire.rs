@@ -71,6 +71,7 @@ impl Answer {
     }
 
     pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.retain(|header| header.0 != name);
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }

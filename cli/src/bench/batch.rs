@@ -23,12 +23,15 @@ struct Group {
 }
 
 impl Group {
-    fn new(model: &Model, n: usize) -> Self {
-        Group {
-            states: vec![model.new_state(); n],
-            workspace: model.workspace(n),
+    fn new(model: &Model, n: usize) -> Result<Self> {
+        // First, since it is the largest.
+        let workspace = model.try_workspace(n)?;
+        let states = (0..n).map(|_| model.try_new_state());
+        Ok(Group {
+            states: states.collect::<Result<_, _>>()?,
+            workspace,
             chosen: vec![0; n],
-        }
+        })
     }
 
     fn step(&mut self, model: &Model, text: &[u32], at: usize) -> Result<()> {
@@ -68,9 +71,9 @@ pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
     for &n in batches {
         // Stages that follow each other work on different groups at the same time.
         let n_groups = devices::pipeline_length(&model.info()).min(n);
-        let mut groups: Vec<_> = (0..n_groups)
+        let mut groups = (0..n_groups)
             .map(|i| Group::new(model, n * (i + 1) / n_groups - n * i / n_groups))
-            .collect();
+            .collect::<Result<Vec<_>>>()?;
         let mut run = |steps: Range<usize>| -> Result<()> {
             if let [group] = &mut groups[..] {
                 return run_group(model, group, &text, steps);

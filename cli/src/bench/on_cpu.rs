@@ -13,8 +13,8 @@ use crate::devices;
 
 fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
     let tokens = &tokens(model, args.prompt_tokens)?;
-    let mut state = model.new_state();
-    let mut workspace = model.workspace(chunk(args, model));
+    let mut state = model.try_new_state()?;
+    let mut workspace = model.try_workspace(chunk(args, model))?;
     let mut logits = vec![0.0; model.n_vocab()];
     let time = seconds(|| {
         let span = Span::new(&mut state, tokens, Output::Last);
@@ -27,7 +27,7 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
     let info = model.info();
     let yardstick = Yardstick::new(model)?;
     let text = tokens(model, args.prompt_tokens.max(args.max_new_tokens))?;
-    let mut session = model.session();
+    let mut session = model.try_session()?;
     let mut sampler = Sampler::new(SamplerOptions::default(), model.n_vocab())?;
     // Brings the weights into memory.
     decode_once(
@@ -51,6 +51,8 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
         prefill.push(prefill_once(args, model)?);
     }
     drop(yardstick);
+    let workspace_bytes = |rows| Ok::<_, rwkv_edge::Error>(model.try_workspace(rows)?.size_bytes());
+    let workspaces = (workspace_bytes(1)?, workspace_bytes(chunk(args, model))?);
     let [read, f32_macs, int8_macs] = [read, f32_macs, int8_macs].map(median);
     let [decode, prefill] = [decode, prefill].map(median);
     // Prefill computes the logits of its last token only.
@@ -84,8 +86,8 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
         "private_bytes": start.private_bytes,
         "weight_bytes": info.weight_bytes,
         "state_bytes": info.state_bytes,
-        "decode_workspace_bytes": model.workspace(1).size_bytes(),
-        "prefill_workspace_bytes": model.workspace(chunk(args, model)).size_bytes(),
+        "decode_workspace_bytes": workspaces.0,
+        "prefill_workspace_bytes": workspaces.1,
         "prefill_chunk": chunk(args, model),
     }))
 }
@@ -102,20 +104,28 @@ pub(super) fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Re
         info.threads,
         info.kernels
     )?;
+    // Under a limit of memory there may be no room to measure it.
+    let (read, share) = match report["read_bytes_per_s"].as_f64() {
+        None => ("not measured".to_owned(), String::new()),
+        Some(read) => (
+            format!("{:.1} GB/s", read / 1e9),
+            format!(
+                ", {:.1} % of the limit of {:.1} MB a token",
+                percent("decode_share_of_limit"),
+                number("decode_bytes_per_token") / 1e6
+            ),
+        ),
+    };
     writeln!(
         out,
-        "limits    read {:.1} GB/s; multiply-adds: f32 {:.1} G/s, int8 path {:.1} G/s",
-        number("read_bytes_per_s") / 1e9,
+        "limits    read {read}; multiply-adds: f32 {:.1} G/s, int8 path {:.1} G/s",
         number("f32_macs_per_s") / 1e9,
         number("int8_macs_per_s") / 1e9
     )?;
     writeln!(
         out,
-        "decode    {:.1} tokens/s, {:.1} % of the limit of {:.1} MB a token; {:.0} % of the rows of \
-         ffn.value skipped",
+        "decode    {:.1} tokens/s{share}; {:.0} % of the rows of ffn.value skipped",
         number("decode_tokens_per_s"),
-        percent("decode_share_of_limit"),
-        number("decode_bytes_per_token") / 1e6,
         percent("ffn_value_rows_skipped")
     )?;
     writeln!(

@@ -17,8 +17,8 @@ pub(super) const BATCHES: [usize; 7] = [1, 4, 16, 64, 128, 256, 512];
 
 /// Decodes so many tokens greedily, each the one that follows from the last; gives tokens a second.
 fn decode_once(model: &Model, n: usize) -> Result<f64> {
-    let mut state = model.new_state();
-    let mut workspace = model.workspace(1);
+    let mut state = model.try_new_state()?;
+    let mut workspace = model.try_workspace(1)?;
     let mut chosen = [1];
     let mut step = || -> Result<()> {
         let token = chosen;
@@ -36,8 +36,8 @@ fn decode_once(model: &Model, n: usize) -> Result<f64> {
 /// Feeds a prompt, and gives tokens a second.
 fn prefill_once(args: &Args, model: &Model) -> Result<f64> {
     let tokens = tokens(model, args.prompt_tokens)?;
-    let mut state = model.new_state();
-    let mut workspace = model.workspace(chunk(args, model));
+    let mut state = model.try_new_state()?;
+    let mut workspace = model.try_workspace(chunk(args, model))?;
     let mut logits = vec![0.0; model.n_vocab()];
     let mut feed = |tokens: &[u32]| -> Result<()> {
         let span = Span::new(&mut state, tokens, Output::Last);

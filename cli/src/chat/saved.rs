@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use rwkv_edge::Result;
+use anyhow::Result;
 use rwkv_edge_chat::Conversation;
 
+use crate::paths::check_link;
 use crate::sampling::draws_or_penalises;
 
 /// Saves a conversation; returns what was written, in words.
 pub(crate) fn save(conversation: &Conversation, path: &Path) -> Result<String> {
+    check_link(path)?;
     let saved = conversation.save(path)?;
     Ok(format!(
         "{}: the state after {} tokens; {}: the text, {} turns; not kept: options, seed, /undo",
@@ -28,6 +30,7 @@ pub(crate) struct Loaded {
 
 /// Goes on from a saved conversation, or from any saved state of the model.
 pub(crate) fn load(conversation: &mut Conversation, path: &Path) -> Result<Loaded> {
+    check_link(path)?;
     let loaded = conversation.load(path)?;
     let found = match &loaded.n_turns {
         Ok(n) => format!("{n} turns, {}", conversation.transcript().template),

@@ -2,8 +2,10 @@
 
 use std::num::NonZeroUsize;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{anyhow, bail, Context, Result};
 use rwkv_edge_chat::Conversation;
+
+use crate::numbers::not_negative;
 
 /// From here on.
 pub(crate) fn set(conversation: &mut Conversation, name: &str, value: &str) -> Result<()> {
@@ -13,7 +15,10 @@ pub(crate) fn set(conversation: &mut Conversation, name: &str, value: &str) -> R
     }
     let mut sampling = conversation.sampling().clone();
     match name {
-        "temperature" => sampling.temperature = parse(name, value)?,
+        "temperature" => {
+            let number = not_negative(value);
+            sampling.temperature = number.map_err(|e| anyhow!("{name} {value}: {e}"))?;
+        }
         "top-p" => sampling.top_p = parse(name, value)?,
         "top-k" => sampling.top_k = NonZeroUsize::new(parse(name, value)?),
         "presence-penalty" => sampling.presence_penalty = parse(name, value)?,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::id::ModelId;
 
 /// What is shown in place of a secret.
-const HIDDEN: &str = "***";
+pub(crate) const HIDDEN: &str = "***";
 /// The hosts of the public hub.
 const HUB_HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
 
@@ -97,7 +97,28 @@ impl Address {
     /// `None` for what is no address but a path or a name.
     pub fn parse(text: &Path) -> Option<Self> {
         let text = text.to_string_lossy();
-        let Some((scheme, rest)) = text.split_once("://") else {
+        // As git writes it.
+        if let Some((host, path)) = text.strip_prefix("git@").and_then(|it| it.split_once(':')) {
+            return HUB_HOSTS
+                .contains(&host)
+                .then(|| Self::of_model(path, true));
+        }
+        let of_scheme = |scheme: &'static str| {
+            // A slash too few; `file:` may be written so.
+            let rest = text.get(scheme.len()..)?.strip_prefix(':')?;
+            let is_it = text[..scheme.len()].eq_ignore_ascii_case(scheme);
+            let is_path = rest.starts_with('/') && !rest.starts_with("//");
+            (is_it && is_path).then_some((scheme, rest))
+        };
+        let short = ["file", "http", "https", "hf"]
+            .into_iter()
+            .find_map(of_scheme);
+        let short = short.map(|(scheme, path)| match scheme {
+            // The path begins with its slash.
+            "file" => (scheme, path),
+            _ => (scheme, &path[1..]),
+        });
+        let Some((scheme, rest)) = short.or_else(|| text.split_once("://")) else {
             // Such as what browsers show of an address.
             let host = text.split('/').next().unwrap_or_default();
             let is_hub = HUB_HOSTS.contains(&host)
@@ -137,7 +158,8 @@ impl Address {
             .iter()
             .find_map(|start| path.strip_prefix(start))
             .unwrap_or(path);
-        let parts: Vec<String> = path.split('/').map(unescape).collect();
+        let parts = path.split('/').filter(|part| !part.is_empty());
+        let parts: Vec<String> = parts.map(unescape).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let revision = |revision: &str| match revision {
             "main" => String::new(),
@@ -263,6 +285,14 @@ mod tests {
             ("https://huggingface.co/", "other"),
             ("https://example.com/x.pth", "other"),
             ("s3://bucket/x", "other"),
+            ("git@hf.co:a/b", "a/b true"),
+            ("git@huggingface.co:a/b.git", "a/b true"),
+            ("git@example.com:a/b", "none"),
+            ("https:/huggingface.co/a/b", "a/b true"),
+            ("https://huggingface.co//a//b", "a/b true"),
+            ("hf:/a/b", "a/b true"),
+            ("file:/models/x%20y.pth", "/models/x y.pth"),
+            ("file:x.pth", "none"),
             ("file:///models/x%20y.pth", "/models/x y.pth"),
             ("a/b", "none"),
             ("./x://y", "none"),

@@ -42,6 +42,21 @@ impl RepositoryCache {
         }
     }
 
+    /// Refuses folders that may not be looked into: whatever is in them would count as missing.
+    pub(crate) fn check(&self) -> Result<()> {
+        for folder in ["", "refs", "snapshots", "blobs"] {
+            let folder = self.folder.join(folder);
+            match fs::read_dir(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    let text = format!("{}", folder.display());
+                    return Err(Error::caused(ErrorKind::Io, text, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// The folder of a commit's files, whether it is there or not.
     pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)

@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::prelude::{Engine, BASE64_STANDARD};
 use ureq::http;
@@ -33,7 +33,7 @@ const JSON_BYTES_MAX: u64 = 32 << 20;
 const ERROR_BYTES_MAX: u64 = 64 << 10;
 /// A server that wants to be left alone for longer is not waited for.
 const WAIT_MAX: Duration = Duration::from_secs(120);
-/// Waits from here on are announced.
+/// Waits from here on are announced, for an answer or before another try.
 const WAIT_QUIETLY: Duration = Duration::from_secs(3);
 /// How often a request is made when nothing makes it succeed.
 pub(crate) const TRIES: u32 = 5;
@@ -45,7 +45,7 @@ const TRIES_UNREACHABLE: u32 = 3;
 pub(crate) enum Failure {
     /// The server said no.
     Refused(Refusal),
-    /// Nobody there: no network, no such host, or none that can be trusted.
+    /// Nobody there: no network, no such host, none that can be trusted, or one that says nothing.
     Unreachable(String),
     /// No answer, or a broken one: another try may help.
     Network(String),
@@ -228,6 +228,7 @@ impl Client {
     ) -> Result<Response, Failure> {
         let mut failed = 0;
         loop {
+            let start = Instant::now();
             let failure = match self.try_once(request, follow) {
                 Ok(response) => return Ok(response),
                 Err(failure) => failure,
@@ -239,8 +240,8 @@ impl Client {
             };
             match wait_after(&failure, failed) {
                 Some(wait) if failed < tries => {
-                    if wait >= WAIT_QUIETLY {
-                        let seconds = wait.as_secs();
+                    if wait.max(start.elapsed()) >= WAIT_QUIETLY {
+                        let seconds = wait.as_secs_f32();
                         self.observer
                             .note(format_args!("{failure}; trying again in {seconds} s"));
                     }
@@ -381,10 +382,12 @@ fn network(url: &str, proxy: Option<&str>, error: ureq::Error) -> Failure {
         _ => io::ErrorKind::Other,
     };
     match error {
-        ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
-            Failure::Unreachable(format!("{place}: no connection in time"))
-        }
-        ureq::Error::Timeout(_) => Failure::Network(format!("{place}: no answer in time")),
+        ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => Failure::Unreachable(format!(
+            "{place}: no connection in time, which HF_HUB_ETAG_TIMEOUT sets in seconds"
+        )),
+        ureq::Error::Timeout(_) => Failure::Unreachable(format!(
+            "{place}: no answer in time, which HF_HUB_DOWNLOAD_TIMEOUT sets in seconds"
+        )),
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {
             Failure::Unreachable(format!("{place}: {text}"))
         }

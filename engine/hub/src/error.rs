@@ -9,6 +9,8 @@
 use std::fmt;
 
 use crate::address::without_secrets;
+#[cfg(feature = "network")]
+use crate::secrets::Secrets;
 
 /// What sort of failure an [`Error`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +79,25 @@ impl Error {
             error.0.source = Some(Box::new(source));
         }
         error
+    }
+
+    /// Without secrets that whoever was asked has repeated.
+    pub(crate) fn without(mut self, secrets: &Secrets) -> Self {
+        self.0.message = secrets.hide(&self.0.message);
+        let mut cause = self
+            .0
+            .source
+            .as_deref()
+            .map(|it| it as &dyn std::error::Error);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if secrets.hide(&text) != text {
+                self.0.source = None;
+                break;
+            }
+            cause = error.source();
+        }
+        self
     }
 
     /// Puts `place` before the text: `place: text`.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::address::without_secrets;
+use crate::secrets::Secrets;
 
 /// What goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,22 @@ pub(crate) struct Observer(Arc<dyn Fn(Event<'_>) + Send + Sync>);
 impl Observer {
     pub(crate) fn new(observer: impl Fn(Event<'_>) + Send + Sync + 'static) -> Self {
         Observer(Arc::new(observer))
+    }
+
+    /// Tells nothing that is secret: a note may repeat what a server has said.
+    pub(crate) fn without(self, secrets: Secrets) -> Self {
+        Self::new(move |event| match event {
+            Event::Note(text) => (self.0)(Event::Note(&secrets.hide(text))),
+            Event::Progress {
+                work: Work::Download(name),
+                done,
+                total,
+            } => {
+                let work = Work::Download(&secrets.hide(name));
+                (self.0)(Event::Progress { work, done, total });
+            }
+            event => (self.0)(event),
+        })
     }
 
     pub(crate) fn note(&self, text: fmt::Arguments<'_>) {

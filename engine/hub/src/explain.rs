@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use crate::cache::RepositoryCache;
 use crate::client::{Client, Failure, Refusal, Request};
 use crate::download::escape_part;
 use crate::error::{Error, ErrorKind};
@@ -41,6 +42,9 @@ pub(crate) fn offline(client: &Client, id: &ModelId, variable: &str) -> Error {
 
 fn not_in_cache(client: &Client, id: &ModelId) -> String {
     let cache = client.settings.cache.display();
+    if let Err(error) = RepositoryCache::new(&client.settings.cache, &id.repository()).check() {
+        return format!("what {cache} has cannot be seen: {error}");
+    }
     let repository = Repository::new(client, id);
     let known = match repository.commits().first() {
         Some(commit) => format!(", but it has commit {commit}, which @{commit} names"),

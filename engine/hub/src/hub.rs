@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,16 +15,26 @@ use crate::explain::{explain, offline};
 use crate::id::ModelId;
 use crate::push;
 use crate::repository::{tries, Repository};
+use crate::secrets::Secrets;
 use crate::settings::Settings;
 
 /// The repository of the vocabulary of the RWKV-4 Pile models, and the file in it.
 const TOKENIZER_20B: (&str, &str) = ("EleutherAI/gpt-neox-20b", "tokenizer.json");
 
 /// The hub and its cache.
-#[derive(Debug)]
 pub struct Hub {
     settings: Settings,
+    /// Of the settings; never shown, whatever the hub says.
+    secrets: Secrets,
     observer: Observer,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The tokenizer that lies beside a model of the hub.
@@ -41,6 +52,7 @@ impl Hub {
     pub fn new(mut settings: Settings) -> Self {
         settings.separate_credentials();
         Hub {
+            secrets: Secrets::of(&settings),
             settings,
             observer: Observer::default(),
         }
@@ -58,7 +70,7 @@ impl Hub {
     /// Tells what goes on, on whatever thread asks the hub.
     #[must_use]
     pub fn with_observer(mut self, observer: impl Fn(Event<'_>) + Send + Sync + 'static) -> Self {
-        self.observer = Observer::new(observer);
+        self.observer = Observer::new(observer).without(self.secrets.clone());
         self
     }
 
@@ -82,6 +94,15 @@ impl Hub {
     /// When the model cannot be had, with what is wrong and what to do about it; near names where there is
     /// no such model.
     pub fn fetch(&self, id: &ModelId) -> Result<PathBuf> {
+        self.guarded(self.find(id))
+    }
+
+    /// An outcome whose error shows no secret.
+    fn guarded<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.map_err(|error| error.without(&self.secrets))
+    }
+
+    fn find(&self, id: &ModelId) -> Result<PathBuf> {
         let client = self.client()?;
         let repository = Repository::new(&client, id);
         if let Some(path) = repository.pinned() {
@@ -115,6 +136,10 @@ impl Hub {
     ///
     /// Those of [`fetch`](Self::fetch).
     pub fn fetch_tokenizer(&self, id: &ModelId) -> Result<Option<RemoteTokenizer>> {
+        self.guarded(self.find_tokenizer(id))
+    }
+
+    fn find_tokenizer(&self, id: &ModelId) -> Result<Option<RemoteTokenizer>> {
         let client = self.client()?;
         let repository = Repository::new(&client, id);
         if client.settings.offline.is_some() || repository.pinned().is_some() {
@@ -191,7 +216,8 @@ impl Hub {
     /// When the folder cannot be read or the hub refuses. Nothing of it is visible to others then; what was
     /// uploaded is kept, so that another try has less to do.
     pub fn push(&self, folder: &Path, name: &str, summary: &str) -> Result<String> {
-        let address = push::push(self.settings.clone(), &self.observer, folder, name, summary)?;
-        Ok(without_secrets(&address).into_owned())
+        let pushed = push::push(self.settings.clone(), &self.observer, folder, name, summary);
+        let address = self.guarded(pushed)?;
+        Ok(self.secrets.hide(&without_secrets(&address)))
     }
 }

@@ -53,6 +53,8 @@ mod repository;
 #[cfg(feature = "network")]
 mod retry;
 #[cfg(feature = "network")]
+mod secrets;
+#[cfg(feature = "network")]
 mod settings;
 
 pub use address::{without_secrets, Address};

@@ -76,11 +76,15 @@ fn temporary<T>(
         }
         #[cfg(not(unix))]
         let _ = mode;
-        retried(|| make(&builder))
+        retried(|| make(&builder)).map_err(without_path)
     };
     for _ in 0..TRIES {
         let made = make(&own_prefix())?;
-        let Ok(file) = open(&made) else { break };
+        let Ok(file) = open(&made) else {
+            // Without a descriptor left, an empty folder can be removed, but not by looking into it.
+            let _ = fs::remove_dir(path(&made));
+            break;
+        };
         match lock(&file, path(&made)) {
             Lock::Held => {
                 let now = file.metadata().and_then(|found| found.modified());
@@ -93,6 +97,14 @@ fn temporary<T>(
         }
     }
     Ok((make(PREFIX)?, None))
+}
+
+/// The system's own error: a name that nobody gave would only be in the way of the one that somebody gave.
+fn without_path(error: io::Error) -> io::Error {
+    match error.to_string().rsplit_once(" at path ") {
+        Some((said, _)) => io::Error::new(error.kind(), said.to_owned()),
+        None => error,
+    }
 }
 
 #[derive(PartialEq, Eq)]

@@ -378,6 +378,7 @@ mod tests {
             let error = write_whole(path, b"x").expect_err("no file");
             let text = error.to_string();
             assert!(text.starts_with(&path.display().to_string()), "{text}");
+            assert!(!text.contains(".part"), "nobody's name: {text}");
         }
         let null = fs::metadata("/dev/null").expect("there");
         assert!(!null.is_file());

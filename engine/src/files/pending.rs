@@ -111,7 +111,10 @@ impl PendingFiles {
     /// A file to be written and committed by itself. Where the name is a link, the link will be replaced, and what it
     /// leads to stays: folders of shared caches are made of links.
     pub(crate) fn create(&self, name: &str) -> Result<OutputFile> {
-        OutputFile::create_for(self.staging.path().join(name), self.folder.join(name))
+        let created =
+            OutputFile::create_for(self.staging.path().join(name), self.folder.join(name));
+        // Without a descriptor left, an empty folder can be removed, but not by looking into it.
+        created.inspect_err(|_| drop(fs::remove_dir(self.staging.path())))
     }
 
     /// Removes a file of this name together with the coming of the others.

@@ -11,10 +11,13 @@ use memmap2::MmapMut;
 
 use crate::error::{Error, Result};
 use crate::math::kernels::{FLOAT_ROUND, INTEGER_ROUND};
+use crate::memory::budget::Reservation;
 use crate::model::Model;
 
 /// Far beyond any last-level cache this is made for.
 const BUFFER_BYTES: usize = 512 << 20;
+/// Hardly beyond one: with less there is nothing to measure.
+const BUFFER_BYTES_MIN: u64 = 64 << 20;
 /// What one task reads: as much as a few blocks of a large matrix.
 const TASK_WORDS: usize = (256 << 10) / 8;
 /// A few milliseconds of multiply-adds a thread, in tasks of their own, so that a thread that lost its
@@ -26,8 +29,9 @@ const ROUNDS: usize = 100_000;
 /// measurement of some milliseconds; take several and their median, between what they are compared with.
 pub struct Yardstick {
     model: Model,
-    /// 512 MiB
-    buffer: MmapMut,
+    /// 512 MiB, or what a limit of memory leaves; `None` where that is too little.
+    buffer: Option<MmapMut>,
+    _reservation: Reservation,
 }
 
 impl Yardstick {
@@ -35,28 +39,48 @@ impl Yardstick {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there is none for a buffer of 512 MiB.
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there is none for a buffer of 512 MiB, or less under
+    /// [`Options::memory_max`](crate::Options::memory_max).
     pub fn new(model: &Model) -> Result<Self> {
         let huge_pages = model.info().huge_page_bytes > 0;
-        let buffer = buffer(BUFFER_BYTES, huge_pages).map_err(|e| {
-            Error::memory("not enough memory to measure its bandwidth").with_source(e)
-        })?;
+        let size = match model.memory_left() {
+            None => BUFFER_BYTES as u64,
+            // A buffer would be in the place of weights.
+            Some(_) if model.info().paged_bytes > 0 => 0,
+            // What is measured beside this needs memory, too.
+            Some(left) => (left / 2).min(BUFFER_BYTES as u64),
+        };
+        let size = if size < BUFFER_BYTES_MIN { 0 } else { size };
+        let reservation = model.reserve_memory(size)?;
+        let buffer = match size {
+            0 => None,
+            size => Some(buffer(size as usize, huge_pages).map_err(|e| {
+                Error::memory("not enough memory to measure its bandwidth").with_source(e)
+            })?),
+        };
         Ok(Yardstick {
             model: model.clone(),
             buffer,
+            _reservation: reservation,
         })
     }
 
-    /// Bytes a second read from a buffer far larger than the caches.
+    /// Bytes a second read from a buffer far larger than the caches. NaN where
+    /// [`Options::memory_max`](crate::Options::memory_max) leaves no room for one.
     pub fn read_bytes_per_s(&self) -> f64 {
         let (pool, kernels) = self.model.machine();
-        let words: &[u64] = bytemuck::cast_slice(&self.buffer);
+        let Some(buffer) = &self.buffer else {
+            return f64::NAN;
+        };
+        // Whole tasks, of whole words.
+        let buffer = &buffer[..buffer.len() / size_of::<u64>() * size_of::<u64>()];
+        let words: &[u64] = bytemuck::cast_slice(buffer);
         let n_tasks = words.len() / TASK_WORDS;
         let start = Instant::now();
         pool.run(n_tasks, &|task, _| {
             black_box(kernels.read_words(&words[task * TASK_WORDS..(task + 1) * TASK_WORDS]));
         });
-        BUFFER_BYTES as f64 / start.elapsed().as_secs_f64()
+        (n_tasks * TASK_WORDS * size_of::<u64>()) as f64 / start.elapsed().as_secs_f64()
     }
 
     /// Multiply-adds of f32 a second, from registers to registers.
