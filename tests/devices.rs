@@ -524,7 +524,7 @@ fn maps_that_are_wrong_are_wrong_usage() {
         (["--max-device-memory", "cuda"], "DEVICE=SIZE"),
         (["--max-device-memory", ""], "DEVICE=SIZE"),
         (["--max-device-memory", "cuda=1X"], "unit X"),
-        (["--max-device-memory", "cuda=-1"], "expected 1 byte"),
+        (["--max-device-memory", "cuda=-1"], "is no number"),
         (["--max-device-memory", "cpu=1G"], "--max-memory"),
         (["--max-device-memory", "cuda=1G,cuda:0=2G"], "already"),
     ] {

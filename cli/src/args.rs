@@ -96,6 +96,20 @@ pub(crate) fn some_tokens(text: &str) -> Result<TokenList, String> {
     }
 }
 
+/// Token ids of a text, between commas, white space or both, however many of them there are.
+pub(crate) fn token_ids(text: &str) -> Result<Vec<u32>, String> {
+    let parts = text.split(|c: char| c == ',' || c.is_whitespace());
+    parts
+        .filter(|part| !part.is_empty())
+        .map(token_id)
+        .collect()
+}
+
+fn token_id(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not a token id"))
+}
+
 /// Token ids on the command line: separated by commas, spaces or both.
 #[derive(Clone)]
 pub(crate) struct TokenList(pub(crate) Vec<u32>);
@@ -104,12 +118,11 @@ impl std::str::FromStr for TokenList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parse = |id: &str| id.parse().map_err(|_| format!("`{id}` is not a token id"));
         let mut ids = Vec::new();
         for (at, part) in text.split(',').enumerate() {
             let before = ids.len();
             for id in part.split_whitespace() {
-                ids.push(parse(id)?);
+                ids.push(token_id(id)?);
             }
             // Something is missing beside a comma.
             if ids.len() == before && text.contains(',') {

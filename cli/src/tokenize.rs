@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use anyhow::{anyhow, bail, Context, Result};
 use rwkv_edge::{TextStream, TokenStream, Tokenizer};
 
-use crate::args::{ModelArgs, TokenList};
+use crate::args::{token_ids, ModelArgs};
 use crate::byte_size::ByteSize;
 use crate::input::{Input, TextArgs};
 use crate::model;
@@ -218,7 +218,7 @@ impl Ids {
             false => self
                 .waiting
                 .iter()
-                .rposition(|b| is_between(b))
+                .rposition(is_between)
                 .map_or(0, |at| at + 1),
         };
         let rest = &self.waiting[whole..];
@@ -226,9 +226,8 @@ impl Ids {
             let part = String::from_utf8_lossy(&rest[..ID_BYTES_MAX]).into_owned();
             bail!("`{}...` is not a token id", part.escape_default());
         }
-        let list: Result<TokenList, String> =
-            String::from_utf8_lossy(&self.waiting[..whole]).parse();
-        let TokenList(ids) = list.map_err(|e| anyhow!(e))?;
+        let ids = token_ids(&String::from_utf8_lossy(&self.waiting[..whole]));
+        let ids = ids.map_err(|e| anyhow!(e))?;
         let unknown = |&&token: &&u32| token as usize >= tokenizer.n_tokens();
         if let Some(token) = ids.iter().find(unknown) {
             bail!(
