@@ -213,7 +213,7 @@ fn safetensors_headers() {
             "product",
             a(r#""dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,8]"#),
             Format,
-            &["header", "tensor a:"],
+            &["header", " a:"],
         ),
         file(
             "dtype",
