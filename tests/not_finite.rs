@@ -136,12 +136,16 @@ fn all_paths_refuse(model: &Model, folder: &Path, (words, is_head): (&str, bool)
 #[test]
 fn a_bad_weight_of_any_matrix_is_told_on_every_path() {
     let folder = tempfile::tempdir().expect("a folder");
+    // Three places take an emulated CPU two minutes.
+    let is_emulated = std::env::var_os("RWKV_EDGE_EMULATED").is_some();
+    let n_places = if is_emulated { 1 } else { 3 };
     for quant in [Quant::F32, Quant::F16] {
         let mut image = image(quant, folder.path());
         let matrices = image.matrices();
         assert_eq!(matrices.len(), 3 * 7 + 2);
         for (index, (name, [n_rows, n_cols])) in matrices.into_iter().enumerate() {
-            for (at, row) in [0, n_rows / 2, n_rows - 1].into_iter().enumerate() {
+            let rows = [n_rows / 2, 0, n_rows - 1];
+            for (at, row) in rows.into_iter().take(n_places).enumerate() {
                 let bad = BAD[(at + index) % 3];
                 let column = (17 * (at + index)) % n_cols;
                 let places = match &*name {
