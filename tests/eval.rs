@@ -84,11 +84,9 @@ fn scores_are_those_of_transformers() {
 
 #[test]
 fn published_passages_give_the_scores_of_transformers() {
-    let Some(folder) = std::env::var_os("RWKV_EDGE_TEST_DATA") else {
-        skipped::skipped("lambada_test.jsonl in RWKV_EDGE_TEST_DATA");
+    let Some(file) = skipped::test_data("lambada_test.jsonl") else {
         return;
     };
-    let file = PathBuf::from(folder).join("lambada_test.jsonl");
     let found = lambada(&file, &["--quant", "f32", "--limit", "100"]);
     assert_scores(&found, &expected()["lambada_test_first_100"], 5e-5);
 }

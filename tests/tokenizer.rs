@@ -48,16 +48,8 @@ fn demo() -> Tokenizer {
     Tokenizer::open(repository().join("cli/demo/tokenizer.json")).unwrap()
 }
 
-fn test_data(file: &str) -> Option<PathBuf> {
-    let Some(folder) = std::env::var_os("RWKV_EDGE_TEST_DATA") else {
-        skipped::skipped(&format!("{file} in RWKV_EDGE_TEST_DATA"));
-        return None;
-    };
-    Some(Path::new(&folder).join(file))
-}
-
 fn twenty_b() -> Option<Tokenizer> {
-    test_data("20B_tokenizer.json").map(|path| Tokenizer::open(path).unwrap())
+    skipped::test_data("20B_tokenizer.json").map(|path| Tokenizer::open(path).unwrap())
 }
 
 fn cases(file: &str) -> Cases {
@@ -287,7 +279,7 @@ fn check_pieces(path: &Path) {
 #[test]
 fn pieces_have_the_tokens_of_the_whole() {
     check_pieces(&repository().join("cli/demo/tokenizer.json"));
-    if let Some(path) = test_data("20B_tokenizer.json") {
+    if let Some(path) = skipped::test_data("20B_tokenizer.json") {
         check_pieces(&path);
     }
 }

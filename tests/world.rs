@@ -61,11 +61,7 @@ fn small() -> Tokenizer {
 }
 
 fn whole_file() -> Option<PathBuf> {
-    let Some(folder) = std::env::var_os("RWKV_EDGE_TEST_DATA") else {
-        skipped::skipped("rwkv_vocab_v20230424.txt in RWKV_EDGE_TEST_DATA");
-        return None;
-    };
-    Some(Path::new(&folder).join("rwkv_vocab_v20230424.txt"))
+    skipped::test_data("rwkv_vocab_v20230424.txt")
 }
 
 fn check_cases(tokenizer: &Tokenizer, file: &str) {

@@ -51,10 +51,10 @@ pub(super) fn map_whole(file: &File, len: u64, whole_max: u64, watch: &Watch) ->
 }
 
 pub(super) fn map_range(file: &File, start: u64, size: usize, watch: &Watch) -> Option<Mapping> {
+    // Where a file is cut in place, the process ends, or reads zeros and sees that it did (see `sigbus.rs`).
     // SAFETY: the mapping is read-only and within the length the file had when it was opened. Its bytes stay as they are
-    // unless another process rewrites or cuts the file in place; files of checkpoints are replaced by renaming, which
-    // leaves the mapped one untouched, and whoever cannot promise that opens without mapping (see `files/mod.rs`).
-    // Where a file is cut all the same, the process ends, or reads zeros and sees that it did (see `sigbus.rs`).
+    // unless another process rewrites the file in place; files of checkpoints are replaced by renaming, which leaves
+    // the mapped one untouched, and whoever cannot promise that opens without mapping (see `files/mod.rs`).
     let map = unsafe { MmapOptions::new().offset(start).len(size).map(file) }.ok()?;
     Some(Mapping {
         _known: Known::new(&map, file, watch.clone()),

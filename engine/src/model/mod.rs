@@ -45,6 +45,7 @@ mod workspace;
 
 pub(crate) use options::n_threads;
 pub use options::Options;
+pub(crate) use workspace::enough;
 pub use workspace::{Sparsity, Workspace};
 
 /// A model ready to run: immutable, cheap to clone, and shared between threads without locks.
@@ -564,14 +565,6 @@ impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Model").field(&self.info()).finish()
     }
-}
-
-/// What the caller takes for granted.
-///
-/// # Panics
-/// When there is no memory for it.
-pub(crate) fn enough<T>(made: Result<T>) -> T {
-    made.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Those of all mapped files that the networks of these stages read.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::devices::stages::Lane;
+use crate::error::Result;
 use crate::memory::budget::Reservation;
 use crate::networks::Buffers;
 
@@ -51,4 +52,12 @@ impl std::fmt::Debug for Workspace {
             .field("rows_max", &rows_max)
             .finish_non_exhaustive()
     }
+}
+
+/// What the caller takes for granted.
+///
+/// # Panics
+/// When there is no memory for it.
+pub(crate) fn enough<T>(made: Result<T>) -> T {
+    made.unwrap_or_else(|error| panic!("{error}"))
 }
