@@ -9,11 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::tensor::RawTensor;
+use super::tuned::{time_state_layer, TunedState};
 use crate::error::{Error, Result};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
+use crate::networks::state::StateLayout;
 use crate::networks::table::{Architecture, ShownBy, TensorAt};
 
 /// What shape a tensor must have.
@@ -65,6 +67,8 @@ pub(super) struct Named {
     place: String,
     architecture: &'static Architecture,
     tensors: BTreeMap<String, RawTensor>,
+    /// Of a tuned initial state, by layer.
+    tuned: BTreeMap<usize, RawTensor>,
 }
 
 impl Named {
@@ -78,8 +82,17 @@ impl Named {
         let cleaner = Cleaner::new(found.iter().map(|tensor| tensor.name.as_str()));
         let architecture = architecture(&place, &found, &cleaner)?;
         let mut tensors = BTreeMap::<String, RawTensor>::new();
+        let mut tuned = BTreeMap::new();
         for tensor in found {
             let clean = cleaner.name(&tensor.name);
+            let can_be_tuned = architecture.tuned_part.is_some();
+            if let (true, Some(layer)) = (can_be_tuned, time_state_layer(&clean)) {
+                if let Some(twice) = tuned.insert(layer, tensor) {
+                    let text = "one of two initial states of its layer";
+                    return Err(Error::format(text).at(twice.place()));
+                }
+                continue;
+            }
             let name = match architecture.find(&clean) {
                 Some((spec, layer)) => spec.raw_name(layer),
                 None => clean.into_owned(),
@@ -97,6 +110,7 @@ impl Named {
             place,
             architecture,
             tensors,
+            tuned,
         })
     }
 
@@ -114,6 +128,20 @@ impl Named {
         }
         sizes.check().map_err(|e| e.at(&self.place))?;
         Ok(Config::of_sizes(sizes))
+    }
+
+    /// Takes out the tuned initial state, where the architecture can have one and the checkpoint has it.
+    ///
+    /// # Errors
+    /// Layers without it, or of other shapes.
+    pub(super) fn take_tuned(&mut self, config: &Config) -> Result<Option<TunedState>> {
+        let found = std::mem::take(&mut self.tuned);
+        // That a configuration is of another architecture is told by all tensors.
+        if found.is_empty() || config.sizes.architecture != self.architecture {
+            return Ok(None);
+        }
+        let layout = StateLayout::of_sizes(&config.sizes);
+        TunedState::new(&self.place, found, &layout, Error::format).map(Some)
     }
 
     /// The tensors, once they are exactly those of `config`; `source` says where that came from.
@@ -216,7 +244,8 @@ fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
     let is_state = |tensor: &RawTensor| tensor.name.ends_with(".time_state");
     if let (true, Some(tensor)) = (tensors.iter().all(is_state), tensors.first()) {
         let text =
-            "trained initial states (state tuning) without their model, expected a whole model";
+            "trained initial states (state tuning) without their model, expected a whole model: open that, and \
+             name this file with --load-state";
         return Err(Error::unsupported(text).at(tensor.place()));
     }
     let Some(tensor) = tensors.iter().find(|tensor| is_of_adapter(&tensor.name)) else {

@@ -179,17 +179,19 @@ fn finish(
     (folder, is_lone): (&Folder, bool),
     mapped: bool,
 ) -> Result<Checkpoint> {
-    let named = Named::new(place.clone(), tensors)?;
+    let mut named = Named::new(place.clone(), tensors)?;
     let (config, source) = match config {
         Some(found) => found,
         None => (named.infer_config()?, "the other tensors".to_owned()),
     };
+    let tuned = named.take_tuned(&config)?;
     let tensors = named.into_exact(&config, &source)?;
     let (tokenizer, tokenizer_search) = find_tokenizer(folder, mapped, is_lone)?;
     Ok(Checkpoint {
         place,
         config,
         tensors,
+        tuned,
         config_fields: Map::new(),
         folder: None,
         tokenizer,
@@ -211,13 +213,13 @@ fn source_of(config: &Config, fields: &Map<String, Value>) -> String {
     }
 }
 
-enum FileContent {
+pub(super) enum FileContent {
     Tensors(Vec<RawTensor>),
     ModelFile(SafetensorsFile),
 }
 
 /// Reads the table of a file of any format.
-fn read_weights(file: SourceFile) -> Result<FileContent> {
+pub(super) fn read_weights(file: SourceFile) -> Result<FileContent> {
     let content = read_table(file.clone());
     file.watch().judge(content)
 }
