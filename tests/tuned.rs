@@ -48,7 +48,9 @@ fn time_states() -> Tensors {
             bytes: bytes[start..start + size].to_vec(),
         }
     };
-    (0..LAYERS).map(|layer| (name(layer), tensor(layer))).collect()
+    (0..LAYERS)
+        .map(|layer| (name(layer), tensor(layer)))
+        .collect()
 }
 
 /// The numbers of a tensor of bf16.
@@ -112,7 +114,10 @@ fn check(session: &mut Session, what: &str) {
     let last = floats(&expected["logits_last"]);
     for (&found, expected) in rows[tokens.len() - 1].iter().zip(last) {
         let difference = (f64::from(found) - expected).abs();
-        assert!(difference <= tolerance, "{what}: {difference} > {tolerance}");
+        assert!(
+            difference <= tolerance,
+            "{what}: {difference} > {tolerance}"
+        );
     }
     session.restore(&begun, &[]).expect("its own state");
     let tokens = ids(&expected["greedy_ids"]);
@@ -188,7 +193,9 @@ fn a_model_is_given_a_state_from_its_own_file() {
     assert!(!base.info().has_tuned_state);
     let wrapped = |prefix: &str| -> Tensors {
         let states = time_states().into_iter();
-        states.map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect()
+        states
+            .map(|(name, tensor)| (format!("{prefix}{name}"), tensor))
+            .collect()
     };
     let in_f32: Tensors = time_states()
         .into_iter()
@@ -225,13 +232,18 @@ fn a_model_is_given_a_state_from_its_own_file() {
     assert!(base.new_state().as_slice().iter().all(|&x| x == 0.0));
     assert_eq!(base.new_state().initial_hash(), None);
     let model = golden("v7-pth").join("model.pth");
-    assert!(Model::is_initial_state(&model), "told apart by what is in it");
+    assert!(
+        Model::is_initial_state(&model),
+        "told apart by what is in it"
+    );
 }
 
 #[test]
 fn saved_states_pass_between_a_tuned_model_and_its_base() {
     let base = base();
-    let tuned = base.with_initial_state(time_state()).expect("of this model");
+    let tuned = base
+        .with_initial_state(time_state())
+        .expect("of this model");
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("state");
     let mut session = tuned.session();
@@ -250,7 +262,9 @@ fn saved_states_pass_between_a_tuned_model_and_its_base() {
     again.reset();
     check(&mut again, "reset after loading");
     // A copy does: it is the same value.
-    other.restore(again.state(), &[]).expect("of this checkpoint");
+    other
+        .restore(again.state(), &[])
+        .expect("of this checkpoint");
     other.eval(&[1]).expect("a valid token");
     other.reset();
     check(&mut other, "reset after restoring");
@@ -264,7 +278,10 @@ fn model_files_and_conversions_keep_it() {
     let model = open(path.clone(), Quant::F32, 2);
     for (name, model) in [
         ("of merged", &model),
-        ("of given", &base().with_initial_state(time_state()).expect("fits")),
+        (
+            "of given",
+            &base().with_initial_state(time_state()).expect("fits"),
+        ),
     ] {
         model.save(at(name), &mut |_| {}).expect("can be written");
         let reopened = Model::open(at(name), &Options::default()).expect("written here");
@@ -383,7 +400,10 @@ fn bad_states_are_refused() {
             Model::open(&merged, &Options::default()).expect_err(what),
         ] {
             let text = error.to_string();
-            assert!(words.iter().all(|word| text.contains(word)), "{what}: {text}");
+            assert!(
+                words.iter().all(|word| text.contains(word)),
+                "{what}: {text}"
+            );
             let kinds = [ErrorKind::State, ErrorKind::Format, ErrorKind::Unsupported];
             assert!(kinds.contains(&error.kind()), "{what}: {text}");
         }
@@ -403,7 +423,10 @@ fn what_is_no_state_and_what_cannot_have_one_is_told() {
     let text = folder.path().join("text");
     fs::write(&text, "no state at all").expect("can be written");
     for (path, words) in [
-        (golden("v7-pth").join("model.pth"), "blocks.N.att.time_state alone"),
+        (
+            golden("v7-pth").join("model.pth"),
+            "blocks.N.att.time_state alone",
+        ),
         (file, "a model file"),
         (empty, "no tensors"),
         (text, "not a tuned initial state"),

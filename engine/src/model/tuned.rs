@@ -47,7 +47,8 @@ impl Model {
     pub fn with_initial_state(&self, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let initial = read_file(path, self.0.state_layout())?.ok_or_else(|| {
-            let text = "not a tuned initial state, expected a .pth or .safetensors file of nothing but \
+            let text =
+                "not a tuned initial state, expected a .pth or .safetensors file of nothing but \
                         blocks.N.att.time_state";
             Error::state(text).at(path.display())
         })?;
