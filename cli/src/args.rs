@@ -70,6 +70,18 @@ pub(crate) struct ModelArgs {
     pub(crate) devices: DeviceArgs,
 }
 
+/// What every sequence of a model begins with.
+#[derive(clap::Args, Clone)]
+pub(crate) struct InitialStateArgs {
+    /// Begin with a tuned initial state
+    ///
+    /// A .pth or .safetensors file that holds nothing but blocks.N.att.time_state of each layer, as "state tuning" of
+    /// RWKV-7 saves it. Whatever begins with the empty state begins with this one. A model that was merged with its
+    /// state needs no such file.
+    #[arg(long = "load-state", value_name = "FILE")]
+    pub(crate) initial: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Quant {
     F32,

@@ -51,6 +51,17 @@ pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
     open_model(args, options, false)
 }
 
+/// The model with another empty state, where one is named.
+pub(crate) fn begin_with(model: Model, initial: Option<&Path>) -> Result<Model> {
+    match initial {
+        None => Ok(model),
+        Some(path) => {
+            paths::check_link(path)?;
+            Ok(model.with_initial_state(path)?)
+        }
+    }
+}
+
 fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Result<Model> {
     options.memory_for_text = needs_text;
     let start = Instant::now();

@@ -35,6 +35,7 @@ pub(crate) mod tensor;
 #[cfg(test)]
 mod tests;
 mod torch;
+mod tuned;
 mod views;
 mod zip;
 
@@ -43,6 +44,7 @@ pub(crate) use forms::Forms;
 pub(crate) use open::{open_folder, open_image, open_path};
 pub(crate) use safetensors::SafetensorsFile;
 pub(crate) use tensor::RawTensor;
+pub(crate) use tuned::{may_hold_tensors, read_lone, TunedState};
 
 /// All that is known of a model before its weights are read.
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub(crate) struct Checkpoint {
     pub(crate) config: Config,
     /// By BlinkDL's names, such as `blocks.0.att.key.weight`. A tied head is the embedding again.
     pub(crate) tensors: BTreeMap<String, RawTensor>,
+    /// What its empty state is, where that was tuned.
+    pub(crate) tuned: Option<TunedState>,
     /// All that stands in its `config.json`, if there is one.
     pub(crate) config_fields: Map<String, Value>,
     /// Where its other files are, if it is a folder.
@@ -64,7 +68,9 @@ pub(crate) struct Checkpoint {
 impl Checkpoint {
     /// Of the files with the weights, each once.
     pub(crate) fn watches(&self) -> Vec<Watch> {
-        Watch::each_once(self.tensors.values().map(|tensor| tensor.file.watch()))
+        let tuned = self.tuned.iter().flat_map(TunedState::layers);
+        let tensors = self.tensors.values().chain(tuned);
+        Watch::each_once(tensors.map(|tensor| tensor.file.watch()))
     }
 }
 

@@ -175,7 +175,7 @@ fn finish(
     (folder, is_lone): (&Folder, bool),
     mapped: bool,
 ) -> Result<Checkpoint> {
-    let named = Named::new(place.clone(), tensors)?;
+    let mut named = Named::new(place.clone(), tensors)?;
     let (config, source, config_fields) = match stated {
         Some(stated) => (stated.complete(&named)?, stated.source(), stated.fields),
         None => (
@@ -184,6 +184,7 @@ fn finish(
             Map::new(),
         ),
     };
+    let tuned = named.take_tuned(&config)?;
     let tensors = named.into_exact(&config, &source)?;
     let n_vocab = config.sizes.n_vocab;
     let (tokenizer, tokenizer_search) = find_tokenizer(folder, n_vocab, mapped, is_lone)?;
@@ -192,19 +193,20 @@ fn finish(
         config,
         tensors,
         config_fields,
+        tuned,
         folder: None,
         tokenizer,
         tokenizer_search,
     })
 }
 
-enum FileContent {
+pub(super) enum FileContent {
     Tensors(Vec<RawTensor>),
     ModelFile(SafetensorsFile),
 }
 
 /// Reads the table of a file of any format.
-fn read_weights(file: SourceFile) -> Result<FileContent> {
+pub(super) fn read_weights(file: SourceFile) -> Result<FileContent> {
     let content = read_table(file.clone());
     file.watch().judge(content)
 }

@@ -18,6 +18,7 @@ use crate::math::resized;
 use crate::math::threads::Pool;
 use crate::networks::fingerprint::{samples, Hasher};
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
+use crate::networks::state::StateLayout;
 use crate::networks::table::TensorAt;
 use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::blocks::{Blocks, RowSource, TASK_ROWS};
@@ -53,8 +54,12 @@ pub(crate) fn load(
         counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
+    let layout = StateLayout::of_sizes(&checkpoint.config.sizes);
+    let tuned = checkpoint.tuned.as_ref();
+    let initial = tuned.map(|tuned| tuned.read(layout)).transpose()?;
     Ok(Loaded {
         stages,
+        initial,
         fingerprint: weights.hasher.finish(),
         place: checkpoint.place,
         config: checkpoint.config,

@@ -13,6 +13,7 @@ use crate::files::Watch;
 use crate::math::threads::Pool;
 use crate::memory::fit::{ModelFacts, WeightsPlace};
 use crate::networks::config::Config;
+use crate::networks::state::StateLayout;
 use crate::progress::Progress;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
@@ -73,6 +74,14 @@ impl Origin {
         }
     }
 
+    /// Whether it brings a tuned initial state.
+    fn is_tuned(&self) -> bool {
+        match self {
+            Origin::Checkpoint(checkpoint) => checkpoint.tuned.is_some(),
+            Origin::ModelFile(file) => file.is_tuned(),
+        }
+    }
+
     pub(super) fn is_model_file(&self) -> bool {
         matches!(self, Origin::ModelFile(_))
     }
@@ -83,8 +92,11 @@ impl Origin {
         let tokenizer = self.tokenizer().map_or(0, |file| {
             Tokenizer::memory_bytes(&file.bytes) + Tokenizer::PROMPT_BYTES
         });
+        let sizes = self.config().sizes;
+        let state = StateLayout::of_sizes(&sizes).size_bytes();
         ModelFacts {
-            sizes: self.config().sizes,
+            sizes,
+            initial_state: if self.is_tuned() { state as u64 } else { 0 },
             stored: self.stored_quant(),
             tokenizer,
             place: match self {

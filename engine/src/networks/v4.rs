@@ -122,6 +122,7 @@ const TABLE: Architecture = Architecture {
             empty: EMPTY_EXPONENT,
         },
     ],
+    tuned_part: None,
     row: &[RowPart {
         name: "residual stream",
         len: |s| s.n_embd,
