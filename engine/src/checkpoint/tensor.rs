@@ -29,7 +29,7 @@ const WALK_STEP: u64 = 8 << 20;
 /// which check its place.
 #[derive(Clone, Debug)]
 pub(crate) struct RawTensor {
-    /// As it is called in the file.
+    /// As it is called in the file; in a GGUF file, as raw checkpoints call it.
     pub(crate) name: String,
     pub(crate) file: SourceFile,
     pub(crate) dtype: Dtype,
@@ -167,6 +167,12 @@ impl RawTensor {
     /// Where its last byte ends, if its elements lie in order, in bytes from the start of the file.
     pub(crate) fn end(&self) -> u64 {
         self.byte_range(0, self.len() as u64).end
+    }
+
+    /// Where an element is, in bytes from the start of the file, if they lie in order; of a block that it is in,
+    /// where that begins.
+    pub(crate) fn start_of(&self, element: usize) -> u64 {
+        self.byte_range(element as u64, 0).start
     }
 
     /// `FILE: tensor NAME`, for error texts.

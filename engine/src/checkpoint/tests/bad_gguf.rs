@@ -1,0 +1,1 @@
+//! GGUF files made bad on purpose.
