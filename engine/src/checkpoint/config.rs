@@ -41,6 +41,7 @@ fn from_fields(fields: &Map<String, Value>) -> Result<Config> {
     let config = Config {
         sizes,
         settings: Settings {
+            head_norm_epsilon: Settings::default().head_norm_epsilon,
             layer_norm_epsilon: epsilon(fields)?.unwrap_or(trained.layer_norm_epsilon),
             end_of_text,
             other_ends_of_text,

@@ -22,14 +22,20 @@ enum Want {
     Matrix(usize, usize),
     /// Any shape with this many elements along one dimension: both [D] and [1, 1, D] are in use.
     Vector(usize),
+    /// The same, or rows of so many.
+    Rows(usize, usize),
 }
 
 impl Want {
     fn of(tensor: &TensorAt<'_>) -> Self {
-        let (n_outputs, n_inputs) = tensor.outputs_and_inputs();
-        match tensor.is_matrix() {
-            true => Want::Matrix(n_outputs, n_inputs),
-            false => Want::Vector(n_outputs),
+        let (n_rows, n_cols) = tensor.checkpoint_shape();
+        match (tensor.is_matrix(), tensor.spec.row) {
+            (true, _) => Want::Matrix(n_rows, n_cols),
+            (false, None) => Want::Vector(n_rows),
+            (false, Some(row)) => {
+                let width = row(tensor.sizes).max(1);
+                Want::Rows(n_rows / width, width)
+            }
         }
     }
 
@@ -40,12 +46,15 @@ impl Want {
                 let long = shape.iter().filter(|&&dim| dim != 1).count();
                 long <= 1 && !shape.is_empty() && shape.iter().product::<usize>() == n
             }
+            Want::Rows(rows, width) => {
+                shape == [rows, width] || Want::Vector(rows * width).admits(shape)
+            }
         }
     }
 
     fn shape(self) -> Vec<usize> {
         match self {
-            Want::Matrix(rows, cols) => vec![rows, cols],
+            Want::Matrix(rows, cols) | Want::Rows(rows, cols) => vec![rows, cols],
             Want::Vector(n) => vec![n],
         }
     }
@@ -97,6 +106,8 @@ impl Named {
         for size in self.architecture.sizes {
             let n = match size.shown_by {
                 ShownBy::Matrix(tensor, dimension) => self.matrix(tensor)?[dimension],
+                ShownBy::MatrixIfAny(tensor, _) if !self.tensors.contains_key(tensor) => 0,
+                ShownBy::MatrixIfAny(tensor, dimension) => self.matrix(tensor)?[dimension],
                 ShownBy::LayerCount => count_layers(self.tensors.keys().map(String::as_str)),
             };
             (size.set)(&mut sizes, n);
@@ -125,6 +136,10 @@ impl Named {
             self.tensors.extend(head);
         }
         let whole = self.architecture.whole(sizes);
+        let unused = self.architecture.layer.iter();
+        for spec in unused.filter(|spec| spec.is_behind_first_layer) {
+            self.tensors.remove(&spec.raw_name(Some(0)));
+        }
         let tensors = self.architecture.tensors(sizes, &whole);
         let wanted: BTreeMap<String, Want> = tensors
             .map(|tensor| (tensor.raw_name(), Want::of(&tensor)))

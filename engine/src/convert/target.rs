@@ -97,6 +97,7 @@ pub(super) struct TargetTensor<'a> {
     /// Its name in a Hugging Face directory.
     pub(super) hugging_face: String,
     form: Form,
+    is_matrix: bool,
     source: &'a RawTensor,
 }
 
@@ -115,15 +116,18 @@ pub(super) fn parts(
             let place = &checkpoint.place;
             return Err(Error::format(format!("{place}: tensor {name}: missing")));
         };
-        let (n_outputs, n_inputs) = tensor.outputs_and_inputs();
+        let (n_rows, n_cols) = tensor.checkpoint_shape();
+        let row = tensor.spec.row.map(|row| row(sizes));
         Ok(TargetTensor {
             dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
             hugging_face: tensor.hugging_face_name(),
             form: tensor.spec.form,
-            shape: match (tensor.is_matrix(), tensor.spec.is_broadcast) {
-                (true, _) => vec![n_outputs, n_inputs],
-                (false, true) => vec![1, 1, n_outputs],
-                (false, false) => vec![n_outputs],
+            is_matrix: tensor.is_matrix(),
+            shape: match (tensor.is_matrix(), tensor.spec.is_broadcast, row) {
+                (true, ..) => vec![n_rows, n_cols],
+                (_, _, Some(row)) => vec![n_rows / row.max(1), row],
+                (_, true, _) => vec![1, 1, n_rows],
+                (_, false, _) => vec![n_rows],
             },
             name,
             source,
@@ -158,7 +162,7 @@ impl TargetTensor<'_> {
     /// # Errors
     /// Those of `put` and of reading; a number beyond the range of the new type.
     pub(super) fn write(&self, put: &mut Put<'_>) -> Result<()> {
-        let &[n_rows, n_cols] = self.shape.as_slice() else {
+        let (true, &[n_rows, n_cols]) = (self.is_matrix, self.shape.as_slice()) else {
             let n = self.source.len();
             let values = match self.source.is_in_network_form {
                 true => Forms::read(self.source, self.form, n)?.checkpoint,

@@ -25,7 +25,7 @@ use crate::math::kernels::fetch::Fetch;
 
 mod columns;
 
-pub(crate) use columns::{ColumnBlock, Columns};
+pub(crate) use columns::{BorrowList, ColumnBlock, Columns, Pieces};
 
 /// Spins this often before the first look at the clock.
 const SPINS: usize = 64;

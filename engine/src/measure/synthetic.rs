@@ -69,6 +69,7 @@ impl SyntheticSize {
             n_layer,
             n_attention: n_embd,
             n_hidden: 4 * n_embd,
+            ..Sizes::unknown(known::version_4())
         }
     }
 }
@@ -162,7 +163,8 @@ impl WeightSource for SyntheticWeights<'_> {
     fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
         let name = tensor.name();
         let rows = SyntheticRows::new(&name, tensor);
-        let weights = convert_rows(&mut rows.blocks(self.pool), self.quant)?;
+        let quant = tensor.quant(self.quant);
+        let weights = convert_rows(&mut rows.blocks(self.pool), quant)?;
         let (n_rows, n_cols) = (rows.n_rows, rows.n_cols);
         self.was_made(tensor.len());
         Ok(Matrix {
@@ -179,7 +181,8 @@ impl RowsSource for SyntheticWeights<'_> {
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
         let name = tensor.name();
         let rows = SyntheticRows::new(&name, tensor);
-        convert_rows_in_pieces(&mut rows.blocks(self.pool), self.quant, take)?;
+        let quant = tensor.quant(self.quant);
+        convert_rows_in_pieces(&mut rows.blocks(self.pool), quant, take)?;
         self.was_made(tensor.len());
         Ok(())
     }

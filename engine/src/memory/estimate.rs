@@ -23,7 +23,10 @@ pub(crate) fn window_bytes(sizes: &Sizes, quant: Quant, rows_max: usize) -> u64 
             // Batches of many rows walk a matrix stored row per input more than once.
             Layout::RowPerInput if rows_max < MANY_ROWS => CHUNK_INPUTS.min(n_rows),
             Layout::RowPerInput => n_rows,
+            // Not paged.
+            Layout::LowRank => 0,
         };
+        let quant = tensor.quant(quant);
         quant.row_values_bytes(n_cols).saturating_mul(rows as u64)
     };
     // Before and behind what was touched, the system may map as much as is dropped with it.
@@ -50,7 +53,10 @@ fn matrices(sizes: &Sizes) -> impl Iterator<Item = TensorAt<'_>> {
 /// file or in flash, take none, but vectors and scales are kept in memory always.
 pub(crate) fn weight_bytes(sizes: &Sizes, part: &StageRange, quant: Quant, in_place: bool) -> u64 {
     let bytes = |tensor: TensorAt<'_>| match tensor.is_matrix() {
-        true => quant.memory_bytes(tensor.stored_shape(), in_place),
+        true => {
+            let quant = tensor.quant(quant);
+            quant.memory_bytes(tensor.stored_shape(), in_place)
+        }
         false => (tensor.len() * size_of::<f32>()) as u64,
     };
     let tensors = sizes.architecture.tensors(sizes, part);

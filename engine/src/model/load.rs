@@ -67,7 +67,9 @@ pub(crate) fn load(
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit, or if most
 /// are quantised, as in a file of rwkv.cpp; rounding to f16 is far finer than that.
 pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
-    let dtypes: Vec<Dtype> = matrices(checkpoint).map(|(_, raw)| raw.dtype).collect();
+    // Low-rank matrices are small, and mostly stored more finely than the others.
+    let large = matrices(checkpoint).filter(|(tensor, _)| tensor.layout() != Layout::LowRank);
+    let dtypes: Vec<Dtype> = large.map(|(_, raw)| raw.dtype).collect();
     let quantised = dtypes.iter().any(|dtype| matches!(dtype, Dtype::Blocks(_)));
     if dtypes.contains(&Dtype::F32) && !quantised {
         Quant::F32
@@ -90,8 +92,8 @@ pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
 
 /// Whether a matrix of a checkpoint is stored as it is wanted.
 pub(super) fn is_used_in_place(tensor: &TensorAt<'_>, raw: &RawTensor, quant: Quant) -> bool {
-    let is_wanted = quant.floats().map(Dtype::from) == Some(raw.dtype);
-    is_wanted && tensor.layout() == Layout::RowPerOutput && raw.is_contiguous()
+    let is_wanted = tensor.quant(quant).floats().map(Dtype::from) == Some(raw.dtype);
+    is_wanted && !is_transposed(tensor) && raw.is_contiguous()
 }
 
 /// The matrices of a checkpoint, and where they are.
@@ -129,23 +131,23 @@ impl CheckpointWeights<'_> {
 
     /// A matrix as it is to be stored, after its part in the fingerprint.
     fn stored(&mut self, tensor: &TensorAt<'_>) -> Result<RawTensor> {
-        let (n_outputs, n_inputs) = tensor.outputs_and_inputs();
+        let (n_rows, n_cols) = tensor.checkpoint_shape();
         let (raw, name) = (self.tensor(tensor)?, tensor.name());
         let mut numbers = Vec::new();
-        for (index, rows) in samples(&name, n_outputs, n_inputs).into_iter().enumerate() {
-            resized(&mut numbers, rows.len() * n_inputs, 0.0, "rows of a matrix")?;
+        for (index, rows) in samples(&name, n_rows, n_cols).into_iter().enumerate() {
+            resized(&mut numbers, rows.len() * n_cols, 0.0, "rows of a matrix")?;
             raw.read_rows(rows, &mut numbers)?;
-            self.hasher.matrix(&name, index, &numbers, n_inputs);
+            self.hasher.matrix(&name, index, &numbers, n_cols);
         }
-        Ok(match tensor.layout() {
-            Layout::RowPerOutput => raw,
-            Layout::RowPerInput => transposed(raw),
+        Ok(match is_transposed(tensor) {
+            false => raw,
+            true => transposed(raw),
         })
     }
 
     /// What rounding errors of a matrix will do.
     fn importance(&self, matrix: &TensorAt<'_>) -> Result<Importance> {
-        matrix.importance(self.quant, &mut |vector| {
+        matrix.importance(matrix.quant(self.quant), &mut |vector| {
             let raw = self.tensor(vector)?;
             Forms::read(&raw, vector.spec.form, vector.len()).map(|forms| forms.network)
         })
@@ -178,7 +180,8 @@ impl WeightSource for CheckpointWeights<'_> {
         let stored = self.stored(tensor)?;
         let (name, layout) = (tensor.name(), tensor.layout());
         let importance = self.importance(tensor)?;
-        let matrix = convert(&stored, name, layout, self.quant, importance, self.pool)?;
+        let quant = tensor.quant(self.quant);
+        let matrix = convert(&stored, name, layout, quant, importance, self.pool)?;
         self.was_read(&stored, tensor.len());
         Ok(matrix)
     }
@@ -188,10 +191,16 @@ impl RowsSource for CheckpointWeights<'_> {
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
         let stored = self.stored(tensor)?;
         let importance = self.importance(tensor)?;
-        convert_in_pieces(&stored, self.quant, importance, self.pool, take)?;
+        let quant = tensor.quant(self.quant);
+        convert_in_pieces(&stored, quant, importance, self.pool, take)?;
         self.was_read(&stored, tensor.len());
         Ok(())
     }
+}
+
+/// Whether it is stored as the transpose of what raw checkpoints hold.
+fn is_transposed(tensor: &TensorAt<'_>) -> bool {
+    tensor.layout() == Layout::RowPerInput
 }
 
 fn transposed(mut tensor: RawTensor) -> RawTensor {

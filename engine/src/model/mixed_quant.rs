@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::networks::source::WeightSource;
 use crate::networks::table::TensorAt;
 use crate::networks::{Network, Tensor};
-use crate::quant::matrix::{Matrix, Vector};
+use crate::quant::matrix::{Layout, Matrix, Vector};
 use crate::quant::Quant;
 
 /// The network `base`, but for the matrices called `names`, which are those of `other`. Both have the
@@ -43,7 +43,7 @@ pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Net
 /// Refuses networks with a matrix that is not of this quantisation.
 pub(crate) fn check_quant(networks: &[&Network], quant: Quant) -> Result<()> {
     let mut all = networks.iter().copied().flat_map(Network::matrices);
-    match all.find(|matrix| matrix.quant() != quant) {
+    match all.find(|matrix| matrix.layout != Layout::LowRank && matrix.quant() != quant) {
         None => Ok(()),
         Some(matrix) => {
             let (name, found) = (&matrix.name, matrix.quant());

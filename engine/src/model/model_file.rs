@@ -426,12 +426,12 @@ impl FileWeights<'_> {
     }
 
     /// Weights that are used as they are stored.
-    fn stored(&mut self, name: &str, shape: (usize, usize)) -> Result<Weights> {
-        let kinds = self.stored.parts(shape.0, shape.1);
+    fn stored(&mut self, name: &str, shape: (usize, usize), quant: Quant) -> Result<Weights> {
+        let kinds = quant.parts(shape.0, shape.1);
         let values = self.take(name, kinds[0].numbers.into(), &kinds[0].shape)?;
         let mut parts = self.beside(name, &kinds)?;
         parts.insert(0, Some(values));
-        let weights = Weights::from_parts(self.stored, shape, &parts);
+        let weights = Weights::from_parts(quant, shape, &parts);
         let weights = weights.map_err(|bad| self.bad(name, bad))?;
         // What belongs to the weights was copied.
         let beside = parts[1..].iter().flatten();
@@ -469,7 +469,7 @@ impl FileWeights<'_> {
 
     /// What rounding errors of a matrix will do.
     fn importance(&self, matrix: &TensorAt<'_>) -> Result<Importance> {
-        matrix.importance(self.quant, &mut |vector| {
+        matrix.importance(matrix.quant(self.quant), &mut |vector| {
             let name = vector.name();
             let raw = self.file.tensor(&name).transpose()?;
             let raw = raw.ok_or_else(|| self.error(&name, "missing"))?;
@@ -514,12 +514,13 @@ impl WeightSource for FileWeights<'_> {
     fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
         let (name, layout) = (tensor.name(), tensor.layout());
         let (n_rows, n_cols) = tensor.stored_shape();
-        if let Some(numbers) = self.stored.floats() {
+        let (stored, quant) = (tensor.quant(self.stored), tensor.quant(self.quant));
+        if let Some(numbers) = stored.floats() {
             let raw = self.raw(&name, numbers, (n_rows, n_cols))?;
             let importance = self.importance(tensor)?;
-            return convert(&raw, name, layout, self.quant, importance, self.pool);
+            return convert(&raw, name, layout, quant, importance, self.pool);
         }
-        let weights = self.stored(&name, (n_rows, n_cols))?;
+        let weights = self.stored(&name, (n_rows, n_cols), stored)?;
         Ok(Matrix {
             name,
             n_rows,
@@ -533,11 +534,11 @@ impl WeightSource for FileWeights<'_> {
 impl RowsSource for FileWeights<'_> {
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
         let (name, shape) = (tensor.name(), tensor.stored_shape());
-        match self.stored.floats() {
+        match tensor.quant(self.stored).floats() {
             Some(numbers) => {
                 let raw = self.raw(&name, numbers, shape)?;
                 let importance = self.importance(tensor)?;
-                convert_in_pieces(&raw, self.quant, importance, self.pool, take)
+                convert_in_pieces(&raw, tensor.quant(self.quant), importance, self.pool, take)
             }
             None => self.stored_rows(&name, shape, take),
         }

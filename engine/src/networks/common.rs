@@ -73,7 +73,7 @@ pub(crate) struct Pass<'a> {
 /// Memory for forward passes over at most so many rows; all are (rows, ..), row-major.
 pub(crate) struct Buffers {
     /// Numbers of a row that passes from stage to stage.
-    row_width: usize,
+    pub(crate) row_width: usize,
     /// (rows, row width) what passes from stage to stage, the residual stream (n_embd) first in each row
     pub(crate) residual: Aligned<f32>,
     /// (rows, n_embd) normalised input of a block, in memory for (rows, row width)
@@ -81,7 +81,7 @@ pub(crate) struct Buffers {
     /// One a thread.
     pub(crate) scratch: Vec<Scratch>,
     /// For each row: the segment whose first row it is.
-    starts: Vec<Option<usize>>,
+    pub(crate) starts: Vec<Option<usize>>,
 }
 
 impl Buffers {
@@ -255,6 +255,30 @@ impl Head {
     }
 }
 
+/// Normalised rows and those before them.
+pub(crate) struct Shift<'a> {
+    place: (usize, usize),
+    normed: &'a [f32],
+    starts: &'a [Option<usize>],
+    segments: &'a [Segment],
+    spans: &'a [Span<'a>],
+}
+
+impl Shift<'_> {
+    /// A row, and the one of the token before; (n_embd) each.
+    pub(crate) fn row(&self, row: usize, n_embd: usize) -> (&[f32], &[f32]) {
+        let at = |row: usize| &self.normed[row * n_embd..][..n_embd];
+        let previous = match self.starts[row] {
+            Some(segment) => {
+                let state = &self.spans[self.segments[segment].span].state;
+                state.part(self.place.0, self.place.1)
+            }
+            None => at(row - 1),
+        };
+        (at(row), previous)
+    }
+}
+
 /// A matrix whose input is a token shift: `mix * x + (1 - mix) * (x of the token before)`.
 pub(crate) struct Shifted<'a> {
     /// (n_embd) share of the present token
@@ -279,17 +303,8 @@ impl Pass<'_> {
         next: &[&Matrix],
     ) {
         let Machine { pool, kernels, .. } = self.machine;
-        let n_embd = norm.weight.len();
-        let n = self.n_rows * n_embd;
-        let rows = (&buffers.residual[..], buffers.row_width);
-        norm.apply(self.machine, rows, (&mut buffers.normed[..n], n_embd));
-        let (normed, starts) = (&buffers.normed[..n], &buffers.starts);
-        let before = |row: usize| match starts[row] {
-            Some(segment) => spans[self.segments[segment].span]
-                .state
-                .part(layer, previous),
-            None => &normed[(row - 1) * n_embd..row * n_embd],
-        };
+        self.normalise(norm, buffers);
+        let shift = self.shift((layer, previous), &buffers.normed, &buffers.starts, spans);
         let products = shifted.map(|shifted| {
             let Shifted {
                 mix,
@@ -298,13 +313,51 @@ impl Pass<'_> {
                 out,
             } = shifted;
             input.prepare(pool, kernels, matrix, self.n_rows, |row, out| {
-                let x = &normed[row * n_embd..][..n_embd];
-                kernels.token_shift(x, before(row), mix, out);
+                let (present, previous) = shift.row(row, mix.len());
+                kernels.token_shift(present, previous, mix, out);
             });
             let input = &*input;
             Product { matrix, input, out }
         });
         multiply(self.machine, &mut buffers.scratch, products, next);
+        self.remember((layer, previous), norm.weight.len(), buffers, spans);
+    }
+
+    /// Normalises the residual stream of all rows into `normed`.
+    pub(crate) fn normalise(&self, norm: Norm<'_>, buffers: &mut Buffers) {
+        let n_embd = norm.weight.len();
+        let rows = (&buffers.residual[..], buffers.row_width);
+        let normed = &mut buffers.normed[..self.n_rows * n_embd];
+        norm.apply(self.machine, rows, (normed, n_embd));
+    }
+
+    /// Normalised rows with those of the tokens before, of which the first of each segment is in the state's part
+    /// `previous` of the layer.
+    pub(crate) fn shift<'a>(
+        &'a self,
+        place: (usize, usize),
+        normed: &'a [f32],
+        starts: &'a [Option<usize>],
+        spans: &'a [Span<'a>],
+    ) -> Shift<'a> {
+        Shift {
+            place,
+            normed,
+            starts,
+            segments: self.segments,
+            spans,
+        }
+    }
+
+    /// Puts the last normalised row of each segment into the state's part `previous` of the layer.
+    pub(crate) fn remember(
+        &self,
+        (layer, previous): (usize, usize),
+        n_embd: usize,
+        buffers: &Buffers,
+        spans: &mut [Span<'_>],
+    ) {
+        let normed = &buffers.normed;
         for segment in self.segments {
             let last = segment.first_row + segment.n_rows - 1;
             let state = &mut *spans[segment.span].state;

@@ -19,6 +19,13 @@ pub(crate) struct Sizes {
     pub(crate) n_attention: usize,
     /// Hidden units of the channel mixing: mostly 4 `n_embd`.
     pub(crate) n_hidden: usize,
+    /// Channels of a head of the time mixing, and widths of the inner sides of RWKV-7's low-rank matrices; 0 in versions
+    /// that have none.
+    pub(crate) head_size: usize,
+    pub(crate) rank_decay: usize,
+    pub(crate) rank_iclr: usize,
+    pub(crate) rank_value: usize,
+    pub(crate) rank_gate: usize,
 }
 
 /// All that is configured about a model.
@@ -36,6 +43,9 @@ const JSON_BYTES_MAX: usize = 64 << 10;
 pub(crate) struct Settings {
     /// Of the norms in the blocks. transformers gives `ln_out` 1e-5 whatever this says.
     pub(crate) layer_norm_epsilon: f32,
+    /// Of the norms of RWKV-7's heads; other versions have none.
+    #[serde(default = "head_norm_epsilon", skip_serializing_if = "is_head_norm_epsilon")]
+    pub(crate) head_norm_epsilon: f32,
     /// Token id that ends a text: the first of them.
     pub(crate) end_of_text: u32,
     /// Others that do, too.
@@ -104,11 +114,21 @@ impl Settings {
     }
 }
 
+/// As BlinkDL trained: 8^2 times that of the other norms, because outputs of heads were divided by 8 once.
+fn head_norm_epsilon() -> f32 {
+    64e-5
+}
+
+fn is_head_norm_epsilon(epsilon: &f32) -> bool {
+    *epsilon == head_norm_epsilon()
+}
+
 impl Default for Settings {
     /// As BlinkDL trained.
     fn default() -> Self {
         Settings {
             layer_norm_epsilon: 1e-5,
+            head_norm_epsilon: head_norm_epsilon(),
             end_of_text: 0,
             other_ends_of_text: OtherEnds::default(),
             bos: 0,
@@ -128,6 +148,11 @@ impl Sizes {
             n_layer: 0,
             n_attention: 0,
             n_hidden: 0,
+            head_size: 0,
+            rank_decay: 0,
+            rank_iclr: 0,
+            rank_value: 0,
+            rank_gate: 0,
         }
     }
 
@@ -140,15 +165,18 @@ impl Sizes {
     /// Whether all sizes are ones a model can have.
     ///
     /// # Errors
-    /// A size of 0, or above its bound.
+    /// A size of 0, or above its bound, and sizes that do not go together.
     pub(crate) fn check(&self) -> Result<()> {
         for spec in self.architecture.sizes {
             let (name, size, max) = (spec.name, (spec.get)(self), spec.max);
-            if size == 0 || size as u64 > max {
-                return Err(Error::format(format!("{name} {size}, expected 1 to {max}")));
+            let min = spec.min;
+            if !(min..=max).contains(&(size as u64)) {
+                return Err(Error::format(format!(
+                    "{name} {size}, expected {min} to {max}"
+                )));
             }
         }
-        Ok(())
+        (self.architecture.check)(self).map_err(Error::format)
     }
 }
 
@@ -164,11 +192,16 @@ impl Config {
     /// Whether all sizes and numbers are ones a model can have.
     pub(crate) fn check(&self) -> Result<()> {
         self.sizes.check()?;
-        let epsilon = self.settings.layer_norm_epsilon;
-        if !(epsilon > 0.0 && epsilon < 1.0) {
-            return Err(Error::format(format!(
-                "layer_norm_epsilon {epsilon}, expected more than 0 and less than 1"
-            )));
+        let settings = &self.settings;
+        for (name, epsilon) in [
+            ("layer_norm_epsilon", settings.layer_norm_epsilon),
+            ("head_norm_epsilon", settings.head_norm_epsilon),
+        ] {
+            if !(epsilon > 0.0 && epsilon < 1.0) {
+                return Err(Error::format(format!(
+                    "{name} {epsilon}, expected more than 0 and less than 1"
+                )));
+            }
         }
         Ok(())
     }

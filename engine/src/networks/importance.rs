@@ -41,7 +41,7 @@ impl TensorAt<'_> {
         quant: Quant,
         read: &mut dyn FnMut(&TensorAt<'_>) -> Result<Vec<f32>>,
     ) -> Result<Importance> {
-        if quant.floats().is_some() || self.layout() == Layout::RowPerInput {
+        if quant.floats().is_some() || self.layout() != Layout::RowPerOutput {
             return Ok(Importance::default());
         }
         let mut vector = |name: String| match self.sibling(&name) {

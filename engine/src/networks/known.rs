@@ -5,7 +5,7 @@
 
 use super::names::behind_number;
 use super::table::Architecture;
-use super::v4;
+use super::{v4, v7};
 use crate::error::{Error, Result};
 
 /// A kind of network that its tensors show.
@@ -25,7 +25,7 @@ static KNOWN: &[Known] = &[
         marks: &[
             "att.x_", "att.w0", "att.a0", "att.k_k", "att.r_k", "ffn.x_k", "attn.x_", "attn.k_k",
         ],
-        architecture: None,
+        architecture: Some(&v7::ARCHITECTURE),
     },
     Known {
         title: "RWKV-6",

@@ -26,6 +26,7 @@ pub(crate) mod tensor_info;
 #[cfg(test)]
 pub(crate) mod tests;
 mod v4;
+mod v7;
 
 pub(crate) use crate::products::{Machine, BUFFERS};
 use batch::{Segment, Span};
@@ -49,6 +50,7 @@ pub(crate) struct Network {
 /// Layers of one version.
 enum Layers {
     V4(Vec<v4::Layer>),
+    V7(Vec<v7::Layer>),
 }
 
 /// Every parameter of a network.
@@ -67,6 +69,7 @@ pub(crate) struct Buffers {
 /// What layers of one version need besides.
 enum LayerBuffers {
     V4(v4::Buffers),
+    V7(v7::Buffers),
 }
 
 impl Network {
@@ -153,6 +156,18 @@ impl Network {
                     spans,
                 );
             }
+            (Layers::V7(layers), LayerBuffers::V7(own)) => {
+                let head_epsilon = self.config.settings.head_norm_epsilon;
+                let part = v7::Part {
+                    layers,
+                    first,
+                    head,
+                    head_epsilon,
+                };
+                part.forward(&pass, (&mut buffers.common, own), spans);
+            }
+            // A workspace is made for one network, which `Pipeline::fits` compares.
+            (Layers::V4(_), LayerBuffers::V7(_)) | (Layers::V7(_), LayerBuffers::V4(_)) => {}
         }
     }
 }
@@ -170,6 +185,7 @@ impl Network {
     ) {
         let input = match &mut buffers.layers {
             LayerBuffers::V4(own) => own.input_mut(),
+            LayerBuffers::V7(own) => own.input_mut(),
         };
         if let Some(head) = &self.head {
             head.logits(machine, (&mut buffers.common, input), rows, out);
@@ -198,18 +214,25 @@ impl Layers {
                     .map(|layer| v4::Layer::take(source, Some(layer), sizes))
                     .collect::<Result<_>>()?,
             ),
+            Kind::V7 => Layers::V7(
+                layers
+                    .map(|layer| v7::Layer::take(source, Some(layer), sizes))
+                    .collect::<Result<_>>()?,
+            ),
         })
     }
 
     fn len(&self) -> usize {
         match self {
             Layers::V4(layers) => layers.len(),
+            Layers::V7(layers) => layers.len(),
         }
     }
 
     fn tensors(&self) -> Vec<Tensor<'_>> {
         match self {
             Layers::V4(layers) => layers.iter().flat_map(v4::Layer::tensors).collect(),
+            Layers::V7(layers) => layers.iter().flat_map(v7::Layer::tensors).collect(),
         }
     }
 }
@@ -227,6 +250,10 @@ impl Buffers {
             common: common::Buffers::new(sizes, rows_max, n_threads)?,
             layers: match sizes.architecture.kind {
                 Kind::V4 => LayerBuffers::V4(v4::Buffers::new(sizes, rows_max, no_sparsity)?),
+                Kind::V7 => {
+                    let limits = (rows_max, n_threads);
+                    LayerBuffers::V7(v7::Buffers::new(sizes, limits, no_sparsity)?)
+                }
             },
         })
     }
@@ -235,6 +262,7 @@ impl Buffers {
     pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> u64 {
         let layers = match sizes.architecture.kind {
             Kind::V4 => v4::Buffers::bytes_for(sizes, rows_max),
+            Kind::V7 => v7::Buffers::bytes_for(sizes, (rows_max, n_threads)),
         };
         common::Buffers::bytes_for(sizes, rows_max, n_threads) + layers
     }
@@ -243,6 +271,7 @@ impl Buffers {
     pub(crate) fn size_bytes(&self) -> usize {
         let layers = match &self.layers {
             LayerBuffers::V4(own) => own.size_bytes(),
+            LayerBuffers::V7(own) => own.size_bytes(),
         };
         self.common.size_bytes() + layers
     }
@@ -261,6 +290,7 @@ impl Buffers {
     pub(crate) fn sparsity(&self) -> (u64, u64) {
         match &self.layers {
             LayerBuffers::V4(own) => own.sparsity(),
+            LayerBuffers::V7(own) => own.sparsity(),
         }
     }
 }

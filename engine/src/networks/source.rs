@@ -33,10 +33,11 @@ pub(crate) type TakeRows<'a> = dyn FnMut(MatrixRows<'_>) -> Result<()> + 'a;
 
 /// A field of a network's weights.
 pub(crate) trait Weight: Sized {
-    /// `tensor` is there: tables have a line for each field.
+    /// `tensor` is its line in the table.
     fn take(source: &mut dyn WeightSource, tensor: Option<TensorAt<'_>>) -> Result<Self>;
 
-    fn as_tensor(&self) -> Tensor<'_>;
+    /// `None` of one that the layer lacks.
+    fn as_tensor(&self) -> Option<Tensor<'_>>;
 }
 
 impl Weight for Vector {
@@ -44,8 +45,8 @@ impl Weight for Vector {
         source.vector(&tensor.ok_or_else(no_line)?)
     }
 
-    fn as_tensor(&self) -> Tensor<'_> {
-        Tensor::Vector(self)
+    fn as_tensor(&self) -> Option<Tensor<'_>> {
+        Some(Tensor::Vector(self))
     }
 }
 
@@ -54,8 +55,22 @@ impl Weight for Matrix {
         source.matrix(&tensor.ok_or_else(no_line)?)
     }
 
-    fn as_tensor(&self) -> Tensor<'_> {
-        Tensor::Matrix(self)
+    fn as_tensor(&self) -> Option<Tensor<'_>> {
+        Some(Tensor::Matrix(self))
+    }
+}
+
+/// A weight that not every layer has.
+impl<W: Weight> Weight for Option<W> {
+    fn take(source: &mut dyn WeightSource, tensor: Option<TensorAt<'_>>) -> Result<Self> {
+        match tensor.is_none_or(|tensor| tensor.is_there()) {
+            true => W::take(source, tensor).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn as_tensor(&self) -> Option<Tensor<'_>> {
+        self.as_ref().and_then(W::as_tensor)
     }
 }
 

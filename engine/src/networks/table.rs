@@ -14,6 +14,7 @@ use super::importance::NearbyNorm;
 use super::names::{split_layer, HuggingFace};
 use super::state::StateLayout;
 use crate::quant::matrix::Layout;
+use crate::quant::Quant;
 
 /// Rows, columns or channels, from the sizes of a model.
 pub(crate) type Count = fn(&Sizes) -> usize;
@@ -45,6 +46,8 @@ pub(crate) struct Architecture {
     /// What a row has that passes from stage to stage.
     pub(crate) row: &'static [RowPart],
     pub(crate) hugging_face: HuggingFace,
+    /// What sizes must have in common beside their bounds.
+    pub(crate) check: fn(&Sizes) -> std::result::Result<(), String>,
     /// What the time mixing of a layer remembers, one number a channel, from that layer's numbers in a state.
     pub(crate) memory: fn(&StateLayout, &[f32]) -> Vec<f32>,
 }
@@ -53,6 +56,7 @@ pub(crate) struct Architecture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     V4,
+    V7,
 }
 
 /// A size of a model: in its configuration, and as its tensors show it.
@@ -63,6 +67,8 @@ pub(crate) struct SizeSpec {
     pub(crate) set: fn(&mut Sizes, usize),
     /// Bounds keep products of two sizes far from overflowing.
     pub(crate) max: u64,
+    /// 0 where a model need not have it.
+    pub(crate) min: u64,
     /// In `config.json` of Hugging Face directories.
     pub(crate) field: &'static str,
     /// Where `config.json` does not say it.
@@ -76,6 +82,8 @@ pub(crate) struct SizeSpec {
 pub(crate) enum ShownBy {
     /// A dimension of a matrix, by its name in raw checkpoints.
     Matrix(&'static str, usize),
+    /// The same, and 0 where there is no such matrix.
+    MatrixIfAny(&'static str, usize),
     /// How many layers there are.
     LayerCount,
 }
@@ -97,6 +105,10 @@ pub(crate) struct TensorSpec {
     pub(crate) noise: (f32, f32),
     /// Of a matrix: shows how much its rounding errors matter.
     pub(crate) nearby_norm: NearbyNorm,
+    /// Whether the first layer lacks it. Checkpoints may hold one there that is never used.
+    pub(crate) is_behind_first_layer: bool,
+    /// Of a vector that checkpoints write with a row for each head: channels of a row.
+    pub(crate) row: Option<Count>,
 }
 
 /// What a tensor is, and how large.
@@ -155,6 +167,7 @@ macro_rules! size {
             get: |sizes| sizes.$name,
             set: |sizes, n| sizes.$name = n,
             max: $max,
+            min: 1,
             field: $field,
             default: $default,
             shown_by: $shown_by,
@@ -166,7 +179,7 @@ macro_rules! size {
 /// [`Vector`](crate::quant::matrix::Vector) or a [`Matrix`](crate::quant::matrix::Matrix) with its [`TensorSpec`].
 macro_rules! tensors {
     ($(#[$about:meta])* $visible:vis struct $name:ident {
-        $($(#[$field_about:meta])* $field:ident: $kind:ident = $spec:expr,)*
+        $($(#[$field_about:meta])* $field:ident: $kind:ty = $spec:expr,)*
     }) => {
         $(#[$about])*
         $visible struct $name {
@@ -192,7 +205,8 @@ macro_rules! tensors {
 
             /// The same tensors to look at.
             pub(crate) fn tensors(&self) -> Vec<$crate::networks::Tensor<'_>> {
-                vec![$($crate::networks::source::Weight::as_tensor(&self.$field)),*]
+                let tensors = [$($crate::networks::source::Weight::as_tensor(&self.$field)),*];
+                tensors.into_iter().flatten().collect()
             }
         }
     };
@@ -213,7 +227,8 @@ impl Architecture {
         };
         let layers = part.layers.clone().flat_map(move |layer| {
             let specs = self.layer.iter();
-            specs.map(move |spec| spec.at(Some(layer), sizes))
+            let there = specs.filter(move |spec| layer > 0 || !spec.is_behind_first_layer);
+            there.map(move |spec| spec.at(Some(layer), sizes))
         });
         outside(self.embedding, part.has_embedding)
             .chain(layers)
@@ -303,7 +318,34 @@ impl TensorSpec {
             is_broadcast: false,
             noise: (0.0, 1.0),
             nearby_norm: NearbyNorm::None,
+            is_behind_first_layer: false,
+            row: None,
         }
+    }
+
+    /// A small matrix called `name` everywhere that stays floats, stored with a row for each input as in raw
+    /// checkpoints.
+    pub(crate) const fn low_rank(name: &'static str, inputs: Count, outputs: Count) -> Self {
+        Self::new(
+            name,
+            Shape::Matrix {
+                outputs,
+                inputs,
+                layout: Layout::LowRank,
+            },
+        )
+    }
+
+    /// The first layer has none.
+    pub(crate) const fn behind_first_layer(mut self) -> Self {
+        self.is_behind_first_layer = true;
+        self
+    }
+
+    /// Checkpoints write it in rows of so many channels.
+    pub(crate) const fn in_rows_of(mut self, row: Count) -> Self {
+        self.row = Some(row);
+        self
     }
 
     /// What checkpoints have in its place, and call it.
@@ -440,6 +482,27 @@ impl TensorAt<'_> {
         match self.spec.shape {
             Shape::Vector(_) => Layout::RowPerOutput,
             Shape::Matrix { layout, .. } => layout,
+        }
+    }
+
+    /// Whether this layer has it.
+    pub(crate) fn is_there(&self) -> bool {
+        self.layer != Some(0) || !self.spec.is_behind_first_layer
+    }
+
+    /// How it is stored in a model whose matrices are stored as `quant`.
+    pub(crate) fn quant(&self, quant: Quant) -> Quant {
+        match self.layout() {
+            Layout::LowRank if quant != Quant::F32 => Quant::F16,
+            _ => quant,
+        }
+    }
+
+    /// Rows and columns of a matrix in raw checkpoints.
+    pub(crate) fn checkpoint_shape(&self) -> (usize, usize) {
+        match self.layout() {
+            Layout::LowRank => self.stored_shape(),
+            Layout::RowPerOutput | Layout::RowPerInput => self.outputs_and_inputs(),
         }
     }
 

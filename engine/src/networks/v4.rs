@@ -162,6 +162,7 @@ const TABLE: Architecture = Architecture {
             "ffn.value.weight",
         ],
     },
+    check: |_| Ok(()),
     memory,
 };
 

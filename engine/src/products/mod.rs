@@ -34,6 +34,7 @@ use crate::quant::matrix::{Layout, Matrix};
 use crate::quant::{Inputs, Quant, Room};
 
 pub(crate) mod paging;
+pub(crate) mod low_rank;
 mod panels;
 #[cfg(test)]
 mod tests;
@@ -290,6 +291,14 @@ fn beginning_of_part(matrices: &[&Matrix], thread: usize, n_threads: usize) -> F
     Fetch::nothing()
 }
 
+/// What each thread fetches ahead of products with these matrices.
+pub(crate) fn ahead_of<'a>(
+    next: &'a [&'a Matrix],
+    n_threads: usize,
+) -> impl Fn(usize) -> Fetch + Sync + 'a {
+    move |thread| beginning_of_part(next, thread, n_threads)
+}
+
 /// Computes several independent products with matrices stored row per output in one go of the pool; all
 /// have the same number of rows. Threads that have nothing left to do fetch the beginning of what is `next`:
 /// the matrices of the next product.
@@ -300,15 +309,15 @@ pub(crate) fn multiply<const N: usize>(
     next: &[&Matrix],
 ) {
     let Machine { pool, kernels, .. } = machine;
+    let width = match by_gemm(kernels, products.iter()) {
+        true => GEMM_OUTPUTS,
+        false => BLOCK_OUTPUTS,
+    };
     let parts = products.map(|product| {
         let (matrix, input) = (product.matrix, product.input);
         debug_assert!(matrix.layout == Layout::RowPerOutput);
         (matrix, input, Columns::new(product.out, matrix.n_outputs()))
     });
-    let by_gemm = parts
-        .iter()
-        .all(|part| goes_to_gemm(kernels, part.0, part.1));
-    let width = if by_gemm { GEMM_OUTPUTS } else { BLOCK_OUTPUTS };
     let operands: [_; N] = std::array::from_fn(|i| (parts[i].0, parts[i].1));
     let mut outputs = parts.map(|(_, _, columns)| columns);
     let ahead = |thread| beginning_of_part(next, thread, pool.n_threads());
@@ -333,6 +342,11 @@ pub(crate) fn multiply<const N: usize>(
             None => run(0..matrix.n_rows),
         }
     }
+}
+
+/// Whether all of these products go to the gemm crate.
+fn by_gemm<'a>(kernels: KernelSet, mut products: impl Iterator<Item = &'a Product<'a>>) -> bool {
+    products.all(|product| goes_to_gemm(kernels, product.matrix, product.input))
 }
 
 fn goes_to_gemm(kernels: KernelSet, matrix: &Matrix, input: &Activations) -> bool {

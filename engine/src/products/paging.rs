@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::files::FileBytes;
-use crate::quant::matrix::Matrix;
+use crate::quant::matrix::{Layout, Matrix};
 
 /// Bytes of a matrix that are in memory at once. Larger pieces are no faster: each costs two calls of the
 /// system, and the pages in it a few thousand times as much.
@@ -39,6 +39,9 @@ struct Paged {
 impl Paged {
     fn of(matrix: &Matrix) -> Option<Self> {
         let bytes = matrix.in_file_bytes()?;
+        // Low-rank matrices are used whole by every token, and always stay.
+        let is_paged = matrix.layout != Layout::LowRank;
+        is_paged.then_some(())?;
         bytes.pages_can_be_dropped().then(|| Paged {
             bytes: bytes.clone(),
             row_bytes: bytes.len() / matrix.n_rows.max(1),

@@ -83,7 +83,7 @@ impl Int8 {
     pub(crate) fn output_factors(&self, layout: Layout) -> &[f32] {
         match layout {
             Layout::RowPerOutput => &self.row_factors,
-            Layout::RowPerInput => &self.column_factors,
+            Layout::RowPerInput | Layout::LowRank => &self.column_factors,
         }
     }
 
@@ -257,7 +257,7 @@ impl Format for Int8 {
     fn input_factors(&self, layout: Layout) -> Option<&[f32]> {
         Some(match layout {
             Layout::RowPerOutput => &self.column_factors,
-            Layout::RowPerInput => &self.row_factors,
+            Layout::RowPerInput | Layout::LowRank => &self.row_factors,
         })
     }
 

@@ -61,6 +61,8 @@ pub(crate) enum Layout {
     RowPerOutput,
     /// One stored row an input: rows whose input is 0 need not be read.
     RowPerInput,
+    /// One stored row an input, of a small matrix that stays floats in every quantisation and is used whole.
+    LowRank,
 }
 
 impl Layout {
@@ -68,7 +70,7 @@ impl Layout {
     pub(crate) fn stored_shape(self, n_outputs: usize, n_inputs: usize) -> (usize, usize) {
         match self {
             Layout::RowPerOutput => (n_outputs, n_inputs),
-            Layout::RowPerInput => (n_inputs, n_outputs),
+            Layout::RowPerInput | Layout::LowRank => (n_inputs, n_outputs),
         }
     }
 }
@@ -102,14 +104,14 @@ impl Matrix {
     pub(crate) fn n_inputs(&self) -> usize {
         match self.layout {
             Layout::RowPerOutput => self.n_cols,
-            Layout::RowPerInput => self.n_rows,
+            Layout::RowPerInput | Layout::LowRank => self.n_rows,
         }
     }
 
     pub(crate) fn n_outputs(&self) -> usize {
         match self.layout {
             Layout::RowPerOutput => self.n_rows,
-            Layout::RowPerInput => self.n_cols,
+            Layout::RowPerInput | Layout::LowRank => self.n_cols,
         }
     }
 

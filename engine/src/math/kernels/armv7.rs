@@ -15,8 +15,8 @@ use std::arch::global_asm;
 use half::f16;
 
 use super::elementwise::{self, add_lanes, f16_to_f32, LANES};
-use super::{scalar, yardstick};
-use super::{Rows, WkvChannels, PANEL_WIDTH};
+use super::{low_rank, scalar, wkv7, yardstick};
+use super::{Columns, Rows, Wkv7Head, Wkv7Token, WkvChannels, PANEL_WIDTH};
 
 global_asm!(include_str!("armv7.s"), options(raw));
 
@@ -92,6 +92,25 @@ plain! { elementwise:
     fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32;
     fn rescale_sums(sums: &[i32], scale: f32, factors: &[f32], out: &mut [f32]);
     fn widen_f16(x: &[f16], out: &mut [f32]);
+}
+
+plain! { wkv7:
+    fn lerp(present: &[f32], previous: &[f32], mix: &[f32], out: &mut [f32]);
+    fn tanh_of(x: &mut [f32]);
+    fn sigmoid_of(x: &mut [f32]);
+    fn wkv7_step(
+        head: Wkv7Head<'_>, token: Wkv7Token<'_>, state: &mut [f32], work: &mut [f32],
+        out: &mut [f32],
+    );
+}
+
+plain! { low_rank:
+    fn low_rank_f32(
+        weights: &[f32], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
+    );
+    fn low_rank_f16(
+        weights: &[f16], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
+    );
 }
 
 plain! { scalar:

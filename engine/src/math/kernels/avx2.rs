@@ -13,10 +13,11 @@
 
 use half::f16;
 
-use super::{elementwise, yardstick};
-use super::{Rows, WkvChannels};
+use super::{elementwise, wkv7, yardstick};
+use super::{Columns, Rows, Wkv7Head, Wkv7Token, WkvChannels};
 
 mod gather;
+mod low_rank;
 mod pack;
 mod peak;
 mod tile;
@@ -86,6 +87,16 @@ compiled_for_features! { elementwise:
     fn widen_f16(x: &[f16], out: &mut [f32]);
 }
 
+compiled_for_features! { wkv7:
+    fn lerp(present: &[f32], previous: &[f32], mix: &[f32], out: &mut [f32]);
+    fn tanh_of(x: &mut [f32]);
+    fn sigmoid_of(x: &mut [f32]);
+    fn wkv7_step(
+        head: Wkv7Head<'_>, token: Wkv7Token<'_>, state: &mut [f32], work: &mut [f32],
+        out: &mut [f32],
+    );
+}
+
 compiled_for_features! { yardstick:
     fn read_words(words: &[u64]) -> u64;
 }
@@ -109,6 +120,12 @@ kernels! {
     dots_f32 => tile::dots, (weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f32]);
     dots_f16 => tile::dots, (weights: &[f16], x: Rows<'_, f32>, cols: usize, out: &mut [f32]);
     dots_i8 => tile::dots, (weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
+    low_rank_f32 => low_rank::low_rank, (
+        weights: &[f32], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
+    );
+    low_rank_f16 => low_rank::low_rank, (
+        weights: &[f16], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
+    );
     gather_f32 => gather::gather_float, (
         weights: &[f32], rows: &[u32], values: &[f32], out: &mut [f32],
     );

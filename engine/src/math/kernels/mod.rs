@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! elementwise.rs  vector operations, written once in plain Rust, compiled once per instruction set
+//! wkv7.rs         the same for the heads of RWKV-7
+//! low_rank.rs     its small matrices, the same bits on every set
 //! fetch.rs        fetching memory into caches before it is read
 //! gemm.rs         f32 products of many rows, by the gemm crate
 //! scalar.rs       matrix kernels in plain Rust: the specification
@@ -23,7 +25,9 @@ mod elementwise;
 pub(crate) mod fetch;
 #[cfg(feature = "gemm")]
 pub(crate) mod gemm;
+mod low_rank;
 mod scalar;
+mod wkv7;
 mod yardstick;
 
 #[cfg(all(target_arch = "arm", target_os = "linux"))]
@@ -237,6 +241,49 @@ dispatch! { elementwise;
     };
 }
 
+dispatch! { wkv7;
+    /// `out = present + (previous - present) * mix`: the token shift of RWKV-6 and 7.
+    fn lerp(present: &[f32], previous: &[f32], mix: &[f32], out: &mut [f32]) where {
+        let n = out.len();
+        assert!(present.len() == n && previous.len() == n && mix.len() == n);
+    };
+
+    /// `x = tanh(x)`.
+    fn tanh_of(x: &mut [f32]);
+
+    /// `x = sigmoid(x)`.
+    fn sigmoid_of(x: &mut [f32]);
+
+    /// One token of one head of RWKV-7: moves `state` (key, value), and writes what the output matrix reads, (head size).
+    /// `work` is memory for five vectors of a head.
+    fn wkv7_step(
+        head: Wkv7Head<'_>,
+        token: Wkv7Token<'_>,
+        state: &mut [f32],
+        work: &mut [f32],
+        out: &mut [f32],
+    ) where {
+        let n = out.len();
+        head.check(n);
+        token.check(n);
+        assert!(n > 0 && n.checked_mul(n) == Some(state.len()));
+        assert!(n.checked_mul(5).is_some_and(|n| n <= work.len()));
+    };
+}
+
+dispatch! { low_rank;
+    /// `out[t, o] = sum over i of x[t, i] * weights[i, first + o]`, of the columns named of a matrix stored row per
+    /// input, (inputs, stride); `out` is (x.n, columns.n). Inputs are added one after the other, and nothing is fused.
+    fn low_rank_f32(weights: &[f32], columns: Columns, x: Rows<'_, f32>, out: &mut [f32]) where {
+        check_low_rank(weights.len(), columns, &x, out.len());
+    };
+
+    /// As [`low_rank_f32`](Self::low_rank_f32), weights in f16.
+    fn low_rank_f16(weights: &[f16], columns: Columns, x: Rows<'_, f32>, out: &mut [f32]) where {
+        check_low_rank(weights.len(), columns, &x, out.len());
+    };
+}
+
 dispatch! { scalar;
     /// `out[t, o] = sum over c of weights[o, c] * x[t, c]`: each row of `weights`, (n_out, cols), times
     /// each row of `x`; `out` is (n, n_out).
@@ -320,6 +367,101 @@ pub struct WkvChannels<'a> {
     pub bonus: &'a [f32],
 }
 
+/// Constants of one head of RWKV-7, a number a channel each.
+#[derive(Clone, Copy)]
+pub struct Wkv7Head<'a> {
+    /// w0, a0: what the low-rank parts of decay and in-context learning rate are added to.
+    pub decay_bias: &'a [f32],
+    /// See `decay_bias`.
+    pub iclr_bias: &'a [f32],
+    /// k_k: what the key is multiplied with to be the one that is replaced.
+    pub key_scale: &'a [f32],
+    /// k_a: how far the learning rate scales the key that is added.
+    pub key_iclr: &'a [f32],
+    /// r_k: weight of the present token.
+    pub bonus: &'a [f32],
+    /// ln_x: of the norm of the head's outputs.
+    pub norm_weight: &'a [f32],
+    /// See `norm_weight`.
+    pub norm_bias: &'a [f32],
+    /// Of that norm.
+    pub norm_epsilon: f32,
+}
+
+/// What matrices made of one token for one head of RWKV-7, a number a channel each.
+#[derive(Clone, Copy)]
+pub struct Wkv7Token<'a> {
+    /// r
+    pub receptance: &'a [f32],
+    /// k, as its matrix gives it.
+    pub key: &'a [f32],
+    /// v, likewise.
+    pub value: &'a [f32],
+    /// The low-rank parts of w, a and g.
+    pub decay: &'a [f32],
+    /// See `decay`.
+    pub iclr: &'a [f32],
+    /// See `decay`.
+    pub gate: &'a [f32],
+    /// In every layer but the first.
+    pub value_mix: Option<Wkv7ValueMix<'a>>,
+}
+
+/// What a layer's value is mixed with.
+#[derive(Clone, Copy)]
+pub struct Wkv7ValueMix<'a> {
+    /// The first layer's value of the same token.
+    pub first: &'a [f32],
+    /// The low-rank part of the share, and v0, which it is added to.
+    pub part: &'a [f32],
+    /// See `part`.
+    pub bias: &'a [f32],
+}
+
+impl Wkv7Head<'_> {
+    fn check(&self, n: usize) {
+        let vectors = [
+            self.decay_bias,
+            self.iclr_bias,
+            self.key_scale,
+            self.key_iclr,
+            self.bonus,
+            self.norm_weight,
+            self.norm_bias,
+        ];
+        assert!(vectors.iter().all(|vector| vector.len() == n));
+    }
+}
+
+impl Wkv7Token<'_> {
+    fn check(&self, n: usize) {
+        let vectors = [
+            self.receptance,
+            self.key,
+            self.value,
+            self.decay,
+            self.iclr,
+            self.gate,
+        ];
+        assert!(vectors.iter().all(|vector| vector.len() == n));
+        if let Some(mix) = &self.value_mix {
+            let vectors = [mix.first, mix.part, mix.bias];
+            assert!(vectors.iter().all(|vector| vector.len() == n));
+        }
+    }
+}
+
+/// Some columns of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns {
+    /// From the beginning of one row to that of the next.
+    pub stride: usize,
+    /// The first of them, and how many there are.
+    pub first: usize,
+    /// See `first`.
+    pub n: usize,
+}
+
 /// Rows of activations.
 #[derive(Clone, Copy)]
 pub struct Rows<'a, T> {
@@ -350,6 +492,14 @@ fn check_dots<T>(n_weights: usize, x: &Rows<'_, T>, cols: usize, n_out: usize) {
     x.check(cols);
     assert!(cols > 0 && n_weights % cols == 0);
     assert_eq!(Some(n_out), (n_weights / cols).checked_mul(x.n));
+}
+
+fn check_low_rank(n_weights: usize, columns: Columns, x: &Rows<'_, f32>, n_out: usize) {
+    let Columns { stride, first, n } = columns;
+    assert!(stride > 0 && n_weights % stride == 0);
+    assert!(first.checked_add(n).is_some_and(|end| end <= stride));
+    x.check(n_weights / stride);
+    assert_eq!(Some(n_out), x.n.checked_mul(n));
 }
 
 fn check_gather(n_weights: usize, rows: &[u32], n_values: usize, width: usize) {

@@ -22,8 +22,8 @@
 
 use half::f16;
 
-use super::{elementwise, yardstick};
-use super::{Rows, WkvChannels};
+use super::{elementwise, low_rank, wkv7, yardstick};
+use super::{Columns, Rows, Wkv7Head, Wkv7Token, WkvChannels};
 
 mod dotprod;
 mod float;
@@ -124,6 +124,25 @@ macro_rules! shared {
             fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32;
             fn rescale_sums(sums: &[i32], scale: f32, factors: &[f32], out: &mut [f32]);
             fn widen_f16(x: &[f16], out: &mut [f32]);
+        }
+
+        plain! { $set, wkv7:
+            fn lerp(present: &[f32], previous: &[f32], mix: &[f32], out: &mut [f32]);
+            fn tanh_of(x: &mut [f32]);
+            fn sigmoid_of(x: &mut [f32]);
+            fn wkv7_step(
+                head: Wkv7Head<'_>, token: Wkv7Token<'_>, state: &mut [f32], work: &mut [f32],
+                out: &mut [f32],
+            );
+        }
+
+        plain! { $set, low_rank:
+            fn low_rank_f32(
+                weights: &[f32], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
+            );
+            fn low_rank_f16(
+                weights: &[f16], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
+            );
         }
 
         plain! { $set, yardstick:

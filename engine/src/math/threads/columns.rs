@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{Ahead, Pool};
+use crate::error::Result;
+use crate::math::reserve;
 
 /// A matrix (n_rows, stride) of which threads may write disjoint blocks of columns at the same time.
 pub(crate) struct Columns<'a, T> {
@@ -32,6 +34,13 @@ impl<'a, T> Columns<'a, T> {
             data: data.as_mut_ptr(),
             borrow: PhantomData,
         }
+    }
+
+    /// Nothing to write.
+    pub(crate) fn none() -> Self {
+        let mut none = Self::new(&mut [], 1);
+        none.part = 0..0;
+        none
     }
 
     /// From here on only these columns are cut into blocks.
@@ -116,14 +125,31 @@ impl Pool {
         ahead: &Ahead<'_>,
         work: impl Fn(usize, ColumnBlock<'_, T>, &mut S) + Sync,
     ) {
+        self.run_two_lists(outputs, &mut [], width, scratch, ahead, work);
+    }
+
+    /// As [`run_blocks`](Self::run_blocks) for outputs in two lists, which are numbered one behind the other.
+    ///
+    /// # Panics
+    /// When `scratch` is shorter than the number of threads, or `width` is 0.
+    pub(crate) fn run_two_lists<T: Send, S: Send>(
+        &self,
+        outputs: &mut [Columns<'_, T>],
+        more: &mut [Columns<'_, T>],
+        width: usize,
+        scratch: &mut [S],
+        ahead: &Ahead<'_>,
+        work: impl Fn(usize, ColumnBlock<'_, T>, &mut S) + Sync,
+    ) {
         assert!(width > 0 && scratch.len() >= self.n_threads());
-        let outputs = &*outputs;
+        let (outputs, more) = (&*outputs, &*more);
+        let all = || outputs.iter().chain(more);
         let scratch = Columns::new(scratch, 1);
         let n_blocks = |output: &Columns<'_, T>| output.part.len().div_ceil(width);
-        let n_tasks = outputs.iter().map(n_blocks).sum();
+        let n_tasks = all().map(n_blocks).sum();
         let job = |task: usize, thread: usize| {
             let mut block = task;
-            for (index, output) in outputs.iter().enumerate() {
+            for (index, output) in all().enumerate() {
                 if block >= n_blocks(output) {
                     block -= n_blocks(output);
                     continue;
@@ -137,6 +163,40 @@ impl Pool {
                 let scratch = unsafe { scratch.element(thread) };
                 return work(index, block, scratch);
             }
+        };
+        self.run_then_fetch(n_tasks, &job, ahead);
+    }
+
+    /// Cuts the columns of `out` into blocks of `width`, and each of `buffers` into as many pieces, and runs `work(block,
+    /// the pieces with its number, the thread's own scratch)` once for each. `scratch` and `ahead` are as in
+    /// [`run_blocks`](Self::run_blocks).
+    ///
+    /// # Panics
+    /// When `scratch` is shorter than the number of threads, `width` does not divide the columns, or the number of blocks a
+    /// buffer.
+    pub(crate) fn run_with_pieces<T: Send, S: Send>(
+        &self,
+        out: &mut Columns<'_, T>,
+        width: usize,
+        buffers: &mut Borrowed<'_, T>,
+        scratch: &mut [S],
+        ahead: &Ahead<'_>,
+        work: impl Fn(ColumnBlock<'_, T>, Pieces<'_, T>, &mut S) + Sync,
+    ) {
+        assert!(width > 0 && scratch.len() >= self.n_threads());
+        assert!(out.stride % width == 0);
+        let n_tasks = out.stride / width;
+        assert!(buffers.list.iter().all(|buffer| buffer.1 % n_tasks == 0));
+        let (out, buffers) = (&*out, &*buffers);
+        let scratch = Columns::new(scratch, 1);
+        let job = |task: usize, thread: usize| {
+            // SAFETY: every task runs once and has its own columns.
+            let block = unsafe { out.block(task * width..(task + 1) * width) };
+            // SAFETY: likewise.
+            let pieces = unsafe { buffers.pieces(task, n_tasks) };
+            // SAFETY: no two threads that run at the same time have the same number, and `scratch` has a row for each.
+            let scratch = unsafe { scratch.element(thread) };
+            work(block, pieces, scratch);
         };
         self.run_then_fetch(n_tasks, &job, ahead);
     }
@@ -200,6 +260,97 @@ impl Pool {
             let mut chunk = unsafe { data.block(columns) };
             work(task, chunk.row_mut(0));
         });
+    }
+}
+
+/// Room for a list of exclusive borrows, so that a pass over many states need not allocate. Empty between uses.
+pub(crate) struct BorrowList<T> {
+    list: Vec<(*mut T, usize)>,
+}
+
+// SAFETY: between uses the list is empty; in use, `Borrowed` has it.
+unsafe impl<T> Send for BorrowList<T> {}
+// SAFETY: a shared reference to it does nothing.
+unsafe impl<T> Sync for BorrowList<T> {}
+
+impl<T> BorrowList<T> {
+    /// For at most so many borrows.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn new(n: usize, what: &str) -> Result<Self> {
+        Ok(BorrowList {
+            list: reserve(n, what)?,
+        })
+    }
+
+    /// Bytes that [`new`](Self::new) takes.
+    pub(crate) fn bytes_for(n: usize) -> u64 {
+        n as u64 * size_of::<(*mut T, usize)>() as u64
+    }
+
+    /// What it takes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.list.capacity() * size_of::<(*mut T, usize)>()
+    }
+
+    /// Borrows all of these for as long as the result lives.
+    pub(crate) fn borrow<'a>(
+        &'a mut self,
+        buffers: impl Iterator<Item = &'a mut [T]>,
+    ) -> Borrowed<'a, T> {
+        self.list.clear();
+        let parts = buffers.map(|buffer| (buffer.as_mut_ptr(), buffer.len()));
+        self.list.extend(parts);
+        Borrowed {
+            list: &self.list,
+            borrow: PhantomData,
+        }
+    }
+}
+
+/// Exclusive borrows of several buffers.
+pub(crate) struct Borrowed<'a, T> {
+    list: &'a [(*mut T, usize)],
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it stands for exclusive borrows of slices of `T`; what `run_with_pieces` hands out of them is disjoint.
+unsafe impl<T: Send> Sync for Borrowed<'_, T> {}
+
+impl<T> Borrowed<'_, T> {
+    /// # Safety
+    /// No other pieces of this number are in use.
+    unsafe fn pieces(&self, task: usize, n_tasks: usize) -> Pieces<'_, T> {
+        Pieces {
+            list: self.list,
+            task,
+            n_tasks,
+            borrow: PhantomData,
+        }
+    }
+}
+
+/// One piece of each of several buffers.
+pub(crate) struct Pieces<'a, T> {
+    list: &'a [(*mut T, usize)],
+    /// Each buffer is cut into `n_tasks` pieces, of which these are number `task`.
+    task: usize,
+    n_tasks: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Pieces<'_, T> {
+    /// The piece of a buffer.
+    ///
+    /// # Panics
+    /// When there is no such buffer.
+    pub(crate) fn get_mut(&mut self, buffer: usize) -> &mut [T] {
+        let (data, len) = self.list[buffer];
+        let n = len / self.n_tasks;
+        // SAFETY: the piece lies inside the slice that `BorrowList::borrow` borrowed, no other task has this piece, and
+        // `&mut self` keeps the pieces of this one from being had twice.
+        unsafe { std::slice::from_raw_parts_mut(data.add(self.task * n), n) }
     }
 }
 
