@@ -79,8 +79,8 @@ type Tensors = BTreeMap<String, RawTensor>;
 
 fn read_header(file: &SourceFile) -> Result<(Metadata<'_>, Tensors)> {
     let mut reader = Reader::new(file, MAGIC.len() as u64);
-    check_version(reader.u32()?)?;
-    let (n_tensors, n_keys) = (reader.u64()?, reader.u64()?);
+    let start = read_start(&mut reader);
+    let (n_tensors, n_keys) = start.map_err(|e| e.at("a GGUF file"))?;
     if n_tensors > TENSORS_MAX {
         return Err(Error::format(format!(
             "{n_tensors} tensors, expected at most {TENSORS_MAX}: damaged"
@@ -101,17 +101,23 @@ fn read_header(file: &SourceFile) -> Result<(Metadata<'_>, Tensors)> {
     Ok((metadata, tensors))
 }
 
+/// How many tensors and keys there are.
+fn read_start(reader: &mut Reader<'_>) -> Result<(u64, u64)> {
+    check_version(reader.u32()?)?;
+    Ok((reader.u64()?, reader.u64()?))
+}
+
 fn check_version(version: u32) -> Result<()> {
     match version {
         2 | 3 => Ok(()),
         1 => Err(Error::unsupported(
-            "a GGUF file of version 1, expected 2 or 3: convert the model again with a llama.cpp of today",
+            "version 1, expected 2 or 3: convert the model again with a llama.cpp of today",
         )),
         _ if (1..=3).contains(&version.swap_bytes()) => Err(Error::unsupported(
-            "a big-endian GGUF file, expected a little-endian one: convert the model again without --bigendian",
+            "big-endian, expected little-endian: convert the model again without --bigendian",
         )),
         _ => Err(Error::unsupported(format!(
-            "a GGUF file of version {version}, expected 2 or 3"
+            "version {version}, expected 2 or 3"
         ))),
     }
 }
@@ -201,8 +207,21 @@ fn placed(
     }
     let aligned = |at: u64| at.saturating_add(alignment - 1) & !(alignment - 1);
     let start = aligned(header_end);
+    for Described { name, offset, .. } in &found {
+        let refuse = |text: String| Err(Error::format(text).at(format!("tensor {name}")));
+        if offset % alignment != 0 {
+            return refuse(format!("at {offset}, expected a multiple of {alignment}"));
+        }
+        if start.checked_add(*offset).is_none_or(|at| at >= file.len()) {
+            return refuse(format!(
+                "at {offset} of the numbers, which begin at byte {start}, but the file has {} bytes: truncated",
+                file.len()
+            ));
+        }
+    }
     found.sort_by_key(|tensor| tensor.offset);
-    let (mut tensors, mut end, mut before) = (Tensors::new(), start, None);
+    let (mut tensors, mut end) = (Tensors::new(), start);
+    let mut before = "the header".to_owned();
     for Described {
         name,
         dtype,
@@ -210,38 +229,28 @@ fn placed(
         offset,
     } in found
     {
-        let refuse = |text: String| Err(Error::format(text).at(format!("tensor {name}")));
-        if offset % alignment != 0 {
-            return refuse(format!("at {offset}, expected a multiple of {alignment}"));
-        }
-        let Some(at) = start.checked_add(offset).filter(|&at| at < file.len()) else {
-            return refuse(format!(
-                "at {offset} of the numbers, which begin at byte {start}, but the file has {} bytes: truncated",
-                file.len()
-            ));
-        };
-        if at != aligned(end) {
-            let what = match at < aligned(end) {
+        let place = format!("tensor {name}");
+        let (at, expected) = (start + offset, aligned(end));
+        if at != expected {
+            let what = match at < expected {
                 true => "overlaps with",
                 false => "leaves a gap behind",
             };
-            let before = before.as_deref().unwrap_or("the header");
-            return refuse(format!(
-                "at byte {at}, expected {}: {what} {before}",
-                aligned(end)
-            ));
+            let text = format!("at byte {at}, expected {expected}: {what} {before}");
+            return Err(Error::format(text).at(place));
+        }
+        if tensors.contains_key(&name) {
+            return Err(Error::format("twice").at(place));
         }
         let tensor = RawTensor::in_order(name.clone(), file.clone(), dtype, shape, at)?;
         end = tensor.end();
-        if tensors.contains_key(&name) {
-            return refuse("twice".into());
-        }
-        before = Some(format!("tensor {name}"));
+        before = place;
         tensors.insert(name, tensor);
     }
     Ok(tensors)
 }
 
+/// The tensors as the file has them, for tests against other readers.
 #[cfg(test)]
 pub(super) fn tensors_of(file: &SourceFile) -> Result<Vec<RawTensor>> {
     Ok(read_header(file)?.1.into_values().collect())

@@ -44,7 +44,10 @@ pub(crate) struct Settings {
     /// Of the norms in the blocks. transformers gives `ln_out` 1e-5 whatever this says.
     pub(crate) layer_norm_epsilon: f32,
     /// Of the norms of RWKV-7's heads; other versions have none.
-    #[serde(default = "head_norm_epsilon", skip_serializing_if = "is_head_norm_epsilon")]
+    #[serde(
+        default = "head_norm_epsilon",
+        skip_serializing_if = "is_head_norm_epsilon"
+    )]
     pub(crate) head_norm_epsilon: f32,
     /// Token id that ends a text: the first of them.
     pub(crate) end_of_text: u32,

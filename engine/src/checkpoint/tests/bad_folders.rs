@@ -53,9 +53,9 @@ fn folders_without_one_model() {
             &["no weights"],
         ),
         folder(
-            "another program's",
+            "the start of a GGUF file",
             vec![("model.gguf", b"GGUF\x03\0\0\0".to_vec())],
-            Unsupported,
+            Format,
             &["model.gguf", "a GGUF file"],
         ),
         Case {

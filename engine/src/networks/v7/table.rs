@@ -9,9 +9,7 @@ use crate::networks::common::{Embedding, Head, NORM_OUT_EPSILON};
 use crate::networks::config::Sizes;
 use crate::networks::names::{self, HuggingFace};
 use crate::networks::state::StateLayout;
-use crate::networks::table::{
-    size, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart,
-};
+use crate::networks::table::{size, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart};
 
 pub(crate) static ARCHITECTURE: Architecture = Architecture {
     kind: Kind::V7,
