@@ -71,9 +71,14 @@ pub(crate) fn architectures() -> impl Iterator<Item = &'static Architecture> + C
     KNOWN.iter().filter_map(|known| known.architecture)
 }
 
-/// The one of the published sizes that made-up models have.
+/// That of made-up models of version 4.
 pub(crate) fn version_4() -> &'static Architecture {
     &v4::ARCHITECTURE
+}
+
+/// The same of version 7.
+pub(crate) fn version_7() -> &'static Architecture {
+    &v7::ARCHITECTURE
 }
 
 /// The architecture of that name in model files.
