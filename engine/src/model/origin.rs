@@ -50,6 +50,14 @@ impl Origin {
         }
     }
 
+    /// What most of its quantised matrices are, by ggml's name, if there are any.
+    pub(super) fn stored_blocks(&self) -> Option<&'static str> {
+        match self {
+            Origin::Checkpoint(checkpoint) => load::stored_blocks(checkpoint),
+            Origin::ModelFile(_) => None,
+        }
+    }
+
     pub(super) fn tokenizer(&self) -> Option<&TokenizerFile> {
         match self {
             Origin::Checkpoint(checkpoint) => checkpoint.tokenizer.as_ref(),

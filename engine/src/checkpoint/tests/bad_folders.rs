@@ -58,6 +58,24 @@ fn folders_without_one_model() {
             Format,
             &["model.gguf", "a GGUF file"],
         ),
+        folder(
+            "a split GGUF file",
+            vec![
+                ("m-00001-of-00002.gguf", b"GGUF".to_vec()),
+                ("m-00002-of-00002.gguf", b"GGUF".to_vec()),
+            ],
+            Unsupported,
+            &["m-00002-of-00002.gguf", "llama-gguf-split --merge"],
+        ),
+        folder(
+            "several GGUF files",
+            vec![
+                ("m-F16.gguf", b"GGUF".to_vec()),
+                ("m-Q8_0.gguf", b"GGUF".to_vec()),
+            ],
+            Format,
+            &["m-F16.gguf", "m-Q8_0.gguf", "name one of them"],
+        ),
         Case {
             name: "a list of shards",
             files: vec![("model.safetensors.index.json", b"{}".to_vec())],

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::super::gguf::{read, Gguf, Vocabulary};
+use super::super::gguf::{read, tensors_of, Gguf, Vocabulary};
 use super::super::RawTensor;
 use super::build_gguf::{
     eight_bits, integers, model, number, text, texts, vocabulary, GgufFile, HEAD_SIZE, N_EMBD,
     N_HIDDEN, Q8_0, RANKS,
 };
+use super::read_all;
 use crate::files::{Access, SourceFile};
 use crate::text::tokenizer::Tokenizer;
+use crate::{CheckpointSource, ConvertOptions};
 
 fn opened(file: &GgufFile) -> Gguf {
     read(&SourceFile::from_bytes("f", file.bytes().into())).unwrap()
@@ -392,5 +394,106 @@ fn golden_files_are_read() {
         // The first ids of the World vocabulary.
         let ids = tokenizer.encode("\n\n<s>\n").unwrap();
         assert_eq!(ids, [261, 61, 116, 63, 11]);
+    }
+}
+
+/// What lies beside it says nothing of it, not even a configuration or a tokenizer.
+#[test]
+fn a_file_is_a_model_by_itself() {
+    let mut file = model(300);
+    vocabulary(&mut file, &["ab"]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    for (name, text) in [
+        ("config.json", r#"{"model_type": "rwkv", "hidden_size": 7}"#),
+        ("tokenizer.json", "{}"),
+        ("README.md", ""),
+    ] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    for (place, mapped) in [(&path, true), (&path, false), (&folder.path().into(), true)] {
+        let found = super::open(place, mapped).unwrap();
+        let sizes = found.config.sizes;
+        assert_eq!(sizes.architecture.title, "RWKV-7");
+        let expected = [300, N_EMBD as usize, 2, N_HIDDEN as usize];
+        let sizes = [sizes.n_vocab, sizes.n_embd, sizes.n_layer, sizes.n_hidden];
+        assert_eq!(sizes, expected);
+        assert_eq!(found.config.settings.layer_norm_epsilon, 2e-5);
+        assert!(found.has_tokenizer_inside && found.config_fields.is_empty());
+        assert_eq!(found.folder.is_some(), place != &path);
+        let tokenizer = found.tokenizer.as_ref().unwrap();
+        assert_eq!(tokenizer.name, "rwkv_vocab_v20230424.txt");
+        let inside = format!("{}: tokenizer.ggml.tokens", path.display());
+        assert_eq!(tokenizer.place, inside);
+        assert_eq!(read_all(&found).unwrap().len(), found.tensors.len());
+    }
+    // Where it has none, one beside it is taken, and an error says both.
+    file.keys.retain(|(key, _)| !key.starts_with("tokenizer."));
+    std::fs::write(&path, file.bytes()).unwrap();
+    let found = super::open(&path, true).unwrap();
+    assert_eq!(found.tokenizer.unwrap().name, "tokenizer.json");
+    let search = found.tokenizer_search;
+    assert!(
+        search.contains("m.gguf: it has no tokenizer; looked for"),
+        "{search}"
+    );
+}
+
+/// A raw checkpoint made of a GGUF file holds the same numbers, and a directory its vocabulary.
+#[test]
+fn files_are_converted() {
+    let mut file = model(300);
+    vocabulary(&mut file, &["ab"]);
+    let folder = tempfile::tempdir().unwrap();
+    let (path, raw) = (folder.path().join("m.gguf"), folder.path().join("m.pth"));
+    std::fs::write(&path, file.bytes()).unwrap();
+    let source = CheckpointSource::open(&path).unwrap();
+    let options = ConvertOptions::new();
+    source.to_raw(&raw, &options, &mut |_| {}).unwrap();
+    let numbers = |path| {
+        let found = super::open(path, true).unwrap();
+        let numbers = read_all(&found).unwrap();
+        // Which of the shapes of a vector it has does not matter.
+        numbers.into_iter().collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(numbers(&raw), numbers(&path));
+    let made = folder.path().join("hf");
+    let converted = source
+        .to_hugging_face(&made, &options, &mut |_| {})
+        .unwrap();
+    let vocabulary = made.join("rwkv_vocab_v20230424.txt");
+    assert_eq!(converted.tokenizer_files, [vocabulary.clone()]);
+    assert_eq!(Tokenizer::open(vocabulary).unwrap().n_tokens(), 258);
+}
+
+/// Names, types, shapes and places are those that another reader finds.
+#[test]
+fn another_reader_finds_the_same() {
+    let mut small = model(300);
+    vocabulary(&mut small, &["ab"]);
+    let golden = |name: &str| std::fs::read(super::fixture(name)).unwrap();
+    for bytes in [
+        small.bytes(),
+        golden("golden/v7-gguf-f16/model-F16.gguf"),
+        golden("golden/v7-gguf-q8_0/model-Q8_0.gguf"),
+    ] {
+        let file = SourceFile::from_bytes("f", bytes.clone().into());
+        let ours = tensors_of(&file).unwrap();
+        let theirs = ggus::GGuf::new(&bytes).unwrap();
+        assert_eq!(ours.len(), theirs.tensors.len());
+        let start = theirs.data.as_ptr().addr() - bytes.as_ptr().addr();
+        for tensor in &ours {
+            let other = theirs.tensors[&tensor.name[..]].to_info();
+            let mut shape = tensor.shape.clone();
+            shape.reverse();
+            let theirs: Vec<usize> = other.shape().iter().map(|&n| n as usize).collect();
+            assert_eq!(shape, theirs, "{}", tensor.name);
+            let begin = start + other.offset();
+            assert_eq!(tensor.offset, begin as u64, "{}", tensor.name);
+            assert_eq!(tensor.end(), (begin + other.nbytes()) as u64);
+            let name = format!("{:?}", other.ty());
+            assert_eq!(tensor.dtype.name(), name, "{}", tensor.name);
+        }
     }
 }
