@@ -50,6 +50,10 @@ impl Origin {
         }
     }
 
+    fn has_tokenizer_inside(&self) -> bool {
+        matches!(self, Origin::Checkpoint(checkpoint) if checkpoint.has_tokenizer_inside)
+    }
+
     /// What most of its quantised matrices are, by ggml's name, if there are any.
     pub(super) fn stored_blocks(&self) -> Option<&'static str> {
         match self {
@@ -91,6 +95,9 @@ impl Origin {
         let tokenizer = self.tokenizer().map_or(0, |file| {
             Tokenizer::memory_bytes(&file.bytes) + Tokenizer::PROMPT_BYTES
         });
+        // What was made of the tokens within a file is kept beside what is made of it.
+        let made = self.tokenizer().filter(|_| self.has_tokenizer_inside());
+        let tokenizer = tokenizer + made.map_or(0, |file| file.bytes.len() as u64);
         ModelFacts {
             sizes: self.config().sizes,
             stored: self.stored_quant(),
