@@ -56,6 +56,7 @@ fn from_fields(fields: &Map<String, Value>) -> Result<Config> {
 
 /// The architecture whose directory this is: its name says more than the first tensor that is missing.
 fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
+    refuse_others(fields)?;
     let all = known::architectures;
     let expected = |name: fn(&Architecture) -> &str| {
         let names: Vec<_> = all()
@@ -84,6 +85,28 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
         let expected = expected(|one| one.hugging_face.class);
         Error::unsupported(format!("architecture {found}, expected {expected}"))
     })
+}
+
+/// Says what a network is that is known and cannot run here.
+fn refuse_others(fields: &Map<String, Value>) -> Result<()> {
+    let refuse = |what: String, title: &str| {
+        let text = format!("{what}: {title}, expected {}", known::titles());
+        Err(Error::unsupported(text))
+    };
+    let class = present(fields, "architectures").and_then(|list| list.get(0));
+    let types = [("model_type", present(fields, "model_type")), ("architecture", class)];
+    for (field, value) in types {
+        let title = value.and_then(Value::as_str).and_then(known::other_type);
+        if let (Some(value), Some(title)) = (value, title) {
+            return refuse(format!("{field} {value}"), title);
+        }
+    }
+    for (field, title) in known::CHANGING_FIELDS {
+        if present(fields, field).is_some_and(|value| *value != Value::Bool(false)) {
+            return refuse(format!("{field} is set"), title);
+        }
+    }
+    Ok(())
 }
 
 /// A field that is there and not `null`.

@@ -16,8 +16,10 @@ mod build;
 mod damage;
 mod fixtures;
 mod large;
+mod other_networks;
 mod readable;
 mod rwkv_cpp;
+mod rwkv_cpp7;
 mod stand_ins;
 mod training;
 
