@@ -153,6 +153,7 @@ impl Stated {
 
 /// The architecture whose directory this is: its name says more than the first tensor that is missing.
 fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
+    refuse_others(fields)?;
     let all = known::architectures;
     let expected = |name: fn(&Architecture) -> &str| {
         let names: Vec<_> = all()
@@ -167,9 +168,7 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
         let one = all().find(|one| found == one.hugging_face.model_type);
         return one.ok_or_else(|| {
             let expected = expected(|one| one.hugging_face.model_type);
-            let title = found.as_str().and_then(known::foreign_model_type);
-            let title = title.map_or(String::new(), |title| format!(" ({title})"));
-            Error::unsupported(format!("model_type {found}{title}, expected {expected}"))
+            Error::unsupported(format!("model_type {found}, expected {expected}"))
         });
     }
     let Some(found) = present(fields, "architectures").and_then(|list| list.get(0)) else {
@@ -206,6 +205,31 @@ fn by_version(
             .collect();
         Error::unsupported(format!("{FIELD} {found}, expected {}", names.join(" or ")))
     })
+}
+
+/// Says what a network is that is known and cannot run here.
+fn refuse_others(fields: &Map<String, Value>) -> Result<()> {
+    let refuse = |what: String, title: &str| {
+        let text = format!("{what}: {title}, expected {}", known::titles());
+        Err(Error::unsupported(text))
+    };
+    let class = present(fields, "architectures").and_then(|list| list.get(0));
+    let types = [
+        ("model_type", present(fields, "model_type")),
+        ("architecture", class),
+    ];
+    for (field, value) in types {
+        let title = value.and_then(Value::as_str).and_then(known::other_type);
+        if let (Some(value), Some(title)) = (value, title) {
+            return refuse(format!("{field} {value}"), title);
+        }
+    }
+    for (field, title) in known::CHANGING_FIELDS {
+        if present(fields, field).is_some_and(|value| *value != Value::Bool(false)) {
+            return refuse(format!("{field} is set"), title);
+        }
+    }
+    Ok(())
 }
 
 /// A field that is there and not `null`.

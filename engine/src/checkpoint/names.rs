@@ -341,8 +341,31 @@ pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
 
 /// Whether checkpoints hold another form of this tensor than networks have.
 pub(super) fn has_other_form(name: &str) -> bool {
+    is_anywhere(name, |spec| spec.form != Form::Same)
+}
+
+/// Whether this is a small matrix that raw checkpoints store with a row for each input.
+pub(super) fn is_low_rank(name: &str) -> bool {
+    is_anywhere(name, |spec| {
+        matches!(
+            spec.shape,
+            Shape::Matrix {
+                layout: Layout::LowRank,
+                ..
+            }
+        )
+    })
+}
+
+/// Whether raw checkpoints write this vector with a row for each head.
+pub(super) fn has_rows_of_heads(name: &str) -> bool {
+    is_anywhere(name, |spec| spec.row.is_some())
+}
+
+/// Whether an architecture has a tensor of that name of which this is true.
+fn is_anywhere(name: &str, is_so: impl Fn(&TensorSpec) -> bool) -> bool {
     let mut found = known::architectures().filter_map(|architecture| architecture.find(name));
-    found.any(|(spec, _)| spec.form != Form::Same)
+    found.any(|(spec, _)| is_so(spec))
 }
 
 /// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices

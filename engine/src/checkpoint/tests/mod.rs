@@ -19,8 +19,10 @@ mod damage;
 mod fixtures;
 mod gguf;
 mod large;
+mod other_networks;
 mod readable;
 mod rwkv_cpp;
+mod rwkv_cpp7;
 mod stand_ins;
 mod training;
 
