@@ -103,6 +103,14 @@ enum Size {
     B1_5,
     #[value(name = "3b")]
     B3,
+    #[value(name = "v7-0.1b")]
+    V7B0_1,
+    #[value(name = "v7-0.4b")]
+    V7B0_4,
+    #[value(name = "v7-1.5b")]
+    V7B1_5,
+    #[value(name = "v7-2.9b")]
+    V7B2_9,
 }
 
 impl From<Size> for SyntheticSize {
@@ -112,6 +120,10 @@ impl From<Size> for SyntheticSize {
             Size::M430 => SyntheticSize::M430,
             Size::B1_5 => SyntheticSize::B1_5,
             Size::B3 => SyntheticSize::B3,
+            Size::V7B0_1 => SyntheticSize::V7B0_1,
+            Size::V7B0_4 => SyntheticSize::V7B0_4,
+            Size::V7B1_5 => SyntheticSize::V7B1_5,
+            Size::V7B2_9 => SyntheticSize::V7B2_9,
         }
     }
 }

@@ -62,6 +62,8 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
         rwkv_edge::Quant::Int8 => int8_macs,
         _ => f32_macs,
     };
+    // The state is read and written.
+    let decode_bytes = info.decode_bytes + 2 * info.state_bytes as u64;
     let sparsity = session.sparsity();
     let start = start(args, model.has_tokenizer(), program)?;
     Ok(json!({
@@ -74,8 +76,8 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
         "f32_macs_per_s": f32_macs,
         "int8_macs_per_s": int8_macs,
         "decode_tokens_per_s": decode,
-        "decode_bytes_per_token": info.decode_bytes,
-        "decode_share_of_limit": decode * info.decode_bytes as f64 / read,
+        "decode_bytes_per_token": decode_bytes,
+        "decode_share_of_limit": decode * decode_bytes as f64 / read,
         "ffn_value_rows_skipped": sparsity.skipped as f64 / sparsity.total.max(1) as f64,
         "prefill_tokens_per_s": prefill,
         "prefill_tokens": args.prompt_tokens,

@@ -4,7 +4,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::address::without_secrets;
@@ -14,7 +13,7 @@ use crate::event::{Event, Observer};
 use crate::explain::{explain, offline};
 use crate::id::ModelId;
 use crate::push;
-use crate::repository::{tries, Repository};
+use crate::repository::{self, tries, Repository};
 use crate::secrets::Secrets;
 use crate::settings::Settings;
 
@@ -146,11 +145,15 @@ impl Hub {
             return Ok(None);
         }
         let tries = tries(repository.cached().is_some());
-        let found = repository
-            .list(tries)
-            .and_then(|listing| repository.fetch_tokenizer(&listing));
+        let found = repository.list(tries).and_then(|listing| {
+            match repository.brings_tokenizer(&listing) {
+                true => Ok(None),
+                false => repository.fetch_tokenizer(&listing).map(Some),
+            }
+        });
         let (folder, name) = match found {
-            Ok(found) => found,
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
             Err(Failure::Other(error)) => return Err(error),
             Err(_) if repository.cached().is_some() => return Ok(None),
             Err(failure) => return Err(explain(&client, id, failure)),
@@ -158,10 +161,7 @@ impl Hub {
         if name.is_none() && id.file().is_some() {
             return Ok(None);
         }
-        // What is wrong with a configuration, opening the model tells.
-        let config = fs::read(folder.join("config.json")).unwrap_or_default();
-        let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-        let n_vocab = config["vocab_size"].as_u64();
+        let n_vocab = repository::n_vocab(&folder);
         Ok(Some(RemoteTokenizer {
             path: name.map(|name| folder.join(name)),
             n_vocab: n_vocab.and_then(|n| usize::try_from(n).ok()),

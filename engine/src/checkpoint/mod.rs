@@ -2,7 +2,7 @@
 //!
 //! Sits between `files/` and what builds a model. Input: a file or folder in the form in which
 //! RWKV is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
-//! Hugging Face's names, or rwkv.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
+//! Hugging Face's names, rwkv.cpp's or llama.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
 //! exactly those of its architecture, with the shapes its [`Config`] says, or an error that names file,
 //! tensor, expected and found. Nothing here does arithmetic on weights, and nothing in a file is
 //! ever executed.
@@ -24,6 +24,7 @@ mod config;
 mod dtype;
 mod foreign;
 mod forms;
+mod gguf;
 mod json;
 mod names;
 mod open;
@@ -36,6 +37,7 @@ pub(crate) mod tensor;
 mod tests;
 mod torch;
 mod tuned;
+mod views;
 mod zip;
 
 pub(crate) use dtype::Dtype;
@@ -60,6 +62,8 @@ pub(crate) struct Checkpoint {
     /// Where its other files are, if it is a folder.
     pub(crate) folder: Option<Folder>,
     pub(crate) tokenizer: Option<TokenizerFile>,
+    /// Whether the tokenizer is a part of the file with the weights, and no file itself.
+    pub(crate) has_tokenizer_inside: bool,
     /// Which tokenizer files were looked for and where, for the error of whoever needs one.
     pub(crate) tokenizer_search: String,
 }
@@ -73,7 +77,7 @@ impl Checkpoint {
     }
 }
 
-/// A tokenizer file beside the weights. Its content is not looked at here.
+/// A tokenizer file beside the weights, or made of what is within them. Its content is not looked at here.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenizerFile {
     /// Without its folder: `tokenizer.json`, or a vocabulary list such as

@@ -16,7 +16,8 @@ use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
 use crate::networks::state::StateLayout;
-use crate::networks::table::{Architecture, ShownBy, TensorAt};
+use crate::networks::table::{Architecture, Shape, ShownBy, SizeSpec, TensorAt, TensorSpec};
+use crate::quant::matrix::Layout;
 
 /// What shape a tensor must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub(super) struct Named {
     place: String,
     architecture: &'static Architecture,
     tensors: BTreeMap<String, RawTensor>,
+    /// Whether the norms of heads have the name of those whose epsilon is scaled.
+    has_scaled_head_norm: bool,
     /// Of a tuned initial state, by layer.
     tuned: BTreeMap<usize, RawTensor>,
 }
@@ -81,53 +84,143 @@ impl Named {
         let found = of_one_model(found)?;
         let cleaner = Cleaner::new(found.iter().map(|tensor| tensor.name.as_str()));
         let architecture = architecture(&place, &found, &cleaner)?;
-        let mut tensors = BTreeMap::<String, RawTensor>::new();
-        let mut tuned = BTreeMap::new();
+        let spelling = &architecture.hugging_face;
+        let scaled = spelling.config.scaled_head_norm;
+        let mut named = Named {
+            place,
+            architecture,
+            tensors: BTreeMap::new(),
+            has_scaled_head_norm: false,
+            tuned: BTreeMap::new(),
+        };
         for tensor in found {
-            let clean = cleaner.name(&tensor.name);
+            let clean = cleaner.name(&tensor.name).into_owned();
             let can_be_tuned = architecture.tuned_part.is_some();
             if let (true, Some(layer)) = (can_be_tuned, time_state_layer(&clean)) {
-                if let Some(twice) = tuned.insert(layer, tensor) {
+                if let Some(twice) = named.tuned.insert(layer, tensor) {
                     let text = "one of two initial states of its layer";
                     return Err(Error::format(text).at(twice.place()));
                 }
                 continue;
             }
-            let name = match architecture.find(&clean) {
-                Some((spec, layer)) => spec.raw_name(layer),
-                None => clean.into_owned(),
-            };
-            if let Some(other) = tensors.get(&name) {
-                let mut message = format!("the same as tensor {}", other.name);
-                if other.file.name() != tensor.file.name() {
-                    message += &format!(" of {}", other.file.name());
+            named.has_scaled_head_norm |= scaled.is_some_and(|end| clean.ends_with(end));
+            let held = spelling.held_in_one(&clean);
+            if !held.is_empty() {
+                for (name, part) in held.iter().zip(tensor.split(held.len())?) {
+                    named.add(name, part)?;
                 }
-                return Err(Error::format(message).at(tensor.place()));
+                continue;
             }
-            tensors.insert(name, tensor);
+            let tensor = match spelling.is_transposed(&clean) {
+                true => tensor.transposed(),
+                false => tensor,
+            };
+            named.add(&clean, tensor)?;
         }
-        Ok(Named {
-            place,
-            architecture,
-            tensors,
-            tuned,
-        })
+        named.turn_low_rank_matrices();
+        Ok(named)
+    }
+
+    /// Adds a tensor by its name in either spelling.
+    fn add(&mut self, name: &str, tensor: RawTensor) -> Result<()> {
+        let name = match self.architecture.find(name) {
+            Some((spec, layer)) => spec.raw_name(layer),
+            None => name.to_owned(),
+        };
+        if let Some(other) = self.tensors.get(&name) {
+            let mut message = format!("the same as tensor {}", other.name);
+            if other.file.name() != tensor.file.name() {
+                message += &format!(" of {}", other.file.name());
+            }
+            return Err(Error::format(message).at(tensor.place()));
+        }
+        self.tensors.insert(name, tensor);
+        Ok(())
+    }
+
+    /// Some programs write low-rank matrices as transposes under their raw names. One side of each is as wide as other
+    /// tensors, and tells which way it lies; where both are, it lies as in raw checkpoints.
+    fn turn_low_rank_matrices(&mut self) {
+        let mut sizes = Sizes::unknown(self.architecture);
+        for size in self.architecture.sizes {
+            if let ShownBy::Matrix(tensor, dimension) = size.shown_by {
+                // Ranks are shown by these matrices themselves.
+                let is_rank = self.low_rank(tensor).is_some();
+                let tensor = self.tensors.get(tensor).filter(|_| !is_rank);
+                let n = tensor.and_then(|tensor| tensor.shape.get(dimension));
+                (size.set)(&mut sizes, n.copied().unwrap_or(0));
+            }
+        }
+        let names: Vec<String> = self.tensors.keys().cloned().collect();
+        for name in names {
+            let Some(spec) = self.low_rank(&name) else {
+                continue;
+            };
+            let (rows, cols) = spec.at(None, &sizes).checkpoint_shape();
+            let lies_across = |shape: &[usize]| match (rows, cols, shape) {
+                (n, 0, &[a, b]) | (0, n, &[b, a]) => a != n && b == n,
+                _ => false,
+            };
+            if let Some(tensor) = self.tensors.get_mut(&name) {
+                if lies_across(&tensor.shape) {
+                    *tensor = tensor.clone().transposed();
+                }
+            }
+        }
+    }
+
+    /// The line of a low-rank matrix of that raw name.
+    fn low_rank(&self, name: &str) -> Option<&'static TensorSpec> {
+        let (spec, _) = self.architecture.find(name)?;
+        let layout = Layout::LowRank;
+        matches!(spec.shape, Shape::Matrix { layout: found, .. } if found == layout).then_some(spec)
     }
 
     /// The sizes that the shapes show, where no file says them.
     pub(super) fn infer_config(&self) -> Result<Config> {
         let mut sizes = Sizes::unknown(self.architecture);
         for size in self.architecture.sizes {
-            let n = match size.shown_by {
-                ShownBy::Matrix(tensor, dimension) => self.matrix(tensor)?[dimension],
-                ShownBy::MatrixIfAny(tensor, _) if !self.tensors.contains_key(tensor) => 0,
-                ShownBy::MatrixIfAny(tensor, dimension) => self.matrix(tensor)?[dimension],
-                ShownBy::LayerCount => count_layers(self.tensors.keys().map(String::as_str)),
-            };
-            (size.set)(&mut sizes, n);
+            (size.set)(&mut sizes, self.size(size)?);
         }
         sizes.check().map_err(|e| e.at(&self.place))?;
-        Ok(Config::of_sizes(sizes))
+        let mut config = Config::of_sizes(sizes);
+        if let Some(epsilon) = self.head_norm_epsilon(&config) {
+            config.settings.head_norm_epsilon = epsilon;
+        }
+        Ok(config)
+    }
+
+    /// A size as the shapes show it.
+    pub(super) fn size(&self, size: &SizeSpec) -> Result<usize> {
+        Ok(match size.shown_by {
+            ShownBy::Matrix(tensor, dimension) => self.matrix(tensor)?[dimension],
+            ShownBy::MatrixIfAny(tensor, _) if !self.tensors.contains_key(tensor) => 0,
+            ShownBy::MatrixIfAny(tensor, dimension) => self.matrix(tensor)?[dimension],
+            ShownBy::LayerCount => count_layers(self.tensors.keys().map(String::as_str)),
+        })
+    }
+
+    /// The epsilon that the norms of heads have by their names, where these say it.
+    pub(super) fn head_norm_epsilon(&self, config: &Config) -> Option<f32> {
+        let scaled = || {
+            config
+                .settings
+                .scaled_head_norm_epsilon(config.sizes.head_size)
+        };
+        self.has_scaled_head_norm.then(scaled)
+    }
+
+    /// Whether the tensors are those of the architecture that `source` names.
+    ///
+    /// # Errors
+    /// Another.
+    pub(super) fn require(&self, architecture: &Architecture, source: &str) -> Result<()> {
+        if *architecture == *self.architecture {
+            return Ok(());
+        }
+        let (found, expected) = (self.architecture.title, architecture.title);
+        let text = format!("are those of {found}, expected {expected} by {source}");
+        Err(Error::format(text).at(format!("{}: tensors", self.place)))
     }
 
     /// Takes out the tuned initial state, where the architecture can have one and the checkpoint has it.
@@ -151,12 +244,9 @@ impl Named {
         source: &str,
     ) -> Result<BTreeMap<String, RawTensor>> {
         let (sizes, title) = (&config.sizes, self.architecture.title);
-        if *sizes.architecture != *self.architecture {
-            let text = format!(
-                "are those of {title}, expected {} by {source}",
-                sizes.architecture.title
-            );
-            return Err(Error::format(text).at(format!("{}: tensors", self.place)));
+        self.require(sizes.architecture, source)?;
+        if config.settings.tie_word_embeddings {
+            self.check_tied_head()?;
         }
         if config.settings.tie_word_embeddings && !self.tensors.contains_key(HEAD) {
             let embedding = self.tensors.get(EMBEDDING).cloned();
@@ -178,12 +268,14 @@ impl Named {
                 return Err(Error::format(message).at(format!("{}: tensor {name}", self.place)));
             };
             if !want.admits(&tensor.shape) {
-                return Err(Error::format(format!(
-                    "shape {:?}, expected {:?} by {source}",
-                    tensor.shape,
-                    want.shape()
-                ))
-                .at(tensor.place()));
+                let (mut found, mut expected) = (tensor.shape.clone(), want.shape());
+                if self.architecture.hugging_face.is_transposed(&tensor.name) {
+                    // As the file has it.
+                    found.reverse();
+                    expected.reverse();
+                }
+                let text = format!("shape {found:?}, expected {expected:?} by {source}");
+                return Err(Error::format(text).at(tensor.place()));
             }
             if !tensor.dtype.is_weight() {
                 let message = format!("dtype {}, expected F32, F16 or BF16", tensor.dtype);
@@ -202,6 +294,21 @@ impl Named {
             ))
             .at(tensor.place())),
         }
+    }
+
+    /// Refuses a head beside a configuration that says that the embedding is the head, where the two are not one.
+    fn check_tied_head(&self) -> Result<()> {
+        let is_refused = self.architecture.hugging_face.config.has_tied_heads_only;
+        let pair = self.tensors.get(HEAD).zip(self.tensors.get(EMBEDDING));
+        let Some((head, embedding)) = pair.filter(|_| is_refused) else {
+            return Ok(());
+        };
+        let place = |tensor: &RawTensor| (tensor.file.name().to_owned(), tensor.offset);
+        if place(head) == place(embedding) {
+            return Ok(());
+        }
+        let text = "a head, expected none: tie_word_embeddings says that the embedding is the head";
+        Err(Error::format(text).at(head.place()))
     }
 
     fn matrix(&self, name: &str) -> Result<[usize; 2]> {
@@ -234,8 +341,31 @@ pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
 
 /// Whether checkpoints hold another form of this tensor than networks have.
 pub(super) fn has_other_form(name: &str) -> bool {
+    is_anywhere(name, |spec| spec.form != Form::Same)
+}
+
+/// Whether this is a small matrix that raw checkpoints store with a row for each input.
+pub(super) fn is_low_rank(name: &str) -> bool {
+    is_anywhere(name, |spec| {
+        matches!(
+            spec.shape,
+            Shape::Matrix {
+                layout: Layout::LowRank,
+                ..
+            }
+        )
+    })
+}
+
+/// Whether raw checkpoints write this vector with a row for each head.
+pub(super) fn has_rows_of_heads(name: &str) -> bool {
+    is_anywhere(name, |spec| spec.row.is_some())
+}
+
+/// Whether an architecture has a tensor of that name of which this is true.
+fn is_anywhere(name: &str, is_so: impl Fn(&TensorSpec) -> bool) -> bool {
     let mut found = known::architectures().filter_map(|architecture| architecture.find(name));
-    found.any(|(spec, _)| spec.form != Form::Same)
+    found.any(|(spec, _)| is_so(spec))
 }
 
 /// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices

@@ -2,31 +2,31 @@
 //!
 //! The format of a file is told from its first bytes, never from its name. A lone file brings no
 //! configuration: its sizes come from its shapes. A folder's `config.json` must agree with the
-//! tensors.
+//! tensors. A GGUF file is a model by itself, wherever it lies: of what is beside it only a tokenizer is
+//! taken, and that only where it has none.
 
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
+use super::config::{Stated, CONFIG};
 use super::foreign::unrecognised;
+use super::gguf::{self, Gguf, Vocabulary};
 use super::json::{self, UniqueMap};
 use super::names::Named;
 use super::safetensors::SafetensorsFile;
 use super::shards::{self, Shard};
 use super::tensor::RawTensor;
-use super::{adapter, config, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
+use super::{adapter, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{retried, Access, Folder, SourceFile};
-use crate::networks::config::Config;
+use crate::networks::config::WORLD_VOCABULARY;
 
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 16 << 20;
-
-/// A new model comes with a new one.
-const CONFIG: &str = "config.json";
 
 /// Where a folder's weights are looked for, best first.
 const WEIGHT_FILES: [&str; 4] = [
@@ -69,6 +69,10 @@ pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Resu
     let place = file.name().to_owned();
     match read_weights(file)? {
         FileContent::ModelFile(file) => Ok(Opened::ModelFile(file)),
+        FileContent::Gguf(model) => {
+            let opened = finish_gguf(place, model, (folder, true), mapped);
+            Ok(Opened::Checkpoint(Box::new(opened?)))
+        }
         FileContent::Tensors(tensors) => {
             let opened = finish(place.clone(), tensors, None, (folder, true), mapped);
             // The others may lie anywhere, but a model of one shard is none.
@@ -102,28 +106,32 @@ fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         Weights::Index(index) => read_indexed(&folder, &index, mapped)?,
         Weights::File(file) => match read_weights(file)? {
             FileContent::ModelFile(file) => return Ok(Opened::ModelFile(file)),
+            FileContent::Gguf(model) => {
+                let opened = finish_gguf(folder.place(), model, (&folder, false), mapped)?;
+                return Ok(Opened::Checkpoint(Box::new(Checkpoint {
+                    folder: Some(folder),
+                    ..opened
+                })));
+            }
             FileContent::Tensors(tensors) => tensors,
         },
     };
-    let (config, fields) = match folder.open(CONFIG, mapped)? {
-        Some(file) => {
-            let (config, fields) = config::from_file(&file)?;
-            let source = source_of(&config, &fields);
-            (Some((config, source)), fields)
-        }
-        None => (None, Map::new()),
-    };
-    let checkpoint = finish(folder.place(), tensors, config, (&folder, false), mapped)?;
+    let file = folder.open(CONFIG, mapped)?;
+    let stated = file.map(|file| Stated::from_file(&file)).transpose()?;
+    let checkpoint = finish(folder.place(), tensors, stated, (&folder, false), mapped)?;
     Ok(Opened::Checkpoint(Box::new(Checkpoint {
         folder: Some(folder),
-        config_fields: fields,
         ..checkpoint
     })))
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
+///
+/// Some folders have World's vocabulary as its list and as a `tokenizer.json` beside it, which may hold it as BPE and
+/// then cuts texts otherwise than in training: the list counts.
 fn find_tokenizer(
     folder: &Folder,
+    n_vocab: usize,
     mapped: bool,
     is_lone: bool,
 ) -> Result<(Option<TokenizerFile>, String)> {
@@ -145,6 +153,7 @@ fn find_tokenizer(
         .filter(|name| name.starts_with("rwkv_vocab") && name.ends_with(".txt"))
         .collect();
     let name = match lists[..] {
+        [list] if n_vocab == WORLD_VOCABULARY => list,
         _ if names.iter().any(|name| name == "tokenizer.json") => "tokenizer.json",
         [] => "vocab.txt",
         [list] => list,
@@ -175,46 +184,67 @@ fn is_denied(error: &Error) -> bool {
 fn finish(
     place: String,
     tensors: Vec<RawTensor>,
-    config: Option<(Config, String)>,
+    stated: Option<Stated>,
     (folder, is_lone): (&Folder, bool),
     mapped: bool,
 ) -> Result<Checkpoint> {
     let mut named = Named::new(place.clone(), tensors)?;
-    let (config, source) = match config {
-        Some(found) => found,
-        None => (named.infer_config()?, "the other tensors".to_owned()),
+    let (config, source, config_fields) = match stated {
+        Some(stated) => (stated.complete(&named)?, stated.source(), stated.fields),
+        None => (
+            named.infer_config()?,
+            "the other tensors".to_owned(),
+            Map::new(),
+        ),
     };
     let tuned = named.take_tuned(&config)?;
     let tensors = named.into_exact(&config, &source)?;
-    let (tokenizer, tokenizer_search) = find_tokenizer(folder, mapped, is_lone)?;
+    let n_vocab = config.sizes.n_vocab;
+    let (tokenizer, tokenizer_search) = find_tokenizer(folder, n_vocab, mapped, is_lone)?;
     Ok(Checkpoint {
         place,
         config,
         tensors,
+        config_fields,
         tuned,
-        config_fields: Map::new(),
         folder: None,
         tokenizer,
+        has_tokenizer_inside: false,
         tokenizer_search,
     })
 }
 
-/// What errors call the sizes of a `config.json`, which may leave some to transformers.
-fn source_of(config: &Config, fields: &Map<String, Value>) -> String {
-    let sizes = config.sizes.architecture.sizes.iter();
-    let left_out = sizes.filter(|size| fields.get(size.field).is_none_or(Value::is_null));
-    let left_out: Vec<_> = left_out.map(|size| size.field).collect();
-    match left_out[..] {
-        [] => CONFIG.to_owned(),
-        _ => format!(
-            "{CONFIG} (with the defaults of transformers for {}, which it does not have)",
-            left_out.join(", ")
-        ),
+/// A model that says itself what it is.
+fn finish_gguf(
+    place: String,
+    model: Gguf,
+    (folder, is_lone): (&Folder, bool),
+    mapped: bool,
+) -> Result<Checkpoint> {
+    let checkpoint = finish(place, model.tensors, None, (folder, is_lone), mapped)?;
+    let mut config = checkpoint.config;
+    if let Some(epsilon) = model.layer_norm_epsilon {
+        config.settings.layer_norm_epsilon = epsilon;
+        config.check().map_err(|e| e.at(&checkpoint.place))?;
     }
+    Ok(match model.vocabulary {
+        Vocabulary::Found(tokenizer) => Checkpoint {
+            config,
+            tokenizer: Some(tokenizer),
+            has_tokenizer_inside: true,
+            ..checkpoint
+        },
+        Vocabulary::Unusable(why) => Checkpoint {
+            config,
+            tokenizer_search: format!("{why}; {}", checkpoint.tokenizer_search),
+            ..checkpoint
+        },
+    })
 }
 
 pub(super) enum FileContent {
     Tensors(Vec<RawTensor>),
+    Gguf(Gguf),
     ModelFile(SafetensorsFile),
 }
 
@@ -231,6 +261,9 @@ fn read_table(file: SourceFile) -> Result<FileContent> {
     }
     if rwkv_cpp::recognises(&start) {
         return rwkv_cpp::read(&file).map(FileContent::Tensors);
+    }
+    if gguf::recognises(&start) {
+        return gguf::read(&file).map(FileContent::Gguf);
     }
     if SafetensorsFile::recognises(&start) {
         let file = SafetensorsFile::open(file)?;
@@ -284,7 +317,7 @@ fn find_weights(folder: &Folder, mapped: bool) -> Result<Weights> {
         [] => {
             let looked_for = WEIGHT_FILES.join(", ");
             refuse(format!(
-                "no weights: looked for {looked_for}, *.safetensors, *.pth and *.bin"
+                "no weights: looked for {looked_for}, *.safetensors, *.pth, *.bin and *.gguf"
             ))
         }
         _ if candidates
@@ -323,7 +356,7 @@ fn read_indexed(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec
         };
         let FileContent::Tensors(found) = read_weights(file)? else {
             return refuse(format!(
-                "shard {shard}: a model file, expected part of a checkpoint"
+                "shard {shard}: a whole model, expected part of a checkpoint"
             ));
         };
         for tensor in &found {

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fmt;
 
 use half::slice::HalfFloatSliceExt;
@@ -95,22 +96,30 @@ pub(super) struct TargetTensor<'a> {
     pub(super) name: String,
     pub(super) dtype: FloatType,
     pub(super) shape: Vec<usize>,
-    /// Its name in a Hugging Face directory.
-    pub(super) hugging_face: String,
     form: Form,
     is_matrix: bool,
-    source: &'a RawTensor,
+    source: Cow<'a, RawTensor>,
 }
 
-/// All tensors of a checkpoint under BlinkDL's names, in the order in which transformers keeps them; at the end its
-/// tuned initial state, if it has one.
+/// Whose names, shapes and orientation of matrices a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// BlinkDL's.
+    Raw,
+    HuggingFace,
+}
+
+/// All tensors of a checkpoint, in the order in which transformers keeps them; at the end its tuned initial state, if it
+/// has one.
 ///
 /// # Errors
 /// None in practice: the names were checked when the checkpoint was opened.
 pub(super) fn parts(
     checkpoint: &Checkpoint,
     dtype: Option<FloatType>,
+    spelling: Spelling,
 ) -> Result<Vec<TargetTensor<'_>>> {
+    let theirs = spelling == Spelling::HuggingFace;
     let sizes = &checkpoint.config.sizes;
     let part = |tensor: TensorAt<'_>| {
         let name = tensor.raw_name();
@@ -118,19 +127,30 @@ pub(super) fn parts(
             let place = &checkpoint.place;
             return Err(Error::format(format!("{place}: tensor {name}: missing")));
         };
-        let (n_rows, n_cols) = tensor.checkpoint_shape();
+        let is_matrix = tensor.is_matrix();
+        let is_flat = theirs && tensor.is_flat_in_hugging_face();
         let row = tensor.spec.row.map(|row| row(sizes));
+        let (n_rows, n_cols) = tensor.checkpoint_shape();
+        let mut shape = match (is_matrix, tensor.spec.is_broadcast && !is_flat, row) {
+            (true, ..) => vec![n_rows, n_cols],
+            (_, _, Some(row)) => vec![n_rows / row.max(1), row],
+            (_, true, _) => vec![1, 1, n_rows],
+            (_, false, _) => vec![n_rows],
+        };
+        let mut target = (name, Cow::Borrowed(source));
+        if theirs {
+            target.0 = tensor.hugging_face_name();
+            if sizes.architecture.hugging_face.is_transposed(&target.0) {
+                target.1 = Cow::Owned(source.clone().transposed());
+                shape.reverse();
+            }
+        }
+        let (name, source) = target;
         Ok(TargetTensor {
             dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
-            hugging_face: tensor.hugging_face_name(),
             form: tensor.spec.form,
-            is_matrix: tensor.is_matrix(),
-            shape: match (tensor.is_matrix(), tensor.spec.is_broadcast, row) {
-                (true, ..) => vec![n_rows, n_cols],
-                (_, _, Some(row)) => vec![n_rows / row.max(1), row],
-                (_, true, _) => vec![1, 1, n_rows],
-                (_, false, _) => vec![n_rows],
-            },
+            is_matrix,
+            shape,
             name,
             source,
         })
@@ -139,15 +159,17 @@ pub(super) fn parts(
     let tuned = checkpoint.tuned.iter().flat_map(TunedState::layers);
     // Hugging Face's programs know of no such tensors and leave them out with a warning; this one reads them there, too.
     let tuned = tuned.enumerate().map(|(layer, source)| {
-        let name = time_state_name(layer);
+        let name = match (time_state_name(layer), theirs) {
+            (raw, false) => raw,
+            (raw, true) => sizes.architecture.hugging_face.name(&raw),
+        };
         Ok(TargetTensor {
             dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
-            hugging_face: sizes.architecture.hugging_face.name(&name),
             form: Form::Same,
             is_matrix: false,
             shape: source.shape.clone(),
             name,
-            source,
+            source: Cow::Borrowed(source),
         })
     });
     tensors.map(part).chain(tuned).collect()
@@ -181,7 +203,7 @@ impl TargetTensor<'_> {
         let (true, &[n_rows, n_cols]) = (self.is_matrix, self.shape.as_slice()) else {
             let n = self.source.len();
             let values = match self.source.is_in_network_form {
-                true => Forms::read(self.source, self.form, n)?.checkpoint,
+                true => Forms::read(&self.source, self.form, n)?.checkpoint,
                 false => self.source.read_vector(n)?,
             };
             return self.narrow(&values, 0, put);

@@ -30,7 +30,7 @@ use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
 use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::Quant;
 
-/// A size in which RWKV-4 was published.
+/// A size in which RWKV was published; of version 4 where the name says no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SyntheticSize {
@@ -42,6 +42,14 @@ pub enum SyntheticSize {
     B1_5,
     /// 3 billion parameters: 32 layers of width 2560.
     B3,
+    /// Version 7, 191 million parameters: 12 layers of width 768.
+    V7B0_1,
+    /// Version 7, 451 million parameters: 24 layers of width 1024.
+    V7B0_4,
+    /// Version 7, 1.53 billion parameters: 24 layers of width 2048.
+    V7B1_5,
+    /// Version 7, 2.95 billion parameters: 32 layers of width 2560.
+    V7B2_9,
 }
 
 impl SyntheticSize {
@@ -52,24 +60,48 @@ impl SyntheticSize {
             SyntheticSize::M430 => "430m",
             SyntheticSize::B1_5 => "1b5",
             SyntheticSize::B3 => "3b",
+            SyntheticSize::V7B0_1 => "v7-0.1b",
+            SyntheticSize::V7B0_4 => "v7-0.4b",
+            SyntheticSize::V7B1_5 => "v7-1.5b",
+            SyntheticSize::V7B2_9 => "v7-2.9b",
         }
     }
 
     fn sizes(self) -> Sizes {
-        let (n_layer, n_embd) = match self {
-            SyntheticSize::M169 => (12, 768),
-            SyntheticSize::M430 => (24, 1024),
-            SyntheticSize::B1_5 => (24, 2048),
-            SyntheticSize::B3 => (32, 2560),
+        // Ranks of the pairs of decay, learning rate, value and gate.
+        let (n_layer, n_embd, ranks) = match self {
+            SyntheticSize::M169 => (12, 768, None),
+            SyntheticSize::M430 => (24, 1024, None),
+            SyntheticSize::B1_5 => (24, 2048, None),
+            SyntheticSize::B3 => (32, 2560, None),
+            SyntheticSize::V7B0_1 => (12, 768, Some([64, 64, 32, 128])),
+            SyntheticSize::V7B0_4 => (24, 1024, Some([64, 64, 32, 128])),
+            SyntheticSize::V7B1_5 => (24, 2048, Some([96, 96, 64, 256])),
+            SyntheticSize::V7B2_9 => (32, 2560, Some([96, 96, 64, 320])),
         };
-        Sizes {
-            architecture: known::version_4(),
+        let architecture = match ranks {
+            None => known::version_4(),
+            Some(_) => known::version_7(),
+        };
+        let sizes = Sizes {
             n_vocab: 50_277,
             n_embd,
             n_layer,
             n_attention: n_embd,
             n_hidden: 4 * n_embd,
-            ..Sizes::unknown(known::version_4())
+            ..Sizes::unknown(architecture)
+        };
+        let Some([rank_decay, rank_iclr, rank_value, rank_gate]) = ranks else {
+            return sizes;
+        };
+        Sizes {
+            n_vocab: 65_536,
+            head_size: 64,
+            rank_decay,
+            rank_iclr,
+            rank_value,
+            rank_gate,
+            ..sizes
         }
     }
 }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -70,7 +71,7 @@ pub(crate) fn load(
 }
 
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit, or if most
-/// are quantised, as in a file of rwkv.cpp; rounding to f16 is far finer than that.
+/// are quantised, as in a file of rwkv.cpp or llama.cpp; rounding to f16 is far finer than that.
 pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     // Low-rank matrices are small, and mostly stored more finely than the others.
     let large = matrices(checkpoint).filter(|(tensor, _)| tensor.layout() != Layout::LowRank);
@@ -81,6 +82,18 @@ pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     } else {
         Quant::F16
     }
+}
+
+/// The name of the blocks that have most of the numbers of the quantised matrices.
+pub(crate) fn stored_blocks(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let mut numbers = BTreeMap::new();
+    for (_, raw) in matrices(checkpoint) {
+        if matches!(raw.dtype, Dtype::Blocks(_)) {
+            *numbers.entry(raw.dtype.name()).or_insert(0) += raw.len() as u64;
+        }
+    }
+    let most = numbers.into_iter().max_by_key(|&(_, n)| n);
+    most.map(|(name, _)| name)
 }
 
 /// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped.
@@ -146,7 +159,7 @@ impl CheckpointWeights<'_> {
         }
         Ok(match is_transposed(tensor) {
             false => raw,
-            true => transposed(raw),
+            true => raw.transposed(),
         })
     }
 
@@ -206,12 +219,6 @@ impl RowsSource for CheckpointWeights<'_> {
 /// Whether it is stored as the transpose of what raw checkpoints hold.
 fn is_transposed(tensor: &TensorAt<'_>) -> bool {
     tensor.layout() == Layout::RowPerInput
-}
-
-fn transposed(mut tensor: RawTensor) -> RawTensor {
-    tensor.shape.reverse();
-    tensor.strides.reverse();
-    tensor
 }
 
 /// Rows and columns.
@@ -436,7 +443,7 @@ mod tests {
         ] {
             let mut tensor = tensor(dtype, shape, shift);
             if transposed {
-                tensor = super::transposed(tensor);
+                tensor = tensor.transposed();
             }
             for (quant, n_threads) in [
                 (Quant::F32, 1),

@@ -51,6 +51,18 @@ impl Origin {
         }
     }
 
+    fn has_tokenizer_inside(&self) -> bool {
+        matches!(self, Origin::Checkpoint(checkpoint) if checkpoint.has_tokenizer_inside)
+    }
+
+    /// What most of its quantised matrices are, by ggml's name, if there are any.
+    pub(super) fn stored_blocks(&self) -> Option<&'static str> {
+        match self {
+            Origin::Checkpoint(checkpoint) => load::stored_blocks(checkpoint),
+            Origin::ModelFile(_) => None,
+        }
+    }
+
     pub(super) fn tokenizer(&self) -> Option<&TokenizerFile> {
         match self {
             Origin::Checkpoint(checkpoint) => checkpoint.tokenizer.as_ref(),
@@ -94,6 +106,9 @@ impl Origin {
         });
         let sizes = self.config().sizes;
         let state = StateLayout::of_sizes(&sizes).size_bytes();
+        // What was made of the tokens within a file is kept beside what is made of it.
+        let made = self.tokenizer().filter(|_| self.has_tokenizer_inside());
+        let tokenizer = tokenizer + made.map_or(0, |file| file.bytes.len() as u64);
         ModelFacts {
             sizes,
             initial_state: if self.is_tuned() { state as u64 } else { 0 },

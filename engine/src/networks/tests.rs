@@ -169,9 +169,6 @@ fn estimates_do_not_wrap() {
 #[test]
 fn other_networks_are_recognised() {
     for (name, title) in [
-        ("blocks.0.att.x_r", "RWKV-7"),
-        ("rwkv.blocks.0.attention.k_k", "RWKV-7"),
-        ("model.layers.0.attn.x_r", "RWKV-7"),
         ("rwkv.blocks.0.feed_forward.time_maa_k", "RWKV-6"),
         ("rwkv.blocks.3.attention.gate.weight", "RWKV-5"),
         (
@@ -185,7 +182,16 @@ fn other_networks_are_recognised() {
             other => panic!("{name}: {other:?}"),
         }
     }
-    assert!(matches!(shown(["emb.weight"].into_iter()), Some(Ok(_))));
+    for (name, version) in [
+        ("emb.weight", 4),
+        ("blocks.0.att.x_r", 7),
+        ("rwkv.blocks.0.attention.k_k", 7),
+        ("model.layers.0.attn.x_r", 7),
+    ] {
+        let names = ["blocks.0.ln1.weight", name];
+        let shown = shown(names.into_iter()).map(|found| found.map(|one| one.version));
+        assert_eq!(shown, Some(Ok(version)), "{name}");
+    }
     assert!(shown(["transformer.h.0"].into_iter()).is_none());
 }
 

@@ -15,7 +15,7 @@ use super::common::{
 };
 use super::config::Sizes;
 use super::form::Form;
-use super::names::{self, HuggingFace};
+use super::names;
 use super::state::{State, StateLayout};
 use super::table::{
     size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart, TensorSpec,
@@ -29,6 +29,8 @@ use crate::products::{
     fetch_input_factors, multiply, Activations, Machine, Product, Transposed, BUFFERS,
 };
 use crate::quant::matrix::{Matrix, Vector};
+
+mod hugging_face;
 
 /// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
 /// 0 / 0 would follow.
@@ -58,31 +60,31 @@ const TABLE: Architecture = Architecture {
         size!(
             n_vocab <= 1 << 24,
             "vocab_size",
-            |_| 50_277,
+            Some(|_| 50_277),
             ShownBy::Matrix(names::EMBEDDING, 0)
         ),
         size!(
             n_embd <= 1 << 16,
             "hidden_size",
-            |_| 4096,
+            Some(|_| 4096),
             ShownBy::Matrix(names::EMBEDDING, 1)
         ),
         size!(
             n_layer <= 1 << 10,
             "num_hidden_layers",
-            |_| 32,
+            Some(|_| 32),
             ShownBy::LayerCount
         ),
         size!(
             n_attention <= 1 << 16,
             "attention_hidden_size",
-            |s| s.n_embd,
+            Some(|s| s.n_embd),
             ShownBy::Matrix("blocks.0.att.key.weight", 0)
         ),
         size!(
             n_hidden <= 1 << 20,
             "intermediate_size",
-            |s| 4 * s.n_embd,
+            Some(|s| 4 * s.n_embd),
             ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
         ),
     ],
@@ -125,44 +127,8 @@ const TABLE: Architecture = Architecture {
         name: "residual stream",
         len: |s| s.n_embd,
     }],
-    hugging_face: HuggingFace {
-        model_type: "rwkv",
-        class: "RwkvForCausalLM",
-        prefix: "rwkv.",
-        parts: &[
-            ("emb.", "embeddings."),
-            ("ln0.", "pre_ln."),
-            ("att.", "attention."),
-            ("ffn.", "feed_forward."),
-        ],
-        leaves: &[
-            ("time_mix_k", "time_mix_key"),
-            ("time_mix_v", "time_mix_value"),
-            ("time_mix_r", "time_mix_receptance"),
-        ],
-        order: &[
-            "ln0.weight",
-            "ln0.bias",
-            "ln1.weight",
-            "ln1.bias",
-            "ln2.weight",
-            "ln2.bias",
-            "att.time_decay",
-            "att.time_first",
-            "att.time_mix_k",
-            "att.time_mix_v",
-            "att.time_mix_r",
-            "att.key.weight",
-            "att.value.weight",
-            "att.receptance.weight",
-            "att.output.weight",
-            "ffn.time_mix_k",
-            "ffn.time_mix_r",
-            "ffn.key.weight",
-            "ffn.receptance.weight",
-            "ffn.value.weight",
-        ],
-    },
+    hugging_face: hugging_face::HUGGING_FACE,
+    context_length: 1024,
     check: |_| Ok(()),
     memory,
 };

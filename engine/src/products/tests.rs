@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use super::low_rank::{multiply_with, LowRank, Then};
 use super::{multiply, Activations, Machine, Product, Scratch, Transposed, GEMM_ROWS};
 use crate::error::Result;
-use crate::math::kernels::KernelSet;
+use crate::math::kernels::{KernelSet, Rows};
 use crate::math::threads::Pool;
 use crate::quant::blocks::{Blocks, RowSource};
 use crate::quant::convert::convert_rows;
@@ -57,6 +58,22 @@ fn product(matrix: &Matrix, kernels: KernelSet, pool: &Pool, n_rows: usize) -> V
         numbers.for_each(|(index, out)| *out = input(row, index));
     });
     let mut out = vec![f32::NAN; n_rows * N_OUTPUTS];
+    if matrix.layout == Layout::LowRank {
+        let inputs = (0..n_rows).flat_map(|row| (0..N_INPUTS).map(move |i| input(row, i)));
+        let inputs: Vec<f32> = inputs.collect();
+        let small = LowRank {
+            matrix,
+            input: Rows {
+                values: &inputs,
+                stride: N_INPUTS,
+                n: n_rows,
+            },
+            out: &mut out,
+            then: Then::Same,
+        };
+        multiply_with(machine, &mut scratch, [], [None, Some(small)], &[]);
+        return out;
+    }
     let product = Product {
         matrix,
         input: &activations,
@@ -64,9 +81,11 @@ fn product(matrix: &Matrix, kernels: KernelSet, pool: &Pool, n_rows: usize) -> V
     };
     match matrix.layout {
         Layout::RowPerOutput => multiply(machine, &mut scratch, [product], &[]),
-        Layout::RowPerInput => Transposed::new(N_INPUTS, N_OUTPUTS, n_rows, false)
-            .expect("memory")
-            .multiply(machine, &mut scratch, product, &[]),
+        Layout::RowPerInput | Layout::LowRank => {
+            Transposed::new(N_INPUTS, N_OUTPUTS, n_rows, false)
+                .expect("memory")
+                .multiply(machine, &mut scratch, product, &[]);
+        }
     }
     out
 }
@@ -80,7 +99,7 @@ fn expected(matrix: &Matrix, row: usize) -> Vec<(f64, f64)> {
         for (column, &weight) in stored.iter().enumerate() {
             let (index, output) = match matrix.layout {
                 Layout::RowPerOutput => (column, stored_row),
-                Layout::RowPerInput => (stored_row, column),
+                Layout::RowPerInput | Layout::LowRank => (stored_row, column),
             };
             let product = f64::from(weight) * f64::from(input(row, index));
             sums[output].0 += product;
@@ -94,7 +113,9 @@ fn expected(matrix: &Matrix, row: usize) -> Vec<(f64, f64)> {
 fn products_are_those_with_the_rows_as_read() {
     let pool = Pool::new(2);
     for &quant in Quant::ALL {
-        for layout in [Layout::RowPerOutput, Layout::RowPerInput] {
+        let layouts = [Layout::RowPerOutput, Layout::RowPerInput, Layout::LowRank];
+        let is_any = |layout: &Layout| *layout != Layout::LowRank || quant.floats().is_some();
+        for layout in layouts.into_iter().filter(is_any) {
             let (n_rows, n_cols) = layout.stored_shape(N_OUTPUTS, N_INPUTS);
             let source = Noise { n_cols };
             let mut blocks = Blocks::new(&source, n_rows, n_cols, &pool);
@@ -111,7 +132,7 @@ fn products_are_those_with_the_rows_as_read() {
                     let what = format!("{quant} {layout:?} {batch} {}", kernels.name());
                     let out = product(&matrix, kernels, &pool, batch);
                     // Of all sets alike but that, the sums have one order.
-                    if !quant.has_gemm() || batch < GEMM_ROWS || layout == Layout::RowPerInput {
+                    if !quant.has_gemm() || batch < GEMM_ROWS || layout != Layout::RowPerOutput {
                         assert_eq!(out[..N_OUTPUTS], one, "{what}: not the row alone");
                     }
                     for row in [0, batch - 1] {
