@@ -177,7 +177,7 @@ fn a_chat_comes_back_to_it() {
     }
     // Loaded in the middle of a conversation it begins a new one; undoing that brings the other back, and all of it.
     let load = format!(
-        "Hi\n/load {}\nHi\n/reset\nHi\n/undo\n/undo\n/undo\nHo\n/reset\nHi\n",
+        "Hi\n/load {}\nHi\n/reset\nHi\n/undo\n/undo\n/undo\n/undo\nHo\n/reset\nHi\n",
         files.state
     );
     let found = stdout(&chat(&base, &load));

@@ -131,7 +131,8 @@ impl Session {
 
     /// A session at the empty state that has all memory it will ever need, and a greedy sampler that has
     /// too: [`eval`](Self::eval), [`reset`](Self::reset), [`save_state_to`](Self::save_state_to) and
-    /// [`load_state_from`](Self::load_state_from) allocate nothing but the text of an error.
+    /// [`load_state_from`](Self::load_state_from) allocate nothing but the text of an error and the numbers of a tuned
+    /// state.
     ///
     /// # Errors
     ///
@@ -194,7 +195,7 @@ impl Session {
     }
 
     /// Goes on from another state, such as a clone taken earlier; `logits` are those that belonged to it,
-    /// or empty.
+    /// or empty. The empty state that the other one is reset to is this session's from then on.
     ///
     /// # Errors
     ///
