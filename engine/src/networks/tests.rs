@@ -185,7 +185,7 @@ fn other_networks_are_recognised() {
     for (name, version) in [
         ("emb.weight", 4),
         ("blocks.0.att.x_r", 7),
-        ("rwkv.blocks.0.attention.k_k", 7),
+        ("rwkv.blocks.0.attention.time_first", 4),
         ("model.layers.0.attn.x_r", 7),
     ] {
         let names = ["blocks.0.ln1.weight", name];

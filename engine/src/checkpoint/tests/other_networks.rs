@@ -23,7 +23,9 @@ fn refusal(names: &[&str]) -> String {
     assert_eq!(error.kind(), Unsupported, "{error}");
     let place = format!("{}: ", path.display());
     let text = error.to_string();
-    text.strip_prefix(&place).expect("the file first").to_owned()
+    text.strip_prefix(&place)
+        .expect("the file first")
+        .to_owned()
 }
 
 const V6: [&str; 4] = [
@@ -53,15 +55,19 @@ const QWEN: [&str; 2] = [
 fn tensors_give_networks_away() {
     let more = |base: &[&'static str], names: &[&'static str]| [base, names].concat();
     let deep_embed = "blocks.0.ffn.s_emb.weight";
-    let qwen_6 = "QRWKV6 (time mixing of RWKV-6 in a transformer)";
-    let qwen_7 = "ARWKV7 (time mixing of RWKV-7 in a transformer)";
+    let qwen_6 = "QRWKV6, a Qwen2 with RWKV-6 for its attention";
+    let qwen_7 = "ARWKV7, a Qwen2 with RWKV-7 for its attention";
     let hybrid = "a hybrid of RWKV and attention";
     let experts = "RWKV with a mixture of experts";
     let variant = "a variant of RWKV-6 with another norm, x060b or x060c";
     let old = "a variant of RWKV-4 with extra attention, such as RWKV-4a";
     for (names, at, title) in [
         (more(&V7, &[deep_embed]), deep_embed, "RWKV-7a (DeepEmbed)"),
-        (more(&V7, &["blocks.1.ffn.s1"]), "blocks.1.ffn.s1", "RWKV-7a (DeepEmbed)"),
+        (
+            more(&V7, &["blocks.1.ffn.s1"]),
+            "blocks.1.ffn.s1",
+            "RWKV-7a (DeepEmbed)",
+        ),
         (
             more(&FLA, &["model.layers.1.ffn.s_emb.weight"]),
             "model.layers.1.ffn.s_emb.weight",
@@ -143,7 +149,11 @@ fn tensors_give_networks_away() {
             "blocks.0.att.value.bias",
             qwen_6,
         ),
-        (more(&V6, &["blocks.0.att.time_maa_w1"]), "blocks.0.att.time_maa_w1", qwen_6),
+        (
+            more(&V6, &["blocks.0.att.time_maa_w1"]),
+            "blocks.0.att.time_maa_w1",
+            qwen_6,
+        ),
         (
             more(&FLA, &["model.layers.1.attn.q_proj.weight"]),
             "model.layers.1.attn.q_proj.weight",
@@ -161,17 +171,26 @@ fn tensors_give_networks_away() {
         ),
         (V6.to_vec(), "blocks.0.att.time_maa_x", "RWKV-6"),
         (
-            more(&V6, &["blocks.0.att.time_maa_w1", "blocks.0.att.time_faaaa"]),
+            more(
+                &V6,
+                &["blocks.0.att.time_maa_w1", "blocks.0.att.time_faaaa"],
+            ),
             "blocks.0.att.time_maa_x",
             "RWKV-6",
         ),
         (
-            vec!["rwkv.embeddings.weight", "rwkv.blocks.0.attention.time_decay_w1"],
+            vec![
+                "rwkv.embeddings.weight",
+                "rwkv.blocks.0.attention.time_decay_w1",
+            ],
             "rwkv.blocks.0.attention.time_decay_w1",
             "RWKV-6",
         ),
         (
-            vec!["model.embeddings.weight", "model.layers.0.attn.x_proj.0.weight"],
+            vec![
+                "model.embeddings.weight",
+                "model.layers.0.attn.x_proj.0.weight",
+            ],
             "model.layers.0.attn.x_proj.0.weight",
             "RWKV-6",
         ),
@@ -181,7 +200,11 @@ fn tensors_give_networks_away() {
             "RWKV-6",
         ),
         (
-            vec!["emb.weight", "blocks.0.att.time_faaaa", "blocks.0.att.gate.weight"],
+            vec![
+                "emb.weight",
+                "blocks.0.att.time_faaaa",
+                "blocks.0.att.gate.weight",
+            ],
             "blocks.0.att.time_faaaa",
             "RWKV-5",
         ),
@@ -236,17 +259,20 @@ fn configurations_give_networks_away() {
         folder(
             "v5",
             r#"{"model_type":"rwkv5","architectures":["Rwkv5ForCausalLM"]}"#,
-            &[r#"config.json: model_type "rwkv5": RWKV-5, expected RWKV-4 or RWKV-7"#],
+            &[
+                r#"config.json: model_type "rwkv5" (RWKV-5), expected"#,
+                r#""rwkv" (RWKV-4)"#,
+            ],
         ),
         folder(
             "v6",
             r#"{"model_type":"rwkv6"}"#,
-            &[r#"model_type "rwkv6": RWKV-6, expected RWKV-4 or RWKV-7"#],
+            &[r#"model_type "rwkv6" (RWKV-6), expected"#],
         ),
         folder(
             "v6 by its class",
             r#"{"architectures":["RWKV6ForCausalLM"]}"#,
-            &[r#"architecture "RWKV6ForCausalLM": RWKV-6, expected"#],
+            &[r#"architecture "RWKV6ForCausalLM" (RWKV-6), expected"#],
         ),
         folder(
             "qwen 6",
@@ -261,17 +287,17 @@ fn configurations_give_networks_away() {
         folder(
             "experts",
             r#"{"model_type":"rwkv7moe"}"#,
-            &["rwkv7moe", "a mixture of experts"],
+            &["rwkv7moe", "(RWKV-7 with a mixture of experts)"],
         ),
         folder(
             "hybrid",
             r#"{"model_type":"rwkv7","attn":{"layers":[3]}}"#,
-            &["config.json: attn is set: a hybrid of RWKV and attention, expected RWKV-4 or RWKV-7"],
+            &["config.json: attn", "a hybrid of RWKV-7", "expected null"],
         ),
         folder(
             "deep embed",
             r#"{"model_type":"rwkv7","use_deep_embed":true}"#,
-            &["use_deep_embed is set: RWKV-7a (DeepEmbed), expected"],
+            &["use_deep_embed true: RWKV-7a", "expected false"],
         ),
     ]);
     // What says that there is none of it is no reason to refuse anything.
@@ -279,6 +305,8 @@ fn configurations_give_networks_away() {
     let config = r#"{"model_type":"rwkv7","attn":null,"use_deep_embed":false}"#;
     std::fs::write(folder.path().join("config.json"), config).unwrap();
     std::fs::write(folder.path().join("model.safetensors"), model_of(&V7)).unwrap();
-    let error = open(folder.path(), true).expect_err("not complete").to_string();
-    assert!(error.contains("missing"), "{error}");
+    let error = open(folder.path(), true)
+        .expect_err("no whole model")
+        .to_string();
+    assert!(error.contains("model.safetensors: tensor"), "{error}");
 }
