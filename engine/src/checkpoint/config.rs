@@ -153,7 +153,6 @@ impl Stated {
 
 /// The architecture whose directory this is: its name says more than the first tensor that is missing.
 fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
-    refuse_others(fields)?;
     let all = known::architectures;
     let expected = |name: fn(&Architecture) -> &str| {
         let names: Vec<_> = all()
@@ -161,17 +160,29 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
             .collect();
         names.join(" or ")
     };
+    let foreign = |found: &Value| found.as_str().and_then(known::foreign_model_type);
+    let class = present(fields, "architectures").and_then(|list| list.get(0));
+    let refuse_class = |found: &Value| {
+        let expected = expected(|one| one.hugging_face.class);
+        let title = foreign(found).map_or(String::new(), |title| format!(" ({title})"));
+        Error::unsupported(format!("architecture {found}{title}, expected {expected}"))
+    };
     if let Some(found) = present(fields, "model_type") {
-        if let Some(architecture) = by_version(fields, found)? {
-            return Ok(architecture);
-        }
+        let by_version = by_version(fields, found)?;
         let one = all().find(|one| found == one.hugging_face.model_type);
-        return one.ok_or_else(|| {
+        let Some(one) = by_version.or(one) else {
             let expected = expected(|one| one.hugging_face.model_type);
-            Error::unsupported(format!("model_type {found}, expected {expected}"))
-        });
+            let title = foreign(found).map_or(String::new(), |title| format!(" ({title})"));
+            let text = format!("model_type {found}{title}, expected {expected}");
+            return Err(Error::unsupported(text));
+        };
+        // Some variants keep the type of what they were made of.
+        return match class.filter(|class| foreign(class).is_some()) {
+            Some(class) => Err(refuse_class(class)),
+            None => Ok(one),
+        };
     }
-    let Some(found) = present(fields, "architectures").and_then(|list| list.get(0)) else {
+    let Some(found) = class else {
         let types: Vec<_> = all()
             .map(|one| format!("\"{}\"", one.hugging_face.model_type))
             .collect();
@@ -181,10 +192,7 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
         )));
     };
     let one = all().find(|one| found == one.hugging_face.class);
-    one.ok_or_else(|| {
-        let expected = expected(|one| one.hugging_face.class);
-        Error::unsupported(format!("architecture {found}, expected {expected}"))
-    })
+    one.ok_or_else(|| refuse_class(found))
 }
 
 /// The architecture by the field that one version of transformers' code has beside a `model_type` that stands for all
@@ -205,31 +213,6 @@ fn by_version(
             .collect();
         Error::unsupported(format!("{FIELD} {found}, expected {}", names.join(" or ")))
     })
-}
-
-/// Says what a network is that is known and cannot run here.
-fn refuse_others(fields: &Map<String, Value>) -> Result<()> {
-    let refuse = |what: String, title: &str| {
-        let text = format!("{what}: {title}, expected {}", known::titles());
-        Err(Error::unsupported(text))
-    };
-    let class = present(fields, "architectures").and_then(|list| list.get(0));
-    let types = [
-        ("model_type", present(fields, "model_type")),
-        ("architecture", class),
-    ];
-    for (field, value) in types {
-        let title = value.and_then(Value::as_str).and_then(known::other_type);
-        if let (Some(value), Some(title)) = (value, title) {
-            return refuse(format!("{field} {value}"), title);
-        }
-    }
-    for (field, title) in known::CHANGING_FIELDS {
-        if present(fields, field).is_some_and(|value| *value != Value::Bool(false)) {
-            return refuse(format!("{field} is set"), title);
-        }
-    }
-    Ok(())
 }
 
 /// A field that is there and not `null`.

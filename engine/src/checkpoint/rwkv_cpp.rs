@@ -95,8 +95,7 @@ fn shifts(tensor: &RawTensor, layer: &str, n_embd: usize) -> Result<Vec<RawTenso
 fn as_in_raw(mut tensor: RawTensor) -> RawTensor {
     tensor.is_in_network_form = names::has_other_form(&tensor.name);
     if names::is_low_rank(&tensor.name) {
-        tensor.shape.reverse();
-        tensor.strides.reverse();
+        tensor = tensor.transposed();
     }
     // Some programs write [heads, channels, 1], as files of RWKV-5 and 6 have it.
     let one = tensor.shape.iter().rposition(|&n| n == 1);

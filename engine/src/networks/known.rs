@@ -62,11 +62,8 @@ const TIME_MIXING: &[&str] = &[
     "attn.bonus",
 ];
 
-const DEEP_EMBED: &str = "RWKV-7a (DeepEmbed)";
-const QWEN_6: &str = "QRWKV6 (time mixing of RWKV-6 in a transformer)";
-const QWEN_7: &str = "ARWKV7 (time mixing of RWKV-7 in a transformer)";
-const HYBRID: &str = "a hybrid of RWKV and attention";
-const EXPERTS: &str = "RWKV with a mixture of experts";
+const QWEN_6: &str = "QRWKV6, a Qwen2 with RWKV-6 for its attention";
+const QWEN_7: &str = "ARWKV7, a Qwen2 with RWKV-7 for its attention";
 
 /// The first line that matches any tensor names the model. Newer versions keep some tensors of older ones, and variants
 /// those of what they were made of, so the newest come first, and RWKV-4, which any layer is a mark of, last.
@@ -74,13 +71,16 @@ static KNOWN: &[Known] = &[
     other("RWKV-8 (ROSA)", &["rosa", ".rosa"]),
     other("RWKV-8 (DeepEmbed)", &["ffn.enn."]),
     other("RWKV-7b (DeepEmbed and DEA attention)", &["qkv."]),
-    other(DEEP_EMBED, &["ffn.s_emb", "ffn.s0", "ffn.s1", "ffn.s2"]),
+    other(
+        "RWKV-7a (DeepEmbed)",
+        &["ffn.s_emb", "ffn.s0", "ffn.s1", "ffn.s2"],
+    ),
     other(
         "RWKV-X (sparse attention beside RWKV-7)",
         &["moba", ".moba"],
     ),
     other(
-        EXPERTS,
+        "RWKV with a mixture of experts",
         &[
             ".experts.",
             "ffn.expert",
@@ -113,8 +113,13 @@ static KNOWN: &[Known] = &[
         &["att.receptance.bias", "att.key.bias", "att.value.bias"],
     )
     .beside(&["att.time_maa"]),
+    // They have no bonus for the present token.
     other(QWEN_6, &["att.time_maa_w1"]).without(&["att.time_faaaa"]),
-    other(HYBRID, &["self_attn.", "attn.q_proj."]).beside(TIME_MIXING),
+    other(
+        "a hybrid of RWKV and attention",
+        &["self_attn.", "attn.q_proj."],
+    )
+    .beside(TIME_MIXING),
     other(
         "a variant of RWKV-6 with another norm, x060b or x060c",
         &["att.time_maa_rkvw"],
@@ -124,7 +129,7 @@ static KNOWN: &[Known] = &[
     other(
         "RWKV-7",
         &[
-            "att.x_", "att.w0", "att.a0", "att.k_k", "att.r_k", "ffn.x_k", "attn.x_", "attn.k_k",
+            "att.x_r", "att.x_w", "att.x_x", "att.w0", "att.a0", "att.k_k", "att.r_k", "ffn.x_k",
         ],
     )
     .runs(&v7::ARCHITECTURE),
@@ -164,7 +169,7 @@ static KNOWN: &[Known] = &[
 ];
 
 /// `model_type` or class, but for capitals, in the `config.json` of networks that cannot run here, and their titles.
-static OTHER_TYPES: &[(&str, &str)] = &[
+static FOREIGN_TYPES: &[(&str, &str)] = &[
     ("rwkv5", "RWKV-5"),
     ("Rwkv5ForCausalLM", "RWKV-5"),
     ("rwkv6", "RWKV-6"),
@@ -174,8 +179,8 @@ static OTHER_TYPES: &[(&str, &str)] = &[
     ("rwkv_hybrid", QWEN_7),
     ("RwkvHybridForCausalLM", QWEN_7),
     ("arwkv7", QWEN_7),
-    ("rwkv7moe", EXPERTS),
-    ("Rwkv7MoeForCausalLM", EXPERTS),
+    ("rwkv7moe", "RWKV-7 with a mixture of experts"),
+    ("Rwkv7MoeForCausalLM", "RWKV-7 with a mixture of experts"),
 ];
 
 /// Those that run here.
@@ -225,43 +230,65 @@ pub(crate) fn titles() -> String {
     titles.join(" or ")
 }
 
-/// What network a `model_type` or class of a `config.json` stands for that cannot run here.
-pub(crate) fn other_type(name: &str) -> Option<&'static str> {
-    let found = OTHER_TYPES
+/// What a `model_type` or class of a `config.json` stands for that cannot run here.
+pub(crate) fn foreign_model_type(name: &str) -> Option<&'static str> {
+    let found = FOREIGN_TYPES
         .iter()
         .find(|one| one.0.eq_ignore_ascii_case(name));
     found.map(|(_, title)| *title)
 }
 
-/// Fields of a `config.json` that change an architecture into another network when they are neither `null` nor
-/// `false`, and what it is then.
-pub(crate) const CHANGING_FIELDS: [(&str, &str); 2] =
-    [("attn", HYBRID), ("use_deep_embed", DEEP_EMBED)];
-
 /// What the names of tensors show: the architecture, or the tensor that shows another kind of network, and which.
 /// `None`: they show nothing.
 pub(crate) fn shown<'a>(
-    names: impl Iterator<Item = &'a str> + Clone,
+    names: impl Iterator<Item = &'a str>,
 ) -> Option<std::result::Result<&'static Architecture, (&'a str, &'static str)>> {
-    KNOWN.iter().find_map(|known| {
-        let find = |marks: &[&str]| names.clone().find(|name| is_marked(name, marks));
-        let name = find(known.marks)?;
-        if (!known.beside.is_empty() && find(known.beside).is_none())
-            || find(known.without).is_some()
-        {
-            return None;
+    let lines = KNOWN.iter().map(|known| (known, Seen::default()));
+    let mut lines: Vec<_> = lines.collect();
+    for name in names {
+        // Versions that do not run here have the spelling of RWKV-4's directories.
+        let raw = v4::ARCHITECTURE.hugging_face.raw(name);
+        for (known, seen) in &mut lines {
+            let own = known.architecture.map(|one| one.hugging_face.raw(name));
+            let spellings = [name, own.as_deref().unwrap_or(&raw)].map(Spelling::of);
+            let has_any = |marks| spellings.iter().any(|spelling| spelling.has_any(marks));
+            if seen.marked.is_none() && has_any(known.marks) {
+                seen.marked = Some(name);
+            }
+            seen.is_beside |= has_any(known.beside);
+            seen.is_ruled_out |= has_any(known.without);
         }
-        Some(known.architecture.ok_or((name, known.title)))
+    }
+    lines.into_iter().find_map(|(known, seen)| {
+        let name = seen.marked?;
+        let is_beside = known.beside.is_empty() || seen.is_beside;
+        let is_it = is_beside && !seen.is_ruled_out;
+        is_it.then(|| known.architecture.ok_or((name, known.title)))
     })
 }
 
-/// Whether a name has one of these marks, in any spelling.
-fn is_marked(name: &str, marks: &[&str]) -> bool {
-    let has = |name: &str, mark: &str| {
-        behind_number(name).starts_with(mark)
-            || name.starts_with(mark)
-            || (mark.starts_with('.') && name.contains(mark))
-    };
-    let shows = |name: &str| marks.iter().any(|mark| has(name, mark));
-    shows(name) || architectures().any(|one| shows(&one.hugging_face.raw(name)))
+/// What names have shown of a line.
+#[derive(Default)]
+struct Seen<'a> {
+    /// The first that has a mark.
+    marked: Option<&'a str>,
+    is_beside: bool,
+    is_ruled_out: bool,
+}
+
+/// A name, and what it has behind the number of its layer.
+struct Spelling<'a>(&'a str, &'a str);
+
+impl<'a> Spelling<'a> {
+    fn of(name: &'a str) -> Self {
+        Spelling(name, behind_number(name))
+    }
+
+    fn has_any(&self, marks: &[&str]) -> bool {
+        let Spelling(name, behind) = *self;
+        marks.iter().any(|mark| {
+            let is_anywhere = mark.starts_with('.') && name.contains(mark);
+            behind.starts_with(mark) || name.starts_with(mark) || is_anywhere
+        })
+    }
 }

@@ -305,16 +305,21 @@ fn prefixes_of_all_names() {
         let found = open(&path, true).unwrap_or_else(|e| panic!("{prefix}: {e}"));
         assert_eq!(read_all(&found).unwrap(), expected, "{prefix}");
     }
-    // RWKV-7 behind a prefix is known by one tensor, too, and what one name has alone is not taken off.
+    // Newer versions behind a prefix are known, too, and what one name has alone is not taken off.
     let mut parts = tiny_model();
     for part in &mut parts {
         part.name = format!("module.{}", part.name);
     }
-    parts[3].name = "module.blocks.0.att.x_r".into();
-    let v7 = safetensors_of(&parts);
+    parts[3].name = "module.blocks.0.att.time_maa_x".into();
+    let v6 = safetensors_of(&parts);
     let alone = with_extra("module.emb.weight");
     run(&[
-        file("v7", v7, Format, &["blocks.0.att.r_k", "missing"]),
+        file(
+            "v6",
+            v6,
+            Unsupported,
+            &["RWKV-6", "module.blocks.0.att.time_maa_x"],
+        ),
         file(
             "one name",
             alone,
