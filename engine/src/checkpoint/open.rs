@@ -54,12 +54,18 @@ pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
     open_file(file, &Folder::Disk(parent.to_owned()), mapped)
 }
 
-/// Opens a checkpoint file or a model file that lies in memory. Only the latter may bring a tokenizer.
+/// Opens a checkpoint file or a model file that lies in memory. Only the latter and GGUF files may bring a
+/// tokenizer.
 pub(crate) fn open_image(name: &str, image: &'static [u8]) -> Result<Opened> {
     let file = SourceFile::in_memory_image(name, image)?;
     let mut opened = open_file(file, &Folder::Memory(&[]), true)?;
     if let Opened::Checkpoint(checkpoint) = &mut opened {
-        checkpoint.tokenizer_search = "a checkpoint in memory brings none".into();
+        // A GGUF file has said why its own cannot be used.
+        let search = checkpoint.tokenizer_search.split_once("; looked for ");
+        checkpoint.tokenizer_search = match search {
+            Some((why, _)) => why.to_owned(),
+            None => "a checkpoint in memory brings none".into(),
+        };
     }
     Ok(opened)
 }

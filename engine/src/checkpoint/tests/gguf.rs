@@ -463,7 +463,7 @@ fn files_are_converted() {
         .to_hugging_face(&made, &options, &mut |_| {})
         .unwrap();
     let vocabulary = made.join("rwkv_vocab_v20230424.txt");
-    assert_eq!(converted.tokenizer_files, [vocabulary.clone()]);
+    assert_eq!(converted.tokenizer_files, std::slice::from_ref(&vocabulary));
     assert_eq!(Tokenizer::open(vocabulary).unwrap().n_tokens(), 258);
 }
 

@@ -11,6 +11,7 @@ use crate::files::Access;
 
 mod bad_folders;
 mod bad_gguf;
+mod bad_gguf_tensors;
 mod bad_input;
 mod bad_pickles;
 mod build;
