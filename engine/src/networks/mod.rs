@@ -68,6 +68,8 @@ pub(crate) struct Buffers {
 }
 
 /// What layers of one version need besides.
+// A workspace has one of these, so that what it takes as a value is no matter.
+#[allow(clippy::large_enum_variant)]
 enum LayerBuffers {
     V4(v4::Buffers),
     V7(v7::Buffers),

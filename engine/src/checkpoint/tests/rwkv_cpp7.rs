@@ -175,7 +175,8 @@ fn forms_of_the_same_meaning() {
         record.dtype = 1;
     });
     let found = read_all(&open_bytes(halves).unwrap()).unwrap();
-    let same = |(a, b): (&(String, Vec<f32>), &(String, Vec<f32>))| {
+    type Named = (String, Vec<f32>);
+    let same = |(a, b): (&Named, &Named)| {
         let mut pairs = a.1.iter().zip(&b.1);
         a.0 == b.0 && pairs.all(|(a, b)| (a - b).abs() < 1e-3)
     };
