@@ -166,7 +166,7 @@ fn a_checkpoint_merged_with_its_state_begins_with_it() {
         }
     }
     // Many sequences at once.
-    let mut states = vec![model.new_state(), base().new_state(), model.new_state()];
+    let mut states = [model.new_state(), base().new_state(), model.new_state()];
     let tokens = [[3, 1, 4], [3, 1, 4], [3, 1, 4]];
     let mut spans: Vec<_> = states
         .iter_mut()
