@@ -20,7 +20,7 @@ const SHARD_BYTES_MAX: ByteSize = ByteSize(5_000_000_000);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint: a .pth, .safetensors or rwkv.cpp .bin file, a directory, or a file of --repo-id
+    /// Checkpoint: a .pth, .safetensors, .gguf or rwkv.cpp .bin file, a directory, or a file of --repo-id
     #[arg(short = 'm', long, value_name = "PATH")]
     #[arg(alias = "checkpoint_file", visible_alias = "model")]
     checkpoint_file: PathBuf,

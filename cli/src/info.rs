@@ -72,6 +72,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "n_embd": info.n_embd,
         "n_attention": info.n_attention,
         "n_hidden": info.n_hidden,
+        "head_size": info.head_size,
         "n_vocab": info.n_vocab,
         "context_length": info.context_length,
         "end_of_text": info.end_of_text,
@@ -84,6 +85,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "huge_page_bytes": info.huge_page_bytes,
         "paged_bytes": info.paged_bytes,
         "state_bytes": info.state_bytes,
+        "tuned_state": info.has_tuned_state,
         "kernels": info.kernels,
         "threads": info.threads,
         "fingerprint": format!("{:016x}", info.fingerprint),
@@ -108,9 +110,13 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
     let info = model.info();
     let mb = |bytes: u64| bytes as f64 / 1e6;
     writeln!(out, "model         {}", printable(&info.place))?;
+    let heads = match info.head_size {
+        0 => String::new(),
+        size => format!(", heads of {size}"),
+    };
     writeln!(
         out,
-        "architecture  {}: {} layers, width {}, {} hidden units, vocabulary {}",
+        "architecture  {}: {} layers, width {}{heads}, {} hidden units, vocabulary {}",
         info.architecture, info.n_layer, info.n_embd, info.n_hidden, info.n_vocab
     )?;
     writeln!(
@@ -143,8 +149,12 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
     }
     writeln!(
         out,
-        "state         {} bytes, for any number of tokens",
-        info.state_bytes
+        "state         {} bytes, for any number of tokens{}",
+        info.state_bytes,
+        match info.has_tuned_state {
+            true => "; the empty one is tuned",
+            false => "",
+        }
     )?;
     let tokenizer = info.tokenizer.as_deref().unwrap_or("none");
     let ends: Vec<String> = info.ends_of_text.iter().map(u32::to_string).collect();

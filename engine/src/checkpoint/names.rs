@@ -9,11 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::tensor::RawTensor;
+use super::tuned::{time_state_layer, TunedState};
 use crate::error::{Error, Result};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
+use crate::networks::state::StateLayout;
 use crate::networks::table::{Architecture, Shape, ShownBy, SizeSpec, TensorAt, TensorSpec};
 use crate::quant::matrix::Layout;
 
@@ -68,6 +70,8 @@ pub(super) struct Named {
     tensors: BTreeMap<String, RawTensor>,
     /// Whether the norms of heads have the name of those whose epsilon is scaled.
     has_scaled_head_norm: bool,
+    /// Of a tuned initial state, by layer.
+    tuned: BTreeMap<usize, RawTensor>,
 }
 
 impl Named {
@@ -87,9 +91,18 @@ impl Named {
             architecture,
             tensors: BTreeMap::new(),
             has_scaled_head_norm: false,
+            tuned: BTreeMap::new(),
         };
         for tensor in found {
             let clean = cleaner.name(&tensor.name).into_owned();
+            let can_be_tuned = architecture.tuned_part.is_some();
+            if let (true, Some(layer)) = (can_be_tuned, time_state_layer(&clean)) {
+                if let Some(twice) = named.tuned.insert(layer, tensor) {
+                    let text = "one of two initial states of its layer";
+                    return Err(Error::format(text).at(twice.place()));
+                }
+                continue;
+            }
             named.has_scaled_head_norm |= scaled.is_some_and(|end| clean.ends_with(end));
             let held = spelling.held_in_one(&clean);
             if !held.is_empty() {
@@ -208,6 +221,20 @@ impl Named {
         let (found, expected) = (self.architecture.title, architecture.title);
         let text = format!("are those of {found}, expected {expected} by {source}");
         Err(Error::format(text).at(format!("{}: tensors", self.place)))
+    }
+
+    /// Takes out the tuned initial state, where the architecture can have one and the checkpoint has it.
+    ///
+    /// # Errors
+    /// Layers without it, or of other shapes.
+    pub(super) fn take_tuned(&mut self, config: &Config) -> Result<Option<TunedState>> {
+        let found = std::mem::take(&mut self.tuned);
+        // That a configuration is of another architecture is told by all tensors.
+        if found.is_empty() || config.sizes.architecture != self.architecture {
+            return Ok(None);
+        }
+        let layout = StateLayout::of_sizes(&config.sizes);
+        TunedState::new(&self.place, found, &layout, Error::format).map(Some)
     }
 
     /// The tensors, once they are exactly those of `config`; `source` says where that came from.
@@ -347,7 +374,8 @@ fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
     let is_state = |tensor: &RawTensor| tensor.name.ends_with(".time_state");
     if let (true, Some(tensor)) = (tensors.iter().all(is_state), tensors.first()) {
         let text =
-            "trained initial states (state tuning) without their model, expected a whole model";
+            "trained initial states (state tuning) without their model, expected a whole model: open that, and \
+             name this file with --load-state";
         return Err(Error::unsupported(text).at(tensor.place()));
     }
     let Some(tensor) = tensors.iter().find(|tensor| is_of_adapter(&tensor.name)) else {

@@ -58,7 +58,7 @@ pub struct ConvertOptions {
     /// them in one file. By default 5 GB, as transformers does.
     pub shard_bytes_max: Option<NonZeroU64>,
     /// Hugging Face directory: a tokenizer file that becomes part of it: `tokenizer.json`, or a World
-    /// vocabulary. `None` takes over the source's, if that is a directory.
+    /// vocabulary. `None` takes over the source's, if that is a directory or has one inside.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -141,8 +141,8 @@ pub struct Converted {
 pub struct CheckpointSource(Checkpoint);
 
 impl CheckpointSource {
-    /// Opens a checkpoint: a Hugging Face directory, a `.pth` or `.safetensors` file, or a `.bin` file of
-    /// rwkv.cpp.
+    /// Opens a checkpoint: a Hugging Face directory, a `.pth` or `.safetensors` file, a `.bin` file of
+    /// rwkv.cpp, or a GGUF file.
     ///
     /// # Errors
     ///

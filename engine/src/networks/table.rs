@@ -43,6 +43,9 @@ pub(crate) struct Architecture {
     pub(crate) head: &'static [TensorSpec],
     /// Of each layer, one behind the other.
     pub(crate) state: &'static [StatePart],
+    /// Which of these "state tuning" trains: (head, key, value) of heads of `head_size`. Checkpoints hold it as
+    /// `att.time_state` of each layer, (head, value, key).
+    pub(crate) tuned_part: Option<usize>,
     /// What a row has that passes from stage to stage.
     pub(crate) row: &'static [RowPart],
     pub(crate) hugging_face: HuggingFace,

@@ -215,7 +215,7 @@ fn the_table_of_version_4_has_what_its_checkpoints_have() {
 #[test]
 fn states_are_empty_as_the_table_says() {
     let layout = StateLayout::of_sizes(&sizes([10, 3, 2, 4, 8]));
-    let state = State::new(layout).expect("memory");
+    let state = State::new(layout, None).expect("memory");
     let parts = layout.sizes.architecture.state;
     for layer in 0..2 {
         let mut n = 0;
@@ -287,7 +287,7 @@ fn rows_may_be_wider_than_the_residual_stream() {
         let config = Config::of_sizes(*sizes);
         let whole = sizes.architecture.whole(sizes);
         let network = Network::build(&mut MadeUp, &config, &whole).expect("weights");
-        let mut states = vec![State::new(StateLayout::of_sizes(sizes)).expect("memory"); 2];
+        let mut states = vec![State::new(StateLayout::of_sizes(sizes), None).expect("memory"); 2];
         let mut spans: Vec<_> = states
             .iter_mut()
             .zip([&tokens[..], &tokens[2..]])

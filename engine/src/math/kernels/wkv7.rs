@@ -1,9 +1,10 @@
 //! The time mixing of RWKV-7 behind its matrices: one token of one head.
 //!
 //! Written once in plain Rust and compiled for every instruction set, like `elementwise.rs`: nothing is fused or
-//! reordered, so all sets agree to the last bit. The state of a head is kept as (key, value), so that what is summed
-//! over keys (what the state holds for a key, and the output) is summed one key after the other for all values side by side.
-//! Sums over the channels of a head run in the lanes of `elementwise.rs`.
+//! reordered, so all sets agree to the last bit. The state of a head is (key, value) here, the transpose of what papers
+//! write: what is summed over keys (what the state holds for a key, and the output) is then summed one key after the other
+//! for all values side by side, without a sum across a register, which took four times as long. Sums over the channels of
+//! a head run in the lanes of `elementwise.rs`.
 
 #![forbid(unsafe_code)]
 

@@ -109,6 +109,7 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
             empty: 0.0,
         },
     ],
+    tuned_part: Some(WKV.start),
     row: &[
         RowPart {
             name: "residual stream",
