@@ -246,7 +246,7 @@ fn rwkv_7_files_are_checkpoints() {
 
         let facts = info(&source);
         assert_eq!(facts["architecture"], "rwkv-7", "{facts}");
-        for more in [&[][..], &["--no-mmap"]] {
+        for more in [&["--to", "raw"][..], &["--to", "raw", "--no-mmap"]] {
             let target = folder.path().join(format!("{name}{}.pth", more.len()));
             convert(&source, &target, more);
             assert_eq!(of(&target), found, "{name}: to the bit");
