@@ -199,8 +199,7 @@ impl CheckpointSource {
     /// # Errors
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a folder with a model in it, unless
-    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type, and for a model that no such
-    /// directory can hold; `Format` for damaged numbers, `Tokenizer`, `Io`.
+    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type; `Format` for damaged numbers, `Tokenizer`, `Io`.
     pub fn to_hugging_face(
         &self,
         folder: impl AsRef<Path>,
@@ -209,9 +208,6 @@ impl CheckpointSource {
     ) -> Result<Converted> {
         let (folder, checkpoint) = (folder.as_ref(), &self.0);
         let names = &checkpoint.config.sizes.architecture.hugging_face;
-        if let Some(reason) = (names.config.cannot_hold)(&checkpoint.config) {
-            return Err(Error::unsupported(reason).at(&checkpoint.place));
-        }
         let mut parts = target::parts(checkpoint, options.dtype, Spelling::HuggingFace)?;
         if self.head_is_embedding() {
             // As transformers does: the configuration says that the embedding is the head too.

@@ -191,7 +191,8 @@ impl Network {
             LayerBuffers::V7(own) => own.input_mut(),
         };
         if let Some(head) = &self.head {
-            head.logits(machine, (&mut buffers.common, input), rows, out);
+            let buffers = (&mut buffers.common, input);
+            head.logits(machine, buffers, self.config.norm_out_epsilon(), rows, out);
         }
     }
 
@@ -204,7 +205,8 @@ impl Network {
         out: &mut [f32],
     ) {
         if let Some(head) = &self.head {
-            head.hidden(machine, &buffers.common, rows, out);
+            let epsilon = self.config.norm_out_epsilon();
+            head.hidden(machine, &buffers.common, epsilon, rows, out);
         }
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Architecture {
     pub(crate) version: u32,
     /// Of a model, each after those that its default is computed from.
     pub(crate) sizes: &'static [SizeSpec],
+    /// Epsilon of the norm in front of the head.
+    pub(crate) norm_out_epsilon: Number,
     /// Constants of the arithmetic, by the names that plugins get them by.
     pub(crate) numbers: &'static [(&'static str, Number)],
     /// Tensors in front of the layers, of each layer, and behind the layers; in the order in which a token needs

@@ -14,8 +14,8 @@ fn files_of_other_formats() {
         file(
             "gguf",
             b"GGUF\x03\0\0\0aaaaaaaa".to_vec(),
-            Unsupported,
-            &["GGUF"],
+            Format,
+            &["GGUF", "its header is cut"],
         ),
         file(
             "ggml",
