@@ -4,7 +4,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::address::without_secrets;
@@ -14,7 +13,7 @@ use crate::event::{Event, Observer};
 use crate::explain::{explain, offline};
 use crate::id::ModelId;
 use crate::push;
-use crate::repository::{tries, Repository};
+use crate::repository::{self, tries, Repository};
 use crate::secrets::Secrets;
 use crate::settings::Settings;
 
@@ -158,10 +157,7 @@ impl Hub {
         if name.is_none() && id.file().is_some() {
             return Ok(None);
         }
-        // What is wrong with a configuration, opening the model tells.
-        let config = fs::read(folder.join("config.json")).unwrap_or_default();
-        let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-        let n_vocab = config["vocab_size"].as_u64();
+        let n_vocab = repository::n_vocab(&folder);
         Ok(Some(RemoteTokenizer {
             path: name.map(|name| folder.join(name)),
             n_vocab: n_vocab.and_then(|n| usize::try_from(n).ok()),

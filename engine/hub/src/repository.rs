@@ -30,6 +30,8 @@ const INDEX_ENDING: &str = ".index.json";
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// By these a file may hold weights, under whatever name.
 const WEIGHT_ENDINGS: [&str; 3] = [".pth", ".safetensors", ".bin"];
+/// Tokens of a model whose vocabulary is World's.
+const WORLD_VOCABULARY: u64 = 65_536;
 /// Names of files listed in an error.
 const LISTED_MAX: usize = 20;
 
@@ -185,21 +187,24 @@ impl<'a> Repository<'a> {
         let beside = |name: &&str| name.strip_prefix(folder).is_some_and(is_tokenizer);
         let names = listing.files.iter().map(String::as_str);
         let tokenizers: Vec<&str> = names.filter(beside).collect();
-        let rank = |name: &&&str| match name.strip_prefix(folder) {
-            Some("tokenizer.json") => 0,
-            Some("vocab.txt") => 2,
-            _ => 1,
-        };
-        let tokenizer = tokenizers.iter().min_by_key(rank).copied();
         let config = format!("{folder}config.json");
         let config = listing.files.contains(&config).then_some(&*config);
-        let wanted: Vec<&str> = config.into_iter().chain(tokenizer).collect();
-        self.fetch_missing(&wanted, listing)?;
+        self.fetch_missing(config.as_slice(), listing)?;
+        let snapshot = self.cache.snapshot(&listing.commit).join(folder);
+        // As in the engine, World's own list counts more than what others made of it.
+        let is_world = n_vocab(&snapshot) == Some(WORLD_VOCABULARY);
+        let rank = |name: &&&str| match name.strip_prefix(folder) {
+            Some("tokenizer.json") => 1,
+            Some("vocab.txt") => 3,
+            _ if is_world => 0,
+            _ => 2,
+        };
+        let tokenizer = tokenizers.iter().min_by_key(rank).copied();
+        self.fetch_missing(tokenizer.as_slice(), listing)?;
         if self.cache.commit(self.id.revision()).is_none() {
             // Without a network it is found again. What is not worth an error: that it is not.
             drop(self.cache.set_commit(self.id.revision(), &listing.commit));
         }
-        let snapshot = self.cache.snapshot(&listing.commit).join(folder);
         let tokenizer = tokenizer.map(|name| name[folder.len()..].to_owned());
         Ok((snapshot, tokenizer))
     }
@@ -351,6 +356,13 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
         };
     }
     Ok(shards)
+}
+
+/// Tokens of the vocabulary by the configuration in a folder. What is wrong with one, opening the model tells.
+pub(crate) fn n_vocab(folder: &Path) -> Option<u64> {
+    let text = fs::read(folder.join("config.json")).ok()?;
+    let config: Value = serde_json::from_slice(&text).ok()?;
+    config.get("vocab_size")?.as_u64()
 }
 
 /// Refuses what is plainly none of these models, before its weights are downloaded. The engine checks the rest.

@@ -1,57 +1,154 @@
 //! The configuration of a Hugging Face directory, from its `config.json`.
 //!
 //! Fields that are missing or `null` take the values that transformers gives them, and so do tokens that are -1 or `[]`;
-//! which fields there are is in the architecture's table. Sizes are bounded here, so that products of two of them never
+//! sizes that no version of its code agrees on are those of the tensors. Which fields there are is in the architecture's
+//! table. Sizes are bounded here, so that products of two of them never
 //! overflow; that the tensors agree with them is checked by `names.rs`.
 
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use super::json;
+use super::names::Named;
 use crate::error::{Error, Result};
 use crate::files::SourceFile;
 use crate::networks::config::{Config, OtherEnds, Settings, Sizes};
 use crate::networks::known;
-use crate::networks::table::Architecture;
+use crate::networks::table::{Architecture, SizeSpec};
+
+/// A new model comes with a new one.
+pub(super) const CONFIG: &str = "config.json";
 
 /// A `config.json` has some twenty lines. All of them are kept, in many times the memory of their text.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
-/// What a `config.json` says, and all that stands in it.
-pub(super) fn from_file(file: &SourceFile) -> Result<(Config, Map<String, Value>)> {
-    let fields: Map<String, Value> = json::parse(file, FILE_BYTES_MAX)?;
-    let config = from_fields(&fields).map_err(|e| e.at(file.name()))?;
-    Ok((config, fields))
+/// What a `config.json` says.
+pub(super) struct Stated {
+    /// The file.
+    place: String,
+    /// 0 where it says nothing and the tensors do.
+    sizes: Sizes,
+    settings: Settings,
+    says_head_norm_epsilon: bool,
+    /// All that stands in it.
+    pub(super) fields: Map<String, Value>,
 }
 
-fn from_fields(fields: &Map<String, Value>) -> Result<Config> {
-    let mut sizes = Sizes::unknown(architecture(fields)?);
-    for size in sizes.architecture.sizes {
-        let stored = count(fields, size.field, size.max)?;
-        let n = stored.unwrap_or_else(|| (size.default)(&sizes));
-        (size.set)(&mut sizes, n);
+impl Stated {
+    /// # Errors
+    /// What is out of its bounds or of another type, and a model of another kind.
+    pub(super) fn from_file(file: &SourceFile) -> Result<Self> {
+        let fields: Map<String, Value> = json::parse(file, FILE_BYTES_MAX)?;
+        Self::from_fields(file.name(), fields).map_err(|e| e.at(file.name()))
     }
-    let context = match count(fields, "context_length", u64::from(u32::MAX))? {
-        Some(length) => Some(length),
-        None => count(fields, "max_position_embeddings", u64::from(u32::MAX))?,
-    };
-    let trained = Settings::default();
-    let (end_of_text, other_ends_of_text) = ends_of_text(fields)?;
-    let config = Config {
-        sizes,
-        settings: Settings {
-            head_norm_epsilon: Settings::default().head_norm_epsilon,
-            layer_norm_epsilon: epsilon(fields)?.unwrap_or(trained.layer_norm_epsilon),
-            end_of_text,
-            other_ends_of_text,
-            bos: token(fields, "bos_token_id")?,
-            context_length: context.unwrap_or(trained.context_length),
-            tie_word_embeddings: flag(fields, "tie_word_embeddings")?,
-        },
-    };
-    config.check()?;
-    Ok(config)
+
+    fn from_fields(place: &str, fields: Map<String, Value>) -> Result<Self> {
+        let architecture = architecture(&fields)?;
+        let names = &architecture.hugging_face.config;
+        let mut sizes = Sizes::unknown(architecture);
+        for size in architecture.sizes {
+            let others = names.other_sizes.iter();
+            let others = others.filter(|(field, _)| *field == size.field);
+            let all = std::iter::once(size.field).chain(others.map(|(_, other)| *other));
+            let stored = first_count(&fields, all, size.min..=size.max)?;
+            let n = stored.or_else(|| size.default.map(|default| default(&sizes)));
+            (size.set)(&mut sizes, n.unwrap_or(0));
+        }
+        (names.refuse)(&fields, &sizes).map_err(Error::unsupported)?;
+        let lengths = names.context_length.iter().copied();
+        let context = first_count(&fields, lengths, 1..=u64::from(u32::MAX))?;
+        let trained = Config::of_sizes(sizes).settings;
+        let (end_of_text, other_ends_of_text) = ends_of_text(&fields)?;
+        let epsilons = names.norm_epsilon.iter().copied();
+        let head_norm = first_number(&fields, names.head_norm_epsilon.into_iter())?;
+        let stated = Stated {
+            place: place.to_owned(),
+            sizes,
+            settings: Settings {
+                head_norm_epsilon: head_norm.unwrap_or(trained.head_norm_epsilon),
+                layer_norm_epsilon: first_number(&fields, epsilons)?
+                    .unwrap_or(trained.layer_norm_epsilon),
+                end_of_text,
+                other_ends_of_text,
+                bos: token(&fields, "bos_token_id")?,
+                context_length: context.unwrap_or(trained.context_length),
+                tie_word_embeddings: flag(&fields, "tie_word_embeddings")?,
+            },
+            says_head_norm_epsilon: head_norm.is_some(),
+            fields,
+        };
+        if stated.left_to_tensors().next().is_none() {
+            stated.config().check()?;
+        }
+        Ok(stated)
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            sizes: self.sizes,
+            settings: self.settings,
+        }
+    }
+
+    /// The sizes that it does not say.
+    fn left_out(&self) -> impl Iterator<Item = &'static SizeSpec> + '_ {
+        let others = self.sizes.architecture.hugging_face.config.other_sizes;
+        let sizes = self.sizes.architecture.sizes.iter();
+        sizes.filter(move |size| {
+            let mut others = others.iter().filter(|(field, _)| *field == size.field);
+            let is_there = |field: &str| present(&self.fields, field).is_some();
+            !is_there(size.field) && !others.any(|(_, other)| is_there(other))
+        })
+    }
+
+    fn left_to_tensors(&self) -> impl Iterator<Item = &'static SizeSpec> + '_ {
+        self.left_out().filter(|size| size.default.is_none())
+    }
+
+    /// What errors call its sizes.
+    pub(super) fn source(&self) -> String {
+        let left_out: Vec<_> = self.left_out().map(|size| size.field).collect();
+        let others = match self.left_to_tensors().next() {
+            Some(_) => "sizes of the other tensors",
+            None => "defaults of transformers",
+        };
+        match left_out[..] {
+            [] => CONFIG.to_owned(),
+            _ => format!(
+                "{CONFIG} (with the {others} for {}, which it does not have)",
+                left_out.join(", ")
+            ),
+        }
+    }
+
+    /// All that is configured, with what the tensors say.
+    ///
+    /// # Errors
+    /// Tensors of another architecture, and sizes that no model can have.
+    pub(super) fn complete(&self, named: &Named) -> Result<Config> {
+        let mut config = self.config();
+        let architecture = config.sizes.architecture;
+        named.require(architecture, &self.source())?;
+        for size in self.left_to_tensors() {
+            (size.set)(&mut config.sizes, named.size(size)?);
+        }
+        if let (false, Some(epsilon)) = (
+            self.says_head_norm_epsilon,
+            named.head_norm_epsilon(&config),
+        ) {
+            config.settings.head_norm_epsilon = epsilon;
+        }
+        if architecture.hugging_face.config.n_vocab_ended_by_0 == Some(config.sizes.n_vocab) {
+            config.settings.end_of_text = 0;
+            config.settings.other_ends_of_text = OtherEnds::default();
+            config.settings.bos = 0;
+        }
+        config.check().map_err(|e| e.at(&self.place))?;
+        Ok(config)
+    }
 }
 
 /// The architecture whose directory this is: its name says more than the first tensor that is missing.
@@ -64,10 +161,15 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
         names.join(" or ")
     };
     if let Some(found) = present(fields, "model_type") {
+        if let Some(architecture) = by_version(fields, found)? {
+            return Ok(architecture);
+        }
         let one = all().find(|one| found == one.hugging_face.model_type);
         return one.ok_or_else(|| {
             let expected = expected(|one| one.hugging_face.model_type);
-            Error::unsupported(format!("model_type {found}, expected {expected}"))
+            let title = found.as_str().and_then(known::foreign_model_type);
+            let title = title.map_or(String::new(), |title| format!(" ({title})"));
+            Error::unsupported(format!("model_type {found}{title}, expected {expected}"))
         });
     }
     let Some(found) = present(fields, "architectures").and_then(|list| list.get(0)) else {
@@ -86,20 +188,48 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
     })
 }
 
+/// The architecture by the field that one version of transformers' code has beside a `model_type` that stands for all
+/// versions of RWKV.
+fn by_version(
+    fields: &Map<String, Value>,
+    model_type: &Value,
+) -> Result<Option<&'static Architecture>> {
+    const FIELD: &str = "architecture_version";
+    let Some(found) = present(fields, FIELD).filter(|_| model_type == "rwkv") else {
+        return Ok(None);
+    };
+    let name = |one: &Architecture| format!("rwkv{}", one.version);
+    let one = known::architectures().find(|one| *found == *name(one));
+    one.map(Some).ok_or_else(|| {
+        let names: Vec<_> = known::architectures()
+            .map(|one| format!("\"{}\"", name(one)))
+            .collect();
+        Error::unsupported(format!("{FIELD} {found}, expected {}", names.join(" or ")))
+    })
+}
+
 /// A field that is there and not `null`.
 fn present<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     fields.get(name).filter(|value| !value.is_null())
 }
 
-fn count(fields: &Map<String, Value>, name: &str, max: u64) -> Result<Option<usize>> {
-    let Some(value) = present(fields, name) else {
+/// The first of these fields that is there.
+fn first_count<'a>(
+    fields: &Map<String, Value>,
+    mut names: impl Iterator<Item = &'a str>,
+    bounds: RangeInclusive<u64>,
+) -> Result<Option<usize>> {
+    let found = names.find_map(|name| Some((name, present(fields, name)?)));
+    let Some((name, value)) = found else {
         return Ok(None);
     };
-    match value.as_u64().filter(|size| (1..=max).contains(size)) {
-        // `max` is within 32 bits for every field.
+    match value.as_u64().filter(|size| bounds.contains(size)) {
+        // The bounds are within 32 bits for every field.
         Some(size) => Ok(usize::try_from(size).ok()),
         None => Err(Error::format(format!(
-            "{name} {value}, expected 1 to {max}"
+            "{name} {value}, expected {} to {}",
+            bounds.start(),
+            bounds.end()
         ))),
     }
 }
@@ -153,12 +283,17 @@ fn ends_of_text(fields: &Map<String, Value>) -> Result<(u32, OtherEnds)> {
     Ok((first, others))
 }
 
-fn epsilon(fields: &Map<String, Value>) -> Result<Option<f32>> {
-    let Some(value) = present(fields, "layer_norm_epsilon") else {
+/// The first of these fields that is there.
+fn first_number<'a>(
+    fields: &Map<String, Value>,
+    mut names: impl Iterator<Item = &'a str>,
+) -> Result<Option<f32>> {
+    let found = names.find_map(|name| Some((name, present(fields, name)?)));
+    let Some((name, value)) = found else {
         return Ok(None);
     };
     let number = value.as_f64().map(|number| Some(number as f32));
-    number.ok_or_else(|| Error::format(format!("layer_norm_epsilon {value}, expected a number")))
+    number.ok_or_else(|| Error::format(format!("{name} {value}, expected a number")))
 }
 
 fn flag(fields: &Map<String, Value>, name: &str) -> Result<bool> {

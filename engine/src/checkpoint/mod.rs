@@ -35,6 +35,7 @@ pub(crate) mod tensor;
 #[cfg(test)]
 mod tests;
 mod torch;
+mod views;
 mod zip;
 
 pub(crate) use dtype::Dtype;

@@ -14,7 +14,8 @@ use crate::networks::config::{Config, Sizes};
 use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
-use crate::networks::table::{Architecture, ShownBy, TensorAt};
+use crate::networks::table::{Architecture, Shape, ShownBy, SizeSpec, TensorAt, TensorSpec};
+use crate::quant::matrix::Layout;
 
 /// What shape a tensor must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub(super) struct Named {
     place: String,
     architecture: &'static Architecture,
     tensors: BTreeMap<String, RawTensor>,
+    /// Whether the norms of heads have the name of those whose epsilon is scaled.
+    has_scaled_head_norm: bool,
 }
 
 impl Named {
@@ -77,43 +80,134 @@ impl Named {
         let found = of_one_model(found)?;
         let cleaner = Cleaner::new(found.iter().map(|tensor| tensor.name.as_str()));
         let architecture = architecture(&place, &found, &cleaner)?;
-        let mut tensors = BTreeMap::<String, RawTensor>::new();
-        for tensor in found {
-            let clean = cleaner.name(&tensor.name);
-            let name = match architecture.find(&clean) {
-                Some((spec, layer)) => spec.raw_name(layer),
-                None => clean.into_owned(),
-            };
-            if let Some(other) = tensors.get(&name) {
-                let mut message = format!("the same as tensor {}", other.name);
-                if other.file.name() != tensor.file.name() {
-                    message += &format!(" of {}", other.file.name());
-                }
-                return Err(Error::format(message).at(tensor.place()));
-            }
-            tensors.insert(name, tensor);
-        }
-        Ok(Named {
+        let spelling = &architecture.hugging_face;
+        let scaled = spelling.config.scaled_head_norm;
+        let mut named = Named {
             place,
             architecture,
-            tensors,
-        })
+            tensors: BTreeMap::new(),
+            has_scaled_head_norm: false,
+        };
+        for tensor in found {
+            let clean = cleaner.name(&tensor.name).into_owned();
+            named.has_scaled_head_norm |= scaled.is_some_and(|end| clean.ends_with(end));
+            let held = spelling.held_in_one(&clean);
+            if !held.is_empty() {
+                for (name, part) in held.iter().zip(tensor.split(held.len())?) {
+                    named.add(name, part)?;
+                }
+                continue;
+            }
+            let tensor = match spelling.is_transposed(&clean) {
+                true => tensor.transposed(),
+                false => tensor,
+            };
+            named.add(&clean, tensor)?;
+        }
+        named.turn_low_rank_matrices();
+        Ok(named)
+    }
+
+    /// Adds a tensor by its name in either spelling.
+    fn add(&mut self, name: &str, tensor: RawTensor) -> Result<()> {
+        let name = match self.architecture.find(name) {
+            Some((spec, layer)) => spec.raw_name(layer),
+            None => name.to_owned(),
+        };
+        if let Some(other) = self.tensors.get(&name) {
+            let mut message = format!("the same as tensor {}", other.name);
+            if other.file.name() != tensor.file.name() {
+                message += &format!(" of {}", other.file.name());
+            }
+            return Err(Error::format(message).at(tensor.place()));
+        }
+        self.tensors.insert(name, tensor);
+        Ok(())
+    }
+
+    /// Some programs write low-rank matrices as transposes under their raw names. One side of each is as wide as other
+    /// tensors, and tells which way it lies; where both are, it lies as in raw checkpoints.
+    fn turn_low_rank_matrices(&mut self) {
+        let mut sizes = Sizes::unknown(self.architecture);
+        for size in self.architecture.sizes {
+            if let ShownBy::Matrix(tensor, dimension) = size.shown_by {
+                // Ranks are shown by these matrices themselves.
+                let is_rank = self.low_rank(tensor).is_some();
+                let tensor = self.tensors.get(tensor).filter(|_| !is_rank);
+                let n = tensor.and_then(|tensor| tensor.shape.get(dimension));
+                (size.set)(&mut sizes, n.copied().unwrap_or(0));
+            }
+        }
+        let names: Vec<String> = self.tensors.keys().cloned().collect();
+        for name in names {
+            let Some(spec) = self.low_rank(&name) else {
+                continue;
+            };
+            let (rows, cols) = spec.at(None, &sizes).checkpoint_shape();
+            let lies_across = |shape: &[usize]| match (rows, cols, shape) {
+                (n, 0, &[a, b]) | (0, n, &[b, a]) => a != n && b == n,
+                _ => false,
+            };
+            if let Some(tensor) = self.tensors.get_mut(&name) {
+                if lies_across(&tensor.shape) {
+                    *tensor = tensor.clone().transposed();
+                }
+            }
+        }
+    }
+
+    /// The line of a low-rank matrix of that raw name.
+    fn low_rank(&self, name: &str) -> Option<&'static TensorSpec> {
+        let (spec, _) = self.architecture.find(name)?;
+        let layout = Layout::LowRank;
+        matches!(spec.shape, Shape::Matrix { layout: found, .. } if found == layout).then_some(spec)
     }
 
     /// The sizes that the shapes show, where no file says them.
     pub(super) fn infer_config(&self) -> Result<Config> {
         let mut sizes = Sizes::unknown(self.architecture);
         for size in self.architecture.sizes {
-            let n = match size.shown_by {
-                ShownBy::Matrix(tensor, dimension) => self.matrix(tensor)?[dimension],
-                ShownBy::MatrixIfAny(tensor, _) if !self.tensors.contains_key(tensor) => 0,
-                ShownBy::MatrixIfAny(tensor, dimension) => self.matrix(tensor)?[dimension],
-                ShownBy::LayerCount => count_layers(self.tensors.keys().map(String::as_str)),
-            };
-            (size.set)(&mut sizes, n);
+            (size.set)(&mut sizes, self.size(size)?);
         }
         sizes.check().map_err(|e| e.at(&self.place))?;
-        Ok(Config::of_sizes(sizes))
+        let mut config = Config::of_sizes(sizes);
+        if let Some(epsilon) = self.head_norm_epsilon(&config) {
+            config.settings.head_norm_epsilon = epsilon;
+        }
+        Ok(config)
+    }
+
+    /// A size as the shapes show it.
+    pub(super) fn size(&self, size: &SizeSpec) -> Result<usize> {
+        Ok(match size.shown_by {
+            ShownBy::Matrix(tensor, dimension) => self.matrix(tensor)?[dimension],
+            ShownBy::MatrixIfAny(tensor, _) if !self.tensors.contains_key(tensor) => 0,
+            ShownBy::MatrixIfAny(tensor, dimension) => self.matrix(tensor)?[dimension],
+            ShownBy::LayerCount => count_layers(self.tensors.keys().map(String::as_str)),
+        })
+    }
+
+    /// The epsilon that the norms of heads have by their names, where these say it.
+    pub(super) fn head_norm_epsilon(&self, config: &Config) -> Option<f32> {
+        let scaled = || {
+            config
+                .settings
+                .scaled_head_norm_epsilon(config.sizes.head_size)
+        };
+        self.has_scaled_head_norm.then(scaled)
+    }
+
+    /// Whether the tensors are those of the architecture that `source` names.
+    ///
+    /// # Errors
+    /// Another.
+    pub(super) fn require(&self, architecture: &Architecture, source: &str) -> Result<()> {
+        if *architecture == *self.architecture {
+            return Ok(());
+        }
+        let (found, expected) = (self.architecture.title, architecture.title);
+        let text = format!("are those of {found}, expected {expected} by {source}");
+        Err(Error::format(text).at(format!("{}: tensors", self.place)))
     }
 
     /// The tensors, once they are exactly those of `config`; `source` says where that came from.
@@ -123,12 +217,9 @@ impl Named {
         source: &str,
     ) -> Result<BTreeMap<String, RawTensor>> {
         let (sizes, title) = (&config.sizes, self.architecture.title);
-        if *sizes.architecture != *self.architecture {
-            let text = format!(
-                "are those of {title}, expected {} by {source}",
-                sizes.architecture.title
-            );
-            return Err(Error::format(text).at(format!("{}: tensors", self.place)));
+        self.require(sizes.architecture, source)?;
+        if config.settings.tie_word_embeddings {
+            self.check_tied_head()?;
         }
         if config.settings.tie_word_embeddings && !self.tensors.contains_key(HEAD) {
             let embedding = self.tensors.get(EMBEDDING).cloned();
@@ -150,12 +241,14 @@ impl Named {
                 return Err(Error::format(message).at(format!("{}: tensor {name}", self.place)));
             };
             if !want.admits(&tensor.shape) {
-                return Err(Error::format(format!(
-                    "shape {:?}, expected {:?} by {source}",
-                    tensor.shape,
-                    want.shape()
-                ))
-                .at(tensor.place()));
+                let (mut found, mut expected) = (tensor.shape.clone(), want.shape());
+                if self.architecture.hugging_face.is_transposed(&tensor.name) {
+                    // As the file has it.
+                    found.reverse();
+                    expected.reverse();
+                }
+                let text = format!("shape {found:?}, expected {expected:?} by {source}");
+                return Err(Error::format(text).at(tensor.place()));
             }
             if !tensor.dtype.is_weight() {
                 let message = format!("dtype {}, expected F32, F16 or BF16", tensor.dtype);
@@ -174,6 +267,21 @@ impl Named {
             ))
             .at(tensor.place())),
         }
+    }
+
+    /// Refuses a head beside a configuration that says that the embedding is the head, where the two are not one.
+    fn check_tied_head(&self) -> Result<()> {
+        let is_refused = self.architecture.hugging_face.config.has_tied_heads_only;
+        let pair = self.tensors.get(HEAD).zip(self.tensors.get(EMBEDDING));
+        let Some((head, embedding)) = pair.filter(|_| is_refused) else {
+            return Ok(());
+        };
+        let place = |tensor: &RawTensor| (tensor.file.name().to_owned(), tensor.offset);
+        if place(head) == place(embedding) {
+            return Ok(());
+        }
+        let text = "a head, expected none: tie_word_embeddings says that the embedding is the head";
+        Err(Error::format(text).at(head.place()))
     }
 
     fn matrix(&self, name: &str) -> Result<[usize; 2]> {

@@ -9,24 +9,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
+use super::config::{Stated, CONFIG};
 use super::foreign::unrecognised;
 use super::json::{self, UniqueMap};
 use super::names::Named;
 use super::safetensors::SafetensorsFile;
 use super::shards::{self, Shard};
 use super::tensor::RawTensor;
-use super::{adapter, config, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
+use super::{adapter, rwkv_cpp, torch, Checkpoint, Opened, TokenizerFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{retried, Access, Folder, SourceFile};
-use crate::networks::config::Config;
+use crate::networks::config::WORLD_VOCABULARY;
 
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 16 << 20;
-
-/// A new model comes with a new one.
-const CONFIG: &str = "config.json";
 
 /// Where a folder's weights are looked for, best first.
 const WEIGHT_FILES: [&str; 4] = [
@@ -105,25 +103,22 @@ fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
             FileContent::Tensors(tensors) => tensors,
         },
     };
-    let (config, fields) = match folder.open(CONFIG, mapped)? {
-        Some(file) => {
-            let (config, fields) = config::from_file(&file)?;
-            let source = source_of(&config, &fields);
-            (Some((config, source)), fields)
-        }
-        None => (None, Map::new()),
-    };
-    let checkpoint = finish(folder.place(), tensors, config, (&folder, false), mapped)?;
+    let file = folder.open(CONFIG, mapped)?;
+    let stated = file.map(|file| Stated::from_file(&file)).transpose()?;
+    let checkpoint = finish(folder.place(), tensors, stated, (&folder, false), mapped)?;
     Ok(Opened::Checkpoint(Box::new(Checkpoint {
         folder: Some(folder),
-        config_fields: fields,
         ..checkpoint
     })))
 }
 
 /// The tokenizer file of a folder, and a sentence on what was looked for.
+///
+/// Some folders have World's vocabulary as its list and as a `tokenizer.json` beside it, which may hold it as BPE and
+/// then cuts texts otherwise than in training: the list counts.
 fn find_tokenizer(
     folder: &Folder,
+    n_vocab: usize,
     mapped: bool,
     is_lone: bool,
 ) -> Result<(Option<TokenizerFile>, String)> {
@@ -145,6 +140,7 @@ fn find_tokenizer(
         .filter(|name| name.starts_with("rwkv_vocab") && name.ends_with(".txt"))
         .collect();
     let name = match lists[..] {
+        [list] if n_vocab == WORLD_VOCABULARY => list,
         _ if names.iter().any(|name| name == "tokenizer.json") => "tokenizer.json",
         [] => "vocab.txt",
         [list] => list,
@@ -175,40 +171,31 @@ fn is_denied(error: &Error) -> bool {
 fn finish(
     place: String,
     tensors: Vec<RawTensor>,
-    config: Option<(Config, String)>,
+    stated: Option<Stated>,
     (folder, is_lone): (&Folder, bool),
     mapped: bool,
 ) -> Result<Checkpoint> {
     let named = Named::new(place.clone(), tensors)?;
-    let (config, source) = match config {
-        Some(found) => found,
-        None => (named.infer_config()?, "the other tensors".to_owned()),
+    let (config, source, config_fields) = match stated {
+        Some(stated) => (stated.complete(&named)?, stated.source(), stated.fields),
+        None => (
+            named.infer_config()?,
+            "the other tensors".to_owned(),
+            Map::new(),
+        ),
     };
     let tensors = named.into_exact(&config, &source)?;
-    let (tokenizer, tokenizer_search) = find_tokenizer(folder, mapped, is_lone)?;
+    let n_vocab = config.sizes.n_vocab;
+    let (tokenizer, tokenizer_search) = find_tokenizer(folder, n_vocab, mapped, is_lone)?;
     Ok(Checkpoint {
         place,
         config,
         tensors,
-        config_fields: Map::new(),
+        config_fields,
         folder: None,
         tokenizer,
         tokenizer_search,
     })
-}
-
-/// What errors call the sizes of a `config.json`, which may leave some to transformers.
-fn source_of(config: &Config, fields: &Map<String, Value>) -> String {
-    let sizes = config.sizes.architecture.sizes.iter();
-    let left_out = sizes.filter(|size| fields.get(size.field).is_none_or(Value::is_null));
-    let left_out: Vec<_> = left_out.map(|size| size.field).collect();
-    match left_out[..] {
-        [] => CONFIG.to_owned(),
-        _ => format!(
-            "{CONFIG} (with the defaults of transformers for {}, which it does not have)",
-            left_out.join(", ")
-        ),
-    }
 }
 
 enum FileContent {

@@ -1,7 +1,7 @@
 //! The small files of a Hugging Face directory: configuration, generation defaults, tokenizer.
 //!
 //! What the source directory says beyond the sizes is carried over; what nothing says gets the values
-//! of transformers' `RwkvConfig`, as its conversion script gives them.
+//! that the architecture's table has, those of transformers or flash-linear-attention.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Folder, SourceFile};
 use crate::math::reserve;
-use crate::networks::config::{Config, Settings};
+use crate::networks::config::{decimal, Config, Settings};
 use crate::text::tokenizer::{self, Tokenizer};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -52,40 +52,44 @@ impl SideFile {
 
 /// `config.json` of the model, whose weights are stored as `dtype`.
 pub(super) fn config(checkpoint: &Checkpoint, dtype: &str) -> SideFile {
+    let config = &checkpoint.config;
+    let names = &config.sizes.architecture.hugging_face.config;
+    let owned = |(name, value): (&str, Value)| (name.to_owned(), value);
     let fields = checkpoint.config_fields.clone();
     let mut fields: BTreeMap<String, Value> = fields.into_iter().collect();
-    // Older names of what is written below.
-    for name in ["torch_dtype", "max_position_embeddings"] {
-        fields.remove(name);
+    fields.extend(known_fields(config, dtype).into_iter().map(owned));
+    for name in names.obsolete {
+        fields.remove(*name);
     }
-    fields.entry("rescale_every".into()).or_insert(json!(6));
-    fields.entry("use_cache".into()).or_insert(json!(true));
-    fields.extend(known_fields(&checkpoint.config, dtype));
+    for (name, value) in (names.defaults)() {
+        fields.entry(name.to_owned()).or_insert(value);
+    }
+    fields.extend((names.computed)(config).into_iter().map(owned));
     SideFile::json(CONFIG, &json!(fields))
 }
 
-fn known_fields(config: &Config, dtype: &str) -> BTreeMap<String, Value> {
+fn known_fields(config: &Config, dtype: &str) -> Vec<(&'static str, Value)> {
     let (architecture, settings) = (config.sizes.architecture, &config.settings);
-    // By way of its shortest decimal: 1e-5 and not the f64 nearest to the f32.
-    let epsilon = settings.layer_norm_epsilon.to_string();
-    let epsilon: f64 = epsilon.parse().unwrap_or(1e-5);
+    let names = &architecture.hugging_face;
+    let epsilon = json!(decimal(settings.layer_norm_epsilon));
+    let first = |all: &[&'static str]| all.first().copied().unwrap_or_default();
     let sizes = architecture.sizes.iter();
     let sizes = sizes.map(|size| (size.field, json!((size.get)(&config.sizes))));
     let others = [
-        ("architectures", json!([architecture.hugging_face.class])),
+        ("architectures", json!([names.class])),
         ("bos_token_id", json!(settings.bos)),
-        ("context_length", json!(settings.context_length)),
+        (
+            first(names.config.context_length),
+            json!(settings.context_length),
+        ),
         ("dtype", json!(dtype)),
         ("eos_token_id", ends_of_text(settings)),
-        ("layer_norm_epsilon", json!(epsilon)),
-        ("model_type", json!(architecture.hugging_face.model_type)),
+        (first(names.config.norm_epsilon), epsilon),
+        ("model_type", json!(names.model_type)),
         ("tie_word_embeddings", json!(settings.tie_word_embeddings)),
         ("transformers_version", json!(TRANSFORMERS_VERSION)),
     ];
-    let fields = sizes.chain(others);
-    fields
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+    sizes.chain(others).collect()
 }
 
 /// The token that ends a text, or a list of those that do.

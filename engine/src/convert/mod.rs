@@ -30,7 +30,7 @@ mod zip;
 
 use folder::{canonical, ModelFolder};
 pub use target::FloatType;
-use target::TargetTensor;
+use target::{Spelling, TargetTensor};
 
 /// Takes the next bytes of a file.
 type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
@@ -188,7 +188,7 @@ impl CheckpointSource {
     }
 
     /// Writes a Hugging Face directory: `config.json`, the weights as safetensors under Hugging Face's
-    /// names, their index if they are in several files, `generation_config.json`, and the files of a
+    /// names (of RWKV-4 those of transformers, of RWKV-7 those of flash-linear-attention), their index if they are in several files, `generation_config.json`, and the files of a
     /// tokenizer if there is one. Calls `progress` while it works, which counts bytes of tensors.
     ///
     /// The files come into the folder when all are complete, and then together: whenever the process is killed, what
@@ -199,8 +199,8 @@ impl CheckpointSource {
     /// # Errors
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a folder with a model in it, unless
-    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type; `Format` for damaged
-    /// ones, `Tokenizer`, `Io`.
+    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type, and for a model that no such
+    /// directory can hold; `Format` for damaged numbers, `Tokenizer`, `Io`.
     pub fn to_hugging_face(
         &self,
         folder: impl AsRef<Path>,
@@ -208,13 +208,15 @@ impl CheckpointSource {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
         let (folder, checkpoint) = (folder.as_ref(), &self.0);
-        let mut parts = target::parts(checkpoint, options.dtype)?;
+        let names = &checkpoint.config.sizes.architecture.hugging_face;
+        if let Some(reason) = (names.config.cannot_hold)(&checkpoint.config) {
+            return Err(Error::unsupported(reason).at(&checkpoint.place));
+        }
+        let mut parts = target::parts(checkpoint, options.dtype, Spelling::HuggingFace)?;
         if self.head_is_embedding() {
             // As transformers does: the configuration says that the embedding is the head too.
-            parts.retain(|part| part.name != HEAD);
-        }
-        for part in &mut parts {
-            std::mem::swap(&mut part.name, &mut part.hugging_face);
+            let head = names.name(HEAD);
+            parts.retain(|part| part.name != head);
         }
         let mut converted = Converted::of(&parts);
         let tokenizer = hugging_face::tokenizer(checkpoint, options.tokenizer.as_deref())?;
@@ -273,7 +275,7 @@ impl CheckpointSource {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
         let file = file.as_ref();
-        let parts = target::parts(&self.0, options.dtype)?;
+        let parts = target::parts(&self.0, options.dtype, Spelling::Raw)?;
         let mut converted = Converted::of(&parts);
         self.check_target(file, options.overwrite)?;
         let mut counter = Counter::new(ProgressUnit::Bytes, converted.size_bytes, progress);

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fmt;
 
 use half::slice::HalfFloatSliceExt;
@@ -94,21 +95,29 @@ pub(super) struct TargetTensor<'a> {
     pub(super) name: String,
     pub(super) dtype: FloatType,
     pub(super) shape: Vec<usize>,
-    /// Its name in a Hugging Face directory.
-    pub(super) hugging_face: String,
     form: Form,
     is_matrix: bool,
-    source: &'a RawTensor,
+    source: Cow<'a, RawTensor>,
 }
 
-/// All tensors of a checkpoint under BlinkDL's names, in the order in which transformers keeps them.
+/// Whose names, shapes and orientation of matrices a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// BlinkDL's.
+    Raw,
+    HuggingFace,
+}
+
+/// All tensors of a checkpoint, in the order in which transformers keeps them.
 ///
 /// # Errors
 /// None in practice: the names were checked when the checkpoint was opened.
 pub(super) fn parts(
     checkpoint: &Checkpoint,
     dtype: Option<FloatType>,
+    spelling: Spelling,
 ) -> Result<Vec<TargetTensor<'_>>> {
+    let theirs = spelling == Spelling::HuggingFace;
     let sizes = &checkpoint.config.sizes;
     let part = |tensor: TensorAt<'_>| {
         let name = tensor.raw_name();
@@ -116,19 +125,30 @@ pub(super) fn parts(
             let place = &checkpoint.place;
             return Err(Error::format(format!("{place}: tensor {name}: missing")));
         };
-        let (n_rows, n_cols) = tensor.checkpoint_shape();
+        let is_matrix = tensor.is_matrix();
+        let is_flat = theirs && tensor.is_flat_in_hugging_face();
         let row = tensor.spec.row.map(|row| row(sizes));
+        let (n_rows, n_cols) = tensor.checkpoint_shape();
+        let mut shape = match (is_matrix, tensor.spec.is_broadcast && !is_flat, row) {
+            (true, ..) => vec![n_rows, n_cols],
+            (_, _, Some(row)) => vec![n_rows / row.max(1), row],
+            (_, true, _) => vec![1, 1, n_rows],
+            (_, false, _) => vec![n_rows],
+        };
+        let mut target = (name, Cow::Borrowed(source));
+        if theirs {
+            target.0 = tensor.hugging_face_name();
+            if sizes.architecture.hugging_face.is_transposed(&target.0) {
+                target.1 = Cow::Owned(source.clone().transposed());
+                shape.reverse();
+            }
+        }
+        let (name, source) = target;
         Ok(TargetTensor {
             dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
-            hugging_face: tensor.hugging_face_name(),
             form: tensor.spec.form,
-            is_matrix: tensor.is_matrix(),
-            shape: match (tensor.is_matrix(), tensor.spec.is_broadcast, row) {
-                (true, ..) => vec![n_rows, n_cols],
-                (_, _, Some(row)) => vec![n_rows / row.max(1), row],
-                (_, true, _) => vec![1, 1, n_rows],
-                (_, false, _) => vec![n_rows],
-            },
+            is_matrix,
+            shape,
             name,
             source,
         })
@@ -165,7 +185,7 @@ impl TargetTensor<'_> {
         let (true, &[n_rows, n_cols]) = (self.is_matrix, self.shape.as_slice()) else {
             let n = self.source.len();
             let values = match self.source.is_in_network_form {
-                true => Forms::read(self.source, self.form, n)?.checkpoint,
+                true => Forms::read(&self.source, self.form, n)?.checkpoint,
                 false => self.source.read_vector(n)?,
             };
             return self.narrow(&values, 0, put);

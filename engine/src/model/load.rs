@@ -141,7 +141,7 @@ impl CheckpointWeights<'_> {
         }
         Ok(match is_transposed(tensor) {
             false => raw,
-            true => transposed(raw),
+            true => raw.transposed(),
         })
     }
 
@@ -201,12 +201,6 @@ impl RowsSource for CheckpointWeights<'_> {
 /// Whether it is stored as the transpose of what raw checkpoints hold.
 fn is_transposed(tensor: &TensorAt<'_>) -> bool {
     tensor.layout() == Layout::RowPerInput
-}
-
-fn transposed(mut tensor: RawTensor) -> RawTensor {
-    tensor.shape.reverse();
-    tensor.strides.reverse();
-    tensor
 }
 
 /// Rows and columns.
@@ -431,7 +425,7 @@ mod tests {
         ] {
             let mut tensor = tensor(dtype, shape, shift);
             if transposed {
-                tensor = super::transposed(tensor);
+                tensor = tensor.transposed();
             }
             for (quant, n_threads) in [
                 (Quant::F32, 1),

@@ -44,7 +44,10 @@ pub(crate) struct Settings {
     /// Of the norms in the blocks. transformers gives `ln_out` 1e-5 whatever this says.
     pub(crate) layer_norm_epsilon: f32,
     /// Of the norms of RWKV-7's heads; other versions have none.
-    #[serde(default = "head_norm_epsilon", skip_serializing_if = "is_head_norm_epsilon")]
+    #[serde(
+        default = "head_norm_epsilon",
+        skip_serializing_if = "is_head_norm_epsilon"
+    )]
     pub(crate) head_norm_epsilon: f32,
     /// Token id that ends a text: the first of them.
     pub(crate) end_of_text: u32,
@@ -106,7 +109,20 @@ impl TryFrom<Vec<u32>> for OtherEnds {
     }
 }
 
+/// Tokens of World, with the ids that its list leaves out.
+pub(crate) const WORLD_VOCABULARY: usize = 65_536;
+
+/// A number of few digits as its decimal says it: 1e-5, and not the f64 nearest to the f32.
+pub(crate) fn decimal(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
+}
+
 impl Settings {
+    /// What flash-linear-attention gives the norms of heads: the epsilon of other norms, times the channels of a head.
+    pub(crate) fn scaled_head_norm_epsilon(&self, head_size: usize) -> f32 {
+        (decimal(self.layer_norm_epsilon) * head_size as f64) as f32
+    }
+
     /// All token ids that end a text.
     pub(crate) fn ends_of_text(&self) -> impl Iterator<Item = u32> + '_ {
         let others = self.other_ends_of_text.as_slice().iter().copied();
@@ -185,7 +201,10 @@ impl Config {
     pub(crate) fn of_sizes(sizes: Sizes) -> Self {
         Config {
             sizes,
-            settings: Settings::default(),
+            settings: Settings {
+                context_length: sizes.architecture.context_length,
+                ..Settings::default()
+            },
         }
     }
 

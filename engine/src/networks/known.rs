@@ -21,9 +21,25 @@ struct Known {
 /// come first, and RWKV-4, which any layer is a mark of, last.
 static KNOWN: &[Known] = &[
     Known {
+        title: "RWKV-8, or another successor of RWKV-7",
+        marks: &["ffn.enn.", "rosa"],
+        architecture: None,
+    },
+    Known {
+        title: "RWKV-7b, a variant of RWKV-7 with extra attention",
+        marks: &["qkv."],
+        architecture: None,
+    },
+    Known {
+        title: "RWKV-7a, a variant of RWKV-7 with embeddings in each layer",
+        marks: &["ffn.s_emb", "ffn.s0", "ffn.s1", "ffn.s2"],
+        architecture: None,
+    },
+    Known {
         title: "RWKV-7",
+        // Versions 6 of others have `attn.x_proj`.
         marks: &[
-            "att.x_", "att.w0", "att.a0", "att.k_k", "att.r_k", "ffn.x_k", "attn.x_", "attn.k_k",
+            "att.x_r", "att.x_w", "att.x_x", "att.w0", "att.a0", "att.k_k", "att.r_k", "ffn.x_k",
         ],
         architecture: Some(&v7::ARCHITECTURE),
     },
@@ -105,6 +121,24 @@ pub fn model_types() -> Vec<(&'static str, &'static str)> {
     types.collect()
 }
 
+/// What a `model_type` stands for that cannot run here, where its name does not say that.
+pub(crate) fn foreign_model_type(name: &str) -> Option<&'static str> {
+    const FOREIGN: [(&str, &str); 4] = [
+        ("rwkv7moe", "RWKV-7 with a mixture of experts"),
+        (
+            "rwkv6qwen2",
+            "QRWKV6, a Qwen2 with RWKV-6 for its attention",
+        ),
+        (
+            "rwkv_hybrid",
+            "ARWKV, a Qwen2 with RWKV-7 for its attention",
+        ),
+        ("arwkv7", "ARWKV, a Qwen2 with RWKV-7 for its attention"),
+    ];
+    let found = FOREIGN.iter().find(|(one, _)| *one == name);
+    found.map(|(_, title)| *title)
+}
+
 /// The titles of those that run here, for texts.
 pub(crate) fn titles() -> String {
     let titles: Vec<_> = architectures()
@@ -124,10 +158,10 @@ pub(crate) fn shown<'a>(
                 |mark: &&str| behind_number(name).starts_with(mark) || name.starts_with(mark);
             known.marks.iter().any(is_marked)
         };
+        // Versions that do not run here have the spelling of RWKV-4's directories.
+        let own = known.architecture.unwrap_or(&v4::ARCHITECTURE);
         let mut names = names.clone();
-        let name = names.find(|name| {
-            shows(name) || architectures().any(|one| shows(&one.hugging_face.raw(name)))
-        })?;
+        let name = names.find(|name| shows(name) || shows(&own.hugging_face.raw(name)))?;
         Some(known.architecture.ok_or((name, known.title)))
     })
 }

@@ -14,6 +14,7 @@ use crate::quant::matrix::{Matrix, Vector};
 pub(crate) mod batch;
 pub(crate) mod common;
 pub(crate) mod config;
+pub(crate) mod config_fields;
 pub(crate) mod fingerprint;
 pub(crate) mod form;
 pub(crate) mod importance;

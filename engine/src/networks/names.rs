@@ -7,10 +7,15 @@
 
 use std::borrow::Cow;
 
+use super::config_fields::ConfigFields;
+
 /// The table of embeddings, which may be the head as well.
 pub(crate) const EMBEDDING: &str = "emb.weight";
 /// The head.
 pub(crate) const HEAD: &str = "head.weight";
+
+/// In front of a layer's number.
+pub(crate) const BLOCKS: &str = "blocks.";
 
 /// How Hugging Face directories call things.
 pub(crate) struct HuggingFace {
@@ -20,45 +25,86 @@ pub(crate) struct HuggingFace {
     pub(crate) class: &'static str,
     /// In front of all names but the head's; readers do without it.
     pub(crate) prefix: &'static str,
-    /// (raw, Hugging Face's) beginnings of names, behind prefix and layer.
-    pub(crate) parts: &'static [(&'static str, &'static str)],
+    /// Others that readers know.
+    pub(crate) other_prefixes: &'static [&'static str],
+    /// In front of a layer's number, in place of `blocks.`
+    pub(crate) layers: &'static str,
+    /// (raw, Hugging Face's) beginnings of names, behind prefix and layer; the first that fits counts.
+    pub(crate) parts: &'static [Rule],
     /// (raw, Hugging Face's) ends of names.
-    pub(crate) leaves: &'static [(&'static str, &'static str)],
+    pub(crate) leaves: &'static [Rule],
+    /// More `parts`, for readers.
+    pub(crate) also_read: &'static [Rule],
+    /// Ends of the names, in files, of matrices that are the transposes of those of raw checkpoints.
+    pub(crate) transposed: &'static [&'static str],
+    /// Tensors that hold others one behind the other, for readers: what they are called as `parts` have it, and the raw
+    /// names of the others.
+    pub(crate) in_one: &'static [(&'static str, &'static [&'static str])],
+    /// Raw names of vectors that are [n], where raw checkpoints have [1, 1, n].
+    pub(crate) flat: &'static [&'static str],
     /// Raw names of a layer's tensors in the order in which transformers keeps them, which decides what comes into which
     /// shard.
     pub(crate) order: &'static [&'static str],
+    pub(crate) config: ConfigFields,
 }
 
 impl HuggingFace {
     /// Hugging Face's name of a tensor, from that in raw checkpoints.
     pub(crate) fn name(&self, raw: &str) -> String {
-        match raw == HEAD {
-            true => raw.to_owned(),
-            false => {
-                self.prefix.to_owned()
-                    + &renamed(raw, self.parts, self.leaves, |(ours, theirs)| {
-                        (ours, theirs)
-                    })
-            }
+        let theirs = renamed(raw, self.parts.iter(), self.leaves, |(ours, theirs)| {
+            (ours, theirs)
+        });
+        match theirs.strip_prefix(BLOCKS) {
+            _ if raw == HEAD => theirs,
+            Some(rest) => [self.prefix, self.layers, rest].concat(),
+            None => [self.prefix, &theirs].concat(),
         }
     }
 
     /// The name in raw checkpoints, from either spelling. Names of neither are left as they are.
     pub(crate) fn raw(&self, name: &str) -> String {
-        let name = name.strip_prefix(self.prefix).unwrap_or(name);
-        renamed(name, self.parts, self.leaves, |(ours, theirs)| {
-            (theirs, ours)
-        })
+        let mut prefixes = std::iter::once(&self.prefix).chain(self.other_prefixes);
+        let name = prefixes
+            .find_map(|prefix| name.strip_prefix(prefix))
+            .unwrap_or(name);
+        let name = match name.strip_prefix(self.layers) {
+            Some(rest) => Cow::Owned([BLOCKS, rest].concat()),
+            None => Cow::Borrowed(name),
+        };
+        let parts = self.parts.iter().chain(self.also_read);
+        renamed(&name, parts, self.leaves, |(ours, theirs)| (theirs, ours))
+    }
+
+    /// Whether a matrix of this name in a file is the transpose of what raw checkpoints have.
+    pub(crate) fn is_transposed(&self, name: &str) -> bool {
+        self.transposed.iter().any(|end| name.ends_with(end))
+    }
+
+    /// The raw names of the tensors that one holds one behind the other; none for most.
+    pub(crate) fn held_in_one(&self, name: &str) -> Vec<String> {
+        let raw = self.raw(name);
+        let Some((layer, leaf)) = split_layer(&raw) else {
+            return Vec::new();
+        };
+        let found = self.in_one.iter().find(|(one, _)| *one == leaf);
+        let held = found.map_or(&[][..], |(_, held)| held);
+        let full = |leaf: &&str| format!("{BLOCKS}{layer}.{leaf}");
+        held.iter().map(full).collect()
     }
 }
 
-type Rule = (&'static str, &'static str);
+pub(crate) type Rule = (&'static str, &'static str);
 
 /// A name whose part and leaf are renamed as `from_and_to` reads the rules.
-fn renamed(name: &str, parts: &[Rule], leaves: &[Rule], from_and_to: fn(Rule) -> Rule) -> String {
+fn renamed<'r>(
+    name: &str,
+    parts: impl Iterator<Item = &'r Rule>,
+    leaves: &[Rule],
+    from_and_to: fn(Rule) -> Rule,
+) -> String {
     let start = layer_len(name);
     let (layer, rest) = name.split_at(start);
-    let parts = parts.iter().map(|rule| from_and_to(*rule));
+    let parts = parts.map(|rule| from_and_to(*rule));
     let mut found = parts.filter_map(|(from, to)| Some((to, rest.strip_prefix(from)?)));
     let (part, rest) = found.next().unwrap_or(("", rest));
     let leaves = leaves.iter().map(|rule| from_and_to(*rule));
@@ -71,15 +117,15 @@ fn renamed(name: &str, parts: &[Rule], leaves: &[Rule], from_and_to: fn(Rule) ->
 /// Bytes of `blocks.N.`; 0 for names outside of layers.
 fn layer_len(name: &str) -> usize {
     let digits = name
-        .strip_prefix("blocks.")
+        .strip_prefix(BLOCKS)
         .and_then(|rest| rest.split_once('.'));
-    digits.map_or(0, |(digits, _)| "blocks.".len() + digits.len() + 1)
+    digits.map_or(0, |(digits, _)| BLOCKS.len() + digits.len() + 1)
 }
 
 /// `blocks.N.REST` as N and REST.
 pub(crate) fn split_layer(name: &str) -> Option<(usize, &str)> {
     let (start, rest) = name.split_at(layer_len(name));
-    let digits = start.strip_prefix("blocks.")?.strip_suffix('.')?;
+    let digits = start.strip_prefix(BLOCKS)?.strip_suffix('.')?;
     let layer: usize = digits.parse().ok()?;
     (layer.to_string() == digits).then_some((layer, rest))
 }

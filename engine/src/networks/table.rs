@@ -46,6 +46,8 @@ pub(crate) struct Architecture {
     /// What a row has that passes from stage to stage.
     pub(crate) row: &'static [RowPart],
     pub(crate) hugging_face: HuggingFace,
+    /// Tokens that models were trained on at a time, where nothing says it.
+    pub(crate) context_length: usize,
     /// What sizes must have in common beside their bounds.
     pub(crate) check: fn(&Sizes) -> std::result::Result<(), String>,
     /// What the time mixing of a layer remembers, one number a channel, from that layer's numbers in a state.
@@ -71,8 +73,8 @@ pub(crate) struct SizeSpec {
     pub(crate) min: u64,
     /// In `config.json` of Hugging Face directories.
     pub(crate) field: &'static str,
-    /// Where `config.json` does not say it.
-    pub(crate) default: Count,
+    /// Where `config.json` does not say it; `None`: then the tensors do.
+    pub(crate) default: Option<Count>,
     /// Where no configuration says it.
     pub(crate) shown_by: ShownBy,
 }
@@ -451,6 +453,12 @@ impl TensorAt<'_> {
     pub(crate) fn hugging_face_name(&self) -> String {
         let names = &self.sizes.architecture.hugging_face;
         names.name(&self.raw_name())
+    }
+
+    /// Whether a vector that raw checkpoints write as [1, 1, n] is [n] there.
+    pub(crate) fn is_flat_in_hugging_face(&self) -> bool {
+        let names = &self.sizes.architecture.hugging_face;
+        names.flat.contains(&self.spec.raw)
     }
 
     /// The tensor of that raw name in the same part of the model.

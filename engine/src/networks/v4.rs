@@ -8,14 +8,17 @@
 
 use std::ops::Range;
 
+use serde_json::json;
+
 use super::batch::{Segment, Span};
 use super::common::{
     mix, norm_bias, norm_weight, Buffers as CommonBuffers, Embedding, Head, Norm, Pass, Shifted,
     NORM_OUT_EPSILON,
 };
 use super::config::Sizes;
+use super::config_fields::ConfigFields;
 use super::form::Form;
-use super::names::{self, HuggingFace};
+use super::names::{self, HuggingFace, BLOCKS};
 use super::state::{State, StateLayout};
 use super::table::{
     size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart, TensorSpec,
@@ -58,31 +61,31 @@ const TABLE: Architecture = Architecture {
         size!(
             n_vocab <= 1 << 24,
             "vocab_size",
-            |_| 50_277,
+            Some(|_| 50_277),
             ShownBy::Matrix(names::EMBEDDING, 0)
         ),
         size!(
             n_embd <= 1 << 16,
             "hidden_size",
-            |_| 4096,
+            Some(|_| 4096),
             ShownBy::Matrix(names::EMBEDDING, 1)
         ),
         size!(
             n_layer <= 1 << 10,
             "num_hidden_layers",
-            |_| 32,
+            Some(|_| 32),
             ShownBy::LayerCount
         ),
         size!(
             n_attention <= 1 << 16,
             "attention_hidden_size",
-            |s| s.n_embd,
+            Some(|s| s.n_embd),
             ShownBy::Matrix("blocks.0.att.key.weight", 0)
         ),
         size!(
             n_hidden <= 1 << 20,
             "intermediate_size",
-            |s| 4 * s.n_embd,
+            Some(|s| 4 * s.n_embd),
             ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
         ),
     ],
@@ -128,6 +131,8 @@ const TABLE: Architecture = Architecture {
         model_type: "rwkv",
         class: "RwkvForCausalLM",
         prefix: "rwkv.",
+        other_prefixes: &[],
+        layers: BLOCKS,
         parts: &[
             ("emb.", "embeddings."),
             ("ln0.", "pre_ln."),
@@ -139,6 +144,25 @@ const TABLE: Architecture = Architecture {
             ("time_mix_v", "time_mix_value"),
             ("time_mix_r", "time_mix_receptance"),
         ],
+        also_read: &[],
+        transposed: &[],
+        in_one: &[],
+        flat: &[],
+        config: ConfigFields {
+            other_sizes: &[],
+            norm_epsilon: &["layer_norm_epsilon"],
+            context_length: &["context_length", "max_position_embeddings"],
+            head_norm_epsilon: None,
+            scaled_head_norm: None,
+            n_vocab_ended_by_0: None,
+            has_tied_heads_only: false,
+            refuse: |_, _| Ok(()),
+            // Older names of what is written.
+            obsolete: &["torch_dtype", "max_position_embeddings"],
+            defaults: || vec![("rescale_every", json!(6)), ("use_cache", json!(true))],
+            computed: |_| Vec::new(),
+            cannot_hold: |_| None,
+        },
         order: &[
             "ln0.weight",
             "ln0.bias",
@@ -162,6 +186,7 @@ const TABLE: Architecture = Architecture {
             "ffn.value.weight",
         ],
     },
+    context_length: 1024,
     check: |_| Ok(()),
     memory,
 };

@@ -26,6 +26,7 @@ use crate::products::{
 };
 use crate::quant::matrix::{Matrix, Vector};
 
+mod hugging_face;
 mod table;
 
 pub(crate) use table::ARCHITECTURE;

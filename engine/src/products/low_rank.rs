@@ -66,7 +66,9 @@ pub(crate) fn multiply_with<const N: usize, const M: usize>(
     next: &[&Matrix],
 ) {
     let Machine { pool, kernels, .. } = machine;
-    let paged = products.iter().any(|product| machine.paged(product.matrix).is_some());
+    let paged = products
+        .iter()
+        .any(|product| machine.paged(product.matrix).is_some());
     let mut small_operands = [None; M];
     let mut outputs: [Columns<'_, f32>; M] = {
         let mut operands = small_operands.iter_mut();
@@ -126,11 +128,11 @@ pub(crate) fn multiply_with<const N: usize, const M: usize>(
             Columns::new(product.out, matrix.n_outputs())
         })
     };
-    let work = |index: usize, block: ColumnBlock<'_, f32>, scratch: &mut Scratch| {
-        match operands.get(index) {
-            Some(Some((matrix, input))) => multiply_block(kernels, matrix, input, block, scratch),
-            _ => small_work(index.wrapping_sub(N), block, scratch),
-        }
+    let work = |index: usize, block: ColumnBlock<'_, f32>, scratch: &mut Scratch| match operands
+        .get(index)
+    {
+        Some(Some((matrix, input))) => multiply_block(kernels, matrix, input, block, scratch),
+        _ => small_work(index.wrapping_sub(N), block, scratch),
     };
     pool.run_two_lists(&mut large, &mut outputs, width, scratch, &ahead, work);
 }

@@ -33,8 +33,8 @@ use crate::products::paging::{PagedMatrix, Paging};
 use crate::quant::matrix::{Layout, Matrix};
 use crate::quant::{Inputs, Quant, Room};
 
-pub(crate) mod paging;
 pub(crate) mod low_rank;
+pub(crate) mod paging;
 mod panels;
 #[cfg(test)]
 mod tests;

@@ -4,14 +4,12 @@
 
 use std::ops::Range;
 
-use super::Layer;
+use super::{hugging_face, Layer};
 use crate::networks::common::{Embedding, Head, NORM_OUT_EPSILON};
 use crate::networks::config::Sizes;
-use crate::networks::names::{self, HuggingFace};
+use crate::networks::names;
 use crate::networks::state::StateLayout;
-use crate::networks::table::{
-    size, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart,
-};
+use crate::networks::table::{size, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart};
 
 pub(crate) static ARCHITECTURE: Architecture = Architecture {
     kind: Kind::V7,
@@ -22,49 +20,49 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
         size!(
             n_vocab <= 1 << 24,
             "vocab_size",
-            |_| 65_536,
+            None,
             ShownBy::Matrix(names::EMBEDDING, 0)
         ),
         size!(
             n_embd <= 1 << 16,
             "hidden_size",
-            |_| 2048,
+            None,
             ShownBy::Matrix(names::EMBEDDING, 1)
         ),
         size!(
             n_layer <= 1 << 10,
             "num_hidden_layers",
-            |_| 24,
+            None,
             ShownBy::LayerCount
         ),
         size!(
             n_attention <= 1 << 16,
             "attention_hidden_size",
-            |s| s.n_embd,
+            None,
             ShownBy::Matrix("blocks.0.att.key.weight", 0)
         ),
         size!(
             n_hidden <= 1 << 20,
             "intermediate_size",
-            |s| 4 * s.n_embd,
+            None,
             ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
         ),
         size!(
             head_size <= 1 << 12,
             "head_dim",
-            |_| 64,
+            None,
             ShownBy::Matrix("blocks.0.att.r_k", 1)
         ),
         size!(
             rank_decay <= 1 << 16,
             "decay_low_rank_dim",
-            |_| 64,
+            None,
             ShownBy::Matrix("blocks.0.att.w1", 1)
         ),
         size!(
             rank_iclr <= 1 << 16,
             "a_low_rank_dim",
-            |_| 64,
+            None,
             ShownBy::Matrix("blocks.0.att.a1", 1)
         ),
         SizeSpec {
@@ -73,14 +71,14 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
             ..size!(
                 rank_value <= 1 << 16,
                 "v_low_rank_dim",
-                |_| 32,
+                None,
                 ShownBy::MatrixIfAny("blocks.1.att.v1", 1)
             )
         },
         size!(
             rank_gate <= 1 << 16,
             "gate_low_rank_dim",
-            |_| 128,
+            None,
             ShownBy::Matrix("blocks.0.att.g1", 1)
         ),
     ],
@@ -121,14 +119,8 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
             len: |s| s.n_attention,
         },
     ],
-    hugging_face: HuggingFace {
-        model_type: "rwkv7",
-        class: "RWKV7ForCausalLM",
-        prefix: "model.",
-        parts: &[],
-        leaves: &[],
-        order: &[],
-    },
+    hugging_face: hugging_face::HUGGING_FACE,
+    context_length: 4096,
     check,
     memory,
 };

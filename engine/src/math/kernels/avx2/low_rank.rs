@@ -91,8 +91,7 @@ unsafe fn tile<const R: usize, const C: usize, W: Float>(
             std::array::from_fn(|r| x.values.as_ptr().add((row + r) * x.stride));
         let mut weight = weights.as_ptr().add(columns.first + at);
         for input in 0..weights.len() / columns.stride {
-            let registers: [__m256; C] =
-                std::array::from_fn(|c| W::load8(weight.add(c * LANES)));
+            let registers: [__m256; C] = std::array::from_fn(|c| W::load8(weight.add(c * LANES)));
             for (sums, x) in sums.iter_mut().zip(x_rows) {
                 let x = _mm256_set1_ps(*x.add(input));
                 for (sum, register) in sums.iter_mut().zip(registers) {

@@ -1,0 +1,35 @@
+//! How the `config.json` of Hugging Face directories says what tensors do not show, as data.
+
+#![forbid(unsafe_code)]
+
+use serde_json::{Map, Value};
+
+use super::config::{Config, Sizes};
+
+/// Fields of a `config.json` beside those of the sizes, which are in the table.
+pub(crate) struct ConfigFields {
+    /// (field of a size, the one that others write in its place)
+    pub(crate) other_sizes: &'static [(&'static str, &'static str)],
+    /// All are read, and the first is written.
+    pub(crate) norm_epsilon: &'static [&'static str],
+    pub(crate) context_length: &'static [&'static str],
+    /// Read only.
+    pub(crate) head_norm_epsilon: Option<&'static str>,
+    /// The end of the name that the norms of heads have where their epsilon is
+    /// [scaled](super::config::Settings::scaled_head_norm_epsilon).
+    pub(crate) scaled_head_norm: Option<&'static str>,
+    /// The size of a vocabulary whose texts begin and end with token 0, whatever is configured.
+    pub(crate) n_vocab_ended_by_0: Option<usize>,
+    /// Whether a head beside `tie_word_embeddings` contradicts it; else it is the head all the same.
+    pub(crate) has_tied_heads_only: bool,
+    /// What of the fields says that the model is another one. Sizes that are not known yet are 0.
+    pub(crate) refuse: fn(&Map<String, Value>, &Sizes) -> Result<(), String>,
+    /// Fields of a directory that do not go into the one that is made of it.
+    pub(crate) obsolete: &'static [&'static str],
+    /// What is written where such a directory does not say it.
+    pub(crate) defaults: fn() -> Vec<(&'static str, Value)>,
+    /// What is always written.
+    pub(crate) computed: fn(&Config) -> Vec<(&'static str, Value)>,
+    /// Why no directory can hold this model.
+    pub(crate) cannot_hold: fn(&Config) -> Option<String>,
+}
