@@ -318,6 +318,8 @@ fn conversations_of_version_0_1_go_on() {
     let mut command = command();
     command
         .args(["chat", "--quant", "int8", "--template", "plain", "-n", "40"])
+        .arg("--model")
+        .arg(repository("tests/fixtures/demo4"))
         .arg("--load-state")
         .arg(fixture("talk.state"));
     let output = chat.feed(command, &format!("/show\n{}\n", text("message")));
