@@ -72,6 +72,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "n_embd": info.n_embd,
         "n_attention": info.n_attention,
         "n_hidden": info.n_hidden,
+        "head_size": info.head_size,
         "n_vocab": info.n_vocab,
         "context_length": info.context_length,
         "end_of_text": info.end_of_text,
@@ -108,9 +109,13 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
     let info = model.info();
     let mb = |bytes: u64| bytes as f64 / 1e6;
     writeln!(out, "model         {}", printable(&info.place))?;
+    let heads = match info.head_size {
+        0 => String::new(),
+        size => format!(", heads of {size}"),
+    };
     writeln!(
         out,
-        "architecture  {}: {} layers, width {}, {} hidden units, vocabulary {}",
+        "architecture  {}: {} layers, width {}{heads}, {} hidden units, vocabulary {}",
         info.architecture, info.n_layer, info.n_embd, info.n_hidden, info.n_vocab
     )?;
     writeln!(

@@ -93,7 +93,7 @@ impl WeightSource for Upload<'_> {
         self.source.matrix_rows(tensor, &mut take)?;
         let size = size.ok_or_else(|| Error::format(format!("tensor {name}: no rows")))?;
         self.tensors
-            .push(TensorInfo::of_matrix(&name, &size, &self.device));
+            .push(TensorInfo::of_matrix(&name, &size, layout, &self.device));
         Ok(Matrix {
             name,
             n_rows: size.n_rows,

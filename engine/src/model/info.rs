@@ -16,9 +16,9 @@ use crate::quant::Quant;
 pub struct Info {
     /// Where it was opened from.
     pub place: String,
-    /// Name of the architecture: `rwkv-4`.
+    /// Name of the architecture: `rwkv-4` or `rwkv-7`.
     pub architecture: &'static str,
-    /// Version of RWKV: 4.
+    /// Version of RWKV: 4 or 7.
     pub version: u32,
     /// Layers.
     pub n_layer: usize,
@@ -28,6 +28,8 @@ pub struct Info {
     pub n_attention: usize,
     /// Hidden units of the channel mixing.
     pub n_hidden: usize,
+    /// Channels of a head of the time mixing; 0 in versions without heads.
+    pub head_size: usize,
     /// Tokens of the vocabulary: length of a row of logits.
     pub n_vocab: usize,
     /// Tokens of context in training. Only advice: the state takes any number.
@@ -51,7 +53,7 @@ pub struct Info {
     /// Those of `mapped_bytes` for which the memory limit has no room now: they are read from the file again
     /// for every batch. A single row of the embedding is, of course, all of it that a token needs.
     pub paged_bytes: u64,
-    /// Bits of the matrices a weight, scales included.
+    /// Bits of the matrices a weight, scales included; without low-rank matrices, which stay floats.
     pub bits_per_weight: f64,
     /// Those of the weights that one token of decode needs, as stored: all matrices, but a single row of
     /// the embedding. Rows that sparsity saves are counted.
@@ -126,6 +128,7 @@ impl Info {
             n_embd: sizes.n_embd,
             n_attention: sizes.n_attention,
             n_hidden: sizes.n_hidden,
+            head_size: sizes.head_size,
             n_vocab: sizes.n_vocab,
             context_length: settings.context_length,
             end_of_text: settings.end_of_text,
@@ -137,8 +140,9 @@ impl Info {
             huge_page_bytes: totals.huge_page_bytes,
             paged_bytes: inner.budget.paged_bytes(),
             bits_per_weight: 8.0 * totals.matrix_bytes as f64 / totals.matrix_params as f64,
-            decode_bytes: totals.matrix_bytes - embedding_bytes + embedding_row_bytes,
-            layer_macs: totals.matrix_params - 2 * table,
+            decode_bytes: totals.matrix_bytes + totals.low_rank_bytes - embedding_bytes
+                + embedding_row_bytes,
+            layer_macs: totals.matrix_params + totals.low_rank_params - 2 * table,
             head_macs: table,
             state_bytes: StateLayout::of_sizes(sizes).size_bytes(),
             state_parts: state
@@ -225,6 +229,8 @@ struct Totals {
     huge_page_bytes: u64,
     matrix_params: u64,
     matrix_bytes: u64,
+    low_rank_params: u64,
+    low_rank_bytes: u64,
 }
 
 impl Totals {
@@ -232,7 +238,10 @@ impl Totals {
         let n_params = tensor.shape.iter().map(|&n| n as u64).product::<u64>();
         self.n_params += n_params;
         self.weight_bytes += tensor.size_bytes;
-        if tensor.shape.len() == 2 {
+        if tensor.is_low_rank {
+            self.low_rank_params += n_params;
+            self.low_rank_bytes += tensor.size_bytes;
+        } else if tensor.shape.len() == 2 {
             self.matrix_params += n_params;
             self.matrix_bytes += tensor.size_bytes;
         }

@@ -4,7 +4,7 @@
 
 use super::Tensor;
 use crate::files::FileBytes;
-use crate::quant::matrix::Vector;
+use crate::quant::matrix::{Layout, Vector};
 use crate::quant::parts::MatrixSize;
 use crate::quant::Quant;
 
@@ -29,6 +29,8 @@ pub struct TensorInfo {
     pub(crate) is_in_file: bool,
     /// Whether it is in a copy of a file.
     pub(crate) is_in_huge_pages: bool,
+    /// Whether it is a small matrix that stays floats.
+    pub(crate) is_low_rank: bool,
     /// Of a row with its scale; 0 for vectors.
     pub(crate) row_size_bytes: u64,
 }
@@ -43,11 +45,12 @@ impl TensorInfo {
             device: device.to_owned(),
             is_in_file: false,
             is_in_huge_pages: false,
+            is_low_rank: false,
             row_size_bytes: 0,
         }
     }
 
-    pub(crate) fn of_matrix(name: &str, size: &MatrixSize, device: &str) -> Self {
+    pub(crate) fn of_matrix(name: &str, size: &MatrixSize, layout: Layout, device: &str) -> Self {
         TensorInfo {
             name: name.to_owned(),
             shape: vec![size.n_rows, size.n_cols],
@@ -56,6 +59,7 @@ impl TensorInfo {
             device: device.to_owned(),
             is_in_file: false,
             is_in_huge_pages: false,
+            is_low_rank: layout == Layout::LowRank,
             row_size_bytes: size.row_size_bytes(),
         }
     }
@@ -69,7 +73,7 @@ impl TensorInfo {
                 TensorInfo {
                     is_in_file: is_copy == Some(false),
                     is_in_huge_pages: is_copy == Some(true),
-                    ..Self::of_matrix(&matrix.name, &matrix.size(), CPU)
+                    ..Self::of_matrix(&matrix.name, &matrix.size(), matrix.layout, CPU)
                 }
             }
         }
