@@ -8,17 +8,14 @@
 
 use std::ops::Range;
 
-use serde_json::json;
-
 use super::batch::{Segment, Span};
 use super::common::{
     mix, norm_bias, norm_weight, Buffers as CommonBuffers, Embedding, Head, Norm, Pass, Shifted,
     NORM_OUT_EPSILON,
 };
 use super::config::Sizes;
-use super::config_fields::ConfigFields;
 use super::form::Form;
-use super::names::{self, HuggingFace, BLOCKS};
+use super::names;
 use super::state::{State, StateLayout};
 use super::table::{
     size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart, TensorSpec,
@@ -32,6 +29,8 @@ use crate::products::{
     fetch_input_factors, multiply, Activations, Machine, Product, Transposed, BUFFERS,
 };
 use crate::quant::matrix::{Matrix, Vector};
+
+mod hugging_face;
 
 /// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
 /// 0 / 0 would follow.
@@ -127,65 +126,7 @@ const TABLE: Architecture = Architecture {
         name: "residual stream",
         len: |s| s.n_embd,
     }],
-    hugging_face: HuggingFace {
-        model_type: "rwkv",
-        class: "RwkvForCausalLM",
-        prefix: "rwkv.",
-        other_prefixes: &[],
-        layers: BLOCKS,
-        parts: &[
-            ("emb.", "embeddings."),
-            ("ln0.", "pre_ln."),
-            ("att.", "attention."),
-            ("ffn.", "feed_forward."),
-        ],
-        leaves: &[
-            ("time_mix_k", "time_mix_key"),
-            ("time_mix_v", "time_mix_value"),
-            ("time_mix_r", "time_mix_receptance"),
-        ],
-        also_read: &[],
-        transposed: &[],
-        in_one: &[],
-        flat: &[],
-        config: ConfigFields {
-            other_sizes: &[],
-            norm_epsilon: &["layer_norm_epsilon"],
-            context_length: &["context_length", "max_position_embeddings"],
-            head_norm_epsilon: None,
-            scaled_head_norm: None,
-            n_vocab_ended_by_0: None,
-            has_tied_heads_only: false,
-            refuse: |_, _| Ok(()),
-            // Older names of what is written.
-            obsolete: &["torch_dtype", "max_position_embeddings"],
-            defaults: || vec![("rescale_every", json!(6)), ("use_cache", json!(true))],
-            computed: |_| Vec::new(),
-            cannot_hold: |_| None,
-        },
-        order: &[
-            "ln0.weight",
-            "ln0.bias",
-            "ln1.weight",
-            "ln1.bias",
-            "ln2.weight",
-            "ln2.bias",
-            "att.time_decay",
-            "att.time_first",
-            "att.time_mix_k",
-            "att.time_mix_v",
-            "att.time_mix_r",
-            "att.key.weight",
-            "att.value.weight",
-            "att.receptance.weight",
-            "att.output.weight",
-            "ffn.time_mix_k",
-            "ffn.time_mix_r",
-            "ffn.key.weight",
-            "ffn.receptance.weight",
-            "ffn.value.weight",
-        ],
-    },
+    hugging_face: hugging_face::HUGGING_FACE,
     context_length: 1024,
     check: |_| Ok(()),
     memory,
