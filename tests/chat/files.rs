@@ -171,7 +171,7 @@ fn a_conversation_is_saved_at_its_end() {
     let quiet = chat.run(&["--quiet", "--save-state", &path], "Ownership is\n/show\n");
     assert_eq!(
         stderr(&quiet),
-        "> Ownership is\ntherefore not a problem.\n\n"
+        "> Ownership is\na bit more complicated than the ownership rules.\n\n"
     );
     let good = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
