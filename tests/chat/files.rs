@@ -120,24 +120,24 @@ fn states_that_do_not_belong_are_refused() {
     let good = fs::read(&path).unwrap();
     let mut flipped = good.clone();
     flipped[300] ^= 1;
-    let odd = command()
-        .args(["--model", golden("odd-bin").to_str().unwrap()])
-        .args([
-            "--tokens",
-            "1,2,3",
-            "-n",
-            "0",
-            "--save-state",
-            &chat.text_path("odd"),
-        ])
-        .output()
-        .unwrap();
-    assert!(odd.status.success());
+    let of_model = |name: &str| {
+        let mut command = command();
+        command
+            .args(["--model", golden(name).to_str().unwrap()])
+            .args(["--tokens", "1,2,3", "-n", "0", "--save-state"])
+            .arg(chat.path(name));
+        assert!(command.output().unwrap().status.success());
+        fs::read(chat.path(name)).unwrap()
+    };
     for (bytes, reason) in [
         (&flipped[..], "damaged"),
         (&good[..good.len() - 1], "bytes, expected"),
         (b"text", "not a saved state"),
-        (&fs::read(chat.path("odd")).unwrap(), "another model"),
+        (&of_model("v7-hf"), "another model"),
+        (
+            &of_model("odd-bin"),
+            "state of \"rwkv-4\", expected one of rwkv-7",
+        ),
     ] {
         let bad = chat.text_path("bad");
         fs::write(&bad, bytes).unwrap();
