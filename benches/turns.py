@@ -18,8 +18,8 @@ import sys
 CASES = {
     "169m int8": ["--synthetic", "169m", "-q", "int8"],
     "169m f16": ["--synthetic", "169m", "-q", "f16"],
-    "demo int8": ["-q", "int8"],
-    "demo f16": ["-q", "f16"],
+    "demo int8": ["-m", "tests/fixtures/demo4", "-q", "int8"],
+    "demo f16": ["-m", "tests/fixtures/demo4", "-q", "f16"],
 }
 MEASURED = {"decode": "decode_tokens_per_s", "prefill": "prefill_tokens_per_s"}
 

@@ -190,11 +190,14 @@ fn answers_that_are_cut_end_their_turn_all_the_same() {
     assert!(state == *session.state());
 
     // A stop text in the middle of what was drawn: what is behind it was never said.
-    let (answer, state) = save(&["--stop", "problem"]);
-    assert_eq!(answer, "therefore not a \n");
+    let (answer, state) = save(&["--stop", "rules"]);
+    assert_eq!(answer, "a bit more complicated than the ownership \n");
     let mut session = model.session();
     feed(&mut session, "Ownership is");
-    feed(&mut session, " therefore not a \n\n");
+    feed(
+        &mut session,
+        " a bit more complicated than the ownership \n\n",
+    );
     assert!(state == *session.state());
 }
 

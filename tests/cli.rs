@@ -21,39 +21,48 @@ fn path(path: std::path::PathBuf) -> String {
     path.to_str().expect("test paths are UTF-8").to_owned()
 }
 
+/// The built-in model, a trained RWKV-7, and a trained RWKV-4, as options that name them.
+fn trained() -> [(std::path::PathBuf, Vec<String>); 2] {
+    let rwkv_4 = repository("tests/fixtures/demo4");
+    let named = vec!["--model".to_owned(), path(rwkv_4.clone())];
+    [(repository("cli/demo"), vec![]), (rwkv_4, named)]
+}
+
+/// Greedy continuations in f32 are those of the `rwkv` package and of transformers.
 #[test]
-fn the_demo_model_continues_prompts_as_transformers_does() {
-    let reference = json(repository("cli/demo/reference.json"));
-    let cases = reference["greedy"].as_array().expect("prompts");
-    for case in cases {
-        let prompt = case["prompt"].as_str().expect("text");
-        let expected = case["text"].as_str().expect("text");
-        let n = case["ids"].as_array().expect("ids").len().to_string();
-        let output = run(["--quant", "f32", "-n", &n, prompt]);
-        assert_eq!(stdout(&output), format!("{prompt}{expected}"));
-        assert_eq!(
-            stderr(&output),
-            "",
-            "only text, and no progress bar without a terminal"
-        );
-        let output = run([
-            "generate",
-            "--no-echo",
-            "--json",
-            "--quant",
-            "f32",
-            "-n",
-            &n,
-            prompt,
-        ]);
-        let object = parse(&stdout(&output));
-        assert_eq!(object["text"].as_str(), Some(expected));
-        assert_eq!(ids(&object["tokens"]), ids(&case["ids"]));
-        assert_eq!(ids(&object["prompt_tokens"]), ids(&case["prompt_ids"]));
-        assert!(object["decode_tokens_per_s"].as_f64() > Some(0.0));
-        assert!(object["prefill_tokens_per_s"].as_f64() > Some(0.0));
+fn trained_models_continue_prompts_as_their_references_do() {
+    for (folder, model) in trained() {
+        let reference = json(folder.join("reference.json"));
+        let cases = reference["greedy"].as_array().expect("prompts");
+        let run = |args: &[&str]| run(args.iter().copied().chain(model.iter().map(|arg| &arg[..])));
+        for case in cases {
+            let prompt = case["prompt"].as_str().expect("text");
+            let expected = case["text"].as_str().expect("text");
+            let n = case["ids"].as_array().expect("ids").len().to_string();
+            let output = run(&["generate", "--quant", "f32", "-n", &n, prompt]);
+            assert_eq!(stdout(&output), format!("{prompt}{expected}"));
+            assert_eq!(
+                stderr(&output),
+                "",
+                "only text, and no progress bar without a terminal"
+            );
+            let args = ["generate", "--no-echo", "--json", "-n", &n, prompt];
+            let output = run(&[&args[..], &["--quant", "f32"]].concat());
+            let object = parse(&stdout(&output));
+            assert_eq!(object["text"].as_str(), Some(expected));
+            assert_eq!(ids(&object["tokens"]), ids(&case["ids"]));
+            assert_eq!(ids(&object["prompt_tokens"]), ids(&case["prompt_ids"]));
+            assert!(object["decode_tokens_per_s"].as_f64() > Some(0.0));
+            assert!(object["prefill_tokens_per_s"].as_f64() > Some(0.0));
+            // Where no two tokens are nearly as likely, rounding changes nothing.
+            if case["min_top2_gap"].as_f64() > Some(0.03) {
+                let output = run(&[&args[..], &["--quant", "int8"]].concat());
+                let object = parse(&stdout(&output));
+                assert_eq!(object["text"].as_str(), Some(expected), "int8");
+            }
+        }
+        assert!(cases.len() >= 8);
     }
-    assert!(cases.len() >= 8);
 }
 
 #[test]
@@ -182,10 +191,13 @@ fn sampling_follows_the_seed_and_stops_where_it_should() {
         "--stop",
         "never there",
         "--stop",
-        "problem",
+        "rules",
     ]);
     let object = parse(&stdout(&output));
-    assert_eq!(object["text"].as_str(), Some(" therefore not a "));
+    assert_eq!(
+        object["text"].as_str(),
+        Some(" a bit more complicated than the ownership ")
+    );
     assert_eq!(object["ending"].as_str(), Some("stop"));
 }
 
@@ -201,20 +213,16 @@ fn states_are_saved_and_gone_on_from() {
     // A prompt of no tokens moves nothing.
     let again = stdout(&run(["--load-state", state, "-n", "20", ""]));
     assert_eq!(again, second);
-    let output = run([
-        "--load-state",
-        state,
-        "--model",
-        &path(golden("odd-bin")),
-        "--tokens",
-        "1",
-    ]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("another model"),
-        "{}",
-        stderr(&output)
-    );
+    for (other, words) in [
+        ("v7-hf", "another model"),
+        ("odd-bin", "expected one of rwkv-4"),
+    ] {
+        let model = path(golden(other));
+        let output = run(["--load-state", state, "--model", &model, "--tokens", "1"]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = stderr(&output);
+        assert!(said.contains(words), "{said}");
+    }
 }
 
 /// Weights that are used as they are stored, wherever they are stored; whoever gets none of it is told.
@@ -223,7 +231,8 @@ fn huge_pages_are_for_files_and_folders() {
     let folder = tempfile::tempdir().expect("a folder");
     let place = |name: &str| path(folder.path().join(name));
     let (file, shards, torch) = (place("file"), place("shards"), place("model.pth"));
-    let demo = path(repository("cli/demo"));
+    // Its matrices are f16, which is used as it is.
+    let demo = path(repository("tests/fixtures/demo4"));
     stdout(&run([
         "quantize", "--quant", "f16", "-m", &demo, "-o", &file,
     ]));
@@ -287,11 +296,11 @@ fn quantize_writes_one_file_that_is_a_whole_model() {
     let output = run(["quantize", "--quant", "int8", "-o", file]);
     assert_eq!(stdout(&output), "", "everything but text goes to stderr");
     assert!(
-        stderr(&output).contains("8.08 bits a weight"),
+        stderr(&output).contains("8.07 bits a weight"),
         "{}",
         stderr(&output)
     );
-    assert!(fs::metadata(file).expect("was written").len() < 10_000_000);
+    assert!(fs::metadata(file).expect("was written").len() < 10_300_000);
     let expected = stdout(&run(["--quant", "int8", "A trait is"]));
     assert_eq!(stdout(&run(["--model", file, "A trait is"])), expected);
     assert_eq!(
@@ -310,7 +319,7 @@ fn quantize_writes_one_file_that_is_a_whole_model() {
     assert_eq!(info["verified"], true);
     assert_eq!(
         info["tensors"].as_array().map(Vec::len),
-        Some(4 + 2 + 8 * 18)
+        Some(4 + 2 + 8 * 30 + 7 * 3)
     );
     let output = run(["quantize", "-m", file, "-o", file]);
     assert_eq!(output.status.code(), Some(1));
@@ -324,18 +333,30 @@ fn quantize_writes_one_file_that_is_a_whole_model() {
 #[test]
 fn info_says_what_a_model_is() {
     let info = parse(&stdout(&run(["info", "--json"])));
-    assert_eq!(info["architecture"], "rwkv-4");
-    assert_eq!(info["n_params"], 8_936_448);
+    assert_eq!(info["architecture"], "rwkv-7");
+    assert_eq!(info["n_params"], 9_067_264);
     assert_eq!(info["n_layer"], 8);
     assert_eq!(info["n_embd"], 256);
     assert_eq!(info["n_vocab"], 4096);
     assert_eq!(info["quant"], "f16");
-    assert_eq!(info["state_bytes"], 8 * 5 * 256 * 4);
-    // All but ffn.value, which is stored the other way round, are used where they lie in the program.
-    assert!(info["mapped_bytes"].as_u64() > Some(13_000_000), "{info}");
+    // In each layer two last inputs, and a number for each key and value of four heads of 64.
+    assert_eq!(info["state_bytes"], 8 * (2 * 256 + 4 * 64 * 64) * 4);
+    // They are stored as bf16, which becomes f16.
+    assert_eq!(info["mapped_bytes"], 0);
     assert_eq!(info["tokenizer"], "tokenizer.json");
     let text = stdout(&run(["info", "--quant", "int8", "--tensors"]));
-    assert!(text.contains("8936448 parameters") && text.contains("blocks.7.ffn.value.weight"));
+    assert!(text.contains("9067264 parameters") && text.contains("blocks.7.ffn.value.weight"));
+}
+
+#[test]
+fn info_says_what_an_rwkv_4_is() {
+    let model = path(repository("tests/fixtures/demo4"));
+    let info = parse(&stdout(&run(["info", "--json", "--model", &model])));
+    assert_eq!(info["architecture"], "rwkv-4");
+    assert_eq!(info["n_params"], 8_936_448);
+    assert_eq!(info["state_bytes"], 8 * 5 * 256 * 4);
+    // All but ffn.value, which is stored the other way round, are used where they lie in the file.
+    assert!(info["mapped_bytes"].as_u64() > Some(13_000_000), "{info}");
 }
 
 #[test]
@@ -382,38 +403,50 @@ fn the_world_vocabulary_travels_in_a_model_file() {
     fs::remove_file(&file).expect("was written");
 }
 
+/// The whole validation text, in f32; int8 on the beginning of it.
 #[test]
-fn perplexity_is_that_of_transformers() {
-    let folder = tempfile::tempdir().expect("a folder");
+fn perplexities_are_those_of_the_references() {
     let file = path(repository("cli/demo/validation.txt"));
-    let expected = json(repository("cli/demo/reference.json"));
-    let expected = expected["validation"]["perplexity"]
-        .as_f64()
-        .expect("a number");
-    let of = |quant: &str| {
-        let object = parse(&stdout(&run([
-            "perplexity",
-            &file,
-            "--json",
-            "--quant",
-            quant,
-        ])));
-        assert_eq!(object["tokens"], 32_282);
-        assert_eq!(object["quant"], quant);
-        object["perplexity"].as_f64().expect("a number")
-    };
-    let f32 = of("f32");
-    assert!(
-        (f32 / expected - 1.0).abs() < 1e-5,
-        "{f32}, expected {expected}"
-    );
-    let int8 = of("int8");
-    let rise = int8 / f32 - 1.0;
-    println!(
-        "perplexity: f32 {f32:.5}, int8 {int8:.5}, {:+.3} %",
-        100.0 * rise
-    );
-    assert!(rise < 0.002, "int8 costs {rise}");
+    let number = |object: &Value, key: &str| object[key].as_f64().expect("a number");
+    for (folder, model) in trained() {
+        let run = |args: &[&str]| {
+            let first = ["perplexity", &file, "--json"];
+            let args = first.iter().chain(args).copied();
+            parse(&stdout(&run(args.chain(model.iter().map(|arg| &arg[..])))))
+        };
+        let f32 = run(&["--quant", "f32"]);
+        assert_eq!(
+            (&f32["tokens"], &f32["quant"]),
+            (&32_282.into(), &"f32".into())
+        );
+        let found = number(&f32, "perplexity");
+        let expected = &json(folder.join("reference.json"))["validation"];
+        let all = number(expected, "perplexity");
+        assert!((found / all - 1.0).abs() < 1e-5, "{found}, expected {all}");
+
+        let args = ["--quant", "int8", "--against", "f32", "--limit", "8192"];
+        let int8 = run(&args);
+        assert_eq!(
+            (&int8["tokens"], &int8["quant"]),
+            (&8192.into(), &"int8".into())
+        );
+        let [int8, f32] = ["perplexity", "against_perplexity"].map(|key| number(&int8, key));
+        let rise = int8 / f32 - 1.0;
+        println!(
+            "{}: f32 {found:.5}; of 8192 tokens {f32:.5}, in int8 {int8:.5}, {:+.3} %",
+            folder.display(),
+            100.0 * rise
+        );
+        assert!(rise < 0.002, "int8 costs {rise}");
+        if let Some(first) = expected["perplexity_first_8192_tokens"].as_f64() {
+            assert!((f32 / first - 1.0).abs() < 1e-5, "{f32}, expected {first}");
+        }
+    }
+}
+
+#[test]
+fn a_single_token_has_no_perplexity() {
+    let folder = tempfile::tempdir().expect("a folder");
     let short = folder.path().join("short");
     fs::write(&short, "a").expect("can be written");
     let output = run(["perplexity", short.to_str().expect("UTF-8")]);

@@ -233,7 +233,7 @@ fn tied_heads() {
 fn tokenizers() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
-    let demo = repository("cli/demo");
+    let demo = repository("tests/fixtures/demo4");
     let tokenizer = demo.join("tokenizer.json");
     // The flags as transformers' script spells them.
     let (raw, target) = (at("RWKV-4-demo.pth"), at("with"));
@@ -269,7 +269,7 @@ fn tokenizers() {
     assert_eq!(settings["added_tokens_decoder"]["1"]["id"], Value::Null);
     let special = json(target.join("special_tokens_map.json"));
     assert_eq!(special["bos_token"], "<|endoftext|>");
-    let expected = stdout(&run(["A trait is"]));
+    let expected = stdout(&run(["-m", text(&demo), "A trait is"]));
     assert_eq!(stdout(&run(["-m", text(&target), "A trait is"])), expected);
 
     // A World vocabulary keeps a name under which it is found.

@@ -50,8 +50,28 @@ fn alone() -> Command {
     for (name, _) in command::command().get_envs().filter(|(_, v)| v.is_none()) {
         command.env_remove(name);
     }
+    // The built-in model is of a version that the plugin does not run.
+    command.env("RWKV_EDGE_MODEL", rwkv_4());
     command.stdin(std::process::Stdio::null());
     command
+}
+
+fn rwkv_4() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/demo4")
+}
+
+/// What `info --devices` prints, which is about no model.
+fn listed(mut command: Command, more: &[&str]) -> String {
+    command.env_remove("RWKV_EDGE_MODEL");
+    command.args(["info", "--devices"]).args(more);
+    stdout(&command.output().expect("the binary starts"))
+}
+
+/// On the CPU, with the program where cargo built it.
+fn on_cpu(args: &[&str]) -> Output {
+    let mut command = command::command();
+    command.env("RWKV_EDGE_MODEL", rwkv_4()).args(args);
+    command.output().expect("the binary starts")
 }
 
 fn with_plugin() -> Command {
@@ -82,7 +102,7 @@ const PROMPT: &str = "Ownership is";
 
 #[test]
 fn text_is_the_same_on_a_device() {
-    let on_cpu = stdout(&command::run(["-n", "40", PROMPT]));
+    let on_cpu = stdout(&on_cpu(&["-n", "40", PROMPT]));
     for args in [
         &["--device", "cpuplug"][..],
         &["--device", "cpuplug:1"],
@@ -107,7 +127,7 @@ fn text_is_the_same_on_a_device() {
 fn states_move_between_devices_by_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("state").display().to_string();
-    let expected = stdout(&command::run(["-n", "20", "--no-echo", PROMPT]));
+    let expected = stdout(&on_cpu(&["-n", "20", "--no-echo", PROMPT]));
     for (first, second) in [("cpuplug", "cpu"), ("cpu", "cpuplug")] {
         let start = run(&[
             "--device",
@@ -256,13 +276,12 @@ fn the_reference_of_a_comparison_needs_no_device() {
 
 #[test]
 fn devices_are_listed() {
-    let text = stdout(&run(&["info", "--devices"]));
+    let text = listed(with_plugin(), &[]);
     assert!(
         text.contains("plugin        cpuplug") && text.contains("cpuplug:1 "),
         "{text}"
     );
-    let list: Value =
-        serde_json::from_str(&stdout(&run(&["info", "--devices", "--json"]))).expect("JSON");
+    let list: Value = serde_json::from_str(&listed(with_plugin(), &["--json"])).expect("JSON");
     let devices = &list["plugins"][0]["devices"];
     assert_eq!(devices[1]["device"], "cpuplug:1");
     assert!(devices[0]["free_bytes"].as_u64() > Some(0));
@@ -271,14 +290,10 @@ fn devices_are_listed() {
         serde_json::json!(["f32", "f16", "int8"])
     );
     let mut command = with_plugin();
-    let output = command
-        .env("CPUPLUG_NO_DRIVER", "1")
-        .args(["info", "--devices"])
-        .output();
-    let text = stdout(&output.expect("the binary starts"));
+    command.env("CPUPLUG_NO_DRIVER", "1");
+    let text = listed(command, &[]);
     assert!(text.contains("no driver"), "{text}");
-    let output = alone().args(["info", "--devices"]).output();
-    let none = stdout(&output.expect("the binary starts"));
+    let none = listed(alone(), &[]);
     assert!(none.contains("no plugin is installed"), "{none}");
 }
 
@@ -401,13 +416,15 @@ fn what_is_missing_is_told_in_one_line() {
 /// was expected.
 #[test]
 fn plugins_of_other_versions_are_told() {
-    let with = |variable: (&str, &str), args: &[&str]| {
+    let with = |variable: (&str, &str)| {
         let mut command = with_plugin();
-        command.env(variable.0, variable.1).args(args);
-        command.output().expect("the binary starts")
+        command.env(variable.0, variable.1);
+        command
     };
     let generate = |variable: (&str, &str), args: &[&str]| {
-        with(variable, &[args, &["-n", "1", "hi"]].concat())
+        let mut command = with(variable);
+        command.args(args).args(["-n", "1", "hi"]);
+        command.output().expect("the binary starts")
     };
     let device = ["--device", "cpuplug"];
 
@@ -415,8 +432,8 @@ fn plugins_of_other_versions_are_told() {
     let old_is_named = ("RWKV_EDGE_PLUGIN_PATH", old.as_str());
     let told = format!("plugin {old}: is a plugin of table version 1, expected 2: update it");
     refused(&generate(old_is_named, &["--device", "oldplug"]), &[&told]);
-    let listed = stdout(&with(old_is_named, &["info", "--devices"]));
-    assert!(listed.contains(&told), "{listed}");
+    let text = listed(with(old_is_named), &[]);
+    assert!(text.contains(&told), "{text}");
 
     let others = ("CPUPLUG_ARCHITECTURES", "rwkv-0,rwkv-99");
     let told = ": cannot run rwkv-4, has rwkv-0 and rwkv-99";
@@ -438,11 +455,25 @@ fn plugins_of_other_versions_are_told() {
     let expected = format!("auto: the model runs on the CPU: cpuplug{told}\n");
     assert_eq!(text, expected);
 
+    // The same of the built-in model, whose version this plugin does not have.
+    let built_in = |device: &str| {
+        let mut command = with_plugin();
+        command
+            .env_remove("RWKV_EDGE_MODEL")
+            .args(["--device", device, "-n", "1", "hi"]);
+        command.output().expect("the binary starts")
+    };
+    let told = ": cannot run rwkv-7, has rwkv-4";
+    refused(&built_in("cpuplug"), &[&format!("cpuplug:0{told}")]);
+    let output = built_in("auto");
+    stdout(&output);
+    let expected = format!("auto: the model runs on the CPU: cpuplug{told}\n");
+    assert_eq!(stderr(&output), expected);
+
     // What only later programs know is none of this one's, and in nobody's way.
     let later = ("CPUPLUG_QUANTS", "int4,f16");
-    let listed = stdout(&with(later, &["info", "--devices", "--json"]));
-    let listed: Value = serde_json::from_str(&listed).expect("JSON");
-    let quants = &listed["plugins"][0]["devices"][0]["quants"];
+    let list: Value = serde_json::from_str(&listed(with(later), &["--json"])).expect("JSON");
+    let quants = &list["plugins"][0]["devices"][0]["quants"];
     assert_eq!(quants, &serde_json::json!(["f16"]));
     stdout(&generate(later, &["--device", "cpuplug", "-q", "f16"]));
 
@@ -469,12 +500,16 @@ fn a_plugin_in_a_file_of_another_name_is_told_apart() {
         file.display().to_string(),
         folder.path().display().to_string(),
     );
-    let with = |path: &str, args: &[&str]| {
+    let with = |path: &str| {
         let mut command = alone();
-        command.env("RWKV_EDGE_PLUGIN_PATH", path).args(args);
+        command.env("RWKV_EDGE_PLUGIN_PATH", path);
+        command
+    };
+    let generate = |path: &str, device: &str| {
+        let mut command = with(path);
+        command.args(["--device", device, "-n", "1", "hi"]);
         command.output().expect("the binary starts")
     };
-    let generate = |path: &str, device: &str| with(path, &["--device", device, "-n", "1", "hi"]);
     let both = "was loaded, but its table calls its devices cpuplug, expected foo";
     for path in [&file, &folder] {
         refused(&generate(path, "foo"), &[&file, both]);
@@ -495,19 +530,17 @@ fn a_plugin_in_a_file_of_another_name_is_told_apart() {
             &folder,
         ],
     );
-    let listed = |path: &str| -> Value {
-        let list: Value =
-            serde_json::from_str(&stdout(&with(path, &["info", "--devices", "--json"])))
-                .expect("JSON");
+    let found = |path: &str| -> Value {
+        let list: Value = serde_json::from_str(&listed(with(path), &["--json"])).expect("JSON");
         list["plugins"].clone()
     };
-    assert_eq!(listed(&file)[0]["name"], "cpuplug");
-    let misnamed = &listed(&folder)[0];
+    assert_eq!(found(&file)[0]["name"], "cpuplug");
+    let misnamed = &found(&folder)[0];
     assert_eq!(misnamed["name"], Value::Null);
     let error = misnamed["error"].as_str().expect("an error");
     assert!(error.contains(both), "{error}");
     // The folder has nothing new to say of a file that is named as well.
-    let twice = listed(&format!("{file}:{folder}"));
+    let twice = found(&format!("{file}:{folder}"));
     assert_eq!(twice.as_array().map(Vec::len), Some(1), "{twice}");
 }
 

@@ -319,6 +319,74 @@ fn int8_of_a_trained_model_is_as_close_as_row_scales_alone() {
     assert!(error <= 0.0045, "{error}");
 }
 
+/// Trained models of two versions, with the folder that each is in and the tokens of their validation text.
+fn trained() -> [(&'static str, Vec<u32>); 2] {
+    let model = open(common::repository("cli/demo"), Quant::F16, 1);
+    let text = std::fs::read_to_string(common::repository("cli/demo/validation.txt"));
+    let start: String = text
+        .expect("is in the repository")
+        .chars()
+        .take(1000)
+        .collect();
+    let tokens = model
+        .tokenizer()
+        .and_then(|tokenizer| tokenizer.encode(&start))
+        .expect("a text");
+    let tokens = &tokens[..128];
+    ["cli/demo", "tests/fixtures/demo4"].map(|folder| (folder, tokens.to_vec()))
+}
+
+/// The `rwkv` package computed them in f32.
+#[test]
+fn f32_logits_of_a_trained_rwkv_7_equal_those_of_its_authors() {
+    let folder = common::repository("cli/demo");
+    let expected = &json(folder.join("reference.json"))["prefix"];
+    let (tokens, last) = (ids(&expected["ids"]), floats(&expected["logits_last"]));
+    let tolerance = LOGITS_TOLERANCE * standard_deviation(&last);
+    let model = open(folder, Quant::F32, 2);
+    for length in [1, 7, tokens.len()] {
+        let (_, logits) = in_pieces(&model, &tokens, || length);
+        let rows: Vec<_> = logits.chunks_exact(model.n_vocab()).collect();
+        let difference = max_difference(rows[tokens.len() - 1], &last);
+        assert!(difference <= tolerance, "{difference} > {tolerance}");
+        let best: Vec<_> = rows.iter().map(|row| argmax(row) as u32).collect();
+        assert_eq!(best, ids(&expected["argmax"]), "pieces of {length}");
+    }
+}
+
+/// What makes it worth not to read rows of `ffn.value`: their READMEs have the shares of each layer.
+#[test]
+fn most_hidden_units_of_trained_models_are_zero() {
+    for (folder, tokens) in trained() {
+        let model = open(common::repository(folder), Quant::Int8, 2);
+        let (session, _) = in_pieces(&model, &tokens, || 1);
+        let sparsity = session.sparsity();
+        let info = model.info();
+        let n_hidden = 1024 * info.n_layer * tokens.len();
+        assert_eq!(sparsity.total, n_hidden as u64, "{folder}");
+        let share = sparsity.skipped as f64 / sparsity.total as f64;
+        println!("{folder}: {:.1} % of the rows are not read", 100.0 * share);
+        assert!((0.89..0.95).contains(&share), "{folder}: {share}");
+    }
+}
+
+#[test]
+fn int8_logits_of_trained_models_are_close_to_f32() {
+    for (folder, tokens) in trained() {
+        let logits = |quant| {
+            let model = open(common::repository(folder), quant, 2);
+            let bits = model.info().bits_per_weight;
+            let logits = model.session().eval_all(&tokens).expect("valid tokens");
+            (logits, bits)
+        };
+        let ((exact, _), (int8, bits)) = (logits(Quant::F32), logits(Quant::Int8));
+        let error = distance(&int8, &exact);
+        println!("{folder}: int8 {:.2} % at {bits:.3} bits", 100.0 * error);
+        assert!(error < 0.01, "{folder}: {error}");
+        assert!(bits <= 8.5, "{folder}: {bits} bits a weight");
+    }
+}
+
 #[test]
 fn what_a_forward_pass_refuses_changes_nothing() {
     let model = open(golden("odd-bin"), Quant::Int8, 2);

@@ -264,7 +264,7 @@ fn quiet_and_verbose() {
         assert_eq!(stdout(&output), "");
         stderr(&output)
     };
-    assert!(quantize(&[]).contains("8.08 bits a weight"));
+    assert!(quantize(&[]).contains("8.07 bits a weight"));
     assert_eq!(quantize(&["--quiet"]), "");
     let expected = stdout(&run(["-n", "5", "A"]));
     for args in [

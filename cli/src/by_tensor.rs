@@ -20,19 +20,26 @@ pub(crate) struct ByTensor {
     reference: Model,
     quantised: Model,
     /// Those that the quantisation changes.
+    changed: Vec<TensorInfo>,
+    /// Those of them that are looked at alone.
     matrices: Vec<TensorInfo>,
 }
 
 impl ByTensor {
     pub(crate) fn new(reference: Model, quantised: Model) -> Result<Self> {
         let of_reference = reference.tensors();
-        let matrices: Vec<_> = quantised
+        let changed: Vec<_> = quantised
             .tensors()
             .into_iter()
             .zip(of_reference)
             .filter(|(ours, theirs)| ours.quant != theirs.quant)
             .map(|(ours, _)| ours)
             .collect();
+        // Low-rank matrices stay floats: beside what int8 does to others there is nothing to see of them.
+        let is_int8 = |tensor: &TensorInfo| tensor.quant == Quant::Int8;
+        let some_are_int8 = changed.iter().any(is_int8);
+        let is_looked_at = |tensor: &&TensorInfo| is_int8(tensor) || !some_are_int8;
+        let matrices: Vec<_> = changed.iter().filter(is_looked_at).cloned().collect();
         if matrices.is_empty() {
             let quant = quantised.info().quant;
             bail!("--by-tensor: both models are {quant}, expected another --quant or --against");
@@ -40,6 +47,7 @@ impl ByTensor {
         let by_tensor = ByTensor {
             reference,
             quantised,
+            changed,
             matrices,
         };
         // Says at once that the two do not belong together.
@@ -77,7 +85,7 @@ impl Models for ByTensor {
     fn get(&self, index: usize) -> rwkv_edge::Result<Model> {
         let chosen = match index {
             0 => return Ok(self.reference.clone()),
-            1 => &self.matrices[..],
+            1 => &self.changed[..],
             _ => &self.matrices[index - 2..=index - 2],
         };
         let names: Vec<_> = chosen.iter().map(|tensor| tensor.name.as_str()).collect();

@@ -120,24 +120,24 @@ fn states_that_do_not_belong_are_refused() {
     let good = fs::read(&path).unwrap();
     let mut flipped = good.clone();
     flipped[300] ^= 1;
-    let odd = command()
-        .args(["--model", golden("odd-bin").to_str().unwrap()])
-        .args([
-            "--tokens",
-            "1,2,3",
-            "-n",
-            "0",
-            "--save-state",
-            &chat.text_path("odd"),
-        ])
-        .output()
-        .unwrap();
-    assert!(odd.status.success());
+    let of_model = |name: &str| {
+        let mut command = command();
+        command
+            .args(["--model", golden(name).to_str().unwrap()])
+            .args(["--tokens", "1,2,3", "-n", "0", "--save-state"])
+            .arg(chat.path(name));
+        assert!(command.output().unwrap().status.success());
+        fs::read(chat.path(name)).unwrap()
+    };
     for (bytes, reason) in [
         (&flipped[..], "damaged"),
         (&good[..good.len() - 1], "bytes, expected"),
         (b"text", "not a saved state"),
-        (&fs::read(chat.path("odd")).unwrap(), "another model"),
+        (&of_model("v7-hf"), "another model"),
+        (
+            &of_model("odd-bin"),
+            "state of \"rwkv-4\", expected one of rwkv-7",
+        ),
     ] {
         let bad = chat.text_path("bad");
         fs::write(&bad, bytes).unwrap();
@@ -171,7 +171,7 @@ fn a_conversation_is_saved_at_its_end() {
     let quiet = chat.run(&["--quiet", "--save-state", &path], "Ownership is\n/show\n");
     assert_eq!(
         stderr(&quiet),
-        "> Ownership is\ntherefore not a problem.\n\n"
+        "> Ownership is\na bit more complicated than the ownership rules.\n\n"
     );
     let good = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
@@ -318,6 +318,8 @@ fn conversations_of_version_0_1_go_on() {
     let mut command = command();
     command
         .args(["chat", "--quant", "int8", "--template", "plain", "-n", "40"])
+        .arg("--model")
+        .arg(repository("tests/fixtures/demo4"))
         .arg("--load-state")
         .arg(fixture("talk.state"));
     let output = chat.feed(command, &format!("/show\n{}\n", text("message")));

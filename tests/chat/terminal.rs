@@ -156,7 +156,7 @@ fn lines_are_edited_completed_and_kept() {
     let mut terminal = Terminal::start(&plain);
     // Ctrl-A, Ctrl-E, backspace; Tab behind a part of a command; errors end nothing.
     terminal.enter("> ", "wnership is\x01O\x05x\x7f");
-    terminal.wait_for("therefore not a problem.");
+    terminal.wait_for("than the ownership rules.");
     terminal.enter("> ", "/sta\t");
     terminal.wait_for("1 turns");
     terminal.enter("> ", "/load /no/such/file");
@@ -170,7 +170,7 @@ fn lines_are_edited_completed_and_kept() {
     // Up three times is the first line again, in another session.
     let mut terminal = Terminal::start_in(folder, &plain);
     terminal.enter("> ", "\x1b[A\x1b[A\x1b[A");
-    terminal.wait_for("therefore not a problem.");
+    terminal.wait_for("than the ownership rules.");
     let folder = terminal.end("> ");
 
     let no_history = ["--template", "plain", "--no-history"];

@@ -1,4 +1,4 @@
-"""Text, states, perplexity and memory from the command line: a device beside the CPU, on the demo model.
+"""Text, states, perplexity and memory from the command line: a device beside the CPU, on a trained RWKV-4.
 
 usage: correct.py RWKV_EDGE DEVICE RESULTS.json
 """
@@ -13,12 +13,13 @@ edge, device, results = sys.argv[1:]
 # Tokens of the text; shorter where the device is slow.
 LIMIT = os.environ.get("PERPLEXITY_TOKENS", "20000")
 PROMPTS = ["Ownership is", "A trait is", "fn main() {", "The state between two tokens"]
+MODEL = "tests/fixtures/demo4"
 failures = []
 facts = {}
 
 
 def run(*arguments):
-    output = subprocess.run([edge, *arguments], capture_output=True, text=True)
+    output = subprocess.run([edge, *arguments, "--model", MODEL], capture_output=True, text=True)
     if output.returncode != 0:
         failures.append(f"{arguments}: {output.stderr.strip()}")
     return output.stdout

@@ -44,8 +44,9 @@ impl Case {
     }
 }
 
+/// A trained model of the version that plugins run.
 pub fn demo() -> Case {
-    let path = repository("cli/demo");
+    let path = repository("tests/fixtures/demo4");
     let model = open_on("cpu", path.clone(), Quant::F16);
     let text = std::fs::read_to_string(repository("cli/demo/validation.txt")).expect("a file");
     let start: String = text.chars().take(600).collect();

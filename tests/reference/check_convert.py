@@ -173,7 +173,7 @@ def check_rwkv_cpp(work):
 
 
 def check_tokenizer(work):
-    demo = os.path.join(REPOSITORY, "cli/demo")
+    demo = os.path.join(REPOSITORY, "tests/fixtures/demo4")
     files = [os.path.join(demo, "tokenizer.json")]
     if "RWKV_EDGE_TEST_DATA" in os.environ:
         files.append(os.path.join(os.environ["RWKV_EDGE_TEST_DATA"], "20B_tokenizer.json"))

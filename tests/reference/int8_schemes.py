@@ -3,12 +3,13 @@
 usage: int8_schemes.py [--golden DIR]... [--trained DIR] [--demo DIR] [--schemes A,Bl4,...] [--acts none,i16,...]
                        [--tokens 8192 | 0 for the whole file] [--each] [--f32-check]
 
-A golden DIR holds a Hugging Face RWKV-4 model and expected.json (input_ids); a demo DIR also holds validation.txt and
-tokenizer.json. For golden models the figure is the relative L2 error of the logits over all positions against the same
-model in f32, on the ids of expected.json and on 256 random ids. For the demo it is the rise of the perplexity in
-percent and the mean KL divergence from f32. A trained DIR holds a model of bytes, such as rwkv.cpp's tiny one after
-`rwkv-edge convert`; its figure is the relative error of the centred logits over the first 300 bytes of validation.txt,
-so it needs --demo as well. Needs numpy and safetensors, tokenizers for --demo, torch only for pytorch_model.bin.
+A golden DIR holds a Hugging Face RWKV-4 model and expected.json (input_ids); a demo DIR, such as
+tests/fixtures/demo4, also holds tokenizer.json; its text is cli/demo/validation.txt. For golden models the figure is
+the relative L2 error of the logits over all positions against the same model in f32, on the ids of expected.json and
+on 256 random ids. For the demo it is the rise of the perplexity in percent and the mean KL divergence from f32. A
+trained DIR holds a model of bytes, such as rwkv.cpp's tiny one after `rwkv-edge convert`; its figure is the relative
+error of the centred logits over the first 300 bytes of validation.txt, so it needs --demo as well. Needs numpy and
+safetensors, tokenizers for --demo, torch only for pytorch_model.bin.
 
 Orientation. Every matrix is quantised as it is stored in the int8 file: [out, in], but ffn.value is stored transposed,
 [hidden, out], one row for each hidden unit. So a "row scale" of ffn.value belongs to an input and multiplies the
@@ -18,6 +19,7 @@ import argparse, glob, json, os, sys, time
 import numpy as np
 
 F = np.float32
+VALIDATION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../cli/demo/validation.txt")
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------
@@ -416,7 +418,7 @@ def main():
         from tokenizers import Tokenizer
         t = load_model(args.demo); mats = matrices(t)
         tok = Tokenizer.from_file(os.path.join(args.demo, "tokenizer.json"))
-        ids = np.array(tok.encode(open(os.path.join(args.demo, "validation.txt"), encoding="utf-8", newline="").read()).ids)
+        ids = np.array(tok.encode(open(VALIDATION, encoding="utf-8", newline="").read()).ids)
         if args.tokens: ids = ids[:args.tokens]
         plain = unquantised(mats)
         base, ref = perplexity(t, plain, ids)[0], (hidden(t, plain, ids), plain["head.weight"])
@@ -425,7 +427,7 @@ def main():
     trained = None
     if args.trained:
         t = load_model(args.trained); mats = matrices(t)
-        ids = np.frombuffer(open(os.path.join(args.demo, "validation.txt"), "rb").read(300), np.uint8).astype(int)
+        ids = np.frombuffer(open(VALIDATION, "rb").read(300), np.uint8).astype(int)
         trained = (t, mats, ids, centred(logits(t, unquantised(mats), ids)))
     if args.f32_check: return
 

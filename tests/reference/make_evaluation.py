@@ -1,8 +1,8 @@
-"""What Hugging Face transformers 4.57.6 (float32, CPU) computes with the demo model for tests/perplexity.rs and tests/eval.rs:
+"""What Hugging Face transformers 4.57.6 (float32, CPU) computes with tests/fixtures/demo4 for tests/perplexity.rs and tests/eval.rs:
 sliding-window perplexities and LAMBADA scores.
 
 usage: make_evaluation.py MODEL_DIR PASSAGES.jsonl OUT.json [LAMBADA.jsonl]
-MODEL_DIR is cli/demo, with validation.txt in it. The last file is lambada_test.jsonl (OpenAI's variant), which is not part of
+MODEL_DIR is a copy of tests/fixtures/demo4, with cli/demo/validation.txt in it. The last file is lambada_test.jsonl (OpenAI's variant), which is not part of
 the repository; its first 100 passages are scored.
 """
 import json, math, sys
