@@ -9,7 +9,7 @@ mod tensors;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{floats, golden, ids, json, open};
+use common::{floats, golden, ids, json, open, repository};
 use rwkv_edge::{
     CheckpointSource, ConvertOptions, ErrorKind, Model, Options, Output, Quant, Session, Span,
 };
@@ -19,7 +19,7 @@ const LAYERS: usize = 3;
 const SHAPE: [usize; 3] = [2, 64, 64];
 
 fn time_state() -> PathBuf {
-    golden("v7-pth").join("time_state.pth")
+    repository("tests/fixtures/tuned/time_state.pth")
 }
 
 fn base() -> Model {
@@ -100,7 +100,7 @@ fn argmax(row: &[f32]) -> u32 {
 
 /// Whether a session is where the golden file's state begins.
 fn check(session: &mut Session, what: &str) {
-    let expected = json(golden("v7-pth").join("expected_time_state.json"));
+    let expected = json(repository("tests/fixtures/tuned/expected_time_state.json"));
     let tolerance = 1e-4 * expected["logits_std"].as_f64().expect("a number");
     assert_eq!(session.state().n_tokens(), 0, "{what}");
     assert!(session.logits().is_none(), "{what}");

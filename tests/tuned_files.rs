@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use command::{run, run_with_stdin, stderr, stdout};
-use common::{golden, ids, json};
+use common::{golden, ids, json, repository};
 use serde_json::Value;
 
 /// A base model, its tuned state, a model file with both, and a vocabulary of single bytes, which the golden model
@@ -37,7 +37,7 @@ impl Files {
         }
         fs::write(path("vocabulary.txt"), lines).expect("can be written");
         let base = golden("v7-pth").join("model.pth");
-        let state = golden("v7-pth").join("time_state.pth");
+        let state = repository("tests/fixtures/tuned/time_state.pth");
         let model = rwkv_edge::Model::open(&base, &rwkv_edge::Options::new()).expect("a fixture");
         let tuned = model.with_initial_state(&state).expect("a fixture");
         let merged = path("merged.model");
