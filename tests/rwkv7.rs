@@ -280,14 +280,14 @@ fn norms_of_heads() {
         let said = logits(&folder.model("said", &raw, &config), Quant::F32);
         assert!(scaled == said, "{name}");
     }
-    // What such a directory cannot say is not written as if it could.
-    let source = CheckpointSource::open(folder.path("plain")).expect("a checkpoint");
-    let written = source.to_hugging_face(folder.path("x"), &ConvertOptions::new(), &mut |_| {});
-    let error = written.expect_err("another epsilon");
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let text = error.to_string();
-    assert!(text.contains("epsilon 0.00064, expected 0.0064"), "{text}");
-    assert!(!folder.path("x").exists());
+    // What the names of such a directory do not say, a field does.
+    let (written, raw) = (folder.path("x"), folder.path("x.pth"));
+    to_hugging_face(&folder.path("plain"), &written, u64::MAX);
+    let config = json(written.join("config.json"));
+    assert_eq!(config["group_norm_epsilon"], json!(64e-5));
+    assert!(logits(&written, Quant::F32) == plain);
+    to_raw(&written, &raw);
+    assert!(json(golden(GOLDEN).join("config.json"))["group_norm_epsilon"].is_null());
 }
 
 fn to_hugging_face(source: &Path, target: &Path, shard_bytes: u64) {

@@ -39,7 +39,6 @@ pub const GOLDEN: [&str; 7] = [
     "v7-gguf-q8_0",
 ];
 
-
 pub fn golden(name: &str) -> PathBuf {
     repository("tests/fixtures/golden").join(name)
 }
