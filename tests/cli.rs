@@ -10,7 +10,7 @@ use std::fs;
 use std::process::Stdio;
 
 use command::{command, run, run_with_stdin, stderr, stdout};
-use common::{floats, golden, ids, json, repository, GOLDEN};
+use common::{floats, golden, ids, json, repository, CHECKPOINTS};
 use serde_json::Value;
 
 fn parse(text: &str) -> Value {
@@ -84,7 +84,7 @@ fn int8_text_is_the_same_on_every_kernel_set_and_number_of_threads() {
 
 #[test]
 fn golden_models_run_by_token_ids() {
-    for name in GOLDEN {
+    for name in CHECKPOINTS {
         let expected = json(golden(name).join("expected.json"));
         let model = path(golden(name));
         let greedy = ids(&expected["greedy_ids"]);

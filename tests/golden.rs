@@ -1,4 +1,4 @@
-//! The forward pass against Hugging Face transformers, on small models with outlier rows and columns,
+//! The forward pass against Hugging Face transformers (RWKV-4) and the `rwkv` package (RWKV-7), on small models with outlier rows and columns,
 //! and against itself: any chunking, any number of threads, many spans at once.
 //!
 //! tests/reference/make_golden.py made the models and what is expected of them.
@@ -7,7 +7,7 @@ mod common;
 #[path = "common/skipped.rs"]
 mod skipped;
 
-use common::{floats, golden, ids, json, open, Random, GOLDEN};
+use common::{all_floats, floats, golden, ids, json, open, Random, GOLDEN};
 use rwkv_edge::{ErrorKind, Model, Output, Quant, Session, Span};
 
 /// Largest difference that the issue allows, in standard deviations of the logits. f32 sums in another
@@ -37,7 +37,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn f32_logits_equal_those_of_transformers() {
+fn f32_logits_equal_those_of_references() {
     for name in GOLDEN {
         let expected = json(golden(name).join("expected.json"));
         let tokens = ids(&expected["input_ids"]);
@@ -66,8 +66,16 @@ fn f32_logits_equal_those_of_transformers() {
     }
 }
 
+fn transpose(square: &mut [f64], n: usize) {
+    for row in 0..n {
+        for column in 0..row {
+            square.swap(row * n + column, column * n + row);
+        }
+    }
+}
+
 #[test]
-fn f32_states_equal_those_of_transformers() {
+fn f32_states_equal_those_of_references() {
     for name in GOLDEN {
         let expected = json(golden(name).join("expected.json"));
         let model = open(golden(name), Quant::F32, 2);
@@ -87,7 +95,14 @@ fn f32_states_equal_those_of_transformers() {
                     "att_previous" => "att_x",
                     part => part,
                 };
-                let expected = floats(&expected["state"][part][layer]);
+                let mut expected = all_floats(&expected["state"][part][layer]);
+                if part == "wkv" {
+                    // References have (value, key), states (key, value).
+                    let head = info.head_size * info.head_size;
+                    for head in expected.chunks_exact_mut(head) {
+                        transpose(head, info.head_size);
+                    }
+                }
                 let tolerance = LOGITS_TOLERANCE * standard_deviation(&expected).max(1e-3);
                 let difference = max_difference(&state[at..at + length], &expected);
                 assert!(
@@ -101,7 +116,7 @@ fn f32_states_equal_those_of_transformers() {
 }
 
 #[test]
-fn greedy_continuations_equal_those_of_transformers() {
+fn greedy_continuations_equal_those_of_references() {
     for name in GOLDEN {
         let expected = json(golden(name).join("expected.json"));
         let tokens = ids(&expected["greedy_ids"]);
@@ -168,9 +183,12 @@ fn prefill_in_any_chunking_equals_decode() {
 #[test]
 fn long_prompts_in_any_chunking_equal_decode() {
     let mut random = Random(17);
-    for quant in [Quant::F32, Quant::F16, Quant::Int8] {
-        let model = open(golden("small-safetensors"), quant, 2);
-        let tokens: Vec<u32> = (0..300).map(|_| random.next() as u32 % 320).collect();
+    let quants = [Quant::F32, Quant::F16, Quant::Int8];
+    let names = ["small-safetensors", "v7-pth"].into_iter();
+    for (name, quant) in names.flat_map(|name| quants.map(|quant| (name, quant))) {
+        let model = open(golden(name), quant, 2);
+        let n_vocab = model.n_vocab() as u32;
+        let tokens: Vec<u32> = (0..300).map(|_| random.next() as u32 % n_vocab).collect();
         let (_, decoded) = in_pieces(&model, &tokens, || 1);
         for length in [300, 128, 64, 63, 7] {
             let (_, logits) = in_pieces(&model, &tokens, || length);
@@ -207,8 +225,10 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn many_spans_at_once_equal_one_after_the_other() {
-    for quant in [Quant::F32, Quant::Int8] {
-        let model = open(golden("small-safetensors"), quant, 2);
+    let quants = [Quant::F32, Quant::Int8];
+    let names = ["small-safetensors", "v7-pth"].into_iter();
+    for (name, quant) in names.flat_map(|name| quants.map(|quant| (name, quant))) {
+        let model = open(golden(name), quant, 2);
         let n_vocab = model.n_vocab();
         let mut random = Random(9);
         let lengths = [1, 17, 0, 5, 1, 40];
@@ -285,7 +305,8 @@ fn int8_and_f16_logits_are_close_to_f32() {
             "{name}: int8 {:.2} % at {bits:.3} bits a weight",
             100.0 * error
         );
-        assert!(error < 0.03, "{name}: {error}");
+        let bound = if name.starts_with("v7") { 0.06 } else { 0.03 };
+        assert!(error < bound, "{name}: {error}");
         assert!(bits <= 8.5, "{name}: {bits} bits a weight");
         let (f16, bits) = logits(Quant::F16);
         let error = distance(&f16, &exact);

@@ -18,6 +18,8 @@ mod proxies;
 mod python;
 #[path = "hub/quantised.rs"]
 mod quantised;
+#[path = "hub/rwkv7.rs"]
+mod rwkv7;
 #[path = "common/skipped.rs"]
 mod skipped;
 #[path = "hub/stand_in.rs"]

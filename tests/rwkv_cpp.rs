@@ -208,3 +208,56 @@ fn quantised_rwkv_cpp_files_become_f32() {
         }
     }
 }
+
+/// Files of RWKV-7 are the checkpoint that they were made from: its logits, its facts, and it again.
+#[test]
+fn rwkv_7_files_are_checkpoints() {
+    let fixture = |name: &str| repository("tests/fixtures/rwkv-cpp7").join(name);
+    let folder = tempfile::tempdir().expect("a folder");
+    let expected = json(fixture("expected.json"));
+    let ids: Vec<String> = common::ids(&expected["tokens"])
+        .iter()
+        .map(u32::to_string)
+        .collect();
+    let of = |path: &Path| {
+        let tokens = ids.join(",");
+        let args = ["logits", "-m", text(path), "--tokens", &tokens];
+        let output = run(args.iter().chain(&["--quant", "f32", "--json"]));
+        let object: Value = serde_json::from_str(&stdout(&output)).expect("valid JSON");
+        floats(&object["logits"][0])
+    };
+    let info = |path: &Path| -> Value {
+        let output = run(["info", "-m", text(path), "--json"]);
+        serde_json::from_str(&stdout(&output)).expect("valid JSON")
+    };
+    let original = fixture("original.safetensors");
+    for name in ["FP32", "FP16", "Q8_0", "Q5_1", "Q4_0"] {
+        let source = fixture(&format!("{name}.bin"));
+        let found = of(&source);
+        let reference = floats(&expected["files"][name]["logits"]);
+        let spread = reference.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+        let difference = largest_difference(&found, &reference);
+        assert!(
+            difference < 2e-6 * spread,
+            "{name}: {difference} of {spread}"
+        );
+        // The checkpoint's numbers have eight bits, which f16 holds, too.
+        assert_eq!(of(&original) == found, name.starts_with("FP"), "{name}");
+
+        let facts = info(&source);
+        assert_eq!(facts["architecture"], "rwkv-7", "{facts}");
+        for more in [&["--to", "raw"][..], &["--to", "raw", "--no-mmap"]] {
+            let target = folder.path().join(format!("{name}{}.pth", more.len()));
+            convert(&source, &target, more);
+            assert_eq!(of(&target), found, "{name}: to the bit");
+            assert_eq!(info(&target)["fingerprint"], facts["fingerprint"], "{name}");
+        }
+        let model = folder.path().join(format!("{name}.model"));
+        let output = run(["quantize", "-m", text(&source), "-o", text(&model)]);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert_eq!(
+        info(&original)["fingerprint"],
+        info(&fixture("FP32.bin"))["fingerprint"]
+    );
+}

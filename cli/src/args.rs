@@ -14,8 +14,8 @@ use crate::numbers::{whole, THREADS_MAX};
 pub(crate) struct ModelArgs {
     /// Directory, file or hub name
     ///
-    /// A Hugging Face directory, a .pth, .safetensors or rwkv.cpp .bin file, a file made by `quantize`, or
-    /// the name of a model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile. Without it, a small
+    /// A Hugging Face directory, a .pth, .safetensors, .gguf or rwkv.cpp .bin file, a file made by `quantize`,
+    /// or the name of a model on the Hugging Face hub, such as RWKV/rwkv-4-169m-pile. Without it, a small
     /// demo model that is part of the program.
     #[arg(short, long, value_name = "MODEL", env = environment::MODEL, hide_env_values = true)]
     pub(crate) model: Option<PathBuf>,
@@ -28,7 +28,7 @@ pub(crate) struct ModelArgs {
 
     /// f32, f16 or int8 [default: as stored]
     ///
-    /// What the weight matrices are turned into while loading; quantised rwkv.cpp files become f16. A
+    /// What the weight matrices are turned into while loading; quantised GGUF and rwkv.cpp files become f16. A
     /// model file of int8 weights stays as it is: it cannot become more exact.
     #[arg(short, long, hide_possible_values = true)]
     pub(crate) quant: Option<Quant>,
@@ -68,6 +68,18 @@ pub(crate) struct ModelArgs {
     pub(crate) max_memory: Option<ByteSize>,
     #[command(flatten)]
     pub(crate) devices: DeviceArgs,
+}
+
+/// What every sequence of a model begins with.
+#[derive(clap::Args, Clone)]
+pub(crate) struct InitialStateArgs {
+    /// Begin with a tuned initial state
+    ///
+    /// A .pth or .safetensors file that holds nothing but blocks.N.att.time_state of each layer, as "state tuning" of
+    /// RWKV-7 saves it. Whatever begins with the empty state begins with this one. A model that was merged with its
+    /// state needs no such file.
+    #[arg(long = "load-state", value_name = "FILE")]
+    pub(crate) initial: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -20,7 +20,7 @@ const SHARD_BYTES_MAX: ByteSize = ByteSize(5_000_000_000);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint: a .pth, .safetensors or rwkv.cpp .bin file, a directory, or a file of --repo-id
+    /// Checkpoint: a .pth, .safetensors, .gguf or rwkv.cpp .bin file, a directory, or a file of --repo-id
     #[arg(short = 'm', long, value_name = "PATH")]
     #[arg(alias = "checkpoint_file", visible_alias = "model")]
     checkpoint_file: PathBuf,
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", alias = "tokenizer_file")]
     tokenizer_file: Option<PathBuf>,
 
-    /// Published size that the checkpoint must have
+    /// Published size of RWKV-4 that the checkpoint must have
     #[arg(long, ignore_case = true)]
     size: Option<Size>,
 
@@ -79,7 +79,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// A Hugging Face directory
+    /// A Hugging Face directory, of RWKV-4 as transformers writes it, of RWKV-7 as flash-linear-attention
     Hf,
     /// A .pth file as the RWKV models are published
     Raw,

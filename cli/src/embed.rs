@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use rwkv_edge_scoring::{Embedder, Pooling};
 use tempfile::SpooledTempFile;
 
-use crate::args::ModelArgs;
+use crate::args::{InitialStateArgs, ModelArgs};
 use crate::input::Input;
 use crate::model;
 use crate::progress::Progress;
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// Do not scale vectors to length 1
     #[arg(long)]
     no_normalize: bool,
+
+    #[command(flatten)]
+    initial: InitialStateArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -61,6 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut input = open_input(args)?;
     let model = model::open(&args.model)?;
+    let model = model::begin_with(model, args.initial.initial.as_deref())?;
     model.tokenizer()?;
     if let Pooling::State(layer) = args.from {
         let n_layer = model.info().n_layer;

@@ -50,9 +50,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
 
-    /// Go on from a saved state
+    /// Go on from a saved state, or begin with a tuned one
     ///
-    /// A file written by --save-state, with any --quant of the same model. The new text is what it would
+    /// A file written by --save-state, with any --quant of the same model; or a .pth or .safetensors file that holds
+    /// nothing but blocks.N.att.time_state of each layer, as "state tuning" of RWKV-7 saves it. The new text is what it would
     /// have been without the interruption, token by token, if it is not sampled: random numbers and
     /// penalties are no part of a state and begin anew, with --seed.
     #[arg(long, value_name = "FILE")]
@@ -124,7 +125,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut session = model.try_session()?;
     if let Some(path) = &args.load_state {
         session.load_state(path)?;
-        if draws_or_penalises(sampler.options()) {
+        let is_initial = Model::is_initial_state(path);
+        if draws_or_penalises(sampler.options()) && !is_initial {
             note!("random numbers and penalties begin anew: they are no part of a saved state");
         }
     }

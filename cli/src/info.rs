@@ -85,6 +85,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "huge_page_bytes": info.huge_page_bytes,
         "paged_bytes": info.paged_bytes,
         "state_bytes": info.state_bytes,
+        "tuned_state": info.has_tuned_state,
         "kernels": info.kernels,
         "threads": info.threads,
         "fingerprint": format!("{:016x}", info.fingerprint),
@@ -148,8 +149,12 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
     }
     writeln!(
         out,
-        "state         {} bytes, for any number of tokens",
-        info.state_bytes
+        "state         {} bytes, for any number of tokens{}",
+        info.state_bytes,
+        match info.has_tuned_state {
+            true => "; the empty one is tuned",
+            false => "",
+        }
     )?;
     let tokenizer = info.tokenizer.as_deref().unwrap_or("none");
     let ends: Vec<String> = info.ends_of_text.iter().map(u32::to_string).collect();

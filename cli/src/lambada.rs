@@ -14,7 +14,7 @@ use rwkv_edge::{Model, Reservation};
 use rwkv_edge_scoring::{feed, likeliest, negative_log_likelihood, Sequence};
 use serde_json::{json, Value};
 
-use crate::args::ModelArgs;
+use crate::args::{InitialStateArgs, ModelArgs};
 use crate::input::Input;
 use crate::model;
 use crate::perplexity::describe_feeding;
@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Only the first N passages
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     limit: Option<u64>,
+
+    #[command(flatten)]
+    initial: InitialStateArgs,
 
     /// Print one JSON object
     #[arg(long)]
@@ -68,6 +71,7 @@ struct Score {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut input = Input::open(&args.file)?;
     let model = model::open(&args.model)?;
+    let model = model::begin_with(model, args.initial.initial.as_deref())?;
     let limit = args.limit.and_then(|limit| usize::try_from(limit).ok());
     let limit = limit.unwrap_or(usize::MAX);
     let (passages, _held) = read(&mut input, &model, limit)?;

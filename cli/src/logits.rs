@@ -6,7 +6,7 @@ use anyhow::{bail, Result};
 use rwkv_edge::Model;
 use rwkv_edge_scoring::rows_that_fit;
 
-use crate::args::{some_tokens, ModelArgs, TokenList};
+use crate::args::{some_tokens, InitialStateArgs, ModelArgs, TokenList};
 use crate::model;
 
 #[derive(clap::Args)]
@@ -22,6 +22,9 @@ pub(crate) struct Args {
     #[arg(long)]
     all: bool,
 
+    #[command(flatten)]
+    initial: InitialStateArgs,
+
     /// Print one JSON object; its numbers read back to the same f32
     #[arg(long)]
     json: bool,
@@ -34,6 +37,7 @@ const ROWS_MAX: usize = 32;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open_without_text(&args.model)?;
+    let model = model::begin_with(model, args.initial.initial.as_deref())?;
     let TokenList(tokens) = &args.tokens;
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {

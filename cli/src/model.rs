@@ -51,6 +51,17 @@ pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
     open_model(args, options, false)
 }
 
+/// The model with another empty state, where one is named.
+pub(crate) fn begin_with(model: Model, initial: Option<&Path>) -> Result<Model> {
+    match initial {
+        None => Ok(model),
+        Some(path) => {
+            paths::check_link(path)?;
+            Ok(model.with_initial_state(path)?)
+        }
+    }
+}
+
 fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Result<Model> {
     options.memory_for_text = needs_text;
     let start = Instant::now();
@@ -79,6 +90,9 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
         Model::open_with_progress(&path, &options, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);
     describe(&model, start.elapsed());
+    if options.quant.is_none() {
+        tell_of_blocks(&path, &options, &model);
+    }
     if options.huge_pages && model.info().huge_page_bytes == 0 {
         note!(
             "--huge-pages changes nothing here: it is for a model on the CPU whose weights are used as they are \
@@ -86,6 +100,19 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
         );
     }
     Ok(model)
+}
+
+/// Says what became of weights that are stored as nothing here computes with.
+fn tell_of_blocks(path: &Path, options: &Options, model: &Model) {
+    // Whether it can be opened was seen before.
+    let outline = Model::outline(path, options).ok();
+    if let Some(blocks) = outline.and_then(|outline| outline.stored_blocks) {
+        let (place, quant) = (path.display(), model.info().quant);
+        note!(
+            "{place}: its {blocks} weights become {quant}: --quant int8 makes them smaller, --quant f32 keeps their \
+             exact values"
+        );
+    }
 }
 
 /// What `--verbose` says of a model that was opened, and what everybody should know.

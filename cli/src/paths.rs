@@ -52,7 +52,7 @@ pub(crate) fn check_folder(folder: &Path) -> Result<()> {
     let is_beside = |path: &&PathBuf| path.ends_with("config.json") || is_tokenizer(path);
     let are_weights = |path: &&PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let endings = [".safetensors", ".bin", ".pth", ".index.json"];
+        let endings = [".safetensors", ".bin", ".pth", ".gguf", ".index.json"];
         endings.iter().any(|ending| name.ends_with(ending))
     };
     paths

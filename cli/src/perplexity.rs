@@ -10,7 +10,7 @@ use rwkv_edge::{ErrorKind, Model};
 use rwkv_edge_scoring::{measure, Fed, Likelihood, Models, Outcome, Summary, Windows};
 use serde_json::{json, Value};
 
-use crate::args::{ModelArgs, Quant};
+use crate::args::{InitialStateArgs, ModelArgs, Quant};
 use crate::by_tensor::{self, ByTensor};
 use crate::devices::DeviceArgs;
 use crate::input::Input;
@@ -75,6 +75,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "by_tensor")]
     plot: Option<PathBuf>,
 
+    #[command(flatten)]
+    initial: InitialStateArgs,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -86,6 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let plot = plot.transpose()?;
     let mut input = Input::open(&args.file)?;
     let model = model::open(&args.model_args())?;
+    let model = model::begin_with(model, args.initial.initial.as_deref())?;
     let limit = args.limit.and_then(|limit| usize::try_from(limit).ok());
     let tokens = input.tokenize(&model, limit.unwrap_or(usize::MAX))?;
     if tokens.len() < 2 {
@@ -188,7 +192,8 @@ impl Args {
             let place = reference.info().place;
             bail!("{place}: a vocabulary of {found} tokens, expected {expected} as the model has");
         }
-        Ok(Some(reference))
+        let initial = self.initial.initial.as_deref();
+        Ok(Some(model::begin_with(reference, initial)?))
     }
 }
 

@@ -3,7 +3,8 @@
 //! RWKV is a recurrent network of the quality of a transformer of its size. All it remembers is a
 //! [`State`] of fixed size, for one token or a million: memory never grows, and keeping a conversation is
 //! copying a few hundred kilobytes. This crate runs RWKV-4 models: Hugging Face directories, raw `.pth`
-//! and `.safetensors` checkpoints, `.bin` files of rwkv.cpp, and the model files it writes itself.
+//! and `.safetensors` checkpoints, GGUF files of llama.cpp, `.bin` files of rwkv.cpp, and the model files it writes
+//! itself.
 //!
 //! # Text from a model
 //!

@@ -68,7 +68,7 @@ static void opening(void) {
   snprintf(path, sizeof path, "%s/not-a-model", work);
   write_file(path, "this is no checkpoint", 21);
   EXPECT(RWKV_EDGE_ERROR_FORMAT, rwkv_edge_model_open(path, NULL, &model));
-  write_file(path, "GGUF", 4);
+  write_file(path, "GGUF\1\0\0\0", 8);
   EXPECT(RWKV_EDGE_ERROR_UNSUPPORTED, rwkv_edge_model_open(path, NULL, &model));
   /* int8 cannot become more exact. */
   options = default_options();

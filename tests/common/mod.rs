@@ -16,7 +16,29 @@ pub fn repository(path: &str) -> PathBuf {
     }
 }
 
-pub const GOLDEN: [&str; 3] = ["small-safetensors", "odd-bin", "deep-sharded"];
+/// Small models with what references compute: of RWKV-4,
+pub const GOLDEN_4: [&str; 3] = ["small-safetensors", "odd-bin", "deep-sharded"];
+
+/// of checkpoints of RWKV-4 and 7,
+pub const CHECKPOINTS: [&str; 5] = [
+    "small-safetensors",
+    "odd-bin",
+    "deep-sharded",
+    "v7-pth",
+    "v7-hf",
+];
+
+/// and all of them.
+pub const GOLDEN: [&str; 7] = [
+    "small-safetensors",
+    "odd-bin",
+    "deep-sharded",
+    "v7-pth",
+    "v7-hf",
+    "v7-gguf-f16",
+    "v7-gguf-q8_0",
+];
+
 
 pub fn golden(name: &str) -> PathBuf {
     repository("tests/fixtures/golden").join(name)
@@ -32,6 +54,14 @@ pub fn floats(value: &Value) -> Vec<f64> {
     values
         .map(|value| value.as_f64().expect("a number"))
         .collect()
+}
+
+/// Numbers of lists in lists.
+pub fn all_floats(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(values) => values.iter().flat_map(all_floats).collect(),
+        value => vec![value.as_f64().expect("a number")],
+    }
 }
 
 pub fn ids(value: &Value) -> Vec<u32> {

@@ -76,7 +76,7 @@ fn other_models_are_refused_before_their_weights_come() {
     world.hub.commit("other/llama", "main", files);
     world.hub.take_log();
     let output = world.run(&["pull", "other/llama"]);
-    assert_refused(&output, &["model_type \"llama\", expected \"rwkv\""]);
+    assert_refused(&output, &["model_type \"llama\", expected \"rwkv"]);
     assert!(!world
         .hub
         .take_log()

@@ -135,6 +135,54 @@ fn tokenizers_come_without_their_models() {
         .any(|request| is_weights(&request.path)));
 }
 
+/// A GGUF file is a whole model: alone it is taken, among others the user says which.
+#[test]
+fn gguf_files_are_models() {
+    let (stand_in, cache) = (StandIn::start(), tempfile::tempdir().expect("a folder"));
+    let repository = |names: &[&str]| {
+        let named = |name: &&str| ((*name).to_owned(), name.as_bytes().to_vec());
+        names.iter().map(named).collect::<Files>()
+    };
+    let hub = Hub::new(settings(&stand_in, cache.path()));
+    stand_in.commit(
+        "RWKV/one",
+        "main",
+        repository(&["README.md", "a-Q8_0.gguf"]),
+    );
+    let path = hub.fetch(&id("RWKV/one")).expect("works");
+    assert!(path.join("a-Q8_0.gguf").is_file() && !path.join("README.md").exists());
+    // The tokenizer is inside.
+    let tokenizer = hub.fetch_tokenizer(&id("RWKV/one"));
+    assert!(tokenizer.expect("works").is_none());
+    stand_in.take_log();
+    assert_eq!(hub.fetch(&id("RWKV/one")).expect("is there"), path);
+    let log = stand_in.take_log();
+    assert!(!log.iter().any(|one| one.path.ends_with(".gguf")));
+
+    let all = ["a-F16.gguf", "a-Q8_0.gguf", "config.json", "vocab.txt"];
+    stand_in.commit("RWKV/two", "main", repository(&all));
+    let error = hub.fetch(&id("RWKV/two")).expect_err("two");
+    assert_eq!(error.kind(), ErrorKind::Argument);
+    let text = error.to_string();
+    for word in ["a-F16.gguf, a-Q8_0.gguf", "--model RWKV/two/a-F16.gguf"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let path = hub.fetch(&id("RWKV/two/a-Q8_0.gguf")).expect("works");
+    assert!(path.ends_with("a-Q8_0.gguf") && path.is_file());
+    assert!(!path.with_file_name("vocab.txt").exists());
+    assert!(!path.with_file_name("a-F16.gguf").exists());
+
+    // Where there are other weights, or it lies deeper, it has to be named.
+    for (name, files) in [
+        ("RWKV/mixed", ["a.gguf", "a.pth"]),
+        ("RWKV/deep", ["README.md", "q8/a.gguf"]),
+    ] {
+        stand_in.commit(name, "main", repository(&files));
+        let text = hub.fetch(&id(name)).expect_err(name).to_string();
+        assert!(text.contains("name the one you want"), "{text}");
+    }
+}
+
 #[test]
 fn failures_have_kinds() {
     let (stand_in, cache) = (StandIn::start(), tempfile::tempdir().expect("a folder"));

@@ -7,7 +7,7 @@ use rwkv_edge::{
     found_plugins, Device, DeviceInfo, FoundPlugin, Model, Options, Output, Quant, Span,
 };
 
-use crate::common::{golden, ids, json, repository, GOLDEN};
+use crate::common::{golden, ids, json, repository, GOLDEN_4};
 
 /// A model, with tokens to feed it.
 pub struct Case {
@@ -23,7 +23,7 @@ pub struct Case {
 pub const DECODE_BOUND: f64 = 2e-3;
 
 pub fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = GOLDEN
+    let mut cases: Vec<Case> = GOLDEN_4
         .iter()
         .map(|name| Case {
             name,

@@ -46,7 +46,11 @@ pub(crate) const COMMANDS: [(&str, &str, &str); 11] = [
         "FILE",
         "save the conversation: the state to FILE, the text to FILE.json",
     ),
-    ("/load", "FILE", "go on from a saved conversation or state"),
+    (
+        "/load",
+        "FILE",
+        "go on from a saved conversation or state, or begin with a tuned one",
+    ),
     (
         "/system",
         "[TEXT]",

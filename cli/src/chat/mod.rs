@@ -34,7 +34,7 @@ use crate::generate::per_second;
 use crate::numbers::{stop_text, whole};
 use crate::progress::Progress;
 use crate::sampling::SamplingArgs;
-use crate::{cache_folder, model, note, tell, text_of};
+use crate::{cache_folder, model, note, tell, text_of, UsageError};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -52,11 +52,11 @@ pub(crate) struct Args {
     /// What the conversation begins with
     ///
     /// Such as who talks, and how; or a whole dialogue as an example.
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["system_file", "load_state"])]
+    #[arg(long, value_name = "TEXT", conflicts_with = "system_file")]
     system: Option<String>,
 
     /// File that holds the system text
-    #[arg(long, value_name = "FILE", conflicts_with = "load_state")]
+    #[arg(long, value_name = "FILE")]
     system_file: Option<PathBuf>,
 
     /// Keep what the system text leaves in a file
@@ -80,9 +80,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
 
-    /// Go on from a saved conversation
+    /// Go on from a saved conversation, or begin with a tuned state
     ///
-    /// A file written by --save-state or /save, or any saved state of the same model.
+    /// A file written by --save-state or /save, or any saved state of the same model, which already has its system
+    /// text. Or a .pth or .safetensors file that holds nothing but blocks.N.att.time_state of each layer, as "state
+    /// tuning" of RWKV-7 saves it: the conversation begins with it, in front of a system text, and so does every /reset.
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
 
@@ -108,13 +110,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // Not only at the end, when a conversation would be lost.
         drop(OutputFile::create(path)?);
     }
+    let tuned = args.load_state.as_deref();
+    let tuned = tuned.filter(|path| Model::is_initial_state(path));
+    let saved = args.load_state.as_ref().filter(|_| tuned.is_none());
+    if saved.is_some() && (args.system.is_some() || args.system_file.is_some()) {
+        let text = "--load-state goes on from a conversation, which has its system text: --system and --system-file \
+                    are for new ones, also with a tuned initial state";
+        return Err(UsageError(text.to_owned()).into());
+    }
     let model = model::open(&args.model)?;
+    let model = model::begin_with(model, tuned)?;
     model.tokenizer()?;
     let template = args
         .template
         .clone()
         .unwrap_or_else(|| Template::of(&model));
-    if args.load_state.is_none() {
+    if saved.is_none() {
         note_template(args, &template, &model);
     }
     let system = match (&args.system, &args.system_file) {
@@ -136,7 +147,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .on_event(on_event());
     let mut conversation = Conversation::new(&model, template, &system, options)?;
     let input = Input::new(!args.no_history)?;
-    if let Some(path) = &args.load_state {
+    if let Some(path) = tuned {
+        note!("{}: {}", path.display(), saved::INITIAL);
+    }
+    if let Some(path) = saved {
         let loaded = saved::load(&mut conversation, path)?;
         if !loaded.has_text {
             // A conversation with its text brings its template along.

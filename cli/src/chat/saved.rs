@@ -21,6 +21,9 @@ pub(crate) fn save(conversation: &Conversation, path: &Path) -> Result<String> {
     ))
 }
 
+/// What is said of a tuned initial state.
+pub(crate) const INITIAL: &str = "a tuned initial state; /reset goes back to it";
+
 /// What was found in a saved conversation.
 pub(crate) struct Loaded {
     pub(crate) words: String,
@@ -32,6 +35,12 @@ pub(crate) struct Loaded {
 pub(crate) fn load(conversation: &mut Conversation, path: &Path) -> Result<Loaded> {
     check_link(path)?;
     let loaded = conversation.load(path)?;
+    if loaded.is_initial {
+        return Ok(Loaded {
+            words: format!("{}: {INITIAL}", path.display()),
+            has_text: true,
+        });
+    }
     let found = match &loaded.n_turns {
         Ok(n) => format!("{n} turns, {}", conversation.transcript().template),
         Err(reason) => format!("without its text: {reason}"),

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -334,6 +335,20 @@ impl Conversation {
         self.hold_texts(system)?;
         let before = self.session.state().clone();
         self.session.reset();
+        self.begin(before, system)
+    }
+
+    /// Begins a new conversation with the same system text and another empty state, from a file. False when
+    /// interrupted while reading the text: nothing has changed then.
+    pub(crate) fn start_over_with(&mut self, initial: &Path) -> Result<bool> {
+        let before = self.session.state().clone();
+        self.session.load_state(initial)?;
+        let system = self.transcript.system.clone();
+        self.begin(before, &system)
+    }
+
+    /// Reads the system text of a new conversation behind the empty state; `before` is what there was.
+    fn begin(&mut self, before: State, system: &str) -> Result<bool> {
         let read = self.read_system(system);
         if !matches!(read, Ok(true)) {
             self.session.restore(&before, &[])?;
@@ -352,7 +367,7 @@ impl Conversation {
         Ok(true)
     }
 
-    /// Goes on from a saved conversation.
+    /// Goes on from a saved conversation. What [`reset`](Self::reset) goes back to is no part of it.
     pub(crate) fn resume(&mut self, state: &State, transcript: Transcript) -> Result<()> {
         let before = self.session.state().clone();
         self.session.restore(state, &[])?;

@@ -8,7 +8,7 @@ use std::fmt::Arguments;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rwkv_edge::{Model, Result, Session};
+use rwkv_edge::{Result, Session};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Where the states of one model's system texts are kept.
@@ -37,7 +37,7 @@ impl PromptCache {
         tokens: &[u32],
         note: &mut dyn FnMut(Arguments<'_>),
     ) -> bool {
-        let key = key(session.model(), text, tokens);
+        let key = key(session, text, tokens);
         let paths = [self.beside_model(&key), self.in_folder(&key)];
         for path in paths.into_iter().flatten().filter(|path| path.exists()) {
             match session.load_state(&path) {
@@ -66,7 +66,7 @@ impl PromptCache {
         tokens: &[u32],
         note: &mut dyn FnMut(Arguments<'_>),
     ) {
-        let key = key(session.model(), text, tokens);
+        let key = key(session, text, tokens);
         let save = |path: PathBuf| -> Result<PathBuf> {
             session.save_state(&path)?;
             Ok(path)
@@ -110,13 +110,16 @@ impl PromptCache {
     }
 }
 
-/// The quantisation counts: its state fits any other of the model, but is not to the bit what another
+/// A tuned initial state is a part of what the text leaves. The quantisation counts, too: its state fits any other of the model, but is not to the bit what another
 /// would have come to.
-fn key(model: &Model, text: &str, tokens: &[u32]) -> String {
-    let info = model.info();
+fn key(session: &Session, text: &str, tokens: &[u32]) -> String {
+    let info = session.model().info();
     let mut hash = Xxh3::new();
     hash.update(&info.fingerprint.to_le_bytes());
     hash.update(info.quant.name().as_bytes());
+    if let Some(initial) = session.state().initial_hash() {
+        hash.update(&initial.to_le_bytes());
+    }
     hash.update(&(text.len() as u64).to_le_bytes());
     hash.update(text.as_bytes());
     for token in tokens {

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rwkv_edge::{Error, ErrorKind, OutputFile, Result, State};
+use rwkv_edge::{Error, ErrorKind, Model, OutputFile, Result, State};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
@@ -56,6 +56,8 @@ pub struct Saved {
 pub struct Loaded {
     /// Tokens up to the state.
     pub n_tokens: u64,
+    /// Whether it is a tuned initial state: a new conversation has begun with it, and so will others.
+    pub is_initial: bool,
     /// Turns in the text, or why there is no text: that is for people, the state can be used all the same.
     pub n_turns: Result<usize, String>,
 }
@@ -105,14 +107,28 @@ impl Conversation {
         })
     }
 
-    /// Goes on from a saved conversation, or from any saved state of the model.
+    /// Goes on from a saved conversation, or from any saved state of the model; or begins a new conversation, with the
+    /// same system text, from a tuned initial state as
+    /// [`Model::with_initial_state`](rwkv_edge::Model::with_initial_state) reads it.
     ///
     /// # Errors
     ///
     /// When there is no state in the file, or that of another model, or it cannot be read. Nothing has changed then.
     pub fn load(&mut self, path: &Path) -> Result<Loaded> {
         let model = self.session().model().clone();
-        let mut state = model.new_state();
+        if Model::is_initial_state(path) {
+            if !self.start_over_with(path)? {
+                let text = format!("{}: interrupted: nothing has changed", path.display());
+                return Err(Error::new(ErrorKind::State, text));
+            }
+            return Ok(Loaded {
+                n_tokens: self.session().state().n_tokens(),
+                is_initial: true,
+                n_turns: Ok(0),
+            });
+        }
+        // A copy keeps the empty state that there is to go back to.
+        let mut state = self.session().state().clone();
         state.load(path)?;
         let hash = hash_of_file(path).map_err(|e| cannot_read(path, &e))?;
         let found = find_text(&text_path(path), &state, &hash, model.info().fingerprint);
@@ -129,6 +145,7 @@ impl Conversation {
         self.resume(&state, transcript)?;
         Ok(Loaded {
             n_tokens: state.n_tokens(),
+            is_initial: false,
             n_turns,
         })
     }
@@ -226,8 +243,6 @@ fn text_path(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
-
-    use rwkv_edge::{ErrorKind, Model};
 
     use super::*;
     use crate::Options;

@@ -145,11 +145,15 @@ impl Hub {
             return Ok(None);
         }
         let tries = tries(repository.cached().is_some());
-        let found = repository
-            .list(tries)
-            .and_then(|listing| repository.fetch_tokenizer(&listing));
+        let found = repository.list(tries).and_then(|listing| {
+            match repository.brings_tokenizer(&listing) {
+                true => Ok(None),
+                false => repository.fetch_tokenizer(&listing).map(Some),
+            }
+        });
         let (folder, name) = match found {
-            Ok(found) => found,
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
             Err(Failure::Other(error)) => return Err(error),
             Err(_) if repository.cached().is_some() => return Ok(None),
             Err(failure) => return Err(explain(&client, id, failure)),

@@ -29,7 +29,9 @@ const INDEX_ENDING: &str = ".index.json";
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// By these a file may hold weights, under whatever name.
-const WEIGHT_ENDINGS: [&str; 3] = [".pth", ".safetensors", ".bin"];
+const WEIGHT_ENDINGS: [&str; 4] = [".pth", ".safetensors", ".bin", GGUF_ENDING];
+/// A file of this kind is a model by itself, with its tokenizer.
+const GGUF_ENDING: &str = ".gguf";
 /// Tokens of a model whose vocabulary is World's.
 const WORLD_VOCABULARY: u64 = 65_536;
 /// Names of files listed in an error.
@@ -39,6 +41,15 @@ const LISTED_MAX: usize = 20;
 pub(crate) struct Listing {
     pub(crate) commit: String,
     pub(crate) files: BTreeSet<String>,
+}
+
+impl Listing {
+    /// The weights that the engine would open.
+    fn weights(&self) -> Option<&str> {
+        let mut usual = WEIGHT_FILES.iter().copied();
+        let usual = usual.find(|name| self.files.contains(*name));
+        usual.or_else(|| only_gguf(self.files.iter().map(String::as_str)))
+    }
 }
 
 /// What is wanted of a repository.
@@ -110,11 +121,11 @@ impl<'a> Repository<'a> {
                 if let Some(index) =
                     found_weights(&snapshot).filter(|name| name.ends_with(INDEX_ENDING))
                 {
-                    match shards(&snapshot.join(index)) {
+                    match shards(&snapshot.join(&index)) {
                         Ok(shards) => missing.extend(shards),
-                        Err(_) => drop(missing.insert(index.to_owned())),
+                        Err(_) => drop(missing.insert(index.clone())),
                     }
-                    missing.retain(|name| name == index || !snapshot.join(name).is_file());
+                    missing.retain(|name| *name == index || !snapshot.join(name).is_file());
                 }
             }
         }
@@ -176,6 +187,12 @@ impl<'a> Repository<'a> {
         Ok(path)
     }
 
+    /// Whether the model is a file that has its tokenizer inside.
+    pub(crate) fn brings_tokenizer(&self, listing: &Listing) -> bool {
+        let weights = self.id.file().or_else(|| listing.weights());
+        weights.is_some_and(|name| name.ends_with(GGUF_ENDING))
+    }
+
     /// Downloads what of the tokenizer is missing, and the configuration; gives the tokenizer's path if there
     /// is one. The order is that in which the engine looks for one.
     pub(crate) fn fetch_tokenizer(
@@ -219,7 +236,7 @@ impl<'a> Repository<'a> {
         let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
         let is_beside = |name: &&String| name.strip_prefix(folder).is_some_and(is_tokenizer);
         let mut wanted: Vec<&str> = Vec::new();
-        if is_weights(file) {
+        if is_weights(file) && !file.ends_with(GGUF_ENDING) {
             wanted.extend(listing.files.iter().filter(is_beside).map(String::as_str));
         }
         wanted.push(file);
@@ -227,14 +244,12 @@ impl<'a> Repository<'a> {
     }
 
     fn fetch_model(&self, snapshot: &Path, listing: &Listing) -> Result<(), Failure> {
-        let weights = match found_weights(snapshot) {
-            Some(weights) => weights,
-            None => {
-                let listed = |name: &&&str| listing.files.contains(**name);
-                let weights = WEIGHT_FILES.iter().find(listed);
-                *weights.ok_or_else(|| self.no_weights(listing))?
-            }
-        };
+        let weights = found_weights(snapshot).or_else(|| listing.weights().map(str::to_owned));
+        let weights = weights.ok_or_else(|| self.no_weights(listing))?;
+        let weights = &*weights;
+        if weights.ends_with(GGUF_ENDING) {
+            return self.fetch_missing(&[weights], listing);
+        }
         let mut wanted: Vec<&str> = listing.files.iter().map(String::as_str).collect();
         wanted.retain(|name| is_small(name));
         if weights.ends_with(INDEX_ENDING) {
@@ -296,8 +311,9 @@ impl<'a> Repository<'a> {
             .collect();
         let looked_for = WEIGHT_FILES.join(", ");
         let Some(first) = candidates.first() else {
-            let text =
-                format!("{repository}: no weights: looked for {looked_for}, *.safetensors, *.pth");
+            let text = format!(
+                "{repository}: no weights: looked for {looked_for}, *.safetensors, *.pth, *.gguf"
+            );
             return Error::new(ErrorKind::Content, text);
         };
         let one = self.id.with_file(first);
@@ -318,16 +334,30 @@ fn has_weights(snapshot: &Path) -> bool {
     if !name.ends_with(INDEX_ENDING) {
         return true;
     }
-    let shards = shards(&snapshot.join(name));
+    let shards = shards(&snapshot.join(&name));
     shards.is_ok_and(|shards| shards.iter().all(|shard| snapshot.join(shard).is_file()))
 }
 
 /// The weights that the engine would open in a snapshot.
-fn found_weights(snapshot: &Path) -> Option<&'static str> {
-    let found = WEIGHT_FILES
-        .iter()
-        .find(|name| snapshot.join(name).is_file());
-    found.copied()
+fn found_weights(snapshot: &Path) -> Option<String> {
+    let mut usual = WEIGHT_FILES.iter();
+    if let Some(found) = usual.find(|name| snapshot.join(name).is_file()) {
+        return Some((*found).to_owned());
+    }
+    let entries = fs::read_dir(snapshot).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.path().is_file());
+    let names: Vec<String> = files
+        .filter_map(|file| file.file_name().into_string().ok())
+        .collect();
+    only_gguf(names.iter().map(String::as_str)).map(str::to_owned)
+}
+
+/// The GGUF file among these files, if no other has weights; the engine takes it from the folder that they lie in.
+fn only_gguf<'n>(names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let mut weights = names.filter(|name| is_weights(name));
+    let (first, second) = (weights.next()?, weights.next());
+    let is_taken = first.ends_with(GGUF_ENDING) && !first.contains('/');
+    (is_taken && second.is_none()).then_some(first)
 }
 
 /// The files that an index names.

@@ -160,19 +160,29 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
             .collect();
         names.join(" or ")
     };
+    let foreign = |found: &Value| found.as_str().and_then(known::foreign_model_type);
+    let class = present(fields, "architectures").and_then(|list| list.get(0));
+    let refuse_class = |found: &Value| {
+        let expected = expected(|one| one.hugging_face.class);
+        let title = foreign(found).map_or(String::new(), |title| format!(" ({title})"));
+        Error::unsupported(format!("architecture {found}{title}, expected {expected}"))
+    };
     if let Some(found) = present(fields, "model_type") {
-        if let Some(architecture) = by_version(fields, found)? {
-            return Ok(architecture);
-        }
+        let by_version = by_version(fields, found)?;
         let one = all().find(|one| found == one.hugging_face.model_type);
-        return one.ok_or_else(|| {
+        let Some(one) = by_version.or(one) else {
             let expected = expected(|one| one.hugging_face.model_type);
-            let title = found.as_str().and_then(known::foreign_model_type);
-            let title = title.map_or(String::new(), |title| format!(" ({title})"));
-            Error::unsupported(format!("model_type {found}{title}, expected {expected}"))
-        });
+            let title = foreign(found).map_or(String::new(), |title| format!(" ({title})"));
+            let text = format!("model_type {found}{title}, expected {expected}");
+            return Err(Error::unsupported(text));
+        };
+        // Some variants keep the type of what they were made of.
+        return match class.filter(|class| foreign(class).is_some()) {
+            Some(class) => Err(refuse_class(class)),
+            None => Ok(one),
+        };
     }
-    let Some(found) = present(fields, "architectures").and_then(|list| list.get(0)) else {
+    let Some(found) = class else {
         let types: Vec<_> = all()
             .map(|one| format!("\"{}\"", one.hugging_face.model_type))
             .collect();
@@ -182,10 +192,7 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
         )));
     };
     let one = all().find(|one| found == one.hugging_face.class);
-    one.ok_or_else(|| {
-        let expected = expected(|one| one.hugging_face.class);
-        Error::unsupported(format!("architecture {found}, expected {expected}"))
-    })
+    one.ok_or_else(|| refuse_class(found))
 }
 
 /// The architecture by the field that one version of transformers' code has beside a `model_type` that stands for all

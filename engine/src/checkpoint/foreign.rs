@@ -96,9 +96,6 @@ pub(super) fn unrecognised(file: &SourceFile) -> Error {
             "a safetensors file with a byte-order mark before its header, expected none",
         );
     }
-    if is(b"GGUF") {
-        return Error::unsupported("a GGUF file, expected the checkpoint that it was made from");
-    }
     if is(b"tjgg") || is(b"lmgg") {
         return Error::unsupported(
             "a ggml file of another program than rwkv.cpp, expected the checkpoint that it was made \
@@ -117,8 +114,8 @@ pub(super) fn unrecognised(file: &SourceFile) -> Error {
         return Error::unsupported("a bare Python pickle, expected a torch or safetensors file");
     }
     Error::format(
-        "not a checkpoint: expected a safetensors file, a torch .pth or .bin file, or a .bin file of \
-         rwkv.cpp",
+        "not a checkpoint: expected a safetensors file, a torch .pth or .bin file, a GGUF file of llama.cpp, or a \
+         .bin file of rwkv.cpp",
     )
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Sits between `files/` and what builds a model. Input: a file or folder in the form in which
 //! RWKV is published: safetensors or torch's zip files, whole or sharded, with BlinkDL's or
-//! Hugging Face's names, or rwkv.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
+//! Hugging Face's names, rwkv.cpp's or llama.cpp's files. Output: a [`Checkpoint`] whose tensors carry BlinkDL's names and are
 //! exactly those of its architecture, with the shapes its [`Config`] says, or an error that names file,
 //! tensor, expected and found. Nothing here does arithmetic on weights, and nothing in a file is
 //! ever executed.
@@ -24,6 +24,7 @@ mod config;
 mod dtype;
 mod foreign;
 mod forms;
+mod gguf;
 mod json;
 mod names;
 mod open;
@@ -35,6 +36,7 @@ pub(crate) mod tensor;
 #[cfg(test)]
 mod tests;
 mod torch;
+mod tuned;
 mod views;
 mod zip;
 
@@ -43,6 +45,7 @@ pub(crate) use forms::Forms;
 pub(crate) use open::{open_folder, open_image, open_path};
 pub(crate) use safetensors::SafetensorsFile;
 pub(crate) use tensor::RawTensor;
+pub(crate) use tuned::{may_hold_tensors, read_lone, TunedState};
 
 /// All that is known of a model before its weights are read.
 #[derive(Debug)]
@@ -52,11 +55,15 @@ pub(crate) struct Checkpoint {
     pub(crate) config: Config,
     /// By BlinkDL's names, such as `blocks.0.att.key.weight`. A tied head is the embedding again.
     pub(crate) tensors: BTreeMap<String, RawTensor>,
+    /// What its empty state is, where that was tuned.
+    pub(crate) tuned: Option<TunedState>,
     /// All that stands in its `config.json`, if there is one.
     pub(crate) config_fields: Map<String, Value>,
     /// Where its other files are, if it is a folder.
     pub(crate) folder: Option<Folder>,
     pub(crate) tokenizer: Option<TokenizerFile>,
+    /// Whether the tokenizer is a part of the file with the weights, and no file itself.
+    pub(crate) has_tokenizer_inside: bool,
     /// Which tokenizer files were looked for and where, for the error of whoever needs one.
     pub(crate) tokenizer_search: String,
 }
@@ -64,11 +71,13 @@ pub(crate) struct Checkpoint {
 impl Checkpoint {
     /// Of the files with the weights, each once.
     pub(crate) fn watches(&self) -> Vec<Watch> {
-        Watch::each_once(self.tensors.values().map(|tensor| tensor.file.watch()))
+        let tuned = self.tuned.iter().flat_map(TunedState::layers);
+        let tensors = self.tensors.values().chain(tuned);
+        Watch::each_once(tensors.map(|tensor| tensor.file.watch()))
     }
 }
 
-/// A tokenizer file beside the weights. Its content is not looked at here.
+/// A tokenizer file beside the weights, or made of what is within them. Its content is not looked at here.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenizerFile {
     /// Without its folder: `tokenizer.json`, or a vocabulary list such as

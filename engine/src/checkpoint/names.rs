@@ -9,11 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::tensor::RawTensor;
+use super::tuned::{time_state_layer, TunedState};
 use crate::error::{Error, Result};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
+use crate::networks::state::StateLayout;
 use crate::networks::table::{Architecture, Shape, ShownBy, SizeSpec, TensorAt, TensorSpec};
 use crate::quant::matrix::Layout;
 
@@ -68,6 +70,8 @@ pub(super) struct Named {
     tensors: BTreeMap<String, RawTensor>,
     /// Whether the norms of heads have the name of those whose epsilon is scaled.
     has_scaled_head_norm: bool,
+    /// Of a tuned initial state, by layer.
+    tuned: BTreeMap<usize, RawTensor>,
 }
 
 impl Named {
@@ -87,9 +91,18 @@ impl Named {
             architecture,
             tensors: BTreeMap::new(),
             has_scaled_head_norm: false,
+            tuned: BTreeMap::new(),
         };
         for tensor in found {
             let clean = cleaner.name(&tensor.name).into_owned();
+            let can_be_tuned = architecture.tuned_part.is_some();
+            if let (true, Some(layer)) = (can_be_tuned, time_state_layer(&clean)) {
+                if let Some(twice) = named.tuned.insert(layer, tensor) {
+                    let text = "one of two initial states of its layer";
+                    return Err(Error::format(text).at(twice.place()));
+                }
+                continue;
+            }
             named.has_scaled_head_norm |= scaled.is_some_and(|end| clean.ends_with(end));
             let held = spelling.held_in_one(&clean);
             if !held.is_empty() {
@@ -210,6 +223,20 @@ impl Named {
         Err(Error::format(text).at(format!("{}: tensors", self.place)))
     }
 
+    /// Takes out the tuned initial state, where the architecture can have one and the checkpoint has it.
+    ///
+    /// # Errors
+    /// Layers without it, or of other shapes.
+    pub(super) fn take_tuned(&mut self, config: &Config) -> Result<Option<TunedState>> {
+        let found = std::mem::take(&mut self.tuned);
+        // That a configuration is of another architecture is told by all tensors.
+        if found.is_empty() || config.sizes.architecture != self.architecture {
+            return Ok(None);
+        }
+        let layout = StateLayout::of_sizes(&config.sizes);
+        TunedState::new(&self.place, found, &layout, Error::format).map(Some)
+    }
+
     /// The tensors, once they are exactly those of `config`; `source` says where that came from.
     pub(super) fn into_exact(
         mut self,
@@ -314,8 +341,31 @@ pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
 
 /// Whether checkpoints hold another form of this tensor than networks have.
 pub(super) fn has_other_form(name: &str) -> bool {
+    is_anywhere(name, |spec| spec.form != Form::Same)
+}
+
+/// Whether this is a small matrix that raw checkpoints store with a row for each input.
+pub(super) fn is_low_rank(name: &str) -> bool {
+    is_anywhere(name, |spec| {
+        matches!(
+            spec.shape,
+            Shape::Matrix {
+                layout: Layout::LowRank,
+                ..
+            }
+        )
+    })
+}
+
+/// Whether raw checkpoints write this vector with a row for each head.
+pub(super) fn has_rows_of_heads(name: &str) -> bool {
+    is_anywhere(name, |spec| spec.row.is_some())
+}
+
+/// Whether an architecture has a tensor of that name of which this is true.
+fn is_anywhere(name: &str, is_so: impl Fn(&TensorSpec) -> bool) -> bool {
     let mut found = known::architectures().filter_map(|architecture| architecture.find(name));
-    found.any(|(spec, _)| spec.form != Form::Same)
+    found.any(|(spec, _)| is_so(spec))
 }
 
 /// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices
@@ -324,7 +374,8 @@ fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
     let is_state = |tensor: &RawTensor| tensor.name.ends_with(".time_state");
     if let (true, Some(tensor)) = (tensors.iter().all(is_state), tensors.first()) {
         let text =
-            "trained initial states (state tuning) without their model, expected a whole model";
+            "trained initial states (state tuning) without their model, expected a whole model: open that, and \
+             name this file with --load-state";
         return Err(Error::unsupported(text).at(tensor.place()));
     }
     let Some(tensor) = tensors.iter().find(|tensor| is_of_adapter(&tensor.name)) else {

@@ -2,7 +2,8 @@
 //!
 //! The format of a file is told from its first bytes, never from its name. A lone file brings no
 //! configuration: its sizes come from its shapes. A folder's `config.json` must agree with the
-//! tensors.
+//! tensors. A GGUF file is a model by itself, wherever it lies: of what is beside it only a tokenizer is
+//! taken, and that only where it has none.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ use serde_json::Map;
 
 use super::config::{Stated, CONFIG};
 use super::foreign::unrecognised;
+use super::gguf::{self, Gguf, Vocabulary};
 use super::json::{self, UniqueMap};
 use super::names::Named;
 use super::safetensors::SafetensorsFile;
@@ -52,12 +54,18 @@ pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
     open_file(file, &Folder::Disk(parent.to_owned()), mapped)
 }
 
-/// Opens a checkpoint file or a model file that lies in memory. Only the latter may bring a tokenizer.
+/// Opens a checkpoint file or a model file that lies in memory. Only the latter and GGUF files may bring a
+/// tokenizer.
 pub(crate) fn open_image(name: &str, image: &'static [u8]) -> Result<Opened> {
     let file = SourceFile::in_memory_image(name, image)?;
     let mut opened = open_file(file, &Folder::Memory(&[]), true)?;
     if let Opened::Checkpoint(checkpoint) = &mut opened {
-        checkpoint.tokenizer_search = "a checkpoint in memory brings none".into();
+        // A GGUF file has said why its own cannot be used.
+        let search = checkpoint.tokenizer_search.split_once("; looked for ");
+        checkpoint.tokenizer_search = match search {
+            Some((why, _)) => why.to_owned(),
+            None => "a checkpoint in memory brings none".into(),
+        };
     }
     Ok(opened)
 }
@@ -67,6 +75,10 @@ pub(super) fn open_file(file: SourceFile, folder: &Folder, mapped: bool) -> Resu
     let place = file.name().to_owned();
     match read_weights(file)? {
         FileContent::ModelFile(file) => Ok(Opened::ModelFile(file)),
+        FileContent::Gguf(model) => {
+            let opened = finish_gguf(place, model, (folder, true), mapped);
+            Ok(Opened::Checkpoint(Box::new(opened?)))
+        }
         FileContent::Tensors(tensors) => {
             let opened = finish(place.clone(), tensors, None, (folder, true), mapped);
             // The others may lie anywhere, but a model of one shard is none.
@@ -100,6 +112,13 @@ fn read_folder(folder: Folder, mapped: bool) -> Result<Opened> {
         Weights::Index(index) => read_indexed(&folder, &index, mapped)?,
         Weights::File(file) => match read_weights(file)? {
             FileContent::ModelFile(file) => return Ok(Opened::ModelFile(file)),
+            FileContent::Gguf(model) => {
+                let opened = finish_gguf(folder.place(), model, (&folder, false), mapped)?;
+                return Ok(Opened::Checkpoint(Box::new(Checkpoint {
+                    folder: Some(folder),
+                    ..opened
+                })));
+            }
             FileContent::Tensors(tensors) => tensors,
         },
     };
@@ -175,7 +194,7 @@ fn finish(
     (folder, is_lone): (&Folder, bool),
     mapped: bool,
 ) -> Result<Checkpoint> {
-    let named = Named::new(place.clone(), tensors)?;
+    let mut named = Named::new(place.clone(), tensors)?;
     let (config, source, config_fields) = match stated {
         Some(stated) => (stated.complete(&named)?, stated.source(), stated.fields),
         None => (
@@ -184,6 +203,7 @@ fn finish(
             Map::new(),
         ),
     };
+    let tuned = named.take_tuned(&config)?;
     let tensors = named.into_exact(&config, &source)?;
     let n_vocab = config.sizes.n_vocab;
     let (tokenizer, tokenizer_search) = find_tokenizer(folder, n_vocab, mapped, is_lone)?;
@@ -192,19 +212,50 @@ fn finish(
         config,
         tensors,
         config_fields,
+        tuned,
         folder: None,
         tokenizer,
+        has_tokenizer_inside: false,
         tokenizer_search,
     })
 }
 
-enum FileContent {
+/// A model that says itself what it is.
+fn finish_gguf(
+    place: String,
+    model: Gguf,
+    (folder, is_lone): (&Folder, bool),
+    mapped: bool,
+) -> Result<Checkpoint> {
+    let checkpoint = finish(place, model.tensors, None, (folder, is_lone), mapped)?;
+    let mut config = checkpoint.config;
+    if let Some(epsilon) = model.layer_norm_epsilon {
+        config.settings.layer_norm_epsilon = epsilon;
+        config.check().map_err(|e| e.at(&checkpoint.place))?;
+    }
+    Ok(match model.vocabulary {
+        Vocabulary::Found(tokenizer) => Checkpoint {
+            config,
+            tokenizer: Some(tokenizer),
+            has_tokenizer_inside: true,
+            ..checkpoint
+        },
+        Vocabulary::Unusable(why) => Checkpoint {
+            config,
+            tokenizer_search: format!("{why}; {}", checkpoint.tokenizer_search),
+            ..checkpoint
+        },
+    })
+}
+
+pub(super) enum FileContent {
     Tensors(Vec<RawTensor>),
+    Gguf(Gguf),
     ModelFile(SafetensorsFile),
 }
 
 /// Reads the table of a file of any format.
-fn read_weights(file: SourceFile) -> Result<FileContent> {
+pub(super) fn read_weights(file: SourceFile) -> Result<FileContent> {
     let content = read_table(file.clone());
     file.watch().judge(content)
 }
@@ -216,6 +267,9 @@ fn read_table(file: SourceFile) -> Result<FileContent> {
     }
     if rwkv_cpp::recognises(&start) {
         return rwkv_cpp::read(&file).map(FileContent::Tensors);
+    }
+    if gguf::recognises(&start) {
+        return gguf::read(&file).map(FileContent::Gguf);
     }
     if SafetensorsFile::recognises(&start) {
         let file = SafetensorsFile::open(file)?;
@@ -269,7 +323,7 @@ fn find_weights(folder: &Folder, mapped: bool) -> Result<Weights> {
         [] => {
             let looked_for = WEIGHT_FILES.join(", ");
             refuse(format!(
-                "no weights: looked for {looked_for}, *.safetensors, *.pth and *.bin"
+                "no weights: looked for {looked_for}, *.safetensors, *.pth, *.bin and *.gguf"
             ))
         }
         _ if candidates
@@ -308,7 +362,7 @@ fn read_indexed(folder: &Folder, index: &SourceFile, mapped: bool) -> Result<Vec
         };
         let FileContent::Tensors(found) = read_weights(file)? else {
             return refuse(format!(
-                "shard {shard}: a model file, expected part of a checkpoint"
+                "shard {shard}: a whole model, expected part of a checkpoint"
             ));
         };
         for tensor in &found {

@@ -2,9 +2,12 @@
 //! its own small header, to the end of the file.
 //!
 //! Input: a file of version 100 or 101, with weights in f32, f16 or ggml's blocks. Output: its
-//! tensors, each within the file. `time_decay` is stored there with -exp() applied already, and the
-//! tensors say so. Blocks of version 100 had other layouts, which changed more than once under that
-//! number; rwkv.cpp itself has refused them since it introduced 101, and so does this.
+//! tensors as raw checkpoints have them, each within the file. What rwkv.cpp's converter does to some of
+//! them is undone without touching a number: `time_decay` of RWKV-4 is stored with -exp() applied already, and
+//! the tensor says so; the low-rank matrices of RWKV-7 are stored transposed, and are read across; its six vectors
+//! of the token shift are one tensor, `x_rwkvag`, and become six. Blocks of version 100 had other layouts, which
+//! changed more than once under that number; rwkv.cpp itself has refused them since it introduced 101, and so
+//! does this.
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +32,11 @@ const DIMENSIONS_MAX: u32 = 3;
 /// The largest models have some thousand.
 const TENSORS_MAX: usize = 1 << 16;
 
+/// What the one tensor is called that holds the shares of RWKV-7's token shift,
+const SHIFTS: &str = "att.x_rwkvag";
+/// and what it holds, a row each.
+const SHIFTS_IN_ORDER: [&str; 6] = ["x_r", "x_w", "x_k", "x_v", "x_a", "x_g"];
+
 /// Whether the first bytes are those of such a file.
 pub(super) fn recognises(start: &[u8]) -> bool {
     start.starts_with(MAGIC)
@@ -50,13 +58,54 @@ fn read_file(file: &SourceFile) -> Result<Vec<RawTensor>> {
         let place = format!("tensor {} at byte {}", tensors.len(), reader.at);
         let (name, dtype, shape) =
             read_tensor_header(&mut reader, header.version).map_err(|e| e.at(place))?;
-        let mut tensor = RawTensor::in_order(name, file.clone(), dtype, shape, reader.at)?;
-        tensor.is_in_network_form = names::has_other_form(&tensor.name);
+        let tensor = RawTensor::in_order(name, file.clone(), dtype, shape, reader.at)?;
         reader.at = tensor.end();
-        push(&mut tensors, tensor, "the tensors of a file")?;
+        let mut push = |tensor| push(&mut tensors, tensor, "the tensors of a file");
+        match tensor.name.strip_suffix(SHIFTS) {
+            Some(layer) => shifts(&tensor, layer, header.n_embd as usize)
+                .and_then(|shifts| shifts.into_iter().try_for_each(push))?,
+            None => push(as_in_raw(tensor))?,
+        }
     }
     header.check(&tensors)?;
     Ok(tensors)
+}
+
+/// The six vectors of the token shift that a tensor holds, each where it lies; `layer` is what its name begins with.
+fn shifts(tensor: &RawTensor, layer: &str, n_embd: usize) -> Result<Vec<RawTensor>> {
+    let expected = [SHIFTS_IN_ORDER.len(), n_embd];
+    let n = expected[0].checked_mul(n_embd);
+    let long: Vec<usize> = tensor.shape.iter().copied().filter(|&n| n != 1).collect();
+    if n != Some(tensor.len()) || (long != expected && long != [tensor.len()]) {
+        let found = &tensor.shape;
+        let text = format!("shape {found:?}, expected {expected:?} by the file's header");
+        return Err(Error::format(text).at(tensor.place()));
+    }
+    let mut at = tensor.offset;
+    let vector = |name: &&str| {
+        let (name, file) = (format!("{layer}att.{name}"), tensor.file.clone());
+        let vector = RawTensor::in_order(name, file, tensor.dtype, vec![n_embd], at)?;
+        at = vector.end();
+        Ok(vector)
+    };
+    SHIFTS_IN_ORDER.iter().map(vector).collect()
+}
+
+/// The tensor as raw checkpoints have it.
+fn as_in_raw(mut tensor: RawTensor) -> RawTensor {
+    tensor.is_in_network_form = names::has_other_form(&tensor.name);
+    if names::is_low_rank(&tensor.name) {
+        tensor = tensor.transposed();
+    }
+    // Some programs write [heads, channels, 1], as files of RWKV-5 and 6 have it.
+    let one = tensor.shape.iter().rposition(|&n| n == 1);
+    if let (3, Some(one)) = (tensor.shape.len(), one) {
+        if names::has_rows_of_heads(&tensor.name) {
+            tensor.shape.remove(one);
+            tensor.strides.remove(one);
+        }
+    }
+    tensor
 }
 
 /// Takes the file apart from front to back.

@@ -62,6 +62,11 @@ pub(super) fn without_index(names: &[&String]) -> Error {
     let Some(first) = shards.iter().find(|shard| shard.of > 1) else {
         return Error::format("no shards");
     };
+    if first.extension == "gguf" {
+        return Error::unsupported(format!(
+            "a GGUF file that was split, {names:?}, expected a whole one: join them with llama-gguf-split --merge"
+        ));
+    }
     let same = |shard: &&Shard<'_>| (shard.stem, shard.of) == (first.stem, first.of);
     let has = |number: usize| {
         shards

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::blocks::BLOCK;
 use super::checksum::Checksum;
 use super::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -30,7 +29,7 @@ const WALK_STEP: u64 = 8 << 20;
 /// which check its place.
 #[derive(Clone, Debug)]
 pub(crate) struct RawTensor {
-    /// As it is called in the file.
+    /// As it is called in the file; in a GGUF file, as raw checkpoints call it.
     pub(crate) name: String,
     pub(crate) file: SourceFile,
     pub(crate) dtype: Dtype,
@@ -131,10 +130,13 @@ impl RawTensor {
             };
             count = more;
         }
-        if matches!(dtype, Dtype::Blocks(_)) && shape.last().is_none_or(|n| n % BLOCK != 0) {
-            return refuse(format!(
-                "shape {shape:?} of {dtype}, expected rows of a multiple of {BLOCK}"
-            ));
+        if let Dtype::Blocks(format) = dtype {
+            let n = format.numbers();
+            if shape.last().is_none_or(|row| row % n != 0) {
+                return refuse(format!(
+                    "shape {shape:?} of {dtype}, expected rows of a multiple of {n}"
+                ));
+            }
         }
         let tensor = RawTensor {
             name: name.clone(),
@@ -165,6 +167,12 @@ impl RawTensor {
     /// Where its last byte ends, if its elements lie in order, in bytes from the start of the file.
     pub(crate) fn end(&self) -> u64 {
         self.byte_range(0, self.len() as u64).end
+    }
+
+    /// Where an element is, in bytes from the start of the file, if they lie in order; of a block that it is in,
+    /// where that begins.
+    pub(crate) fn start_of(&self, element: usize) -> u64 {
+        self.byte_range(element as u64, 0).start
     }
 
     /// `FILE: tensor NAME`, for error texts.
@@ -402,7 +410,9 @@ impl RawTensor {
         let bytes = self.file.bytes(self.byte_range(first, out.len() as u64))?;
         match self.dtype {
             // Below the size of a block.
-            Dtype::Blocks(format) => format.widen(&bytes, first as usize % BLOCK, out),
+            Dtype::Blocks(format) => {
+                format.widen(&bytes, (first % format.numbers() as u64) as usize, out);
+            }
             dtype => widen(dtype, &bytes, out),
         }
         Ok(())
@@ -413,7 +423,7 @@ impl RawTensor {
     fn byte_range(&self, first: u64, count: u64) -> Range<u64> {
         let end = first.saturating_add(count);
         let (per_unit, size) = match self.dtype {
-            Dtype::Blocks(format) => (BLOCK as u64, format.size_bytes() as u64),
+            Dtype::Blocks(format) => (format.numbers() as u64, format.size_bytes() as u64),
             dtype => (1, dtype.size().unwrap_or(1) as u64),
         };
         let at = |units: u64| self.offset.saturating_add(units.saturating_mul(size));

@@ -13,7 +13,7 @@ use serde_json::{json, Map, Value};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Folder, SourceFile};
-use crate::math::reserve;
+use crate::math::{copied, reserve};
 use crate::networks::config::{decimal, Config, Settings};
 use crate::text::tokenizer::{self, Tokenizer};
 
@@ -116,8 +116,15 @@ pub(super) fn generation(checkpoint: &Checkpoint) -> Result<SideFile> {
     Ok(SideFile::json(GENERATION, &fields))
 }
 
-/// The files of a tokenizer: of the file that was asked for, or those of the source directory.
+/// The files of a tokenizer: of the file that was asked for, the one within the source, or those of the source
+/// directory.
 pub(super) fn tokenizer(checkpoint: &Checkpoint, file: Option<&Path>) -> Result<Vec<SideFile>> {
+    let inside = checkpoint.tokenizer.as_ref();
+    if let (None, Some(inside), true) = (file, inside, checkpoint.has_tokenizer_inside) {
+        let bytes = copied(&inside.bytes, "a tokenizer")?;
+        let name = inside.name.clone();
+        return Ok(vec![SideFile { name, bytes }]);
+    }
     match (file, &checkpoint.folder) {
         (Some(path), _) => tokenizer_of_file(&checkpoint.config, path),
         (None, Some(folder)) => {

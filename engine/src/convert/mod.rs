@@ -58,7 +58,7 @@ pub struct ConvertOptions {
     /// them in one file. By default 5 GB, as transformers does.
     pub shard_bytes_max: Option<NonZeroU64>,
     /// Hugging Face directory: a tokenizer file that becomes part of it: `tokenizer.json`, or a World
-    /// vocabulary. `None` takes over the source's, if that is a directory.
+    /// vocabulary. `None` takes over the source's, if that is a directory or has one inside.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -141,8 +141,8 @@ pub struct Converted {
 pub struct CheckpointSource(Checkpoint);
 
 impl CheckpointSource {
-    /// Opens a checkpoint: a Hugging Face directory, a `.pth` or `.safetensors` file, or a `.bin` file of
-    /// rwkv.cpp.
+    /// Opens a checkpoint: a Hugging Face directory, a `.pth` or `.safetensors` file, a `.bin` file of
+    /// rwkv.cpp, or a GGUF file.
     ///
     /// # Errors
     ///
@@ -199,8 +199,7 @@ impl CheckpointSource {
     /// # Errors
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a folder with a model in it, unless
-    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type, and for a model that no such
-    /// directory can hold; `Format` for damaged numbers, `Tokenizer`, `Io`.
+    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type; `Format` for damaged numbers, `Tokenizer`, `Io`.
     pub fn to_hugging_face(
         &self,
         folder: impl AsRef<Path>,
@@ -209,9 +208,6 @@ impl CheckpointSource {
     ) -> Result<Converted> {
         let (folder, checkpoint) = (folder.as_ref(), &self.0);
         let names = &checkpoint.config.sizes.architecture.hugging_face;
-        if let Some(reason) = (names.config.cannot_hold)(&checkpoint.config) {
-            return Err(Error::unsupported(reason).at(&checkpoint.place));
-        }
         let mut parts = target::parts(checkpoint, options.dtype, Spelling::HuggingFace)?;
         if self.head_is_embedding() {
             // As transformers does: the configuration says that the embedding is the head too.

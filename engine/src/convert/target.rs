@@ -13,10 +13,11 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::Put;
-use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
+use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor, TunedState};
 use crate::error::{Error, Result};
 use crate::math::reserve;
 use crate::networks::form::Form;
+use crate::networks::state::time_state_name;
 use crate::networks::table::TensorAt;
 
 /// Numbers read at once: 4 MiB in f32.
@@ -108,7 +109,8 @@ pub(super) enum Spelling {
     HuggingFace,
 }
 
-/// All tensors of a checkpoint, in the order in which transformers keeps them.
+/// All tensors of a checkpoint, in the order in which transformers keeps them; at the end its tuned initial state, if it
+/// has one.
 ///
 /// # Errors
 /// None in practice: the names were checked when the checkpoint was opened.
@@ -154,7 +156,23 @@ pub(super) fn parts(
         })
     };
     let tensors = sizes.architecture.tensors_in_order(sizes).into_iter();
-    tensors.map(part).collect()
+    let tuned = checkpoint.tuned.iter().flat_map(TunedState::layers);
+    // Hugging Face's programs know of no such tensors and leave them out with a warning; this one reads them there, too.
+    let tuned = tuned.enumerate().map(|(layer, source)| {
+        let name = match (time_state_name(layer), theirs) {
+            (raw, false) => raw,
+            (raw, true) => sizes.architecture.hugging_face.name(&raw),
+        };
+        Ok(TargetTensor {
+            dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
+            form: Form::Same,
+            is_matrix: false,
+            shape: source.shape.clone(),
+            name,
+            source: Cow::Borrowed(source),
+        })
+    });
+    tensors.map(part).chain(tuned).collect()
 }
 
 /// The narrowest type that holds every part exactly.

@@ -167,6 +167,7 @@ fn load(
         place,
         config,
         stages,
+        initial: None,
         tokenizer: None,
         tokenizer_search: "a synthetic model has none".into(),
         model_file: None,

@@ -70,6 +70,8 @@ pub(crate) struct ModelFacts {
     pub(crate) stored: Quant,
     /// What reading its tokenizer will take; 0 without one.
     pub(crate) tokenizer: u64,
+    /// What its tuned initial state takes; 0 without one.
+    pub(crate) initial_state: u64,
     pub(crate) place: WeightsPlace,
 }
 
@@ -107,7 +109,7 @@ impl Demand {
             n_threads,
             on_cpu: false,
             program: limit.taken,
-            fixed: 0,
+            fixed: origin.initial_state,
             vectors: 0,
             low_rank: 0,
             mapped: 0,

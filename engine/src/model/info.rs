@@ -67,6 +67,9 @@ pub struct Info {
     /// What a state has for each layer, in the order of [`State::as_slice`](crate::State::as_slice): names, and how many
     /// numbers. docs/ARCHITECTURE.md says what the names mean.
     pub state_parts: Vec<(&'static str, usize)>,
+    /// Whether the empty state was tuned: it came with the model, or by
+    /// [`with_initial_state`](crate::Model::with_initial_state).
+    pub has_tuned_state: bool,
     /// The kernel set in use.
     pub kernels: &'static str,
     /// Threads that work on one forward pass.
@@ -149,6 +152,7 @@ impl Info {
                 .iter()
                 .map(|part| (part.name, (part.len)(sizes)))
                 .collect(),
+            has_tuned_state: false,
             kernels: inner.kernels.name(),
             threads: inner.pool.n_threads(),
             fingerprint: inner.fingerprint.first,

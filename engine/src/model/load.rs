@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +19,7 @@ use crate::math::resized;
 use crate::math::threads::Pool;
 use crate::networks::fingerprint::{samples, Hasher};
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
+use crate::networks::state::StateLayout;
 use crate::networks::table::TensorAt;
 use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::blocks::{Blocks, RowSource, TASK_ROWS};
@@ -53,8 +55,12 @@ pub(crate) fn load(
         counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
+    let layout = StateLayout::of_sizes(&checkpoint.config.sizes);
+    let tuned = checkpoint.tuned.as_ref();
+    let initial = tuned.map(|tuned| tuned.read(layout)).transpose()?;
     Ok(Loaded {
         stages,
+        initial,
         fingerprint: weights.hasher.finish(),
         place: checkpoint.place,
         config: checkpoint.config,
@@ -65,7 +71,7 @@ pub(crate) fn load(
 }
 
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit, or if most
-/// are quantised, as in a file of rwkv.cpp; rounding to f16 is far finer than that.
+/// are quantised, as in a file of rwkv.cpp or llama.cpp; rounding to f16 is far finer than that.
 pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     // Low-rank matrices are small, and mostly stored more finely than the others.
     let large = matrices(checkpoint).filter(|(tensor, _)| tensor.layout() != Layout::LowRank);
@@ -76,6 +82,18 @@ pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     } else {
         Quant::F16
     }
+}
+
+/// The name of the blocks that have most of the numbers of the quantised matrices.
+pub(crate) fn stored_blocks(checkpoint: &Checkpoint) -> Option<&'static str> {
+    let mut numbers = BTreeMap::new();
+    for (_, raw) in matrices(checkpoint) {
+        if matches!(raw.dtype, Dtype::Blocks(_)) {
+            *numbers.entry(raw.dtype.name()).or_insert(0) += raw.len() as u64;
+        }
+    }
+    let most = numbers.into_iter().max_by_key(|&(_, n)| n);
+    most.map(|(name, _)| name)
 }
 
 /// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped. Low-rank matrices

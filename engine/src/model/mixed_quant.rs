@@ -7,12 +7,61 @@
 
 use std::collections::BTreeMap;
 
+use super::{Loaded, Model, Setup};
+use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
+use crate::memory::budget::Budget;
 use crate::networks::source::WeightSource;
 use crate::networks::table::TensorAt;
 use crate::networks::{Network, Tensor};
 use crate::quant::matrix::{Layout, Matrix, Vector};
 use crate::quant::Quant;
+
+impl Model {
+    /// This model, but for the matrices called `names` (as [`tensors`](Self::tensors) calls them), which
+    /// are those of `other`, the same checkpoint opened with another quantisation. Weights and threads
+    /// are shared with this model, not copied. Shows what quantising a part of a model costs.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) when `other` is of another checkpoint, or a name is not that of a matrix.
+    pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
+        let (base, other) = (&*self.0, &*other.0);
+        if !base.state_layout().fits(&other.state_layout()) {
+            let text = format!("is of another checkpoint than {}", base.place);
+            return Err(Error::argument(text).at(&other.place));
+        }
+        let network = mix(
+            base.stages.one_network()?,
+            other.stages.one_network()?,
+            names,
+        )?;
+        let quant = match check_quant(&[&network], other.quant) {
+            Ok(()) => other.quant,
+            Err(_) => base.quant,
+        };
+        let loaded = Loaded {
+            place: base.place.clone(),
+            config: base.config,
+            stages: Stages::of_network(network, quant),
+            fingerprint: base.fingerprint,
+            tokenizer: base.tokenizer.file.clone(),
+            tokenizer_search: base.tokenizer.searched.clone(),
+            // Its checksum is not that of these weights.
+            model_file: None,
+            initial: self.initial().cloned(),
+        };
+        let setup = Setup {
+            quant,
+            pool: base.pool.clone(),
+            kernels: base.kernels,
+            no_sparsity: base.no_sparsity,
+            budget: Budget::default(),
+            note: None,
+        };
+        Ok(Model::assemble(loaded, setup))
+    }
+}
 
 /// The network `base`, but for the matrices called `names`, which are those of `other`. Both have the
 /// same sizes.

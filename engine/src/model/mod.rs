@@ -21,7 +21,7 @@ use crate::model::session::Session;
 use crate::networks::batch::Span;
 use crate::networks::config::{Config, Sizes};
 use crate::networks::fingerprint::Fingerprint;
-use crate::networks::state::{State, StateLayout};
+use crate::networks::state::{Initial, State, StateLayout};
 use crate::networks::tensor_info::TensorInfo;
 use crate::networks::Machine;
 use crate::products::prefill_rows_best;
@@ -29,6 +29,7 @@ use crate::progress::Progress;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 use info::Info;
+use tuned::Tuned;
 
 mod huge_pages;
 pub(crate) mod info;
@@ -41,6 +42,7 @@ mod origin;
 pub(crate) mod outline;
 pub(crate) mod session;
 pub(crate) mod tokens;
+mod tuned;
 mod workspace;
 
 pub(crate) use options::n_threads;
@@ -53,7 +55,7 @@ pub use workspace::{Sparsity, Workspace};
 /// Forward passes of several threads at once are fine; while one has the worker threads, the others
 /// run on their caller's thread alone.
 #[derive(Clone)]
-pub struct Model(Arc<Inner>);
+pub struct Model(Arc<Inner>, Option<Arc<Tuned>>);
 
 /// All that makes up a model.
 pub(crate) struct Inner {
@@ -84,6 +86,8 @@ pub(crate) struct Loaded {
     pub(crate) stages: Stages,
     /// Of the checkpoint, the same for every quantisation.
     pub(crate) fingerprint: Fingerprint,
+    /// The empty state, where it was tuned.
+    pub(crate) initial: Option<Initial>,
     pub(crate) tokenizer: Option<TokenizerFile>,
     /// Where a tokenizer was looked for, for the error text.
     pub(crate) tokenizer_search: String,
@@ -111,53 +115,10 @@ pub(crate) struct TokenizerSlot {
 }
 
 impl Model {
-    /// This model, but for the matrices called `names` (as [`tensors`](Self::tensors) calls them), which
-    /// are those of `other`, the same checkpoint opened with another quantisation. Weights and threads
-    /// are shared with this model, not copied. Shows what quantising a part of a model costs.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Argument`] when `other` is of another checkpoint, or a name is not that of a matrix.
-    pub fn with_matrices_of(&self, other: &Model, names: &[&str]) -> Result<Self> {
-        let (base, other) = (&*self.0, &*other.0);
-        if !base.state_layout().fits(&other.state_layout()) {
-            let text = format!("is of another checkpoint than {}", base.place);
-            return Err(Error::argument(text).at(&other.place));
-        }
-        let network = mixed_quant::mix(
-            base.stages.one_network()?,
-            other.stages.one_network()?,
-            names,
-        )?;
-        let quant = match mixed_quant::check_quant(&[&network], other.quant) {
-            Ok(()) => other.quant,
-            Err(_) => base.quant,
-        };
-        let loaded = Loaded {
-            place: base.place.clone(),
-            config: base.config,
-            stages: Stages::of_network(network, quant),
-            fingerprint: base.fingerprint,
-            tokenizer: base.tokenizer.file.clone(),
-            tokenizer_search: base.tokenizer.searched.clone(),
-            // Its checksum is not that of these weights.
-            model_file: None,
-        };
-        let setup = Setup {
-            quant,
-            pool: base.pool.clone(),
-            kernels: base.kernels,
-            no_sparsity: base.no_sparsity,
-            budget: Budget::default(),
-            note: None,
-        };
-        Ok(Model::assemble(loaded, setup))
-    }
-
     /// The only place where a model is made.
     pub(crate) fn assemble(loaded: Loaded, setup: Setup) -> Self {
         let watches = watches(&loaded.stages);
-        Model(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             place: loaded.place,
             stages: loaded.stages,
             config: loaded.config,
@@ -175,7 +136,8 @@ impl Model {
             model_file: loaded.model_file,
             note: setup.note,
             watches,
-        }))
+        });
+        Model(inner, loaded.initial.map(Tuned::counted))
     }
 
     /// Writes the model as one file, whole or not at all. Opened again it gives the same bits. Calls `progress` while it
@@ -194,7 +156,7 @@ impl Model {
         if self.0.tokenizer.file.is_some() {
             self.tokenizer()?;
         }
-        model_file::write(&self.0, path.as_ref(), progress)
+        model_file::write(&self.0, self.initial(), path.as_ref(), progress)
     }
 
     /// Reads every weight, which opening does not: of a model file the checksum must be right, and no
@@ -290,7 +252,9 @@ impl Model {
 
     /// Facts about the model.
     pub fn info(&self) -> Info {
-        Info::of(&self.0)
+        let mut info = Info::of(&self.0);
+        info.has_tuned_state = self.1.is_some();
+        info
     }
 
     /// Every tensor, in the order in which a token needs them.
@@ -310,7 +274,8 @@ impl Model {
         (&self.0.pool, self.0.kernels)
     }
 
-    /// The empty state: of a sequence before its first token.
+    /// The empty state: of a sequence before its first token. Of a model that brings a tuned initial state, or was
+    /// given [one](Self::with_initial_state), it is that one.
     ///
     /// # Panics
     ///
@@ -325,7 +290,7 @@ impl Model {
     ///
     /// [`ErrorKind::Memory`].
     pub fn try_new_state(&self) -> Result<State> {
-        State::new(self.0.state_layout())
+        State::new(self.0.state_layout(), self.initial().cloned())
     }
 
     /// Memory for forward passes of at most `rows_max` tokens at once (at least 1); longer spans are cut. A

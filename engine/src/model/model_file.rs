@@ -28,6 +28,7 @@ use crate::model::{Inner, Loaded};
 use crate::networks::config::Config;
 use crate::networks::fingerprint::Fingerprint;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
+use crate::networks::state::{time_state_name, Initial, StateLayout};
 use crate::networks::table::TensorAt;
 use crate::networks::{known, Tensor};
 use crate::progress::{Counter, Progress, ProgressUnit};
@@ -78,10 +79,22 @@ impl<'a> FileTensor<'a> {
 }
 
 /// Writes a model; `progress` counts bytes.
-pub(crate) fn write(model: &Inner, path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+pub(crate) fn write(
+    model: &Inner,
+    initial: Option<&Initial>,
+    path: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
     let networks = model.stages.only_networks("saved")?;
     let tensors = networks.iter().flat_map(|network| network.tensors());
     let mut parts: Vec<_> = tensors.flat_map(tensor_parts).collect();
+    let layout = StateLayout::of_sizes(&model.config.sizes);
+    let tuned = initial.map_or(Ok(Vec::new()), |initial| initial.time_states(&layout))?;
+    let shape = layout.tuned_shape().unwrap_or_default();
+    for (layer, numbers) in tuned.iter().enumerate() {
+        let (name, bytes) = (time_state_name(layer), bytemuck::cast_slice(numbers));
+        parts.push(FileTensor::new(&name, "F32", shape.to_vec(), bytes));
+    }
     if let Some(file) = &model.tokenizer.file {
         let shape = vec![file.bytes.len()];
         parts.push(FileTensor {
@@ -306,6 +319,13 @@ impl ModelFile {
         })
     }
 
+    /// Whether it holds a tuned initial state.
+    pub(super) fn is_tuned(&self) -> bool {
+        let first = time_state_name(0);
+        let mut entries = self.tensors.tensors.iter();
+        entries.any(|entry| entry.name == first)
+    }
+
     pub(crate) fn file(&self) -> &SourceFile {
         &self.tensors.file
     }
@@ -328,8 +348,10 @@ impl ModelFile {
             is_short,
         };
         let stages = Stages::build(&mut weights, &self.config, plan)?;
+        let initial = weights.initial(StateLayout::of_sizes(&self.config.sizes))?;
         weights.nothing_left()?;
         Ok(Loaded {
+            initial,
             stages,
             fingerprint: self.fingerprint,
             place: self.file().name().to_owned(),
@@ -401,6 +423,30 @@ impl FileWeights<'_> {
             "{}: tensor {tensor}: {text}",
             self.file.file.name()
         ))
+    }
+
+    /// The tuned initial state, if the file has the first layer's.
+    fn initial(&mut self, layout: StateLayout) -> Result<Option<Initial>> {
+        let Some(shape) = layout.tuned_shape() else {
+            return Ok(None);
+        };
+        if !self.entries.contains_key(&time_state_name(0)) {
+            return Ok(None);
+        }
+        let read = |layer| self.finite(&time_state_name(layer), &shape);
+        Initial::new(layout, read).map(Some)
+    }
+
+    /// Floats that are kept as f32.
+    fn finite(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let bytes = self.take(name, Dtype::F32, shape)?;
+        let values: Vec<f32> = numbers_of(&bytes, "a vector of weights")?;
+        self.was_copied(&bytes);
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            let text = format!("{} at [{index}], expected a number", values[index]);
+            return Err(self.error(name, &text));
+        }
+        Ok(values)
     }
 
     fn nothing_left(&self) -> Result<()> {
@@ -501,13 +547,7 @@ impl WeightSource for FileWeights<'_> {
 
     fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
         let name = tensor.name();
-        let bytes = self.take(&name, Dtype::F32, &[tensor.len()])?;
-        let values: Vec<f32> = numbers_of(&bytes, "a vector of weights")?;
-        self.was_copied(&bytes);
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            let text = format!("{} at [{index}], expected a number", values[index]);
-            return Err(self.error(&name, &text));
-        }
+        let values = self.finite(&name, &[tensor.len()])?;
         Ok(Vector { name, values })
     }
 

@@ -22,7 +22,7 @@ use crate::progress::Progress;
 use crate::text::tokenizer::Tokenizer;
 
 impl Model {
-    /// Opens a Hugging Face directory, a `.pth` or `.safetensors` checkpoint, a `.bin` file of rwkv.cpp, or
+    /// Opens a Hugging Face directory, a `.pth` or `.safetensors` checkpoint, a GGUF file, a `.bin` file of rwkv.cpp, or
     /// a model file.
     ///
     /// Weights that are stored as wanted are used from the mapped file; others are converted, tensor by
@@ -130,6 +130,7 @@ impl Model {
             n_vocab: origin.config().sizes.n_vocab,
             has_tokenizer: origin.tokenizer().is_some(),
             stored: origin.stored_quant(),
+            stored_blocks: origin.stored_blocks(),
             is_model_file: origin.is_model_file(),
         })
     }

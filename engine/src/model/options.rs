@@ -25,7 +25,7 @@ const THREADS_MAX: usize = 1024;
 #[must_use = "options do nothing until a model is opened with them"]
 pub struct Options {
     /// What to turn the matrices into; `None` keeps them as they are stored (bf16 becomes f16, and so do
-    /// all matrices of a quantised file of rwkv.cpp).
+    /// all matrices of a quantised file of rwkv.cpp or llama.cpp).
     pub quant: Option<Quant>,
     /// Threads that work on one forward pass, the caller's own included. `None`: one for each physical core
     /// that this process may use. 1: no thread is ever started, but one for each further device of

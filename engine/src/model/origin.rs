@@ -13,6 +13,7 @@ use crate::files::Watch;
 use crate::math::threads::Pool;
 use crate::memory::fit::{ModelFacts, WeightsPlace};
 use crate::networks::config::Config;
+use crate::networks::state::StateLayout;
 use crate::progress::Progress;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
@@ -50,6 +51,18 @@ impl Origin {
         }
     }
 
+    fn has_tokenizer_inside(&self) -> bool {
+        matches!(self, Origin::Checkpoint(checkpoint) if checkpoint.has_tokenizer_inside)
+    }
+
+    /// What most of its quantised matrices are, by ggml's name, if there are any.
+    pub(super) fn stored_blocks(&self) -> Option<&'static str> {
+        match self {
+            Origin::Checkpoint(checkpoint) => load::stored_blocks(checkpoint),
+            Origin::ModelFile(_) => None,
+        }
+    }
+
     pub(super) fn tokenizer(&self) -> Option<&TokenizerFile> {
         match self {
             Origin::Checkpoint(checkpoint) => checkpoint.tokenizer.as_ref(),
@@ -73,6 +86,14 @@ impl Origin {
         }
     }
 
+    /// Whether it brings a tuned initial state.
+    fn is_tuned(&self) -> bool {
+        match self {
+            Origin::Checkpoint(checkpoint) => checkpoint.tuned.is_some(),
+            Origin::ModelFile(file) => file.is_tuned(),
+        }
+    }
+
     pub(super) fn is_model_file(&self) -> bool {
         matches!(self, Origin::ModelFile(_))
     }
@@ -83,8 +104,14 @@ impl Origin {
         let tokenizer = self.tokenizer().map_or(0, |file| {
             Tokenizer::memory_bytes(&file.bytes) + Tokenizer::PROMPT_BYTES
         });
+        let sizes = self.config().sizes;
+        let state = StateLayout::of_sizes(&sizes).size_bytes();
+        // What was made of the tokens within a file is kept beside what is made of it.
+        let made = self.tokenizer().filter(|_| self.has_tokenizer_inside());
+        let tokenizer = tokenizer + made.map_or(0, |file| file.bytes.len() as u64);
         ModelFacts {
-            sizes: self.config().sizes,
+            sizes,
+            initial_state: if self.is_tuned() { state as u64 } else { 0 },
             stored: self.stored_quant(),
             tokenizer,
             place: match self {

@@ -17,6 +17,9 @@ pub struct Outline {
     pub has_tokenizer: bool,
     /// What the matrices stay when no quant is asked for.
     pub stored: Quant,
+    /// What the matrices of a checkpoint are quantised as, if any are, by ggml's name: `Q8_0`. Nothing here computes with
+    /// these, so that they become something else.
+    pub stored_blocks: Option<&'static str>,
     /// Whether it is a model file: one whose matrices, if they stay so, are used in place.
     pub is_model_file: bool,
 }

@@ -12,9 +12,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::math::{all_finite, reserve, zeroed};
 use crate::memory::budget::Reservation;
 use crate::memory::estimate;
-use crate::model::{enough, Model, Sparsity, Workspace};
+use crate::model::{enough, tuned, Model, Sparsity, Workspace};
 use crate::networks::batch::{Output, Span};
-use crate::networks::state::State;
+use crate::networks::state::{Initial, State};
 use crate::products::{prefill_rows_lasting, PREFILL_ROWS};
 use crate::text::sampler::{Sampler, SamplerOptions};
 use crate::text::stream::{StopTexts, TextStream};
@@ -35,6 +35,8 @@ pub struct Session {
     /// Made when more than one token is fed at once.
     prefill: Option<Workspace>,
     prefill_rows: usize,
+    /// The same for a tuned state that was loaded.
+    initial: Option<Reservation>,
     /// What it has taken of the model's limit, workspaces that count for themselves aside.
     _reservation: Option<Reservation>,
 }
@@ -122,13 +124,15 @@ impl Session {
             prefill: None,
             prefill_rows: model.prefill_rows(),
             model: model.clone(),
+            initial: None,
             _reservation: None,
         })
     }
 
     /// A session at the empty state that has all memory it will ever need, and a greedy sampler that has
     /// too: [`eval`](Self::eval), [`reset`](Self::reset), [`save_state_to`](Self::save_state_to) and
-    /// [`load_state_from`](Self::load_state_from) allocate nothing but the text of an error.
+    /// [`load_state_from`](Self::load_state_from) allocate nothing but the text of an error and the numbers of a tuned
+    /// state.
     ///
     /// # Errors
     ///
@@ -183,14 +187,15 @@ impl Session {
         self.decode.sparsity()
     }
 
-    /// Back to the empty state.
+    /// Back to the empty state: the model's, or the tuned one that was loaded last or that a
+    /// [restored](Self::restore) state brought.
     pub fn reset(&mut self) {
         self.state.reset();
         self.logits.clear();
     }
 
     /// Goes on from another state, such as a clone taken earlier; `logits` are those that belonged to it,
-    /// or empty.
+    /// or empty. The empty state that the other one is reset to is this session's from then on.
     ///
     /// # Errors
     ///
@@ -229,13 +234,19 @@ impl Session {
     }
 
     /// Goes on from a file that [`save_state`](Self::save_state) wrote, with any quantisation of this
-    /// model.
+    /// model; or begins with a tuned initial state: a `.pth` or `.safetensors` file that holds nothing but
+    /// `blocks.N.att.time_state` of each layer. [`reset`](Self::reset) then goes back to that one;
+    /// [`Model::with_initial_state`] does the same for all sessions of a model.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::State`](crate::ErrorKind::State) when the file is damaged or of another model.
-    /// Nothing has changed then.
+    /// [`ErrorKind::State`](crate::ErrorKind::State) when the file is damaged or of another model; those of
+    /// [`Model::with_initial_state`]. Nothing has changed then.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if let Some(initial) = tuned::read_file(path, *self.state.layout())? {
+            return self.begin_with(initial);
+        }
         let logits = self.state.load(path)?;
         self.logits.clear();
         self.logits.extend_from_slice(&logits);
@@ -278,14 +289,25 @@ impl Session {
     }
 
     /// Goes on from bytes that [`save_state_to`](Self::save_state_to) or
-    /// [`save_state`](Self::save_state) wrote, with any quantisation of this model.
+    /// [`save_state`](Self::save_state) wrote, with any quantisation of this model; or begins with a tuned
+    /// initial state, the bytes of a file as [`load_state`](Self::load_state) reads it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::State`](crate::ErrorKind::State) when they are damaged or of another model. Nothing
-    /// has changed then.
+    /// [`ErrorKind::State`](crate::ErrorKind::State) when they are damaged or of another model; those of
+    /// [`load_state`](Self::load_state). Nothing has changed then.
     pub fn load_state_from(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(initial) = tuned::read_bytes(bytes, *self.state.layout())? {
+            return self.begin_with(initial);
+        }
         self.state.load_bytes_into(bytes, &mut self.logits)
+    }
+
+    fn begin_with(&mut self, initial: Initial) -> Result<()> {
+        self.initial = Some(tuned::reservation(self.model.budget(), &initial)?);
+        self.state.begin_with(initial);
+        self.logits.clear();
+        Ok(())
     }
 
     /// Feeds tokens and returns the logits (n_vocab) for what follows the last one.

@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn batches_hold_every_token_once_and_in_order() {
         let sizes = crate::networks::tests::sizes([10, 1, 1, 1, 4]);
-        let mut states = vec![State::new(StateLayout::of_sizes(&sizes)).expect("memory"); 4];
+        let mut states = vec![State::new(StateLayout::of_sizes(&sizes), None).expect("memory"); 4];
         let tokens = [1u32; 7];
         let lengths = [7, 0, 1, 3];
         let outputs = [Output::All, Output::None, Output::Last, Output::Last];

@@ -19,9 +19,6 @@ use crate::products::{
 };
 use crate::quant::matrix::{Matrix, Vector};
 
-/// Of ln_out; that of the other norms is in the configuration. transformers does the same.
-pub(crate) const NORM_OUT_EPSILON: f32 = 1e-5;
-
 tensors! {
     /// What turns tokens into the residual stream.
     pub(crate) struct Embedding {
@@ -194,29 +191,32 @@ impl Embedding {
 }
 
 impl Head {
-    fn norm(&self) -> Norm<'_> {
+    fn norm(&self, epsilon: f32) -> Norm<'_> {
         Norm {
             weight: &self.norm_weight,
             bias: &self.norm_bias,
-            epsilon: NORM_OUT_EPSILON,
+            epsilon,
         }
     }
 
     /// Fetches the vectors that are read before the matrix.
     pub(crate) fn fetch_vectors(&self) {
-        self.norm().fetch();
+        fetch(&self.norm_weight);
+        fetch(&self.norm_bias);
         fetch_input_factors(&self.matrix);
     }
 
-    /// Logits of some rows of the last forward pass: `rows[i]` gives `out[i]`, (rows.len(), n_vocab).
+    /// Logits of some rows of the last forward pass: `rows[i]` gives `out[i]`, (rows.len(), n_vocab). `epsilon` is that of
+    /// ln_out.
     pub(crate) fn logits(
         &self,
         machine: Machine<'_>,
         (buffers, input): (&mut Buffers, &mut Activations),
+        epsilon: f32,
         rows: &[usize],
         out: &mut [f32],
     ) {
-        let (n_embd, norm) = (self.matrix.n_cols, self.norm());
+        let (n_embd, norm) = (self.matrix.n_cols, self.norm(epsilon));
         let Buffers {
             residual,
             row_width,
@@ -241,10 +241,11 @@ impl Head {
         &self,
         machine: Machine<'_>,
         buffers: &Buffers,
+        epsilon: f32,
         rows: &[usize],
         out: &mut [f32],
     ) {
-        let (n_embd, norm) = (self.matrix.n_cols, self.norm());
+        let (n_embd, norm) = (self.matrix.n_cols, self.norm(epsilon));
         for (&row, out) in rows.iter().zip(out.chunks_exact_mut(n_embd)) {
             norm.row(
                 machine.kernels,

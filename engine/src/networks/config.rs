@@ -208,6 +208,11 @@ impl Config {
         }
     }
 
+    /// Of the norm in front of the head.
+    pub(crate) fn norm_out_epsilon(&self) -> f32 {
+        (self.sizes.architecture.norm_out_epsilon)(self)
+    }
+
     /// Whether all sizes and numbers are ones a model can have.
     pub(crate) fn check(&self) -> Result<()> {
         self.sizes.check()?;

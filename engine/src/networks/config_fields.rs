@@ -13,7 +13,7 @@ pub(crate) struct ConfigFields {
     /// All are read, and the first is written.
     pub(crate) norm_epsilon: &'static [&'static str],
     pub(crate) context_length: &'static [&'static str],
-    /// Read only.
+    /// Written only where the names of tensors do not say it.
     pub(crate) head_norm_epsilon: Option<&'static str>,
     /// The end of the name that the norms of heads have where their epsilon is
     /// [scaled](super::config::Settings::scaled_head_norm_epsilon).
@@ -30,6 +30,4 @@ pub(crate) struct ConfigFields {
     pub(crate) defaults: fn() -> Vec<(&'static str, Value)>,
     /// What is always written.
     pub(crate) computed: fn(&Config) -> Vec<(&'static str, Value)>,
-    /// Why no directory can hold this model.
-    pub(crate) cannot_hold: fn(&Config) -> Option<String>,
 }

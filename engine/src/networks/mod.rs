@@ -68,6 +68,8 @@ pub(crate) struct Buffers {
 }
 
 /// What layers of one version need besides.
+// A workspace has one of these, so that what it takes as a value is no matter.
+#[allow(clippy::large_enum_variant)]
 enum LayerBuffers {
     V4(v4::Buffers),
     V7(v7::Buffers),
@@ -189,7 +191,8 @@ impl Network {
             LayerBuffers::V7(own) => own.input_mut(),
         };
         if let Some(head) = &self.head {
-            head.logits(machine, (&mut buffers.common, input), rows, out);
+            let buffers = (&mut buffers.common, input);
+            head.logits(machine, buffers, self.config.norm_out_epsilon(), rows, out);
         }
     }
 
@@ -202,7 +205,8 @@ impl Network {
         out: &mut [f32],
     ) {
         if let Some(head) = &self.head {
-            head.hidden(machine, &buffers.common, rows, out);
+            let epsilon = self.config.norm_out_epsilon();
+            head.hidden(machine, &buffers.common, epsilon, rows, out);
         }
     }
 }

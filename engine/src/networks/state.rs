@@ -15,8 +15,10 @@ use super::fingerprint::Fingerprint;
 use crate::error::{Error, Result};
 use crate::math::{copied, zeroed};
 
+mod initial;
 mod saved;
 
+pub(crate) use initial::{time_state_name, Initial, TIME_STATE};
 #[cfg(test)]
 pub(crate) use saved::NAME;
 
@@ -61,6 +63,14 @@ impl StateLayout {
     /// Whether a state of this layout is one of that, too: as far as is known, both are of one checkpoint.
     pub(crate) fn fits(&self, other: &Self) -> bool {
         self.sizes == other.sizes && self.fingerprint.fits(&other.fingerprint)
+    }
+
+    /// What checkpoints that were tuned hold for each layer: heads, values, keys. `None` where the architecture's
+    /// states cannot be tuned.
+    pub(crate) fn tuned_shape(&self) -> Option<[usize; 3]> {
+        let part = self.sizes.architecture.tuned_part?;
+        let side = self.sizes.head_size.max(1);
+        Some([self.parts(part..part + 1).len() / (side * side), side, side])
     }
 
     /// Numbers of one layer.
@@ -115,6 +125,8 @@ pub(crate) trait Elsewhere: Any + Send + Sync {
 /// a state that is undefined, and says so: see [`check`](Self::check).
 pub struct State {
     layout: StateLayout,
+    /// What [`reset`](Self::reset) goes back to, where it is not the empty state of the architecture.
+    initial: Option<Initial>,
     /// Tokens read since the empty state.
     n_tokens: u64,
     /// (n_layer, numbers of a layer). Old where something else has newer ones.
@@ -127,11 +139,14 @@ pub struct State {
 }
 
 impl State {
+    /// The empty state, which is `initial` where there is one; it is of the same layout.
+    ///
     /// # Errors
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
-    pub(crate) fn new(layout: StateLayout) -> Result<Self> {
+    pub(crate) fn new(layout: StateLayout, initial: Option<Initial>) -> Result<Self> {
         let mut state = State {
             layout,
+            initial,
             n_tokens: 0,
             data: zeroed(layout.len(), "a state")?,
             elsewhere: None,
@@ -142,11 +157,16 @@ impl State {
         Ok(state)
     }
 
-    /// Back to the empty state.
+    /// Back to the empty state: that of the model which the state is of, or the tuned one that was loaded into it
+    /// ([`Session::load_state`](crate::Session::load_state)). Copies go back to the same one.
     pub fn reset(&mut self) {
         self.n_tokens = 0;
         self.is_undefined = false;
         self.host_is_newer();
+        if let Some(initial) = &self.initial {
+            self.data.copy_from_slice(initial.numbers());
+            return;
+        }
         let layout = &self.layout;
         let parts = layout.sizes.architecture.state;
         for layer in self.data.chunks_exact_mut(layout.layer_len()) {
@@ -154,6 +174,18 @@ impl State {
                 layer[layout.parts(index..index + 1)].fill(part.empty);
             }
         }
+    }
+
+    /// Tells tuned empty states apart: a hash of the numbers that [`reset`](Self::reset) goes back to, `None` where
+    /// these are the architecture's own.
+    pub fn initial_hash(&self) -> Option<u64> {
+        self.initial.as_ref().map(Initial::hash)
+    }
+
+    /// Becomes a tuned empty state, which is what it goes back to from now on.
+    pub(crate) fn begin_with(&mut self, initial: Initial) {
+        self.initial = Some(initial);
+        self.reset();
     }
 
     /// Tokens read since the empty state.
@@ -272,6 +304,7 @@ impl State {
         };
         Ok(State {
             layout: self.layout,
+            initial: self.initial.clone(),
             n_tokens: self.n_tokens,
             data,
             elsewhere,
@@ -298,6 +331,7 @@ impl State {
         };
         data.clone_into(&mut self.data);
         (self.layout, self.n_tokens) = (other.layout, other.n_tokens);
+        self.initial.clone_from(&other.initial);
         // There may have been another number of them.
         self.unreadable.take();
         if !copied {
@@ -349,6 +383,7 @@ impl Clone for State {
     fn clone(&self) -> Self {
         self.try_clone().unwrap_or_else(|_| State {
             layout: self.layout,
+            initial: self.initial.clone(),
             n_tokens: self.n_tokens,
             data: self.data.clone(),
             elsewhere: None,

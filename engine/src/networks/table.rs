@@ -34,6 +34,8 @@ pub(crate) struct Architecture {
     pub(crate) version: u32,
     /// Of a model, each after those that its default is computed from.
     pub(crate) sizes: &'static [SizeSpec],
+    /// Epsilon of the norm in front of the head.
+    pub(crate) norm_out_epsilon: Number,
     /// Constants of the arithmetic, by the names that plugins get them by.
     pub(crate) numbers: &'static [(&'static str, Number)],
     /// Tensors in front of the layers, of each layer, and behind the layers; in the order in which a token needs
@@ -43,6 +45,9 @@ pub(crate) struct Architecture {
     pub(crate) head: &'static [TensorSpec],
     /// Of each layer, one behind the other.
     pub(crate) state: &'static [StatePart],
+    /// Which of these "state tuning" trains: (head, key, value) of heads of `head_size`. Checkpoints hold it as
+    /// `att.time_state` of each layer, (head, value, key).
+    pub(crate) tuned_part: Option<usize>,
     /// What a row has that passes from stage to stage.
     pub(crate) row: &'static [RowPart],
     pub(crate) hugging_face: HuggingFace,

@@ -169,9 +169,6 @@ fn estimates_do_not_wrap() {
 #[test]
 fn other_networks_are_recognised() {
     for (name, title) in [
-        ("blocks.0.att.x_r", "RWKV-7"),
-        ("rwkv.blocks.0.attention.k_k", "RWKV-7"),
-        ("model.layers.0.attn.x_r", "RWKV-7"),
         ("rwkv.blocks.0.feed_forward.time_maa_k", "RWKV-6"),
         ("rwkv.blocks.3.attention.gate.weight", "RWKV-5"),
         (
@@ -185,7 +182,16 @@ fn other_networks_are_recognised() {
             other => panic!("{name}: {other:?}"),
         }
     }
-    assert!(matches!(shown(["emb.weight"].into_iter()), Some(Ok(_))));
+    for (name, version) in [
+        ("emb.weight", 4),
+        ("blocks.0.att.x_r", 7),
+        ("rwkv.blocks.0.attention.time_first", 4),
+        ("model.layers.0.attn.x_r", 7),
+    ] {
+        let names = ["blocks.0.ln1.weight", name];
+        let shown = shown(names.into_iter()).map(|found| found.map(|one| one.version));
+        assert_eq!(shown, Some(Ok(version)), "{name}");
+    }
     assert!(shown(["transformer.h.0"].into_iter()).is_none());
 }
 
@@ -209,7 +215,7 @@ fn the_table_of_version_4_has_what_its_checkpoints_have() {
 #[test]
 fn states_are_empty_as_the_table_says() {
     let layout = StateLayout::of_sizes(&sizes([10, 3, 2, 4, 8]));
-    let state = State::new(layout).expect("memory");
+    let state = State::new(layout, None).expect("memory");
     let parts = layout.sizes.architecture.state;
     for layer in 0..2 {
         let mut n = 0;
@@ -281,7 +287,7 @@ fn rows_may_be_wider_than_the_residual_stream() {
         let config = Config::of_sizes(*sizes);
         let whole = sizes.architecture.whole(sizes);
         let network = Network::build(&mut MadeUp, &config, &whole).expect("weights");
-        let mut states = vec![State::new(StateLayout::of_sizes(sizes)).expect("memory"); 2];
+        let mut states = vec![State::new(StateLayout::of_sizes(sizes), None).expect("memory"); 2];
         let mut spans: Vec<_> = states
             .iter_mut()
             .zip([&tokens[..], &tokens[2..]])

@@ -11,7 +11,6 @@ use std::ops::Range;
 use super::batch::{Segment, Span};
 use super::common::{
     mix, norm_bias, norm_weight, Buffers as CommonBuffers, Embedding, Head, Norm, Pass, Shifted,
-    NORM_OUT_EPSILON,
 };
 use super::config::Sizes;
 use super::form::Form;
@@ -31,6 +30,9 @@ use crate::products::{
 use crate::quant::matrix::{Matrix, Vector};
 
 mod hugging_face;
+
+/// Of ln_out; that of the other norms is in the configuration. transformers does the same.
+const NORM_OUT_EPSILON: f32 = 1e-5;
 
 /// Start of the WKV running maximum. Not 0: exp(u + k - 0) underflows for keys below about -104, and
 /// 0 / 0 would follow.
@@ -88,6 +90,7 @@ const TABLE: Architecture = Architecture {
             ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
         ),
     ],
+    norm_out_epsilon: |_| NORM_OUT_EPSILON,
     numbers: &[
         ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
         ("norm_out_epsilon", |_| NORM_OUT_EPSILON),
@@ -122,6 +125,7 @@ const TABLE: Architecture = Architecture {
             empty: EMPTY_EXPONENT,
         },
     ],
+    tuned_part: None,
     row: &[RowPart {
         name: "residual stream",
         len: |s| s.n_embd,

@@ -53,10 +53,28 @@ fn folders_without_one_model() {
             &["no weights"],
         ),
         folder(
-            "another program's",
+            "the start of a GGUF file",
             vec![("model.gguf", b"GGUF\x03\0\0\0".to_vec())],
-            Unsupported,
+            Format,
             &["model.gguf", "a GGUF file"],
+        ),
+        folder(
+            "a split GGUF file",
+            vec![
+                ("m-00001-of-00002.gguf", b"GGUF".to_vec()),
+                ("m-00002-of-00002.gguf", b"GGUF".to_vec()),
+            ],
+            Unsupported,
+            &["m-00002-of-00002.gguf", "llama-gguf-split --merge"],
+        ),
+        folder(
+            "several GGUF files",
+            vec![
+                ("m-F16.gguf", b"GGUF".to_vec()),
+                ("m-Q8_0.gguf", b"GGUF".to_vec()),
+            ],
+            Format,
+            &["m-F16.gguf", "m-Q8_0.gguf", "name one of them"],
         ),
         Case {
             name: "a list of shards",

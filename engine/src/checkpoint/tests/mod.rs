@@ -10,14 +10,20 @@ use crate::error::{ErrorKind, Result};
 use crate::files::Access;
 
 mod bad_folders;
+mod bad_gguf;
+mod bad_gguf_tensors;
 mod bad_input;
 mod bad_pickles;
 mod build;
+mod build_gguf;
 mod damage;
 mod fixtures;
+mod gguf;
 mod large;
+mod other_networks;
 mod readable;
 mod rwkv_cpp;
+mod rwkv_cpp7;
 mod stand_ins;
 mod training;
 

@@ -310,15 +310,15 @@ fn prefixes_of_all_names() {
     for part in &mut parts {
         part.name = format!("module.{}", part.name);
     }
-    parts[3].name = "module.blocks.0.att.x_r".into();
-    let v7 = safetensors_of(&parts);
+    parts[3].name = "module.blocks.0.att.time_maa_x".into();
+    let v6 = safetensors_of(&parts);
     let alone = with_extra("module.emb.weight");
     run(&[
         file(
-            "v7",
-            v7,
+            "v6",
+            v6,
             Unsupported,
-            &["RWKV-7", "module.blocks.0.att.x_r"],
+            &["RWKV-6", "module.blocks.0.att.time_maa_x"],
         ),
         file(
             "one name",

@@ -9,6 +9,8 @@ use rand_core::{RngCore, SeedableRng};
 
 use super::*;
 
+mod wkv7;
+
 struct Random(ChaCha8Rng);
 
 impl Random {

@@ -405,4 +405,151 @@ mod tests {
         pool.run_chunks(&mut chunks, 4, |index, chunk| chunk.fill(index));
         assert_eq!(chunks, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]);
     }
+
+    /// What a call panics with.
+    fn refusal(call: impl FnOnce()) -> String {
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+        let panic = panic.expect_err("refused");
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
+            .expect("a text")
+    }
+
+    #[test]
+    fn two_lists_are_numbered_one_behind_the_other() {
+        let pool = Pool::new(3);
+        let (mut a, mut b, mut c) = (vec![0; 2 * 40], vec![0; 2 * 9], vec![0; 3 * 33]);
+        let mut scratch = [0; 3];
+        let mut part = Columns::new(&mut c, 33);
+        part.only(5..22);
+        pool.run_two_lists(
+            &mut [Columns::new(&mut a, 40), Columns::none()],
+            &mut [Columns::none(), Columns::new(&mut b, 9), part],
+            16,
+            &mut scratch,
+            &|_| Fetch::nothing(),
+            |index, mut block, used| {
+                *used += 1;
+                assert!(!block.columns().is_empty() && block.columns().len() <= 16);
+                for row in 0..block.n_rows {
+                    block.row_mut(row).iter_mut().for_each(|v| *v += index + 1);
+                }
+            },
+        );
+        assert!(a.iter().all(|&v| v == 1) && b.iter().all(|&v| v == 4));
+        for (index, &v) in c.iter().enumerate() {
+            let is_written = (5..22).contains(&(index % 33));
+            assert_eq!(v, if is_written { 5 } else { 0 }, "{index}");
+        }
+        // 40 columns are three blocks, 9 one, and 17 of 33 two.
+        assert_eq!(scratch.iter().sum::<i32>(), 3 + 1 + 2);
+        let mut few = [0; 2];
+        let text = refusal(|| {
+            pool.run_two_lists(
+                &mut [Columns::new(&mut a, 40)],
+                &mut [],
+                16,
+                &mut few,
+                &|_| Fetch::nothing(),
+                |_, _, _| {},
+            );
+        });
+        assert!(text.starts_with("assertion"), "{text}");
+    }
+
+    #[test]
+    fn pieces_cover_every_buffer_once() {
+        let pool = Pool::new(3);
+        let mut list = BorrowList::new(3, "a list").expect("memory");
+        let taken = list.size_bytes();
+        assert!(taken as u64 >= BorrowList::<u32>::bytes_for(3));
+        // Again with others: nothing is left of the first.
+        for n_buffers in [3, 1, 0, 2] {
+            let mut out = vec![0_u32; 2 * 20];
+            let mut buffers: Vec<Vec<u32>> = (0..n_buffers).map(|n| vec![0; 5 * n]).collect();
+            let mut scratch = [0; 3];
+            {
+                let mut borrowed = list.borrow(buffers.iter_mut().map(Vec::as_mut_slice));
+                pool.run_with_pieces(
+                    &mut Columns::new(&mut out, 20),
+                    4,
+                    &mut borrowed,
+                    &mut scratch,
+                    &|_| Fetch::nothing(),
+                    |mut block, mut pieces, used| {
+                        *used += 1;
+                        let task = block.columns().start / 4;
+                        assert_eq!(block.columns().len(), 4);
+                        for row in 0..2 {
+                            block.row_mut(row).iter_mut().for_each(|v| *v += 1);
+                        }
+                        for buffer in 0..n_buffers {
+                            let piece = pieces.get_mut(buffer);
+                            assert_eq!(piece.len(), buffer);
+                            piece.iter_mut().for_each(|v| *v += task as u32 + 1);
+                        }
+                    },
+                );
+            }
+            assert!(out.iter().all(|&v| v == 1));
+            assert_eq!(scratch.iter().sum::<i32>(), 5);
+            for (n, buffer) in buffers.iter().enumerate() {
+                let expected: Vec<u32> = (1..=5).flat_map(|task| vec![task; n]).collect();
+                assert_eq!(*buffer, expected);
+            }
+        }
+        assert_eq!(list.size_bytes(), taken, "nothing was allocated on the way");
+    }
+
+    #[test]
+    fn pieces_of_sizes_that_do_not_divide_are_refused() {
+        let pool = Pool::new(2);
+        let mut list = BorrowList::new(2, "a list").expect("memory");
+        let mut refused = |stride: usize, width: usize, len: usize, n_scratch: usize| {
+            let (mut out, mut buffer) = (vec![0; 2 * stride], vec![0; len]);
+            let mut good = vec![0; 5 * stride];
+            let buffers = [&mut good[..], &mut buffer[..]];
+            let mut borrowed = list.borrow(buffers.into_iter());
+            refusal(|| {
+                pool.run_with_pieces(
+                    &mut Columns::new(&mut out, stride),
+                    width,
+                    &mut borrowed,
+                    &mut vec![0; n_scratch],
+                    &|_| Fetch::nothing(),
+                    |_, _, _| panic!("work"),
+                );
+            })
+        };
+        // Ten columns are five blocks of two.
+        assert_eq!(refused(10, 2, 15, 2), "work");
+        for (stride, width, len, n_scratch) in [
+            (10, 3, 15, 2),
+            (10, 0, 15, 2),
+            (10, 2, 16, 2),
+            (10, 2, 4, 2),
+            (10, 2, 15, 1),
+            (10, 20, 15, 2),
+        ] {
+            let text = refused(stride, width, len, n_scratch);
+            assert!(
+                text.starts_with("assertion"),
+                "{stride} {width} {len}: {text}"
+            );
+        }
+        // There are no more pieces than buffers.
+        let (mut out, mut buffer, mut scratch) = (vec![0; 4], vec![0; 4], [0; 2]);
+        let text = refusal(|| {
+            let mut borrowed = list.borrow(std::iter::once(&mut buffer[..]));
+            pool.run_with_pieces(
+                &mut Columns::new(&mut out, 4),
+                2,
+                &mut borrowed,
+                &mut scratch,
+                &|_| Fetch::nothing(),
+                |_, mut pieces, _| pieces.get_mut(1).fill(1),
+            );
+        });
+        assert!(text.contains("index out of bounds"), "{text}");
+    }
 }

@@ -117,9 +117,14 @@ impl State {
         Ok(())
     }
 
+    /// Whether bytes begin as those of a saved state do.
+    pub(crate) fn begins_saved(bytes: &[u8]) -> bool {
+        bytes.starts_with(&MAGIC[..7])
+    }
+
     /// Checks everything about saved bytes.
     fn read_header(&self, bytes: &[u8]) -> Result<Header> {
-        if bytes.len() < HEADER_BYTES_1 || bytes[..7] != MAGIC[..7] {
+        if bytes.len() < HEADER_BYTES_1 || !Self::begins_saved(bytes) {
             return Err(Error::state("not a saved state"));
         }
         let version = bytes[7];

@@ -41,7 +41,6 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         obsolete: &["torch_dtype", "max_position_embeddings"],
         defaults: || vec![("rescale_every", json!(6)), ("use_cache", json!(true))],
         computed: |_| Vec::new(),
-        cannot_hold: |_| None,
     },
     order: &[
         "ln0.weight",

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::{hugging_face, Layer};
-use crate::networks::common::{Embedding, Head, NORM_OUT_EPSILON};
+use crate::networks::common::{Embedding, Head};
 use crate::networks::config::Sizes;
 use crate::networks::names;
 use crate::networks::state::StateLayout;
@@ -82,9 +82,10 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
             ShownBy::Matrix("blocks.0.att.g1", 1)
         ),
     ],
+    norm_out_epsilon: |config| config.settings.layer_norm_epsilon,
     numbers: &[
         ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
-        ("norm_out_epsilon", |_| NORM_OUT_EPSILON),
+        ("norm_out_epsilon", |config| config.norm_out_epsilon()),
         ("head_norm_epsilon", |config| {
             config.settings.head_norm_epsilon
         }),
@@ -109,6 +110,7 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
             empty: 0.0,
         },
     ],
+    tuned_part: Some(WKV.start),
     row: &[
         RowPart {
             name: "residual stream",
