@@ -155,8 +155,10 @@ fn feeding_nothing_saves_the_same_state() {
     assert_eq!(generate("int8", &args), "");
     let read = |path: &PathBuf| fs::read(path).expect("just written");
     assert!(read(&a) == read(&b));
-    // 8 layers of 5 vectors of 256 numbers, 4096 logits, and a header: not a byte more for more tokens.
-    assert_eq!(read(&a).len(), 72 + 4 * (8 * 5 * 256 + 4096));
+    // 8 layers of 2 vectors of 256 numbers and 4 heads of 64 times 64, 4096 logits, and a header: not a byte more for
+    // more tokens.
+    let n_state = 8 * (2 * 256 + 4 * 64 * 64);
+    assert_eq!(read(&a).len(), 72 + 4 * (n_state + 4096));
 }
 
 #[test]
@@ -203,17 +205,11 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
     generate("int8", &["-n", "5", PROMPT, "--save-state", &good_path]);
     let good = fs::read(&good_path).expect("just written");
     let logits_at = good.len() - 4 * 4096;
-    let odd = text(&golden("odd-bin"));
-    stdout(&run([
-        "-m",
-        &odd,
-        "--tokens",
-        "1,2",
-        "-n",
-        "0",
-        "--save-state",
-        &path("other"),
-    ]));
+    for (file, name) in [("other", "v7-hf"), ("older", "odd-bin")] {
+        let (model, file) = (text(&golden(name)), path(file));
+        let args = ["-m", &model, "--tokens", "1,2", "-n", "0"];
+        stdout(&run([&args[..], &["--save-state", &file]].concat()));
+    }
 
     let mut cases: Vec<(String, Vec<u8>, &str)> = vec![
         ("empty".into(), Vec::new(), "not a saved state"),
@@ -253,8 +249,8 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
         ("end of the fingerprint", 15, "another model"),
         ("checksum", 16, "checksum"),
         ("end of the checksum", 23, "checksum"),
-        ("architecture", 24, "expected one of rwkv-4"),
-        ("what stands behind its name", 39, "expected one of rwkv-4"),
+        ("architecture", 24, "expected one of rwkv-7"),
+        ("what stands behind its name", 39, "expected one of rwkv-7"),
         ("layers", 40, "layers"),
         ("number of logits", 44, "logits"),
         ("number of tokens", 48, "checksum"),
@@ -304,6 +300,7 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
         refuse(what, &file, words);
     }
     refuse("of another model", &path("other"), "another model");
+    refuse("of RWKV-4", &path("older"), "expected one of rwkv-7");
     refuse("a folder", &path("folder"), "directory");
     refuse("no file", &path("nothing"), "cannot read");
     refuse("an endless device", "/dev/zero", "not a saved state");

@@ -63,6 +63,19 @@ pub(crate) fn weight_bytes(sizes: &Sizes, part: &StageRange, quant: Quant, in_pl
     tensors.map(bytes).fold(0, u64::saturating_add)
 }
 
+/// Bytes of the low-rank matrices of a part of a network. They lie in a file like all others, but are never read from it
+/// again: they are small, and all of them are needed for every token.
+pub(crate) fn low_rank_bytes(sizes: &Sizes, part: &StageRange, quant: Quant) -> u64 {
+    let tensors = sizes.architecture.tensors(sizes, part);
+    let low_rank =
+        tensors.filter(|tensor| tensor.is_matrix() && tensor.layout() == Layout::LowRank);
+    let bytes = |tensor: TensorAt<'_>| {
+        let quant = tensor.quant(quant);
+        quant.memory_bytes(tensor.stored_shape(), false)
+    };
+    low_rank.map(bytes).fold(0, u64::saturating_add)
+}
+
 /// Bytes of a session that allocates nothing later: state, two rows of logits, sampler, and buffers for
 /// one token and for a piece of a prompt; `None` where the CPU has no layers and so needs no buffers.
 pub(crate) fn session_bytes(sizes: &Sizes, prefill_rows: Option<usize>, n_threads: usize) -> u64 {

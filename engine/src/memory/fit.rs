@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::budget::Budget;
-use super::estimate::{largest_matrix, session_bytes, weight_bytes, window_bytes};
+use super::estimate::{largest_matrix, low_rank_bytes, session_bytes, weight_bytes, window_bytes};
 use crate::devices::plan::{Plan, PlannedStage, Target};
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
@@ -39,6 +39,8 @@ pub(crate) struct Demand {
     /// Weights that have to stay in memory, the vectors and scales among them,
     pub(crate) fixed: u64,
     pub(crate) vectors: u64,
+    /// the low-rank matrices where they are used in place,
+    pub(crate) low_rank: u64,
     /// and those that can be read from their file again.
     pub(crate) mapped: u64,
     /// What reading the tokenizer will take; 0 without one.
@@ -109,6 +111,7 @@ impl Demand {
             program: limit.taken,
             fixed: origin.initial_state,
             vectors: 0,
+            low_rank: 0,
             mapped: 0,
             tokenizer: origin.tokenizer,
             needs_text: limit.for_text,
@@ -126,11 +129,15 @@ impl Demand {
         let quant = stage.quant;
         let all = weight_bytes(&self.sizes, &stage.part, quant, false);
         let vectors = weight_bytes(&self.sizes, &stage.part, quant, true);
+        let low_rank = low_rank_bytes(&self.sizes, &stage.part, quant);
         let is_stored = quant == origin.stored;
         let (fixed, mapped) = match origin.place {
             // Of a part it is not worth to be exact.
             WeightsPlace::Checkpoint { mapped } if is_whole => (all.saturating_sub(mapped), mapped),
-            WeightsPlace::Mapped if is_stored => (vectors, all - vectors),
+            WeightsPlace::Mapped if is_stored => {
+                let stay = vectors.saturating_add(low_rank);
+                (stay, all.saturating_sub(stay))
+            }
             WeightsPlace::InMemory if is_stored => (vectors, 0),
             WeightsPlace::Copied { bytes } if is_stored => (vectors.saturating_add(bytes), 0),
             _ => (all, 0),
@@ -139,8 +146,9 @@ impl Demand {
         self.on_cpu = true;
         self.fixed = self.fixed.saturating_add(fixed);
         self.vectors = self.vectors.saturating_add(vectors);
+        self.low_rank = self.low_rank.saturating_add(low_rank);
         self.mapped = self.mapped.saturating_add(mapped);
-        self.converts |= !is_stored || is_checkpoint && fixed > vectors;
+        self.converts |= !is_stored || is_checkpoint && fixed > vectors.saturating_add(low_rank);
     }
 
     /// The budget of the network that was loaded. Where less of it lies in files than was thought, because the
@@ -280,6 +288,7 @@ impl Demand {
         let enough = self
             .program
             .saturating_add(self.vectors)
+            .saturating_add(self.low_rank)
             .saturating_add(piece);
         match PAGES_CAN_BE_DROPPED && self.mapped == 0 && enough < needed {
             true => format!("; a mapped model file, as `quantize` writes them, does with {enough}"),
@@ -306,6 +315,7 @@ mod tests {
             program: 8 * MIB,
             fixed,
             vectors: fixed,
+            low_rank: 0,
             mapped: weight_bytes(&sizes, &part, Quant::Int8, false) - fixed,
             tokenizer: 0,
             needs_text: false,

@@ -96,11 +96,13 @@ pub(crate) fn stored_blocks(checkpoint: &Checkpoint) -> Option<&'static str> {
     most.map(|(name, _)| name)
 }
 
-/// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped.
+/// Bytes of the matrices that will be used in place from mapped files whose pages can be dropped. Low-rank matrices
+/// stay in memory.
 pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
     let size = |raw: &RawTensor| raw.dtype.size().unwrap_or(1) as u64;
     let in_place = |(tensor, raw): &(TensorAt<'_>, &RawTensor)| {
-        is_used_in_place(tensor, raw, quant)
+        tensor.layout() != Layout::LowRank
+            && is_used_in_place(tensor, raw, quant)
             && raw.offset % size(raw) == 0
             && raw.file.pages_can_be_dropped()
     };
