@@ -108,7 +108,7 @@ typedef struct {
 #define RWKV_EDGE_PLUGIN_NO_LAYER UINT32_MAX
 
 /* Tensors are called as in rwkv-edge's model files, without the layer in front: blocks.3.att.key.weight is att.key.weight of
- * layer 3. Those of rwkv-4, with D = n_embd, A = n_attention, H = n_hidden, V = n_vocab; vectors are f32 in one row,
+ * layer 3; docs/PLUGINS.md has those of rwkv-7. Those of rwkv-4, with D = n_embd, A = n_attention, H = n_hidden, V = n_vocab; vectors are f32 in one row,
  * matrices have the stage's quant and are (outputs, inputs), but for ffn.value.weight:
  *
  * with has_embedding   emb.weight (V, D), NO_LAYER

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::SourceFile;
 use crate::networks::config::{Config, OtherEnds, Settings, Sizes};
 use crate::networks::known;
-use crate::networks::table::{Architecture, SizeSpec};
+use crate::networks::table::{Architecture, ShownBy, SizeSpec};
 
 /// A new model comes with a new one.
 pub(super) const CONFIG: &str = "config.json";
@@ -134,6 +134,13 @@ impl Stated {
         named.require(architecture, &self.source())?;
         for size in self.left_to_tensors() {
             (size.set)(&mut config.sizes, named.size(size)?);
+        }
+        // What a model of one layer does not have is not there, whatever is said of its size.
+        for size in architecture.sizes {
+            let may_lack = matches!(size.shown_by, ShownBy::MatrixIfAny(..));
+            if may_lack && named.size(size)? == 0 {
+                (size.set)(&mut config.sizes, 0);
+            }
         }
         if let (false, Some(epsilon)) = (
             self.says_head_norm_epsilon,

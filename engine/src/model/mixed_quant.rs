@@ -14,7 +14,7 @@ use crate::memory::budget::Budget;
 use crate::networks::source::WeightSource;
 use crate::networks::table::TensorAt;
 use crate::networks::{Network, Tensor};
-use crate::quant::matrix::{Layout, Matrix, Vector};
+use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::Quant;
 
 impl Model {
@@ -92,11 +92,13 @@ pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Net
 /// Refuses networks with a matrix that is not of this quantisation.
 pub(crate) fn check_quant(networks: &[&Network], quant: Quant) -> Result<()> {
     let mut all = networks.iter().copied().flat_map(Network::matrices);
-    match all.find(|matrix| matrix.layout != Layout::LowRank && matrix.quant() != quant) {
+    match all.find(|matrix| matrix.quant() != matrix.layout.quant(quant)) {
         None => Ok(()),
         Some(matrix) => {
             let (name, found) = (&matrix.name, matrix.quant());
-            let text = format!("tensor {name}: {found}, expected {quant} as the others");
+            let wanted = matrix.layout.quant(quant);
+            let text =
+                format!("tensor {name}: {found}, expected {wanted} as in a model of {quant}");
             Err(Error::unsupported(text))
         }
     }

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::{xxh3_64_with_seed, Xxh3};
 
-use super::config::Config;
+use super::config::{Config, Settings};
 
 /// Numbers of a matrix's first row that the first hash takes.
 const FIRST_NUMBERS: usize = 64;
@@ -70,7 +70,11 @@ impl Hasher {
             first.update(&(size as u64).to_le_bytes());
         }
         let mut rows = first.clone();
-        rows.update(&config.settings.layer_norm_epsilon.to_le_bytes());
+        let settings = &config.settings;
+        rows.update(&settings.layer_norm_epsilon.to_le_bytes());
+        if settings.head_norm_epsilon != Settings::default().head_norm_epsilon {
+            rows.update(&settings.head_norm_epsilon.to_le_bytes());
+        }
         Hasher { first, rows }
     }
 

@@ -505,10 +505,7 @@ impl TensorAt<'_> {
 
     /// How it is stored in a model whose matrices are stored as `quant`.
     pub(crate) fn quant(&self, quant: Quant) -> Quant {
-        match self.layout() {
-            Layout::LowRank if quant != Quant::F32 => Quant::F16,
-            _ => quant,
-        }
+        self.layout().quant(quant)
     }
 
     /// Rows and columns of a matrix in raw checkpoints.

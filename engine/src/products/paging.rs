@@ -39,7 +39,8 @@ struct Paged {
 impl Paged {
     fn of(matrix: &Matrix) -> Option<Self> {
         let bytes = matrix.in_file_bytes()?;
-        // Low-rank matrices are used whole by every token, and always stay.
+        // Low-rank matrices are used whole by every token, and count as what stays; some of their pages may be dropped
+        // with those beside them, and come back with the next token.
         let is_paged = matrix.layout != Layout::LowRank;
         is_paged.then_some(())?;
         bytes.pages_can_be_dropped().then(|| Paged {

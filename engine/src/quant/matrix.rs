@@ -66,6 +66,14 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
+    /// How a matrix of this layout is stored in a model whose matrices are stored as `quant`.
+    pub(crate) fn quant(self, quant: Quant) -> Quant {
+        match self {
+            Layout::LowRank if quant != Quant::F32 => Quant::F16,
+            _ => quant,
+        }
+    }
+
     /// Stored rows and columns of a matrix with so many outputs and inputs.
     pub(crate) fn stored_shape(self, n_outputs: usize, n_inputs: usize) -> (usize, usize) {
         match self {

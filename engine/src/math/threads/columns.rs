@@ -263,12 +263,13 @@ impl Pool {
     }
 }
 
-/// Room for a list of exclusive borrows, so that a pass over many states need not allocate. Empty between uses.
+/// Room for a list of exclusive borrows, so that a pass over many states need not allocate. What is in it between uses is
+/// never looked at.
 pub(crate) struct BorrowList<T> {
     list: Vec<(*mut T, usize)>,
 }
 
-// SAFETY: between uses the list is empty; in use, `Borrowed` has it.
+// SAFETY: only `borrow` makes something of what is in the list, and it writes it anew; in use, `Borrowed` has it.
 unsafe impl<T> Send for BorrowList<T> {}
 // SAFETY: a shared reference to it does nothing.
 unsafe impl<T> Sync for BorrowList<T> {}

@@ -140,6 +140,17 @@ fn check(sizes: &Sizes) -> Result<(), String> {
             "head_size {head_size}, expected a divisor of n_attention {channels}"
         ));
     }
+    // No model comes near: that of 13 billion parameters has 2^24. A state of three large sizes would be hundreds of times
+    // its weights.
+    let numbers = sizes.n_layer as u64 * (channels as u64 * head_size as u64);
+    if numbers > 1 << 29 {
+        return Err(format!(
+            "head_size {head_size} by n_attention {channels} by n_layer {}: a state of {numbers} numbers, expected at \
+             most {}",
+            sizes.n_layer,
+            1 << 29
+        ));
+    }
     if sizes.rank_value == 0 && sizes.n_layer > 1 {
         return Err("rank_value 0, expected more in a model of several layers".into());
     }
