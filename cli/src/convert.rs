@@ -268,6 +268,9 @@ fn report(args: &Args, target: &Path, converted: &Converted) -> Result<()> {
             file.display()
         );
     }
+    for lost in &converted.notes {
+        note!("{lost}");
+    }
     if let Some(why) = &converted.unsynced {
         note!("{place}: written, but a power failure now might take it away again: {why}");
     }

@@ -32,8 +32,10 @@ const PROGRAM_GROWS_BY: u64 = 4 << 20;
 /// What is assumed to be in memory where the system does not say.
 const PROGRAM_BYTES: u64 = 8 << 20;
 
-/// The vocabulary of RWKV-4's Pile models, whose checkpoints bring no tokenizer.
-const N_VOCAB_20B: usize = 50_277;
+/// The vocabularies of Pile models of versions 4 and 7, whose checkpoints bring no tokenizer.
+fn is_20b(n_vocab: usize) -> bool {
+    matches!(n_vocab, 50_277 | 50_304)
+}
 
 /// Opens a model that will be given text: where its tokenizer is missing and known, that is found
 /// too.
@@ -190,7 +192,7 @@ pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
 fn open_remote_tokenizer(remote: &hub::RemoteTokenizer, is_limited: bool) -> Result<Tokenizer> {
     let path = match (&remote.path, remote.n_vocab) {
         (Some(path), _) => path.clone(),
-        (None, Some(N_VOCAB_20B)) => hub::tokenizer_20b()?,
+        (None, Some(n_vocab)) if is_20b(n_vocab) => hub::tokenizer_20b()?,
         (None, _) => bail!(
             "{}: no tokenizer.json, rwkv_vocab*.txt or vocab.txt in the repository; name a tokenizer with \
              --tokenizer FILE",
@@ -207,13 +209,13 @@ fn open_remote_tokenizer(remote: &hub::RemoteTokenizer, is_limited: bool) -> Res
 /// The 20B tokenizer, from the hub or its cache, if a model needs it and has none.
 pub(crate) fn missing_tokenizer(path: &Path) -> Result<Option<PathBuf>> {
     // What is wrong with a model that has no outline, opening it tells.
-    match Model::outline(path, &Options::default()) {
-        Ok(outline) if outline.n_vocab == N_VOCAB_20B && !outline.has_tokenizer => {}
+    let n_vocab = match Model::outline(path, &Options::default()) {
+        Ok(outline) if is_20b(outline.n_vocab) && !outline.has_tokenizer => outline.n_vocab,
         _ => return Ok(None),
-    }
+    };
     let tokenizer = hub::tokenizer_20b().with_context(|| {
         format!(
-            "{}: no tokenizer in or beside it; a vocabulary of {N_VOCAB_20B} is that of \
+            "{}: no tokenizer in or beside it; a vocabulary of {n_vocab} is that of \
              tokenizer.json of EleutherAI/gpt-neox-20b, which --tokenizer FILE can name",
             path.display()
         )

@@ -29,7 +29,7 @@ const INDEX_ENDING: &str = ".index.json";
 /// An index has a line a tensor.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// By these a file may hold weights, under whatever name.
-const WEIGHT_ENDINGS: [&str; 4] = [".pth", ".safetensors", ".bin", GGUF_ENDING];
+const WEIGHT_ENDINGS: [&str; 5] = [".pth", ".safetensors", ".bin", ".st", GGUF_ENDING];
 /// A file of this kind is a model by itself, with its tokenizer.
 const GGUF_ENDING: &str = ".gguf";
 /// Tokens of a model whose vocabulary is World's.

@@ -148,7 +148,7 @@ impl Stated {
         ) {
             config.settings.head_norm_epsilon = epsilon;
         }
-        if architecture.hugging_face.config.n_vocab_ended_by_0 == Some(config.sizes.n_vocab) {
+        if has_ends_of_0(&config) {
             config.settings.end_of_text = 0;
             config.settings.other_ends_of_text = OtherEnds::default();
             config.settings.bos = 0;
@@ -156,6 +156,12 @@ impl Stated {
         config.check().map_err(|e| e.at(&self.place))?;
         Ok(config)
     }
+}
+
+/// Whether the vocabulary is one whose texts end with token 0, whatever is configured.
+pub(crate) fn has_ends_of_0(config: &Config) -> bool {
+    let fields = &config.sizes.architecture.hugging_face.config;
+    fields.n_vocab_ended_by_0.contains(&config.sizes.n_vocab)
 }
 
 /// The architecture whose directory this is: its name says more than the first tensor that is missing.

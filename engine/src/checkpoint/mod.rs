@@ -40,6 +40,7 @@ mod tuned;
 mod views;
 mod zip;
 
+pub(crate) use config::has_ends_of_0;
 pub(crate) use dtype::Dtype;
 pub(crate) use forms::Forms;
 pub(crate) use open::{open_folder, open_image, open_path};

@@ -117,7 +117,14 @@ impl Named {
             };
             named.add(&clean, tensor)?;
         }
-        named.turn_low_rank_matrices();
+        let turned = named.turn_low_rank_matrices();
+        if let (Some(name), Some(state)) = (turned, named.tuned.values().next()) {
+            let text = format!(
+                "an initial state beside {name}, which another program has transposed, and maybe the state as well: \
+                 expected the tensors as they were trained"
+            );
+            return Err(Error::unsupported(text).at(state.place()));
+        }
         Ok(named)
     }
 
@@ -140,7 +147,9 @@ impl Named {
 
     /// Some programs write low-rank matrices as transposes under their raw names. One side of each is as wide as other
     /// tensors, and tells which way it lies; where both are, it lies as in raw checkpoints.
-    fn turn_low_rank_matrices(&mut self) {
+    /// Gives the name of one that was turned.
+    fn turn_low_rank_matrices(&mut self) -> Option<String> {
+        let mut turned = None;
         let mut sizes = Sizes::unknown(self.architecture);
         for size in self.architecture.sizes {
             if let ShownBy::Matrix(tensor, dimension) = size.shown_by {
@@ -164,9 +173,11 @@ impl Named {
             if let Some(tensor) = self.tensors.get_mut(&name) {
                 if lies_across(&tensor.shape) {
                     *tensor = tensor.clone().transposed();
+                    turned = Some(name);
                 }
             }
         }
+        turned
     }
 
     /// The line of a low-rank matrix of that raw name.
@@ -190,13 +201,21 @@ impl Named {
         Ok(config)
     }
 
+    fn n_layer(&self) -> usize {
+        count_layers(self.tensors.keys().map(String::as_str))
+    }
+
     /// A size as the shapes show it.
     pub(super) fn size(&self, size: &SizeSpec) -> Result<usize> {
         Ok(match size.shown_by {
             ShownBy::Matrix(tensor, dimension) => self.matrix(tensor)?[dimension],
-            ShownBy::MatrixIfAny(tensor, _) if !self.tensors.contains_key(tensor) => 0,
+            ShownBy::MatrixIfAny(tensor, _)
+                if !self.tensors.contains_key(tensor) && self.n_layer() < 2 =>
+            {
+                0
+            }
             ShownBy::MatrixIfAny(tensor, dimension) => self.matrix(tensor)?[dimension],
-            ShownBy::LayerCount => count_layers(self.tensors.keys().map(String::as_str)),
+            ShownBy::LayerCount => self.n_layer(),
         })
     }
 

@@ -309,7 +309,7 @@ fn find_weights(folder: &Folder, mapped: bool) -> Result<Weights> {
     }
     let names = folder.list()?;
     let mut candidates = Vec::new();
-    for extension in [".safetensors", ".pth", ".bin", ".gguf"] {
+    for extension in [".safetensors", ".pth", ".bin", ".gguf", ".st"] {
         candidates = names
             .iter()
             .filter(|name| name.ends_with(extension))

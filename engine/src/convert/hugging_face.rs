@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{has_ends_of_0, Checkpoint};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{Folder, SourceFile};
 use crate::math::{copied, reserve};
@@ -102,11 +102,19 @@ fn ends_of_text(settings: &Settings) -> Value {
 
 /// `generation_config.json`: the source directory's own, or one that says what `config.json` does.
 pub(super) fn generation(checkpoint: &Checkpoint) -> Result<SideFile> {
+    let settings = &checkpoint.config.settings;
     if let Some(bytes) = read(checkpoint, GENERATION)? {
         let name = GENERATION.to_owned();
+        // What config.json said of ends of texts was corrected, so this is.
+        let corrected = has_ends_of_0(&checkpoint.config)
+            .then(|| serde_json::from_slice::<Map<String, Value>>(&bytes).ok());
+        if let Some(mut fields) = corrected.flatten() {
+            fields.insert("bos_token_id".into(), json!(settings.bos));
+            fields.insert("eos_token_id".into(), ends_of_text(settings));
+            return Ok(SideFile::json(GENERATION, &Value::Object(fields)));
+        }
         return Ok(SideFile { name, bytes });
     }
-    let settings = &checkpoint.config.settings;
     let fields = json!({
         "_from_model_config": true,
         "bos_token_id": settings.bos,

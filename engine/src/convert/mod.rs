@@ -16,6 +16,7 @@ use crate::checkpoint::{self, Checkpoint, Opened};
 use crate::error::{Error, Result};
 use crate::files::output::{folder_of, sync_folder, OutputFile};
 use crate::files::{Access, Watch};
+use crate::networks::config::Settings;
 use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
 
@@ -110,7 +111,8 @@ impl Default for ConvertOptions {
 pub struct Converted {
     /// The files with tensors.
     pub weight_files: Vec<PathBuf>,
-    /// The files of the tokenizer; none in raw form, which has no place for one.
+    /// The files of the tokenizer; in raw form none but that of a file that has its tokenizer inside, which comes into the
+    /// folder of the new file where there is none of its name.
     pub tokenizer_files: Vec<PathBuf>,
     /// Of all tensors.
     pub n_params: u64,
@@ -124,6 +126,8 @@ pub struct Converted {
     /// Why the system may not have kept yet that the files are there, which they are, whole: a power failure might
     /// bring the folder back as it was before.
     pub unsynced: Option<String>,
+    /// What the new form does not hold of the model.
+    pub notes: Vec<String>,
 }
 
 /// An open checkpoint, to be written in another form.
@@ -283,7 +287,48 @@ impl CheckpointSource {
         let unsynced = sync_folder(folder_of(file)).err();
         converted.unsynced = unsynced.map(|error| error.to_string());
         converted.weight_files.push(file.to_owned());
+        converted.notes = self.lost_settings();
+        converted.tokenizer_files = self.write_tokenizer_inside(folder_of(file))?;
         Ok(converted)
+    }
+
+    /// Constants that a raw checkpoint has no place for, and that its readers take to be what they mostly are.
+    fn lost_settings(&self) -> Vec<String> {
+        let (found, usual) = (self.0.config.settings, Settings::default());
+        let epsilons = [
+            ("norms", found.layer_norm_epsilon, usual.layer_norm_epsilon),
+            (
+                "norms of heads",
+                found.head_norm_epsilon,
+                usual.head_norm_epsilon,
+            ),
+        ];
+        let lost = epsilons
+            .into_iter()
+            .filter(|(_, found, usual)| found != usual);
+        let texts = lost.map(|(what, found, usual)| {
+            format!(
+                "the epsilon of {what} is {found} and not part of a raw checkpoint: readers of it take {usual}, which \
+                 changes results a little"
+            )
+        });
+        texts.collect()
+    }
+
+    /// The vocabulary of a file that has it inside, beside its weights in raw form.
+    fn write_tokenizer_inside(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let inside = self.0.tokenizer.as_ref();
+        let Some(inside) = inside.filter(|_| self.0.has_tokenizer_inside) else {
+            return Ok(Vec::new());
+        };
+        let path = folder.join(&inside.name);
+        if canonical(&path)?.is_some() {
+            return Ok(Vec::new());
+        }
+        let mut output = OutputFile::create(&path)?;
+        output.write(&inside.bytes)?;
+        output.commit()?;
+        Ok(vec![path])
     }
 
     fn check_target(&self, file: &Path, overwrite: bool) -> Result<()> {
@@ -321,6 +366,7 @@ impl Converted {
             dtype: target::common_type(parts),
             unfinished_files: Vec::new(),
             unsynced: None,
+            notes: Vec::new(),
         }
     }
 }

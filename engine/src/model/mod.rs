@@ -545,6 +545,10 @@ fn no_tokenizer(place: &str, searched: &str, n_vocab: usize) -> Error {
             "; a vocabulary of 50277 is that of the 20B tokenizer, which is the file tokenizer.json \
              of EleutherAI/gpt-neox-20b on the Hugging Face hub"
         }
+        50_304 => {
+            "; a vocabulary of 50304 is that of the 20B tokenizer, padded, which is the file tokenizer.json of \
+             EleutherAI/gpt-neox-20b on the Hugging Face hub"
+        }
         65_536 => {
             "; a vocabulary of 65536 is that of RWKV World, rwkv_vocab_v20230424.txt of \
              github.com/BlinkDL/ChatRWKV"

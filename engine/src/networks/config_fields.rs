@@ -18,8 +18,8 @@ pub(crate) struct ConfigFields {
     /// The end of the name that the norms of heads have where their epsilon is
     /// [scaled](super::config::Settings::scaled_head_norm_epsilon).
     pub(crate) scaled_head_norm: Option<&'static str>,
-    /// The size of a vocabulary whose texts begin and end with token 0, whatever is configured.
-    pub(crate) n_vocab_ended_by_0: Option<usize>,
+    /// Sizes of vocabularies whose texts begin and end with token 0, whatever is configured.
+    pub(crate) n_vocab_ended_by_0: &'static [usize],
     /// Whether a head beside `tie_word_embeddings` contradicts it; else it is the head all the same.
     pub(crate) has_tied_heads_only: bool,
     /// What of the fields says that the model is another one. Sizes that are not known yet are 0.

@@ -248,9 +248,13 @@ pub(crate) fn shown<'a>(
     for name in names {
         // Versions that do not run here have the spelling of RWKV-4's directories.
         let raw = v4::ARCHITECTURE.hugging_face.raw(name);
+        let of_all = [name, &raw].map(Spelling::of);
         for (known, seen) in &mut lines {
             let own = known.architecture.map(|one| one.hugging_face.raw(name));
-            let spellings = [name, own.as_deref().unwrap_or(&raw)].map(Spelling::of);
+            let spellings = match &own {
+                Some(own) => [of_all[0], Spelling::of(own)],
+                None => of_all,
+            };
             let has_any = |marks| spellings.iter().any(|spelling| spelling.has_any(marks));
             if seen.marked.is_none() && has_any(known.marks) {
                 seen.marked = Some(name);
@@ -277,6 +281,7 @@ struct Seen<'a> {
 }
 
 /// A name, and what it has behind the number of its layer.
+#[derive(Clone, Copy)]
 struct Spelling<'a>(&'a str, &'a str);
 
 impl<'a> Spelling<'a> {

@@ -261,7 +261,10 @@ impl Sizes {
     /// A row for each head.
     fn by_heads(&self, mut tensor: RawTensor) -> Result<RawTensor> {
         let n = tensor.len() as u64;
-        if tensor.shape.iter().filter(|&&dim| dim != 1).count() > 1 {
+        let is_square =
+            |shape: &[usize]| matches!(shape, &[_, width] if width as u64 == self.head_size);
+        let is_flat = tensor.shape.iter().filter(|&&dim| dim != 1).count() <= 1;
+        if !is_flat && !is_square(&tensor.shape) {
             let text = format!("shape {:?}, expected one row", tensor.shape);
             return Err(Error::format(text).at(tensor.place()));
         }

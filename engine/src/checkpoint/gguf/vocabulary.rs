@@ -29,6 +29,8 @@ const TOKEN_BYTES_MAX: usize = 4 << 10;
 /// Numbers of ggml's types of tokens.
 const NORMAL: u32 = 1;
 const CONTROL: u32 = 3;
+/// Added by who trained the model further.
+const USER_DEFINED: u32 = 4;
 const UNUSED: u32 = 5;
 
 /// What a file says of its tokens.
@@ -94,7 +96,7 @@ fn world(metadata: &Metadata<'_>, tokens: List) -> Result<Vec<u8>> {
             continue;
         }
         let at = |e: Error| e.at(format!("token {id}"));
-        if kind != NORMAL {
+        if !matches!(kind, NORMAL | USER_DEFINED) {
             let text = format!(
                 "type {kind}, expected {NORMAL} (normal), {CONTROL} (control) or {UNUSED} (unused)"
             );

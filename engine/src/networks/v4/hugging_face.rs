@@ -34,7 +34,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         context_length: &["context_length", "max_position_embeddings"],
         head_norm_epsilon: None,
         scaled_head_norm: None,
-        n_vocab_ended_by_0: None,
+        n_vocab_ended_by_0: &[],
         has_tied_heads_only: false,
         refuse: |_, _| Ok(()),
         // Older names of what is written.

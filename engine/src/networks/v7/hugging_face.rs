@@ -119,9 +119,9 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         context_length: &["max_position_embeddings", "context_length"],
         head_norm_epsilon: Some(HEAD_NORM_EPSILON),
         scaled_head_norm: Some("attn.g_norm.weight"),
-        // Many directories of World models say 1 and 2, which flash-linear-attention writes where it is told nothing, or
+        // World's and, of two sizes, those of the Pile models. Many directories say 1 and 2, which flash-linear-attention writes where it is told nothing, or
         // an id that no training text had. Nothing is said about it: the weights leave no doubt.
-        n_vocab_ended_by_0: Some(WORLD_VOCABULARY),
+        n_vocab_ended_by_0: &[WORLD_VOCABULARY, 50_304, 50_277],
         has_tied_heads_only: true,
         refuse,
         // Of transformers' own code, which says the same in other fields; and of code that is not copied.
@@ -130,6 +130,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
             "attention_hidden_size",
             "auto_map",
             "context_length",
+            "deep_embedding",
             "embedding_layer_norm_fused",
             HEAD_NORM_EPSILON,
             "head_size",
@@ -164,6 +165,11 @@ const FIXED: &[(&str, Fixed, &str)] = &[
         "use_deep_embed",
         Fixed::Flag(false),
         "RWKV-7a, which has embeddings in each layer",
+    ),
+    (
+        "deep_embedding",
+        Fixed::Flag(false),
+        "embeddings that are normalised already",
     ),
     (
         "embedding_layer_norm_fused",
