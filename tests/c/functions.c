@@ -445,7 +445,7 @@ static void states(void) {
   OK(rwkv_edge_state_save(in_f32, same, size, &size_again));
   CHECK(size_again == size && memcmp(state, same, size) == 0);
 
-  /* What is cut, padded, damaged or of another model is refused, and changes nothing. */
+  /* What is cut, padded, damaged or of another version of RWKV is refused, and changes nothing. */
   BAD(rwkv_edge_state_load(NULL, state, size));
   BAD(rwkv_edge_state_load(session, NULL, size));
   BAD(rwkv_edge_state_load(session, NULL, 0));
@@ -453,7 +453,7 @@ static void states(void) {
   EXPECT(RWKV_EDGE_ERROR_STATE, rwkv_edge_state_load(session, state, size - 1));
   EXPECT(RWKV_EDGE_ERROR_STATE, rwkv_edge_state_load(session, state, size / 2));
   EXPECT(RWKV_EDGE_ERROR_STATE, rwkv_edge_state_load(stranger, state, size));
-  SAYS("another model");
+  SAYS("state of \"rwkv-4\", expected one of rwkv-7");
   for (i = 0; i < size; i += 1 + size / 97) {
     state[i] ^= 0x10;
     EXPECT(RWKV_EDGE_ERROR_STATE, rwkv_edge_state_load(session, state, size));
