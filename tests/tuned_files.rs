@@ -112,7 +112,7 @@ fn every_command_begins_with_it() {
 #[test]
 fn greedy_tokens_are_those_of_the_golden_file() {
     let files = Files::new();
-    let expected = json(golden("v7-pth").join("expected_time_state.json"));
+    let expected = json(repository("tests/fixtures/tuned/expected_time_state.json"));
     let tokens = ids(&expected["greedy_ids"]);
     let n_prompt = expected["greedy_prompt_len"].as_u64().expect("a length") as usize;
     let prompt: Vec<String> = tokens[..n_prompt].iter().map(u32::to_string).collect();

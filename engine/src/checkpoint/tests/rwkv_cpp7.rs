@@ -269,7 +269,7 @@ fn bad_tensors() {
                 file_of(&bin("FP32"), &all)
             },
             Format,
-            &["rank_value 0"],
+            &["blocks.1.att.v1: missing"],
         ),
     ]);
 }
