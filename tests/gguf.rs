@@ -95,8 +95,17 @@ fn texts_go_through_the_vocabulary_inside() {
 fn files_become_raw_checkpoints_and_model_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let (source, raw) = (file(1), folder.path().join("m.pth"));
-    convert(&source, &raw, &[]);
+    convert(&source, &raw, &["--to", "raw"]);
+    assert!(raw.is_file());
     assert_eq!(fingerprint(&raw), fingerprint(&source));
+    // The vocabulary comes beside it, and one that is there already stays.
+    let args = ["tokenize", "-m", text(&raw)];
+    assert_eq!(stdout(&run_with_stdin(args, b"\n\n")).trim(), "261");
+    let vocabulary = folder.path().join("rwkv_vocab_v20230424.txt");
+    std::fs::write(&vocabulary, "another").expect("can be written");
+    convert(&source, &raw, &["--to", "raw", "--force"]);
+    let kept = std::fs::read_to_string(&vocabulary).expect("is there");
+    assert_eq!(kept, "another");
     let model_file = folder.path().join("m.rwkv");
     let args = ["quantize", "-m", text(&source), "-o", text(&model_file)];
     stdout(&run(args.iter().chain(&["--quant", "f16"])));

@@ -124,6 +124,17 @@ fn what_does_not_belong_together_is_refused() {
         "{error}"
     );
     assert!(!path.exists());
+    // Low-rank matrices are floats in every model, but not the same.
+    let [exact, small] = [Quant::F32, Quant::Int8].map(|quant| open(golden("v7-pth"), quant, 1));
+    let name = "blocks.0.att.w1";
+    let exact_inside = small
+        .with_matrices_of(&exact, &[name])
+        .expect("of the same");
+    let error = exact_inside
+        .save(&path, &mut |_| {})
+        .expect_err("two kinds");
+    let text = format!("{name}: f32, expected f16 as in a model of int8");
+    assert!(error.to_string().contains(&text), "{error}");
     mixed.verify(&mut |_| {}).expect("not damaged");
 
     // A model that is int8 throughout is one again, and its file that of the other.
