@@ -15,6 +15,7 @@ mod with_crate {
     use crate::text::tokenizer::cuts::{Cuts, PIECE_BYTES};
     use crate::text::tokenizer::fence::fence;
     use crate::text::tokenizer::json_file;
+    use crate::text::tokenizer::word_pieces::byte_of_char;
     use crate::text::tokenizer::{append, tokenizer_error};
 
     /// Bytes that the crate takes at most for a byte of a text: measured with words of one byte, rounded up.
@@ -162,21 +163,6 @@ mod with_crate {
                  with a tokenizer.json"
             ))),
         }
-    }
-
-    /// The byte that a character stands for in the spelling of byte-level tokens, which is GPT-2's:
-    /// printable Latin-1 characters stand for themselves, the other 68 bytes follow from U+0100 on,
-    /// in order.
-    fn byte_of_char(c: char) -> Option<u8> {
-        let code = u32::from(c);
-        let byte = match code {
-            0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => code,
-            0x100..=0x120 => code - 0x100,
-            0x121..=0x142 => code - 0x121 + 0x7f,
-            0x143 => 0xad,
-            _ => return None,
-        };
-        u8::try_from(byte).ok()
     }
 
     #[cfg(test)]

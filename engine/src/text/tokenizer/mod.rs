@@ -31,6 +31,7 @@ mod literal;
 #[cfg(feature = "tokenizer")]
 mod parts;
 mod trie;
+mod word_pieces;
 mod world;
 
 use std::fs::File;
@@ -140,7 +141,7 @@ impl Tokenizer {
         let world = match format {
             Format::World => Some(World::parse(bytes)?),
             Format::WorldJson => Some(World::parse_json(bytes)?),
-            Format::Json => None,
+            Format::Json => word_pieces::parse(bytes)?,
         };
         let (kind, n_tokens, special) = match world {
             Some(world) => {

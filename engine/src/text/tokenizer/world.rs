@@ -26,7 +26,7 @@ use crate::math::reserve;
 pub(super) const END_OF_TEXT: u32 = 0;
 
 /// The longest token of the World vocabulary has 128 bytes, a run of spaces. The time for a text goes with it.
-const TOKEN_BYTES_MAX: usize = 512;
+pub(super) const TOKEN_BYTES_MAX: usize = 512;
 
 pub(super) struct World {
     /// The bytes of all tokens, in the order of their ids.
@@ -75,6 +75,11 @@ impl World {
     pub(super) fn parse_json(file: &[u8]) -> Result<Self> {
         let entries: Entries = serde_json::from_slice(file)
             .map_err(|e| tokenizer_error(format!("not a World vocabulary as JSON: {e}")))?;
+        Self::of_entries(entries)
+    }
+
+    /// From ids and tokens in any order.
+    pub(super) fn of_entries(entries: Entries) -> Result<Self> {
         let mut sorted: Vec<(u32, &[u8])> = reserve(entries.ends.len(), "a vocabulary")?;
         let mut start = 0;
         for &(id, end) in &entries.ends {
@@ -207,10 +212,11 @@ fn too_long(size: usize) -> String {
 }
 
 /// The tokens of a JSON object, in its order.
-struct Entries {
-    bytes: Vec<u8>,
+#[derive(Default)]
+pub(super) struct Entries {
+    pub(super) bytes: Vec<u8>,
     /// Ids, and where in `bytes` their tokens end.
-    ends: Vec<(u32, usize)>,
+    pub(super) ends: Vec<(u32, usize)>,
 }
 
 impl<'de> Deserialize<'de> for Entries {
