@@ -1,4 +1,4 @@
-//! Tuned initial states in files: one `blocks.N.att.time_state` a layer, [head][value][key], beside a model's tensors or
+//! Tuned initial states in files: one `blocks.N.att.time_state` a layer, (head, value, key), beside a model's tensors or
 //! alone, as the programs of "state tuning" save them.
 
 #![forbid(unsafe_code)]

@@ -34,7 +34,7 @@ impl Tuned {
 
 impl Model {
     /// This model with another empty state: a tuned one from a `.pth` or `.safetensors` file that holds nothing but
-    /// `blocks.N.att.time_state` of each layer, [head][value][key] of f32, f16 or bf16, as "state tuning" saves them.
+    /// `blocks.N.att.time_state` of each layer, (head, value, key) of f32, f16 or bf16, as "state tuning" saves them.
     /// Its sessions and [states](Self::new_state) begin with it and are reset to it, and [`save`](Self::save) keeps it.
     /// Weights and threads are shared with this model, not copied. A state that was saved with the one fits the other.
     ///

@@ -1,7 +1,7 @@
 //! Tuned initial states: what the empty state of a model is where training has made it ("state tuning").
 //!
-//! Checkpoints hold one tensor a layer, [head][value][key] whatever the architecture; states of this crate are
-//! [head][key][value]. This is the one place that knows both.
+//! Checkpoints hold one tensor a layer, (head, value, key) whatever the architecture; states of this crate are
+//! (head, key, value). This is the one place that knows both.
 
 #![forbid(unsafe_code)]
 
