@@ -256,6 +256,24 @@ impl Head {
     }
 }
 
+/// What comes behind a layer.
+pub(crate) enum Behind<'a, L> {
+    Layer(&'a L),
+    Head(&'a Head),
+    Nothing,
+}
+
+impl<'a, L> Behind<'a, L> {
+    /// Behind number `at` of these layers, which `head` follows.
+    pub(crate) fn of(layers: &'a [L], at: usize, head: Option<&'a Head>) -> Self {
+        match (layers.get(at + 1), head) {
+            (Some(next), _) => Behind::Layer(next),
+            (None, Some(head)) => Behind::Head(head),
+            (None, None) => Behind::Nothing,
+        }
+    }
+}
+
 /// Normalised rows and those before them.
 pub(crate) struct Shift<'a> {
     place: (usize, usize),
@@ -365,6 +383,14 @@ impl Pass<'_> {
             let row = &normed[last * n_embd..][..n_embd];
             state.part_mut(layer, previous).copy_from_slice(row);
         }
+    }
+
+    /// Adds the rows of `delta`, (rows, n_embd), to the residual stream.
+    pub(crate) fn add(&self, buffers: &mut Buffers, n_embd: usize, delta: &[f32]) {
+        let kernels = self.machine.kernels;
+        self.add_to_residual(buffers, n_embd, |x, row| {
+            kernels.add(x, &delta[row * n_embd..][..n_embd]);
+        });
     }
 
     /// Row by row `work(row of the residual stream, its number)`, on all threads.

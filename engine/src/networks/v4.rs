@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use super::batch::{Segment, Span};
 use super::common::{
-    mix, norm_bias, norm_weight, Buffers as CommonBuffers, Embedding, Head, Norm, Pass, Shifted,
+    mix, norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Embedding, Head, Norm, Pass,
+    Shifted,
 };
 use super::config::Sizes;
 use super::form::Form;
@@ -287,14 +288,6 @@ fn memory(layout: &StateLayout, layer: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// What comes behind a layer.
-#[derive(Clone, Copy)]
-enum Behind<'a> {
-    Layer(&'a Layer),
-    Head(&'a Head),
-    Nothing,
-}
-
 /// Feeds a batch to layers, of which the first is number `first` of the model.
 pub(super) fn forward(
     layers: &[Layer],
@@ -305,11 +298,7 @@ pub(super) fn forward(
     spans: &mut [Span<'_>],
 ) {
     for (at, layer) in layers.iter().enumerate() {
-        let behind = match (layers.get(at + 1), head) {
-            (Some(next), _) => Behind::Layer(next),
-            (None, Some(head)) => Behind::Head(head),
-            (None, None) => Behind::Nothing,
-        };
+        let behind = Behind::of(layers, at, head);
         layer.time_mixing(first + at, pass, common, own, spans);
         layer.channel_mixing((first + at, behind), pass, common, own, spans);
     }
@@ -376,9 +365,7 @@ impl Layer {
             &self.ffn_inputs(),
         );
         let delta = &b.key;
-        pass.add_to_residual(common, n_embd, |x, row| {
-            kernels.add(x, &delta[row * n_embd..][..n_embd]);
-        });
+        pass.add(common, n_embd, delta);
     }
 
     /// WKV over the rows of a segment in order, channels spread over the threads.
@@ -446,7 +433,7 @@ impl Layer {
     /// Channel mixing: the feed-forward part. `x += sigmoid(receptance * xr) * (value * relu(key * xk)^2)`
     fn channel_mixing(
         &self,
-        (index, behind): (usize, Behind<'_>),
+        (index, behind): (usize, Behind<'_, Layer>),
         pass: &Pass<'_>,
         common: &mut CommonBuffers,
         own: &mut Buffers,

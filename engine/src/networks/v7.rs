@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use super::batch::Span;
-use super::common::{norm_bias, norm_weight, Buffers as CommonBuffers, Head, Norm, Pass};
+use super::common::{norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Head, Norm, Pass};
 use super::config::Sizes;
 use super::state::State;
 use super::table::{tensors, TensorSpec};
@@ -266,14 +266,6 @@ impl Buffers {
     }
 }
 
-/// What comes behind a layer.
-#[derive(Clone, Copy)]
-enum Behind<'a> {
-    Layer(&'a Layer),
-    Head(&'a Head),
-    Nothing,
-}
-
 /// Layers of a network, and what belongs to all of them.
 pub(super) struct Part<'a> {
     pub(super) layers: &'a [Layer],
@@ -293,11 +285,7 @@ impl Part<'_> {
         spans: &mut [Span<'_>],
     ) {
         for (at, layer) in self.layers.iter().enumerate() {
-            let behind = match (self.layers.get(at + 1), self.head) {
-                (Some(next), _) => Behind::Layer(next),
-                (None, Some(head)) => Behind::Head(head),
-                (None, None) => Behind::Nothing,
-            };
+            let behind = Behind::of(self.layers, at, self.head);
             let index = self.first + at;
             layer.time_mixing((index, self.head_epsilon), pass, common, own, spans);
             layer.channel_mixing((index, behind), pass, common, own, spans);
@@ -370,9 +358,7 @@ impl Layer {
         let scratch = &mut common.scratch;
         multiply(pass.machine, scratch, [product], &[&self.ffn_key]);
         let delta = &b.key;
-        pass.add_to_residual(common, n_embd, |x, row| {
-            kernels.add(x, &delta[row * n_embd..][..n_embd]);
-        });
+        pass.add(common, n_embd, delta);
     }
 
     /// `r = Wr xr`, `k = Wk xk`, `v = Wv xv`, and the first halves `tanh(xw w1)`, `xa a1`, `xv v1`, `sigmoid(xg g1)`.
@@ -460,7 +446,7 @@ impl Layer {
     /// Channel mixing: the feed-forward part. `x += value * relu(key * xk)^2`
     fn channel_mixing(
         &self,
-        (index, behind): (usize, Behind<'_>),
+        (index, behind): (usize, Behind<'_, Layer>),
         pass: &Pass<'_>,
         common: &mut CommonBuffers,
         own: &mut Buffers,
@@ -518,9 +504,7 @@ impl Layer {
         let scratch = &mut common.scratch;
         b.transposed.multiply(pass.machine, scratch, product, next);
         let delta = &b.value;
-        pass.add_to_residual(common, n_embd, |x, row| {
-            kernels.add(x, &delta[row * n_embd..][..n_embd]);
-        });
+        pass.add(common, n_embd, delta);
     }
 
     /// Mixes of the inputs of the low-rank pairs, in their order.
