@@ -38,7 +38,8 @@ fn matrices(model: &Model) -> Vec<String> {
 #[test]
 fn all_matrices_of_another_quantisation_give_its_logits() {
     for name in GOLDEN {
-        let tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
+        let mut tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
+        tokens.truncate(48);
         for (from, to) in [
             (Quant::F32, Quant::Int8),
             (Quant::Int8, Quant::F32),

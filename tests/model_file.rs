@@ -19,7 +19,8 @@ fn save(model: &Model, folder: &tempfile::TempDir, name: &str) -> PathBuf {
 fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
     let folder = tempfile::tempdir().expect("a folder");
     for name in GOLDEN {
-        let tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
+        let mut tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
+        tokens.truncate(48);
         for quant in [Quant::F32, Quant::F16, Quant::Int8] {
             let model = open(golden(name), quant, 2);
             let path = save(&model, &folder, &format!("{name}-{quant}"));

@@ -341,9 +341,10 @@ fn damage() {
     let mut file = model(300);
     vocabulary(&mut file, &["ab"]);
     for (sound, step) in [(model(3).bytes(), 2), (file.bytes(), 13)] {
+        let step = step * super::emulated_step();
         let header = sound.len().min(14_000);
         let mut read = 0;
-        let numbers = (header..sound.len()).step_by(997);
+        let numbers = (header..sound.len()).step_by(997 * super::emulated_step());
         for at in (0..header).step_by(step).chain(numbers) {
             let mut bytes = sound.clone();
             bytes[at] ^= 1 << (at * 5 % 8);

@@ -27,6 +27,15 @@ mod rwkv_cpp7;
 mod stand_ins;
 mod training;
 
+/// Of bytes that are damaged one after the other, an emulated CPU tries one in so many: all of them take it minutes, and
+/// what reads them is the same code.
+fn emulated_step() -> usize {
+    match std::env::var_os("RWKV_EDGE_EMULATED") {
+        Some(_) => 11,
+        None => 1,
+    }
+}
+
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/fixtures")
