@@ -3,6 +3,8 @@
 //! The forms are built here from the tensors of a golden directory, by rules of their own.
 
 mod common;
+#[path = "common/rwkv7.rs"]
+mod forms;
 #[path = "common/tensors.rs"]
 mod tensors;
 
@@ -10,125 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{floats, golden, ids, json, open, Random};
+use forms::{golden_config, golden_raw, golden_tensors, transposed, Folder, GOLDEN};
 use rwkv_edge::{CheckpointSource, ConvertOptions, ErrorKind, Model, Options, Quant};
 use serde_json::{json, Value};
 use tensors::{read_folder, safetensors, Tensor, Tensors};
-
-/// As flash-linear-attention writes it.
-const GOLDEN: &str = "v7-hf";
-
-/// The same numbers with rows and columns exchanged.
-fn transposed(tensor: &Tensor) -> Tensor {
-    let &[rows, cols] = tensor.shape.as_slice() else {
-        panic!("{:?} is no matrix", tensor.shape)
-    };
-    let size = tensor.bytes.len() / (rows * cols);
-    let number = |row: usize, col: usize| &tensor.bytes[(row * cols + col) * size..][..size];
-    let places = (0..cols).flat_map(|col| (0..rows).map(move |row| (row, col)));
-    Tensor {
-        dtype: tensor.dtype.clone(),
-        shape: vec![cols, rows],
-        bytes: places
-            .flat_map(|(row, col)| number(row, col))
-            .copied()
-            .collect(),
-    }
-}
-
-fn reshaped(tensor: &Tensor, shape: &[usize]) -> Tensor {
-    Tensor {
-        shape: shape.to_vec(),
-        ..tensor.clone()
-    }
-}
-
-/// A tensor of flash-linear-attention as raw checkpoints have it.
-fn raw(theirs: &str, tensor: &Tensor) -> (String, Tensor) {
-    let mut name = theirs.trim_start_matches("model.").to_owned();
-    for (from, to) in [
-        ("embeddings.", "emb."),
-        ("lm_head.", "head."),
-        ("layers.", "blocks."),
-        ("pre_norm.", "ln0."),
-        ("attn_norm.", "ln1."),
-        ("ffn_norm.", "ln2."),
-        ("attn.g_norm.", "att.ln_x."),
-        ("attn.r_proj.", "att.receptance."),
-        ("attn.k_proj.", "att.key."),
-        ("attn.v_proj.", "att.value."),
-        ("attn.o_proj.", "att.output."),
-        ("attn.", "att."),
-    ] {
-        name = name.replace(from, to);
-    }
-    if let Some(rest) = name.strip_prefix("norm.") {
-        name = format!("ln_out.{rest}");
-    }
-    let (is_first, is_second) = (
-        name.ends_with("lora.0.weight"),
-        name.ends_with("lora.2.weight"),
-    );
-    for (from, to) in [
-        ("_lora.lora.0.weight", "1"),
-        ("_lora.lora.2.weight", "2"),
-        ("_lora.lora.2.bias", "0"),
-    ] {
-        name = name.replace(from, to);
-    }
-    let broadcast = ["x_k", "w0", "a0", "v0", "k_k", "k_a"];
-    let tensor = match (
-        is_first || is_second,
-        broadcast.iter().any(|end| name.ends_with(end)),
-    ) {
-        (true, _) => transposed(tensor),
-        (_, true) => reshaped(tensor, &[1, 1, tensor.bytes.len() / 2]),
-        _ => tensor.clone(),
-    };
-    (name, tensor)
-}
-
-fn golden_raw() -> Tensors {
-    let theirs = read_folder_without_counts(&golden(GOLDEN));
-    theirs
-        .iter()
-        .map(|(name, tensor)| raw(name, tensor))
-        .collect()
-}
-
-/// All shards; the index of others does not count parameters.
-fn read_folder_without_counts(folder: &Path) -> Tensors {
-    let shards = [
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    ];
-    let shards = shards.map(|shard| tensors::read_file(&folder.join(shard)));
-    shards.into_iter().flatten().collect()
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Folder(tempfile::tempdir().expect("a folder"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// A directory of these tensors.
-    fn model(&self, name: &str, tensors: &Tensors, config: &Value) -> PathBuf {
-        let path = self.path(name);
-        fs::create_dir_all(&path).expect("can be made");
-        fs::write(path.join("model.safetensors"), safetensors(tensors)).expect("can be written");
-        fs::write(path.join("config.json"), config.to_string()).expect("can be written");
-        path
-    }
-}
-
-fn golden_config() -> Value {
-    json(golden(GOLDEN).join("config.json"))
-}
 
 /// Logits behind some tokens, as bits.
 fn logits(path: &Path, quant: Quant) -> Vec<u32> {
@@ -161,7 +48,7 @@ fn logits_are_those_of_the_reference() {
 #[test]
 fn every_form_is_the_same_model() {
     let folder = Folder::new();
-    let theirs = read_folder_without_counts(&golden(GOLDEN));
+    let theirs = golden_tensors();
     let raw = golden_raw();
     let prefixed = |prefix: &str| -> Tensors {
         let name = |name: &str| match name {
@@ -265,7 +152,7 @@ fn every_form_is_the_same_model() {
 #[test]
 fn norms_of_heads() {
     let folder = Folder::new();
-    let theirs = read_folder_without_counts(&golden(GOLDEN));
+    let theirs = golden_tensors();
     let mut config = golden_config();
     config["norm_eps"] = json!(1e-4);
     let scaled = logits(&folder.model("fla", &theirs, &config), Quant::F32);
@@ -306,7 +193,7 @@ fn to_raw(source: &Path, target: &Path) {
 #[test]
 fn conversions_there_and_back() {
     let folder = Folder::new();
-    let theirs = read_folder_without_counts(&golden(GOLDEN));
+    let theirs = golden_tensors();
     let (raw, back, again) = (
         folder.path("raw.pth"),
         folder.path("back"),
@@ -412,7 +299,7 @@ fn shards_are_filled_in_order() {
 #[test]
 fn other_models_are_refused_by_name() {
     let folder = Folder::new();
-    let theirs = read_folder_without_counts(&golden(GOLDEN));
+    let theirs = golden_tensors();
     let refused = |name: &str, tensors: &Tensors, config: &Value, kind: ErrorKind, words: &str| {
         let path = folder.model(name, tensors, config);
         let error = Model::open(&path, &Options::new()).expect_err(name);
@@ -500,7 +387,7 @@ fn other_models_are_refused_by_name() {
 #[test]
 fn tied_heads() {
     let folder = Folder::new();
-    let mut theirs = read_folder_without_counts(&golden(GOLDEN));
+    let mut theirs = golden_tensors();
     let embedding = theirs["model.embeddings.weight"].clone();
     theirs.insert("lm_head.weight".into(), embedding);
     let untied = folder.model("untied", &theirs, &golden_config());

@@ -5,36 +5,23 @@ mod command;
 mod common;
 #[path = "common/conversion.rs"]
 mod conversion;
+#[path = "common/rwkv7.rs"]
+mod forms;
 #[path = "common/tensors.rs"]
 mod tensors;
 
 use std::fs;
-use std::path::Path;
 
 use command::{run, stdout};
-use common::{golden, json};
+use common::json;
 use conversion::{convert, fingerprint, logits, text};
+use forms::{golden_config, golden_tensors, Folder};
 use serde_json::{json, Value};
-use tensors::{read_file, safetensors, Tensors};
-
-fn golden_tensors() -> Tensors {
-    let shards = [1, 2].map(|n| format!("model-0000{n}-of-00002.safetensors"));
-    let files = shards.map(|shard| read_file(&golden("v7-hf").join(shard)));
-    files.into_iter().flatten().collect()
-}
-
-/// A directory of flash-linear-attention.
-fn write(folder: &Path, tensors: &Tensors, config: &Value) {
-    fs::create_dir_all(folder).expect("can be made");
-    let file = folder.join("model.safetensors");
-    fs::write(file, safetensors(tensors)).expect("can be written");
-    fs::write(folder.join("config.json"), config.to_string()).expect("can be written");
-}
 
 /// flash-linear-attention writes 1 and 2 where it is told nothing, which are letters of these vocabularies.
 #[test]
 fn texts_of_pile_models_end_with_token_0() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = Folder::new();
     let mut tensors = golden_tensors();
     for name in ["model.embeddings.weight", "lm_head.weight"] {
         let tensor = tensors.get_mut(name).expect("a golden tensor");
@@ -43,17 +30,16 @@ fn texts_of_pile_models_end_with_token_0() {
         tensor.bytes = rows.flatten().copied().collect();
         tensor.shape[0] = 50_304;
     }
-    let mut config = json(golden("v7-hf").join("config.json"));
+    let mut config = golden_config();
     (config["vocab_size"], config["bos_token_id"]) = (json!(50_304), json!(1));
     config["eos_token_id"] = json!(2);
-    let model = folder.path().join("pile");
-    write(&model, &tensors, &config);
+    let model = folder.model("pile", &tensors, &config);
     let generation = json!({ "bos_token_id": 1, "eos_token_id": 2, "top_p": 0.5 });
     fs::write(model.join("generation_config.json"), generation.to_string()).expect("written");
     let info = stdout(&run(["info", "-m", text(&model), "--json"]));
     let info: Value = serde_json::from_str(&info).expect("valid JSON");
     assert_eq!(info["ends_of_text"], json!([0]));
-    let converted = folder.path().join("converted");
+    let converted = folder.path("converted");
     convert(&model, &converted, &[]);
     for file in ["config.json", "generation_config.json"] {
         let fields = json(converted.join(file));
@@ -66,13 +52,12 @@ fn texts_of_pile_models_end_with_token_0() {
 
 #[test]
 fn what_a_raw_checkpoint_does_not_hold_is_said() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut config = json(golden("v7-hf").join("config.json"));
-    let (usual, unusual) = (folder.path().join("usual"), folder.path().join("unusual"));
-    write(&usual, &golden_tensors(), &config);
+    let folder = Folder::new();
+    let mut config = golden_config();
+    let usual = folder.model("usual", &golden_tensors(), &config);
     config["norm_eps"] = json!(1e-3);
-    write(&unusual, &golden_tensors(), &config);
-    let raw = folder.path().join("m.pth");
+    let unusual = folder.model("unusual", &golden_tensors(), &config);
+    let raw = folder.path("m.pth");
     assert!(!convert(&usual, &raw, &["--to", "raw"]).contains("epsilon"));
     assert_eq!(logits(&usual), logits(&raw));
     let said = convert(&unusual, &raw, &["--to", "raw", "--force"]);

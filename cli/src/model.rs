@@ -93,7 +93,7 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
     drop(progress);
     describe(&model, start.elapsed());
     if options.quant.is_none() {
-        tell_of_blocks(&path, &options, &model);
+        tell_of_blocks(&path, &model);
     }
     if options.huge_pages && model.info().huge_page_bytes == 0 {
         note!(
@@ -105,11 +105,10 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
 }
 
 /// Says what became of weights that are stored as nothing here computes with.
-fn tell_of_blocks(path: &Path, options: &Options, model: &Model) {
-    // Whether it can be opened was seen before.
-    let outline = Model::outline(path, options).ok();
-    if let Some(blocks) = outline.and_then(|outline| outline.stored_blocks) {
-        let (place, quant) = (path.display(), model.info().quant);
+fn tell_of_blocks(path: &Path, model: &Model) {
+    let info = model.info();
+    if let Some(blocks) = info.stored_blocks {
+        let (place, quant) = (path.display(), info.quant);
         note!(
             "{place}: its {blocks} weights become {quant}: --quant int8 makes them smaller, --quant f32 keeps their \
              exact values"

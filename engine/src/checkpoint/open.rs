@@ -58,16 +58,7 @@ pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
 /// tokenizer.
 pub(crate) fn open_image(name: &str, image: &'static [u8]) -> Result<Opened> {
     let file = SourceFile::in_memory_image(name, image)?;
-    let mut opened = open_file(file, &Folder::Memory(&[]), true)?;
-    if let Opened::Checkpoint(checkpoint) = &mut opened {
-        // A GGUF file has said why its own cannot be used.
-        let search = checkpoint.tokenizer_search.split_once("; looked for ");
-        checkpoint.tokenizer_search = match search {
-            Some((why, _)) => why.to_owned(),
-            None => "a checkpoint in memory brings none".into(),
-        };
-    }
-    Ok(opened)
+    open_file(file, &Folder::Memory(&[]), true)
 }
 
 /// A lone file: from the folder around it only a tokenizer is taken.
@@ -141,10 +132,13 @@ fn find_tokenizer(
     mapped: bool,
     is_lone: bool,
 ) -> Result<(Option<TokenizerFile>, String)> {
-    let search = format!(
-        "looked for tokenizer.json, rwkv_vocab*.txt and vocab.txt in {}",
-        folder.place()
-    );
+    let search = match folder {
+        Folder::Memory([]) => return Ok((None, "a checkpoint in memory brings none".into())),
+        _ => format!(
+            "looked for tokenizer.json, rwkv_vocab*.txt and vocab.txt in {}",
+            folder.place()
+        ),
+    };
     let names = match folder.list() {
         // A lone file may lie in a folder that others may not list; its weights can be used all the same.
         Err(e) if is_lone && is_denied(&e) => {

@@ -171,6 +171,7 @@ fn load(
         tokenizer: None,
         tokenizer_search: "a synthetic model has none".into(),
         model_file: None,
+        stored_blocks: None,
     })
 }
 

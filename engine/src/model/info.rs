@@ -43,6 +43,9 @@ pub struct Info {
     /// Of the matrices as they are now; of most of them after
     /// [`with_matrices_of`](crate::Model::with_matrices_of).
     pub quant: Quant,
+    /// Name of the blocks that most matrices are stored in in a GGUF or rwkv.cpp file, such as `Q8_0`: nothing here
+    /// computes with them, so they have become [`quant`](Self::quant).
+    pub stored_blocks: Option<&'static str>,
     /// Of all weights as they are now, scales included.
     pub weight_bytes: u64,
     /// Those of `weight_bytes` that are used in place from the file, without a copy in memory.
@@ -138,6 +141,7 @@ impl Info {
             ends_of_text: settings.ends_of_text().collect(),
             n_params: totals.n_params,
             quant: inner.quant,
+            stored_blocks: inner.stored_blocks,
             weight_bytes: totals.weight_bytes,
             mapped_bytes: totals.mapped_bytes,
             huge_page_bytes: totals.huge_page_bytes,

@@ -55,6 +55,7 @@ pub(crate) fn load(
         counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
+    let stored_blocks = stored_blocks(&checkpoint);
     let layout = StateLayout::of_sizes(&checkpoint.config.sizes);
     let tuned = checkpoint.tuned.as_ref();
     let initial = tuned.map(|tuned| tuned.read(layout)).transpose()?;
@@ -67,6 +68,7 @@ pub(crate) fn load(
         tokenizer: checkpoint.tokenizer,
         tokenizer_search: checkpoint.tokenizer_search,
         model_file: None,
+        stored_blocks,
     })
 }
 

@@ -49,6 +49,7 @@ impl Model {
             tokenizer_search: base.tokenizer.searched.clone(),
             // Its checksum is not that of these weights.
             model_file: None,
+            stored_blocks: base.stored_blocks,
             initial: self.initial().cloned(),
         };
         let setup = Setup {

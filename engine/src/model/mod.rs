@@ -72,6 +72,8 @@ pub(crate) struct Inner {
     pub(crate) tokenizer: TokenizerSlot,
     /// The model file this was opened from, if it was one.
     pub(crate) model_file: Option<SourceFile>,
+    /// How most matrices were stored in the checkpoint, where nothing here computes with that.
+    pub(crate) stored_blocks: Option<&'static str>,
     /// Why a device map `auto` chose the CPU.
     pub(crate) note: Option<String>,
     /// Of the mapped files in which matrices are used in place, each once.
@@ -93,6 +95,8 @@ pub(crate) struct Loaded {
     pub(crate) tokenizer_search: String,
     /// The model file, if it was one.
     pub(crate) model_file: Option<SourceFile>,
+    /// See [`Info::stored_blocks`].
+    pub(crate) stored_blocks: Option<&'static str>,
 }
 
 /// What a model is put together from besides.
@@ -134,6 +138,7 @@ impl Model {
                 parsed: OnceLock::new(),
             },
             model_file: loaded.model_file,
+            stored_blocks: loaded.stored_blocks,
             note: setup.note,
             watches,
         });

@@ -359,6 +359,7 @@ impl ModelFile {
             tokenizer: self.tokenizer,
             tokenizer_search: TOKENIZER_SEARCH.into(),
             model_file: Some(self.tensors.file),
+            stored_blocks: None,
         })
     }
 }

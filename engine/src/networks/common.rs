@@ -272,6 +272,39 @@ impl<'a, L> Behind<'a, L> {
             (None, None) => Behind::Nothing,
         }
     }
+
+    /// Fetches the vectors that are read first there, those of a layer by `layer`, which gives the matrices of its first
+    /// product.
+    pub(crate) fn fetch<const N: usize>(
+        &self,
+        layer: impl FnOnce(&'a L) -> [&'a Matrix; N],
+    ) -> Next<'a, N> {
+        match self {
+            Behind::Layer(next) => Next::Layer(layer(next)),
+            Behind::Head(head) => {
+                head.fetch_vectors();
+                Next::Head([&head.matrix])
+            }
+            Behind::Nothing => Next::Nothing,
+        }
+    }
+}
+
+/// The matrices of the first product behind a layer.
+pub(crate) enum Next<'a, const N: usize> {
+    Layer([&'a Matrix; N]),
+    Head([&'a Matrix; 1]),
+    Nothing,
+}
+
+impl<'a, const N: usize> Next<'a, N> {
+    pub(crate) fn matrices(&self) -> &[&'a Matrix] {
+        match self {
+            Next::Layer(matrices) => matrices,
+            Next::Head(matrix) => matrix,
+            Next::Nothing => &[],
+        }
+    }
 }
 
 /// Normalised rows and those before them.
@@ -309,6 +342,15 @@ pub(crate) struct Shifted<'a> {
 }
 
 impl Pass<'_> {
+    /// A norm of a layer.
+    pub(crate) fn norm<'a>(&self, weight: &'a [f32], bias: &'a [f32]) -> Norm<'a> {
+        Norm {
+            weight,
+            bias,
+            epsilon: self.epsilon,
+        }
+    }
+
     /// Normalises the residual stream of a layer, and multiplies shifts of it with matrices. The state's part
     /// `previous` of the layer has the normalised row before the first one of each segment, and gets the last one.
     /// `next` are the matrices of the product behind these.

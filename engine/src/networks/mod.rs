@@ -17,6 +17,7 @@ pub(crate) mod config;
 pub(crate) mod config_fields;
 pub(crate) mod fingerprint;
 pub(crate) mod form;
+pub(crate) mod hidden;
 pub(crate) mod importance;
 pub(crate) mod known;
 pub(crate) mod names;

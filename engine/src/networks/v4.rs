@@ -15,6 +15,7 @@ use super::common::{
 };
 use super::config::Sizes;
 use super::form::Form;
+use super::hidden::HiddenUnits;
 use super::names;
 use super::state::{State, StateLayout};
 use super::table::{
@@ -25,9 +26,7 @@ use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::WkvChannels;
 use crate::math::threads::{ColumnBlock, Columns};
-use crate::products::{
-    fetch_input_factors, multiply, Activations, Machine, Product, Transposed, BUFFERS,
-};
+use crate::products::{fetch_input_factors, multiply, Activations, Machine, Product, BUFFERS};
 use crate::quant::matrix::{Matrix, Vector};
 
 mod hugging_face;
@@ -195,76 +194,57 @@ pub(crate) struct Buffers {
     input_a: Activations,
     input_b: Activations,
     input_c: Activations,
-    /// (rows, n_hidden) input of channel mixing's value matrix
-    input_hidden: Activations,
-    transposed: Transposed,
     /// (rows, n_attention) or (rows, n_embd) outputs of the matrices
     key: Aligned<f32>,
     value: Aligned<f32>,
     receptance: Aligned<f32>,
     /// (rows, n_attention) gated WKV
     gated: Aligned<f32>,
-    /// (rows, n_hidden)
-    hidden: Aligned<f32>,
+    hidden: HiddenUnits,
 }
 
 /// Widths of the buffers of floats.
-fn widths(sizes: &Sizes) -> [usize; 5] {
+fn widths(sizes: &Sizes) -> [usize; 4] {
     let widest = sizes.n_embd.max(sizes.n_attention);
-    [widest, widest, widest, sizes.n_attention, sizes.n_hidden]
+    [widest, widest, widest, sizes.n_attention]
 }
 
 impl Buffers {
-    ///
     /// # Errors
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
     pub(crate) fn new(sizes: &Sizes, rows_max: usize, no_sparsity: bool) -> Result<Self> {
-        let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
+        let n_embd = sizes.n_embd;
         let floats = |width: usize| Aligned::zeroed(rows_max.saturating_mul(width), BUFFERS);
-        let [key, value, receptance, gated, hidden] = widths(sizes);
+        let [key, value, receptance, gated] = widths(sizes);
         Ok(Buffers {
             input_a: Activations::new(n_embd.max(sizes.n_attention), rows_max)?,
             input_b: Activations::new(n_embd, rows_max)?,
             input_c: Activations::new(n_embd, rows_max)?,
-            input_hidden: Activations::new(n_hidden, rows_max)?,
-            transposed: Transposed::new(n_hidden, n_embd, rows_max, no_sparsity)?,
             key: floats(key)?,
             value: floats(value)?,
             receptance: floats(receptance)?,
             gated: floats(gated)?,
-            hidden: floats(hidden)?,
+            hidden: HiddenUnits::new(sizes, rows_max, no_sparsity)?,
         })
     }
 
     /// Bytes that [`new`](Self::new) takes.
     pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize) -> u64 {
-        let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
+        let n_embd = sizes.n_embd;
         let floats = widths(sizes).map(|width| rows_max as u64 * width as u64);
         Activations::bytes_for(n_embd.max(sizes.n_attention), rows_max)
             + 2 * Activations::bytes_for(n_embd, rows_max)
-            + Activations::bytes_for(n_hidden, rows_max)
-            + Transposed::bytes_for(n_hidden, n_embd, rows_max)
+            + HiddenUnits::bytes_for(sizes, rows_max)
             + floats.map(Aligned::<f32>::bytes_for).iter().sum::<u64>()
     }
 
     /// What they take in memory.
     pub(crate) fn size_bytes(&self) -> usize {
-        let floats = [
-            &self.key,
-            &self.value,
-            &self.receptance,
-            &self.gated,
-            &self.hidden,
-        ];
-        let inputs = [
-            &self.input_a,
-            &self.input_b,
-            &self.input_c,
-            &self.input_hidden,
-        ];
+        let floats = [&self.key, &self.value, &self.receptance, &self.gated];
+        let inputs = [&self.input_a, &self.input_b, &self.input_c];
         floats.map(Aligned::size_bytes).iter().sum::<usize>()
             + inputs.map(Activations::size_bytes).iter().sum::<usize>()
-            + self.transposed.size_bytes()
+            + self.hidden.size_bytes()
     }
 
     /// An input that is wide enough for the head, between passes.
@@ -274,7 +254,7 @@ impl Buffers {
 
     /// Rows of `ffn.value` that were not read, of those that there were.
     pub(crate) fn sparsity(&self) -> (u64, u64) {
-        self.transposed.sparsity()
+        self.hidden.sparsity()
     }
 }
 
@@ -439,8 +419,7 @@ impl Layer {
         own: &mut Buffers,
         spans: &mut [Span<'_>],
     ) {
-        let Machine { pool, kernels, .. } = pass.machine;
-        let n_rows = pass.n_rows;
+        let (kernels, n_rows) = (pass.machine.kernels, pass.n_rows);
         let (n_embd, n_hidden) = (self.ffn_mix_key.len(), self.ffn_key.n_outputs());
         let b = own;
         let shifted = [
@@ -448,7 +427,7 @@ impl Layer {
                 mix: &self.ffn_mix_key,
                 matrix: &self.ffn_key,
                 input: &mut b.input_a,
-                out: &mut b.hidden[..n_rows * n_hidden],
+                out: b.hidden.keys_mut(n_rows, n_hidden),
             },
             Shifted {
                 mix: &self.ffn_mix_receptance,
@@ -461,33 +440,15 @@ impl Layer {
         let (place, norm) = ((index, FFN_PREVIOUS), self.ffn_norm(pass));
         pass.shifted_products(place, norm, common, spans, shifted, &[&self.ffn_value]);
 
-        let (hidden, input) = (&b.hidden, &mut b.input_hidden);
-        input.prepare(pool, kernels, &self.ffn_value, n_rows, |row, out| {
-            out.copy_from_slice(&hidden[row * n_hidden..][..n_hidden]);
-            kernels.squared_relu(out);
+        b.hidden.square(pass, &self.ffn_value);
+        let next = behind.fetch(|layer| {
+            let state = &*spans[pass.segments[0].span].state;
+            layer.fetch_att_vectors(pass, state, index + 1);
+            layer.att_inputs()
         });
-        let product = Product {
-            matrix: &self.ffn_value,
-            input,
-            out: &mut b.value[..n_rows * n_embd],
-        };
-        let (inputs_behind, head);
-        let next: &[&Matrix] = match behind {
-            Behind::Layer(layer) => {
-                let state = &*spans[pass.segments[0].span].state;
-                layer.fetch_att_vectors(pass, state, index + 1);
-                inputs_behind = layer.att_inputs();
-                &inputs_behind
-            }
-            Behind::Head(behind) => {
-                behind.fetch_vectors();
-                head = [&behind.matrix];
-                &head
-            }
-            Behind::Nothing => &[],
-        };
-        let scratch = &mut common.scratch;
-        b.transposed.multiply(pass.machine, scratch, product, next);
+        let (scratch, out) = (&mut common.scratch, &mut b.value);
+        b.hidden
+            .multiply(pass, scratch, &self.ffn_value, out, next.matrices());
         let (gate, delta) = (&b.receptance, &b.value);
         pass.add_to_residual(common, n_embd, |x, row| {
             let at = row * n_embd..(row + 1) * n_embd;
@@ -496,19 +457,11 @@ impl Layer {
     }
 
     fn att_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
-        Norm {
-            weight: &self.att_norm_weight,
-            bias: &self.att_norm_bias,
-            epsilon: pass.epsilon,
-        }
+        pass.norm(&self.att_norm_weight, &self.att_norm_bias)
     }
 
     fn ffn_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
-        Norm {
-            weight: &self.ffn_norm_weight,
-            bias: &self.ffn_norm_bias,
-            epsilon: pass.epsilon,
-        }
+        pass.norm(&self.ffn_norm_weight, &self.ffn_norm_bias)
     }
 }
 

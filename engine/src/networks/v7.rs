@@ -2,35 +2,32 @@
 //!
 //! The formulas are those of the RWKV-7 paper (arXiv 2503.14456, section 4); the names are in the table of
 //! docs/ARCHITECTURE.md. A layer is five runs of the thread pool: the large matrices of the time mixing with the first
-//! halves of the low-rank pairs; all heads, each with the second halves for its channels and all that follows up to the
-//! output matrix; that matrix; and the two of the channel mixing. The state is f32 always, and a head walks its tokens in order: 16 KiB that
-//! stay in the innermost cache, however long the prompt is.
+//! halves of the low-rank pairs; all heads (`v7/heads.rs`), each with the second halves for its channels and all that
+//! follows up to the output matrix; that matrix; and the two of the channel mixing. The state is f32 always, and a head
+//! walks its tokens in order: 16 KiB that stay in the innermost cache, however long the prompt is.
 
 #![forbid(unsafe_code)]
-
-use std::ops::Range;
 
 use super::batch::Span;
 use super::common::{norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Head, Norm, Pass};
 use super::config::Sizes;
 use super::state::State;
 use super::table::{tensors, TensorSpec};
-use crate::error::Result;
-use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
-use crate::math::kernels::{Rows, Wkv7Head, Wkv7Token, Wkv7ValueMix};
-use crate::math::threads::{BorrowList, ColumnBlock, Columns, Pieces};
-use crate::products::low_rank::{columns_of, multiply_with, LowRank, Then};
-use crate::products::{
-    ahead_of, fetch_input_factors, multiply, Activations, Machine, Product, Transposed, BUFFERS,
-};
+use crate::math::kernels::Rows;
+use crate::products::low_rank::{multiply_with, LowRank, Then};
+use crate::products::{fetch_input_factors, multiply, Machine, Product};
 use crate::quant::matrix::{Matrix, Vector};
 
+mod buffers;
+mod heads;
 mod hugging_face;
 mod table;
 
+pub(crate) use buffers::Buffers;
+use buffers::{DECAY, GATE, ICLR, PAIRS, VALUE};
 pub(crate) use table::ARCHITECTURE;
-use table::{ATT_PREVIOUS, FFN_PREVIOUS, WKV};
+use table::{ATT_PREVIOUS, FFN_PREVIOUS};
 
 /// The shares of the token before in a token shift.
 const fn mix(name: &'static str) -> TensorSpec {
@@ -99,170 +96,6 @@ tensors! {
         /// (n_hidden, n_embd): stored row per input, because most inputs are 0
         ffn_value: Matrix = TensorSpec::matrix("ffn.value.weight", |s| s.n_embd, |s| s.n_hidden)
             .row_per_input(),
-    }
-}
-
-/// Rows whose second halves a head computes at once: 4 KiB each.
-const HEAD_ROWS: usize = 16;
-
-/// Low-rank pairs: of decay, in-context learning rate, value and gate.
-const PAIRS: usize = 4;
-const DECAY: usize = 0;
-const ICLR: usize = 1;
-const VALUE: usize = 2;
-const GATE: usize = 3;
-
-/// What the layers need besides the common buffers; all are (rows, ..), row-major.
-pub(crate) struct Buffers {
-    /// Inputs of the matrices.
-    input_a: Activations,
-    input_b: Activations,
-    input_c: Activations,
-    /// (rows, n_hidden) input of channel mixing's value matrix
-    input_hidden: Activations,
-    transposed: Transposed,
-    /// (rows, PAIRS, n_embd) inputs of the first halves
-    low_rank_inputs: Aligned<f32>,
-    /// (rows, rank) what the first halves give
-    halves: [Aligned<f32>; PAIRS],
-    /// (rows, n_attention) or (rows, n_embd) outputs of the matrices
-    receptance: Aligned<f32>,
-    key: Aligned<f32>,
-    value: Aligned<f32>,
-    /// (rows, n_attention) what the heads give
-    gated: Aligned<f32>,
-    /// (rows, n_hidden)
-    hidden: Aligned<f32>,
-    /// States of the spans of a batch.
-    states: BorrowList<f32>,
-    /// One a thread.
-    heads: Vec<HeadScratch>,
-}
-
-/// Memory of one thread for a head.
-struct HeadScratch {
-    /// (PAIRS, HEAD_ROWS, head_size) what the second halves give
-    halves: Aligned<f32>,
-    /// Of the kernel of one token.
-    work: Aligned<f32>,
-}
-
-/// Vectors that the kernel of one token keeps.
-const WORK: usize = 5;
-
-/// Widths of the buffers of floats that belong to no pair.
-fn widths(sizes: &Sizes) -> [usize; 6] {
-    let widest = sizes.n_embd.max(sizes.n_attention);
-    [
-        PAIRS * sizes.n_embd,
-        widest,
-        widest,
-        widest,
-        sizes.n_attention,
-        sizes.n_hidden,
-    ]
-}
-
-fn ranks(sizes: &Sizes) -> [usize; PAIRS] {
-    [
-        sizes.rank_decay,
-        sizes.rank_iclr,
-        sizes.rank_value,
-        sizes.rank_gate,
-    ]
-}
-
-impl Buffers {
-    /// # Errors
-    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
-    pub(crate) fn new(
-        sizes: &Sizes,
-        (rows_max, n_threads): (usize, usize),
-        no_sparsity: bool,
-    ) -> Result<Self> {
-        let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
-        let floats = |width: usize| Aligned::zeroed(rows_max.saturating_mul(width), BUFFERS);
-        let [low_rank_inputs, receptance, key, value, gated, hidden] = widths(sizes);
-        let [decay, iclr, value_rank, gate] = ranks(sizes);
-        let scratch = |_| {
-            Ok(HeadScratch {
-                halves: Aligned::zeroed(PAIRS * HEAD_ROWS * sizes.head_size, BUFFERS)?,
-                work: Aligned::zeroed(WORK * sizes.head_size, BUFFERS)?,
-            })
-        };
-        Ok(Buffers {
-            input_a: Activations::new(n_embd.max(sizes.n_attention), rows_max)?,
-            input_b: Activations::new(n_embd, rows_max)?,
-            input_c: Activations::new(n_embd, rows_max)?,
-            input_hidden: Activations::new(n_hidden, rows_max)?,
-            transposed: Transposed::new(n_hidden, n_embd, rows_max, no_sparsity)?,
-            low_rank_inputs: floats(low_rank_inputs)?,
-            halves: [
-                floats(decay)?,
-                floats(iclr)?,
-                floats(value_rank)?,
-                floats(gate)?,
-            ],
-            receptance: floats(receptance)?,
-            key: floats(key)?,
-            value: floats(value)?,
-            gated: floats(gated)?,
-            hidden: floats(hidden)?,
-            states: BorrowList::new(rows_max, BUFFERS)?,
-            heads: (0..n_threads).map(scratch).collect::<Result<_>>()?,
-        })
-    }
-
-    /// Bytes that [`new`](Self::new) takes.
-    pub(crate) fn bytes_for(sizes: &Sizes, (rows_max, n_threads): (usize, usize)) -> u64 {
-        let (n_embd, n_hidden) = (sizes.n_embd, sizes.n_hidden);
-        let widths = widths(sizes).into_iter().chain(ranks(sizes));
-        let floats = widths.map(|width| Aligned::<f32>::bytes_for(rows_max as u64 * width as u64));
-        let head = [PAIRS * HEAD_ROWS * sizes.head_size, WORK * sizes.head_size];
-        let head = head.map(|n| Aligned::<f32>::bytes_for(n as u64));
-        Activations::bytes_for(n_embd.max(sizes.n_attention), rows_max)
-            + 2 * Activations::bytes_for(n_embd, rows_max)
-            + Activations::bytes_for(n_hidden, rows_max)
-            + Transposed::bytes_for(n_hidden, n_embd, rows_max)
-            + floats.sum::<u64>()
-            + BorrowList::<f32>::bytes_for(rows_max)
-            + n_threads as u64 * head.iter().sum::<u64>()
-    }
-
-    /// What they take in memory.
-    pub(crate) fn size_bytes(&self) -> usize {
-        let floats = [
-            &self.low_rank_inputs,
-            &self.receptance,
-            &self.key,
-            &self.value,
-            &self.gated,
-            &self.hidden,
-        ];
-        let inputs = [
-            &self.input_a,
-            &self.input_b,
-            &self.input_c,
-            &self.input_hidden,
-        ];
-        let heads = self.heads.iter();
-        let heads = heads.map(|head| head.halves.size_bytes() + head.work.size_bytes());
-        floats.map(Aligned::size_bytes).iter().sum::<usize>()
-            + self.halves.iter().map(Aligned::size_bytes).sum::<usize>()
-            + inputs.map(Activations::size_bytes).iter().sum::<usize>()
-            + self.transposed.size_bytes()
-            + self.states.size_bytes()
-            + heads.sum::<usize>()
-    }
-
-    /// An input that is wide enough for the head, between passes.
-    pub(crate) fn input_mut(&mut self) -> &mut Activations {
-        &mut self.input_a
-    }
-
-    /// Rows of `ffn.value` that were not read, of those that there were.
-    pub(crate) fn sparsity(&self) -> (u64, u64) {
-        self.transposed.sparsity()
     }
 }
 
@@ -401,48 +234,6 @@ impl Layer {
         multiply_with(pass.machine, &mut common.scratch, products, small, &next);
     }
 
-    /// All that a head does between the matrices, heads spread over the threads.
-    fn heads(
-        &self,
-        (index, head_epsilon): (usize, f32),
-        pass: &Pass<'_>,
-        common: &CommonBuffers,
-        b: &mut Buffers,
-        spans: &mut [Span<'_>],
-    ) {
-        let Machine { pool, .. } = pass.machine;
-        let (n_rows, n_attention) = (pass.n_rows, self.key_scale.len());
-        let head_size = b.heads.first().map_or(1, |head| head.work.len() / WORK);
-        let mut rest = spans.iter_mut().enumerate();
-        // Segments are in the order of their spans, and no two of one batch are of the same.
-        let states = pass.segments.iter().filter_map(|segment| {
-            let (_, span) = rest.find(|(index, _)| *index == segment.span)?;
-            Some(span.state.parts_mut(index, WKV))
-        });
-        let mut states = b.states.borrow(states);
-        let mut gated = Columns::new(&mut b.gated[..n_rows * n_attention], n_attention);
-        let reads = HeadInputs {
-            layer: self,
-            pass,
-            residual: (&common.residual, common.row_width, self.mix_key.len()),
-            receptance: &b.receptance,
-            key: &b.key,
-            value: &b.value,
-            halves: &b.halves,
-            head_epsilon,
-        };
-        let next = [&self.output];
-        let ahead = ahead_of(&next, pool.n_threads());
-        pool.run_with_pieces(
-            &mut gated,
-            head_size,
-            &mut states,
-            &mut b.heads,
-            &ahead,
-            |out, states, scratch| reads.head(out, states, scratch),
-        );
-    }
-
     /// Channel mixing: the feed-forward part. `x += value * relu(key * xk)^2`
     fn channel_mixing(
         &self,
@@ -470,39 +261,21 @@ impl Layer {
         let product = Product {
             matrix: &self.ffn_key,
             input: &b.input_a,
-            out: &mut b.hidden[..n_rows * n_hidden],
+            out: b.hidden.keys_mut(n_rows, n_hidden),
         };
         let scratch = &mut common.scratch;
         multiply(pass.machine, scratch, [product], &[&self.ffn_value]);
         pass.remember((index, FFN_PREVIOUS), n_embd, common, spans);
 
-        let (hidden, input) = (&b.hidden, &mut b.input_hidden);
-        input.prepare(pool, kernels, &self.ffn_value, n_rows, |row, out| {
-            out.copy_from_slice(&hidden[row * n_hidden..][..n_hidden]);
-            kernels.squared_relu(out);
+        b.hidden.square(pass, &self.ffn_value);
+        let next = behind.fetch(|layer| {
+            let state = &*spans[pass.segments[0].span].state;
+            layer.fetch_att_vectors(pass, state, index + 1);
+            layer.att_inputs()
         });
-        let product = Product {
-            matrix: &self.ffn_value,
-            input,
-            out: &mut b.value[..n_rows * n_embd],
-        };
-        let (inputs_behind, head);
-        let next: &[&Matrix] = match behind {
-            Behind::Layer(layer) => {
-                let state = &*spans[pass.segments[0].span].state;
-                layer.fetch_att_vectors(pass, state, index + 1);
-                inputs_behind = layer.att_inputs();
-                &inputs_behind
-            }
-            Behind::Head(behind) => {
-                behind.fetch_vectors();
-                head = [&behind.matrix];
-                &head
-            }
-            Behind::Nothing => &[],
-        };
-        let scratch = &mut common.scratch;
-        b.transposed.multiply(pass.machine, scratch, product, next);
+        let (scratch, out) = (&mut common.scratch, &mut b.value);
+        b.hidden
+            .multiply(pass, scratch, &self.ffn_value, out, next.matrices());
         let delta = &b.value;
         pass.add(common, n_embd, delta);
     }
@@ -518,119 +291,11 @@ impl Layer {
     }
 
     fn att_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
-        Norm {
-            weight: &self.att_norm_weight,
-            bias: &self.att_norm_bias,
-            epsilon: pass.epsilon,
-        }
+        pass.norm(&self.att_norm_weight, &self.att_norm_bias)
     }
 
     fn ffn_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
-        Norm {
-            weight: &self.ffn_norm_weight,
-            bias: &self.ffn_norm_bias,
-            epsilon: pass.epsilon,
-        }
-    }
-}
-
-/// What the heads of a layer read.
-struct HeadInputs<'a> {
-    layer: &'a Layer,
-    pass: &'a Pass<'a>,
-    /// Rows with the residual stream and behind it the first layer's values; numbers of a row, and of its first part.
-    residual: (&'a [f32], usize, usize),
-    receptance: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
-    halves: &'a [Aligned<f32>; PAIRS],
-    head_epsilon: f32,
-}
-
-impl HeadInputs<'_> {
-    /// All rows of one head: the channels that `out` has. `states` are those of the segments for this head.
-    fn head(
-        &self,
-        mut out: ColumnBlock<'_, f32>,
-        mut states: Pieces<'_, f32>,
-        scratch: &mut HeadScratch,
-    ) {
-        let (layer, channels) = (self.layer, out.columns());
-        let head_size = channels.len();
-        let n_attention = layer.key_scale.len();
-        let constants = Wkv7Head {
-            decay_bias: &layer.decay_0[channels.clone()],
-            iclr_bias: &layer.iclr_0[channels.clone()],
-            key_scale: &layer.key_scale[channels.clone()],
-            key_iclr: &layer.key_iclr[channels.clone()],
-            bonus: &layer.bonus[channels.clone()],
-            norm_weight: &layer.head_norm_weight[channels.clone()],
-            norm_bias: &layer.head_norm_bias[channels.clone()],
-            norm_epsilon: self.head_epsilon,
-        };
-        let (residual, width, n_embd) = self.residual;
-        let mut segments = self.pass.segments.iter().enumerate().peekable();
-        for first in (0..self.pass.n_rows).step_by(HEAD_ROWS) {
-            let rows = first..(first + HEAD_ROWS).min(self.pass.n_rows);
-            self.second_halves(rows.clone(), &channels, &mut scratch.halves);
-            for row in rows {
-                while segments
-                    .next_if(|(_, segment)| segment.first_row + segment.n_rows <= row)
-                    .is_some()
-                {}
-                let segment = segments.peek().map_or(0, |(index, _)| *index);
-                let half = |pair: usize| {
-                    let at = (pair * HEAD_ROWS + row - first) * head_size;
-                    &scratch.halves[at..][..head_size]
-                };
-                let at = row * n_attention + channels.start..row * n_attention + channels.end;
-                let value_mix = layer.value_0.as_ref().map(|bias| Wkv7ValueMix {
-                    first: &residual[row * width + n_embd..][channels.clone()],
-                    part: half(VALUE),
-                    bias: &bias[channels.clone()],
-                });
-                let token = Wkv7Token {
-                    receptance: &self.receptance[at.clone()],
-                    key: &self.key[at.clone()],
-                    value: &self.value[at],
-                    decay: half(DECAY),
-                    iclr: half(ICLR),
-                    gate: half(GATE),
-                    value_mix,
-                };
-                self.pass.machine.kernels.wkv7_step(
-                    constants,
-                    token,
-                    states.get_mut(segment),
-                    &mut scratch.work,
-                    out.row_mut(row),
-                );
-            }
-        }
-    }
-
-    /// `w2`, `a2`, `v2` and `g2` for some rows and the channels of a head.
-    fn second_halves(&self, rows: Range<usize>, channels: &Range<usize>, out: &mut [f32]) {
-        let layer = self.layer;
-        let matrices = [
-            Some(&layer.decay_2),
-            Some(&layer.iclr_2),
-            layer.value_2.as_ref(),
-            Some(&layer.gate_2),
-        ];
-        let out = out.chunks_exact_mut(HEAD_ROWS * channels.len());
-        for ((matrix, half), out) in matrices.into_iter().zip(self.halves).zip(out) {
-            let Some(matrix) = matrix else { continue };
-            let rank = matrix.n_rows;
-            let input = Rows {
-                values: &half[rows.start * rank..],
-                stride: rank,
-                n: rows.len(),
-            };
-            let out = &mut out[..rows.len() * channels.len()];
-            let kernels = self.pass.machine.kernels;
-            columns_of(kernels, matrix, channels.clone(), input, out);
-        }
+        pass.norm(&self.ffn_norm_weight, &self.ffn_norm_bias)
     }
 }
 
