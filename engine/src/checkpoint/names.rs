@@ -16,8 +16,7 @@ use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
 use crate::networks::state::StateLayout;
-use crate::networks::table::{Architecture, Shape, ShownBy, SizeSpec, TensorAt, TensorSpec};
-use crate::quant::matrix::Layout;
+use crate::networks::table::{Architecture, ShownBy, SizeSpec, TensorAt, TensorSpec};
 
 /// What shape a tensor must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,8 +145,7 @@ impl Named {
     }
 
     /// Some programs write low-rank matrices as transposes under their raw names. One side of each is as wide as other
-    /// tensors, and tells which way it lies; where both are, it lies as in raw checkpoints.
-    /// Gives the name of one that was turned.
+    /// tensors, and tells which way it lies; where both are, it lies as in raw checkpoints. Gives the name of one that was turned.
     fn turn_low_rank_matrices(&mut self) -> Option<String> {
         let mut turned = None;
         let mut sizes = Sizes::unknown(self.architecture);
@@ -183,8 +181,7 @@ impl Named {
     /// The line of a low-rank matrix of that raw name.
     fn low_rank(&self, name: &str) -> Option<&'static TensorSpec> {
         let (spec, _) = self.architecture.find(name)?;
-        let layout = Layout::LowRank;
-        matches!(spec.shape, Shape::Matrix { layout: found, .. } if found == layout).then_some(spec)
+        spec.is_low_rank().then_some(spec)
     }
 
     /// The sizes that the shapes show, where no file says them.
@@ -365,15 +362,7 @@ pub(super) fn has_other_form(name: &str) -> bool {
 
 /// Whether this is a small matrix that raw checkpoints store with a row for each input.
 pub(super) fn is_low_rank(name: &str) -> bool {
-    is_anywhere(name, |spec| {
-        matches!(
-            spec.shape,
-            Shape::Matrix {
-                layout: Layout::LowRank,
-                ..
-            }
-        )
-    })
+    is_anywhere(name, TensorSpec::is_low_rank)
 }
 
 /// Whether raw checkpoints write this vector with a row for each head.

@@ -81,14 +81,10 @@ fn shifts(tensor: &RawTensor, layer: &str, n_embd: usize) -> Result<Vec<RawTenso
         let text = format!("shape {found:?}, expected {expected:?} by the file's header");
         return Err(Error::format(text).at(tensor.place()));
     }
-    let mut at = tensor.offset;
-    let vector = |name: &&str| {
-        let (name, file) = (format!("{layer}att.{name}"), tensor.file.clone());
-        let vector = RawTensor::in_order(name, file, tensor.dtype, vec![n_embd], at)?;
-        at = vector.end();
-        Ok(vector)
-    };
-    SHIFTS_IN_ORDER.iter().map(vector).collect()
+    let rows = tensor.clone().in_rows_of(n_embd);
+    let shifts = rows.split(expected[0])?.into_iter().zip(SHIFTS_IN_ORDER);
+    let shifts = shifts.map(|(shift, name)| shift.renamed(format!("{layer}att.{name}")));
+    Ok(shifts.collect())
 }
 
 /// The tensor as raw checkpoints have it.

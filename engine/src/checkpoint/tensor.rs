@@ -169,12 +169,6 @@ impl RawTensor {
         self.byte_range(0, self.len() as u64).end
     }
 
-    /// Where an element is, in bytes from the start of the file, if they lie in order; of a block that it is in,
-    /// where that begins.
-    pub(crate) fn start_of(&self, element: usize) -> u64 {
-        self.byte_range(element as u64, 0).start
-    }
-
     /// `FILE: tensor NAME`, for error texts.
     pub(crate) fn place(&self) -> String {
         format!("{}: tensor {}", self.file.name(), self.name)

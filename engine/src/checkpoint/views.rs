@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::dtype::Dtype;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 
@@ -13,31 +14,46 @@ impl RawTensor {
         self
     }
 
+    pub(super) fn renamed(mut self, name: String) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// A tensor whose numbers lie in order, in rows of `width`, which divides them.
+    pub(super) fn in_rows_of(mut self, width: usize) -> Self {
+        self.shape = vec![self.len() / width.max(1), width];
+        self.strides = vec![width, 1];
+        self
+    }
+
     /// The `n` parts of a tensor that holds so many one behind the other, along its first dimension.
     ///
     /// # Errors
-    /// Another first dimension, and a type of which parts have no place of their own.
+    /// Another first dimension, and blocks of numbers that are in two parts.
     pub(super) fn split(&self, n: usize) -> Result<Vec<Self>> {
-        let (Some(size), Some((&found, shape)), Some((&stride, strides))) = (
-            self.dtype.size(),
-            self.shape.split_first(),
-            self.strides.split_first(),
-        ) else {
-            let text = format!(
-                "dtype {} of shape {:?}, expected F32, F16 or BF16",
-                self.dtype, self.shape
-            );
-            return Err(Error::unsupported(text).at(self.place()));
+        let refuse = |text: String| Err(Error::format(text).at(self.place()));
+        let first = self.shape.split_first().zip(self.strides.split_first());
+        let Some(((_, shape), (&stride, strides))) = first.filter(|((found, _), _)| **found == n)
+        else {
+            return refuse(format!("shape {:?}, expected {n} vectors", self.shape));
         };
-        if found != n {
-            let text = format!("shape {:?}, expected {n} vectors", self.shape);
-            return Err(Error::format(text).at(self.place()));
+        // Numbers of a unit that has a place of its own, and its bytes.
+        let (numbers, size) = match self.dtype {
+            Dtype::Blocks(format) => (format.numbers(), format.size_bytes()),
+            dtype => (1, dtype.size().unwrap_or(1)),
+        };
+        if numbers > 1 && !(self.is_contiguous() && stride % numbers == 0) {
+            let text = format!(
+                "shape {:?} of {}, expected vectors of a multiple of {numbers}",
+                self.shape, self.dtype
+            );
+            return refuse(text);
         }
         // Within the file: all of the tensor is.
         let part = |index: usize| RawTensor {
             shape: shape.to_vec(),
             strides: strides.to_vec(),
-            offset: self.offset + (index * stride * size) as u64,
+            offset: self.offset + (index * stride / numbers * size) as u64,
             ..self.clone()
         };
         Ok((0..n).map(part).collect())

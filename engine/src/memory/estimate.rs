@@ -67,8 +67,7 @@ pub(crate) fn weight_bytes(sizes: &Sizes, part: &StageRange, quant: Quant, in_pl
 /// again: they are small, and all of them are needed for every token.
 pub(crate) fn low_rank_bytes(sizes: &Sizes, part: &StageRange, quant: Quant) -> u64 {
     let tensors = sizes.architecture.tensors(sizes, part);
-    let low_rank =
-        tensors.filter(|tensor| tensor.is_matrix() && tensor.layout() == Layout::LowRank);
+    let low_rank = tensors.filter(|tensor| tensor.spec.is_low_rank());
     let bytes = |tensor: TensorAt<'_>| {
         let quant = tensor.quant(quant);
         quant.memory_bytes(tensor.stored_shape(), false)

@@ -76,7 +76,7 @@ pub(crate) fn load(
 /// are quantised, as in a file of rwkv.cpp or llama.cpp; rounding to f16 is far finer than that.
 pub(crate) fn stored_quant(checkpoint: &Checkpoint) -> Quant {
     // Low-rank matrices are small, and mostly stored more finely than the others.
-    let large = matrices(checkpoint).filter(|(tensor, _)| tensor.layout() != Layout::LowRank);
+    let large = matrices(checkpoint).filter(|(tensor, _)| !tensor.spec.is_low_rank());
     let dtypes: Vec<Dtype> = large.map(|(_, raw)| raw.dtype).collect();
     let quantised = dtypes.iter().any(|dtype| matches!(dtype, Dtype::Blocks(_)));
     if dtypes.contains(&Dtype::F32) && !quantised {
@@ -103,7 +103,7 @@ pub(crate) fn stored_blocks(checkpoint: &Checkpoint) -> Option<&'static str> {
 pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
     let size = |raw: &RawTensor| raw.dtype.size().unwrap_or(1) as u64;
     let in_place = |(tensor, raw): &(TensorAt<'_>, &RawTensor)| {
-        tensor.layout() != Layout::LowRank
+        !tensor.spec.is_low_rank()
             && is_used_in_place(tensor, raw, quant)
             && raw.offset % size(raw) == 0
             && raw.file.pages_can_be_dropped()

@@ -411,6 +411,17 @@ impl TensorSpec {
         self
     }
 
+    /// Whether it is a small matrix that stays floats, which raw checkpoints store with a row for each input.
+    pub(crate) fn is_low_rank(&self) -> bool {
+        matches!(
+            self.shape,
+            Shape::Matrix {
+                layout: Layout::LowRank,
+                ..
+            }
+        )
+    }
+
     /// The layer that a tensor's name has, `layer` being the one that it is part of.
     fn layer_in_name(&self, layer: Option<usize>) -> Option<usize> {
         layer.or(self.is_in_first_layer.then_some(0))

@@ -222,7 +222,7 @@ impl Sizes {
         let mut raw = reserve(tensors.len().saturating_mul(2), "the tensors of a file")?;
         for (name, new) in OUTER {
             if let Some(tensor) = tensors.remove(name) {
-                raw.push(renamed(tensor, new.to_owned()));
+                raw.push(tensor.renamed(new.to_owned()));
             }
         }
         let mut expected = Vec::new();
@@ -244,12 +244,12 @@ impl Sizes {
                 }
                 let new = |end: &str| format!("blocks.{layer}.{end}");
                 match how {
-                    Same => raw.push(renamed(tensor, new(line_name))),
-                    Transposed => raw.push(renamed(transposed(tensor)?, new(line_name))),
-                    Heads => raw.push(renamed(self.by_heads(tensor)?, new(line_name))),
+                    Same => raw.push(tensor.renamed(new(line_name))),
+                    Transposed => raw.push(transposed(tensor)?.renamed(new(line_name))),
+                    Heads => raw.push(self.by_heads(tensor)?.renamed(new(line_name))),
                     Mixes => {
-                        for (index, name) in MIXES.iter().enumerate() {
-                            raw.push(renamed(self.mix(&tensor, index)?, new(name)));
+                        for (part, name) in self.mixes(&tensor)?.into_iter().zip(MIXES) {
+                            raw.push(part.renamed(new(name)));
                         }
                     }
                 }
@@ -259,7 +259,7 @@ impl Sizes {
     }
 
     /// A row for each head.
-    fn by_heads(&self, mut tensor: RawTensor) -> Result<RawTensor> {
+    fn by_heads(&self, tensor: RawTensor) -> Result<RawTensor> {
         let n = tensor.len() as u64;
         let is_square =
             |shape: &[usize]| matches!(shape, &[_, width] if width as u64 == self.head_size);
@@ -278,16 +278,13 @@ impl Sizes {
         }
         // At most the numbers of the tensor, which are a `usize`.
         let head_size = self.head_size as usize;
-        tensor.shape = vec![tensor.len() / head_size, head_size];
-        tensor.strides = vec![head_size, 1];
-        Ok(tensor)
+        Ok(tensor.in_rows_of(head_size))
     }
 
-    /// One of the mixing vectors.
-    fn mix(&self, tensor: &RawTensor, index: usize) -> Result<RawTensor> {
-        let n = tensor.len() / MIXES.len();
+    /// The mixing vectors.
+    fn mixes(&self, tensor: &RawTensor) -> Result<Vec<RawTensor>> {
         let is_fused = match tensor.shape[..] {
-            [MIXES_N, ref between @ .., row] => row == n && between.iter().all(|&dim| dim == 1),
+            [MIXES_N, ref between @ .., _] => between.iter().all(|&dim| dim == 1),
             _ => false,
         };
         if !is_fused {
@@ -297,26 +294,18 @@ impl Sizes {
             ))
             .at(tensor.place()));
         }
-        let start = tensor.start_of(index * n);
-        let (name, file) = (tensor.name.clone(), tensor.file.clone());
-        RawTensor::in_order(name, file, tensor.dtype, vec![n], start)
+        let row = tensor.len() / MIXES_N;
+        tensor.clone().in_rows_of(row).split(MIXES_N)
     }
 }
 
 /// Rows become columns: where the numbers lie stays as it is.
-fn transposed(mut tensor: RawTensor) -> Result<RawTensor> {
+fn transposed(tensor: RawTensor) -> Result<RawTensor> {
     if tensor.shape.len() != 2 {
         let text = format!("shape {:?}, expected a matrix", tensor.shape);
         return Err(Error::format(text).at(tensor.place()));
     }
-    tensor.shape.reverse();
-    tensor.strides.reverse();
-    Ok(tensor)
-}
-
-fn renamed(mut tensor: RawTensor, name: String) -> RawTensor {
-    tensor.name = name;
-    tensor
+    Ok(tensor.transposed())
 }
 
 /// Whether a tensor is as long as a key says.
