@@ -103,6 +103,10 @@ enum Size {
     B1_5,
     #[value(name = "3b")]
     B3,
+    #[value(name = "v5-1.5b")]
+    V5B1_5,
+    #[value(name = "v6-1.6b")]
+    V6B1_6,
     #[value(name = "v7-0.1b")]
     V7B0_1,
     #[value(name = "v7-0.4b")]
@@ -120,6 +124,8 @@ impl From<Size> for SyntheticSize {
             Size::M430 => SyntheticSize::M430,
             Size::B1_5 => SyntheticSize::B1_5,
             Size::B3 => SyntheticSize::B3,
+            Size::V5B1_5 => SyntheticSize::V5B1_5,
+            Size::V6B1_6 => SyntheticSize::V6B1_6,
             Size::V7B0_1 => SyntheticSize::V7B0_1,
             Size::V7B0_4 => SyntheticSize::V7B0_4,
             Size::V7B1_5 => SyntheticSize::V7B1_5,

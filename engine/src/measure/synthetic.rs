@@ -42,6 +42,10 @@ pub enum SyntheticSize {
     B1_5,
     /// 3 billion parameters: 32 layers of width 2560.
     B3,
+    /// Version 5, 1.58 billion parameters: 24 layers of width 2048.
+    V5B1_5,
+    /// Version 6, 1.6 billion parameters: 24 layers of width 2048.
+    V6B1_6,
     /// Version 7, 191 million parameters: 12 layers of width 768.
     V7B0_1,
     /// Version 7, 451 million parameters: 24 layers of width 1024.
@@ -60,6 +64,8 @@ impl SyntheticSize {
             SyntheticSize::M430 => "430m",
             SyntheticSize::B1_5 => "1b5",
             SyntheticSize::B3 => "3b",
+            SyntheticSize::V5B1_5 => "v5-1.5b",
+            SyntheticSize::V6B1_6 => "v6-1.6b",
             SyntheticSize::V7B0_1 => "v7-0.1b",
             SyntheticSize::V7B0_4 => "v7-0.4b",
             SyntheticSize::V7B1_5 => "v7-1.5b",
@@ -69,39 +75,44 @@ impl SyntheticSize {
 
     fn sizes(self) -> Sizes {
         // Ranks of the pairs of decay, learning rate, value and gate.
-        let (n_layer, n_embd, ranks) = match self {
-            SyntheticSize::M169 => (12, 768, None),
-            SyntheticSize::M430 => (24, 1024, None),
-            SyntheticSize::B1_5 => (24, 2048, None),
-            SyntheticSize::B3 => (32, 2560, None),
-            SyntheticSize::V7B0_1 => (12, 768, Some([64, 64, 32, 128])),
-            SyntheticSize::V7B0_4 => (24, 1024, Some([64, 64, 32, 128])),
-            SyntheticSize::V7B1_5 => (24, 2048, Some([96, 96, 64, 256])),
-            SyntheticSize::V7B2_9 => (32, 2560, Some([96, 96, 64, 320])),
+        let (architecture, n_layer, n_embd, ranks) = match self {
+            SyntheticSize::M169 => (known::version_4(), 12, 768, [0; 4]),
+            SyntheticSize::M430 => (known::version_4(), 24, 1024, [0; 4]),
+            SyntheticSize::B1_5 => (known::version_4(), 24, 2048, [0; 4]),
+            SyntheticSize::B3 => (known::version_4(), 32, 2560, [0; 4]),
+            SyntheticSize::V5B1_5 => (known::version_5(), 24, 2048, [0; 4]),
+            SyntheticSize::V6B1_6 => (known::version_6(), 24, 2048, [64, 0, 0, 0]),
+            SyntheticSize::V7B0_1 => (known::version_7(), 12, 768, [64, 64, 32, 128]),
+            SyntheticSize::V7B0_4 => (known::version_7(), 24, 1024, [64, 64, 32, 128]),
+            SyntheticSize::V7B1_5 => (known::version_7(), 24, 2048, [96, 96, 64, 256]),
+            SyntheticSize::V7B2_9 => (known::version_7(), 32, 2560, [96, 96, 64, 320]),
         };
-        let architecture = match ranks {
-            None => known::version_4(),
-            Some(_) => known::version_7(),
-        };
+        let [rank_decay, rank_iclr, rank_value, rank_gate] = ranks;
         let sizes = Sizes {
-            n_vocab: 50_277,
+            n_vocab: 65_536,
             n_embd,
             n_layer,
             n_attention: n_embd,
             n_hidden: 4 * n_embd,
-            ..Sizes::unknown(architecture)
-        };
-        let Some([rank_decay, rank_iclr, rank_value, rank_gate]) = ranks else {
-            return sizes;
-        };
-        Sizes {
-            n_vocab: 65_536,
             head_size: 64,
             rank_decay,
             rank_iclr,
             rank_value,
             rank_gate,
-            ..sizes
+            ..Sizes::unknown(architecture)
+        };
+        match architecture.version {
+            4 => Sizes {
+                n_vocab: 50_277,
+                head_size: 0,
+                ..sizes
+            },
+            5 | 6 => Sizes {
+                n_hidden: 7 * n_embd / 2,
+                rank_mixes: if architecture.version == 6 { 5 * 32 } else { 0 },
+                ..sizes
+            },
+            _ => sizes,
         }
     }
 }

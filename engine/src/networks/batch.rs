@@ -86,6 +86,27 @@ pub(crate) struct Segment {
     pub(crate) output: Output,
 }
 
+/// Finds the segment of each row, for rows that are asked for in order.
+pub(crate) struct SegmentOfRow<'a> {
+    segments: &'a [Segment],
+    at: usize,
+}
+
+impl<'a> SegmentOfRow<'a> {
+    pub(crate) fn new(segments: &'a [Segment]) -> Self {
+        SegmentOfRow { segments, at: 0 }
+    }
+
+    /// The number of the segment that has this row.
+    pub(crate) fn of(&mut self, row: usize) -> usize {
+        let is_over = |segment: &Segment| segment.first_row + segment.n_rows <= row;
+        while self.segments.get(self.at).is_some_and(is_over) {
+            self.at += 1;
+        }
+        self.at
+    }
+}
+
 /// Cuts spans into batches of at most `rows_max` rows, in order.
 pub(crate) struct Cutter {
     span: usize,

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use super::batch::{Segment, Span};
 use super::config::Sizes;
 use super::names;
@@ -331,10 +333,33 @@ impl Shift<'_> {
     }
 }
 
-/// A matrix whose input is a token shift: `mix * x + (1 - mix) * (x of the token before)`.
+/// How much of each channel of a token shift comes from which token, (n_embd).
+#[derive(Clone, Copy)]
+pub(crate) enum Shares<'a> {
+    /// `share * present + (1 - share) * previous`, as up to RWKV-5.
+    OfPresent(&'a [f32]),
+    /// `present + share * (previous - present)`, as from RWKV-6 on.
+    OfPrevious(&'a [f32]),
+}
+
+impl Shares<'_> {
+    fn shift(self, kernels: KernelSet, present: &[f32], previous: &[f32], out: &mut [f32]) {
+        match self {
+            Shares::OfPresent(mix) => kernels.token_shift(present, previous, mix, out),
+            Shares::OfPrevious(mix) => kernels.lerp(present, previous, mix, out),
+        }
+    }
+
+    pub(crate) fn fetch(self) {
+        match self {
+            Shares::OfPresent(mix) | Shares::OfPrevious(mix) => fetch(mix),
+        }
+    }
+}
+
+/// A matrix whose input is a token shift.
 pub(crate) struct Shifted<'a> {
-    /// (n_embd) share of the present token
-    pub(crate) mix: &'a [f32],
+    pub(crate) mix: Shares<'a>,
     pub(crate) matrix: &'a Matrix,
     pub(crate) input: &'a mut Activations,
     /// (rows, outputs)
@@ -364,6 +389,7 @@ impl Pass<'_> {
         next: &[&Matrix],
     ) {
         let Machine { pool, kernels, .. } = self.machine;
+        let n_embd = norm.weight.len();
         self.normalise(norm, buffers);
         let shift = self.shift((layer, previous), &buffers.normed, &buffers.starts, spans);
         let products = shifted.map(|shifted| {
@@ -374,14 +400,14 @@ impl Pass<'_> {
                 out,
             } = shifted;
             input.prepare(pool, kernels, matrix, self.n_rows, |row, out| {
-                let (present, previous) = shift.row(row, mix.len());
-                kernels.token_shift(present, previous, mix, out);
+                let (present, previous) = shift.row(row, n_embd);
+                mix.shift(kernels, present, previous, out);
             });
             let input = &*input;
             Product { matrix, input, out }
         });
         multiply(self.machine, &mut buffers.scratch, products, next);
-        self.remember((layer, previous), norm.weight.len(), buffers, spans);
+        self.remember((layer, previous), n_embd, buffers, spans);
     }
 
     /// Normalises the residual stream of all rows into `normed`.
@@ -408,6 +434,21 @@ impl Pass<'_> {
             segments: self.segments,
             spans,
         }
+    }
+
+    /// The part of each segment's state that a layer walks through, in the order of the segments.
+    pub(crate) fn states<'s, 'a>(
+        &'s self,
+        layer: usize,
+        part: Range<usize>,
+        spans: &'s mut [Span<'a>],
+    ) -> impl Iterator<Item = &'s mut [f32]> + use<'s, 'a> {
+        let mut rest = spans.iter_mut().enumerate();
+        // Segments are in the order of their spans, and no two of one batch are of the same.
+        self.segments.iter().filter_map(move |segment| {
+            let (_, span) = rest.find(|(index, _)| *index == segment.span)?;
+            Some(span.state.parts_mut(layer, part.clone()))
+        })
     }
 
     /// Puts the last normalised row of each segment into the state's part `previous` of the layer.

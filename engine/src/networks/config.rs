@@ -19,13 +19,15 @@ pub(crate) struct Sizes {
     pub(crate) n_attention: usize,
     /// Hidden units of the channel mixing: mostly 4 `n_embd`.
     pub(crate) n_hidden: usize,
-    /// Channels of a head of the time mixing, and widths of the inner sides of RWKV-7's low-rank matrices; 0 in versions
-    /// that have none.
+    /// Channels of a head of the time mixing, and widths of the inner sides of the low-rank matrices of RWKV-6 and 7; 0 in
+    /// versions that have none.
     pub(crate) head_size: usize,
     pub(crate) rank_decay: usize,
     pub(crate) rank_iclr: usize,
     pub(crate) rank_value: usize,
     pub(crate) rank_gate: usize,
+    /// Of the five shares of a token shift together.
+    pub(crate) rank_mixes: usize,
 }
 
 /// All that is configured about a model.
@@ -169,6 +171,7 @@ impl Sizes {
             rank_iclr: 0,
             rank_value: 0,
             rank_gate: 0,
+            rank_mixes: 0,
         }
     }
 

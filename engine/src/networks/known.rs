@@ -5,7 +5,7 @@
 
 use super::names::behind_number;
 use super::table::Architecture;
-use super::{v4, v7};
+use super::{v4, v5, v6, v7};
 use crate::error::{Error, Result};
 
 /// A kind of network that its tensors show.
@@ -140,16 +140,21 @@ static KNOWN: &[Known] = &[
             "ffn.time_maa",
             "att.time_decay_w",
             "att.time_mix_w1",
-            // In GGUF files.
-            "time_mix_first",
-            "time_mix_decay",
-            "time_mix_lerp_x",
         ],
+    )
+    .runs(&v6::ARCHITECTURE),
+    // As GGUF files call them.
+    other(
+        "RWKV-6",
+        &["time_mix_first", "time_mix_decay", "time_mix_lerp_x"],
     ),
+    // Their decays are one number a head.
+    other("RWKV-5.0 or 5.1", &["att.time_first"]).beside(&["att.ln_x."]),
     other(
         "RWKV-5",
         &["att.ln_x.", "att.gate.", "att.time_mix_g", "att.time_faaaa"],
-    ),
+    )
+    .runs(&v5::ARCHITECTURE),
     other(
         "a variant of RWKV-4 with extra attention, such as RWKV-4a",
         &[
@@ -170,10 +175,6 @@ static KNOWN: &[Known] = &[
 
 /// `model_type` or class, but for capitals, in the `config.json` of networks that cannot run here, and their titles.
 static FOREIGN_TYPES: &[(&str, &str)] = &[
-    ("rwkv5", "RWKV-5"),
-    ("Rwkv5ForCausalLM", "RWKV-5"),
-    ("rwkv6", "RWKV-6"),
-    ("Rwkv6ForCausalLM", "RWKV-6"),
     ("rwkv6qwen2", QWEN_6),
     ("Rwkv6Qwen2ForCausalLM", QWEN_6),
     ("rwkv_hybrid", QWEN_7),
@@ -191,6 +192,16 @@ pub(crate) fn architectures() -> impl Iterator<Item = &'static Architecture> + C
 /// That of made-up models of version 4.
 pub(crate) fn version_4() -> &'static Architecture {
     &v4::ARCHITECTURE
+}
+
+/// The same of version 5.
+pub(crate) fn version_5() -> &'static Architecture {
+    &v5::ARCHITECTURE
+}
+
+/// The same of version 6.
+pub(crate) fn version_6() -> &'static Architecture {
+    &v6::ARCHITECTURE
 }
 
 /// The same of version 7.

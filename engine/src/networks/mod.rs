@@ -15,8 +15,11 @@ pub(crate) mod batch;
 pub(crate) mod common;
 pub(crate) mod config;
 pub(crate) mod config_fields;
+mod eagle;
 pub(crate) mod fingerprint;
 pub(crate) mod form;
+mod gated_mixing;
+mod head_states;
 pub(crate) mod hidden;
 pub(crate) mod importance;
 pub(crate) mod known;
@@ -28,6 +31,8 @@ pub(crate) mod tensor_info;
 #[cfg(test)]
 pub(crate) mod tests;
 mod v4;
+mod v5;
+mod v6;
 mod v7;
 
 pub(crate) use crate::products::{Machine, BUFFERS};
@@ -52,6 +57,8 @@ pub(crate) struct Network {
 /// Layers of one version.
 enum Layers {
     V4(Vec<v4::Layer>),
+    V5(Vec<v5::Layer>),
+    V6(Vec<v6::Layer>),
     V7(Vec<v7::Layer>),
 }
 
@@ -73,6 +80,8 @@ pub(crate) struct Buffers {
 #[allow(clippy::large_enum_variant)]
 enum LayerBuffers {
     V4(v4::Buffers),
+    /// Of RWKV-5 and 6.
+    Eagle(eagle::Buffers),
     V7(v7::Buffers),
 }
 
@@ -149,6 +158,7 @@ impl Network {
             embedding.apply(&pass, &mut buffers.common, spans);
         }
         let (first, head) = (self.first_layer, self.head.as_ref());
+        let head_epsilon = self.config.settings.head_norm_epsilon;
         match (&self.layers, &mut buffers.layers) {
             (Layers::V4(layers), LayerBuffers::V4(own)) => {
                 v4::forward(
@@ -160,8 +170,25 @@ impl Network {
                     spans,
                 );
             }
+            (Layers::V5(layers), LayerBuffers::Eagle(own)) => {
+                let part = v5::Part {
+                    layers,
+                    first,
+                    head,
+                    head_epsilon,
+                };
+                part.forward(&pass, (&mut buffers.common, own), spans);
+            }
+            (Layers::V6(layers), LayerBuffers::Eagle(own)) => {
+                let part = v6::Part {
+                    layers,
+                    first,
+                    head,
+                    head_epsilon,
+                };
+                part.forward(&pass, (&mut buffers.common, own), spans);
+            }
             (Layers::V7(layers), LayerBuffers::V7(own)) => {
-                let head_epsilon = self.config.settings.head_norm_epsilon;
                 let part = v7::Part {
                     layers,
                     first,
@@ -171,7 +198,7 @@ impl Network {
                 part.forward(&pass, (&mut buffers.common, own), spans);
             }
             // A workspace is made for one network, which `Pipeline::fits` compares.
-            (Layers::V4(_), LayerBuffers::V7(_)) | (Layers::V7(_), LayerBuffers::V4(_)) => {}
+            (Layers::V4(_) | Layers::V5(_) | Layers::V6(_) | Layers::V7(_), _) => {}
         }
     }
 }
@@ -189,6 +216,7 @@ impl Network {
     ) {
         let input = match &mut buffers.layers {
             LayerBuffers::V4(own) => own.input_mut(),
+            LayerBuffers::Eagle(own) => own.input_mut(),
             LayerBuffers::V7(own) => own.input_mut(),
         };
         if let Some(head) = &self.head {
@@ -220,6 +248,16 @@ impl Layers {
                     .map(|layer| v4::Layer::take(source, Some(layer), sizes))
                     .collect::<Result<_>>()?,
             ),
+            Kind::V5 => Layers::V5(
+                layers
+                    .map(|layer| v5::Layer::take(source, Some(layer), sizes))
+                    .collect::<Result<_>>()?,
+            ),
+            Kind::V6 => Layers::V6(
+                layers
+                    .map(|layer| v6::Layer::take(source, Some(layer), sizes))
+                    .collect::<Result<_>>()?,
+            ),
             Kind::V7 => Layers::V7(
                 layers
                     .map(|layer| v7::Layer::take(source, Some(layer), sizes))
@@ -231,6 +269,8 @@ impl Layers {
     fn len(&self) -> usize {
         match self {
             Layers::V4(layers) => layers.len(),
+            Layers::V5(layers) => layers.len(),
+            Layers::V6(layers) => layers.len(),
             Layers::V7(layers) => layers.len(),
         }
     }
@@ -238,6 +278,8 @@ impl Layers {
     fn tensors(&self) -> Vec<Tensor<'_>> {
         match self {
             Layers::V4(layers) => layers.iter().flat_map(v4::Layer::tensors).collect(),
+            Layers::V5(layers) => layers.iter().flat_map(v5::Layer::tensors).collect(),
+            Layers::V6(layers) => layers.iter().flat_map(v6::Layer::tensors).collect(),
             Layers::V7(layers) => layers.iter().flat_map(v7::Layer::tensors).collect(),
         }
     }
@@ -256,6 +298,10 @@ impl Buffers {
             common: common::Buffers::new(sizes, rows_max, n_threads)?,
             layers: match sizes.architecture.kind {
                 Kind::V4 => LayerBuffers::V4(v4::Buffers::new(sizes, rows_max, no_sparsity)?),
+                Kind::V5 | Kind::V6 => {
+                    let limits = (rows_max, n_threads);
+                    LayerBuffers::Eagle(eagle::Buffers::new(sizes, limits, no_sparsity)?)
+                }
                 Kind::V7 => {
                     let limits = (rows_max, n_threads);
                     LayerBuffers::V7(v7::Buffers::new(sizes, limits, no_sparsity)?)
@@ -268,6 +314,7 @@ impl Buffers {
     pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> u64 {
         let layers = match sizes.architecture.kind {
             Kind::V4 => v4::Buffers::bytes_for(sizes, rows_max),
+            Kind::V5 | Kind::V6 => eagle::Buffers::bytes_for(sizes, (rows_max, n_threads)),
             Kind::V7 => v7::Buffers::bytes_for(sizes, (rows_max, n_threads)),
         };
         common::Buffers::bytes_for(sizes, rows_max, n_threads) + layers
@@ -277,6 +324,7 @@ impl Buffers {
     pub(crate) fn size_bytes(&self) -> usize {
         let layers = match &self.layers {
             LayerBuffers::V4(own) => own.size_bytes(),
+            LayerBuffers::Eagle(own) => own.size_bytes(),
             LayerBuffers::V7(own) => own.size_bytes(),
         };
         self.common.size_bytes() + layers
@@ -296,6 +344,7 @@ impl Buffers {
     pub(crate) fn sparsity(&self) -> (u64, u64) {
         match &self.layers {
             LayerBuffers::V4(own) => own.sparsity(),
+            LayerBuffers::Eagle(own) => own.sparsity(),
             LayerBuffers::V7(own) => own.sparsity(),
         }
     }

@@ -63,6 +63,8 @@ pub(crate) struct Architecture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     V4,
+    V5,
+    V6,
     V7,
 }
 

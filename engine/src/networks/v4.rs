@@ -11,10 +11,11 @@ use std::ops::Range;
 use super::batch::{Segment, Span};
 use super::common::{
     mix, norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Embedding, Head, Norm, Pass,
-    Shifted,
+    Shares, Shifted,
 };
 use super::config::Sizes;
 use super::form::Form;
+use super::gated_mixing::{GatedBuffers, GatedMixing};
 use super::hidden::HiddenUnits;
 use super::names;
 use super::state::{State, StateLayout};
@@ -300,19 +301,19 @@ impl Layer {
         let b = own;
         let shifted = [
             Shifted {
-                mix: &self.att_mix_key,
+                mix: Shares::OfPresent(&self.att_mix_key),
                 matrix: &self.att_key,
                 input: &mut b.input_a,
                 out: &mut b.key[..n_rows * n_attention],
             },
             Shifted {
-                mix: &self.att_mix_value,
+                mix: Shares::OfPresent(&self.att_mix_value),
                 matrix: &self.att_value,
                 input: &mut b.input_b,
                 out: &mut b.value[..n_rows * n_attention],
             },
             Shifted {
-                mix: &self.att_mix_receptance,
+                mix: Shares::OfPresent(&self.att_mix_receptance),
                 matrix: &self.att_receptance,
                 input: &mut b.input_c,
                 out: &mut b.receptance[..n_rows * n_attention],
@@ -337,13 +338,11 @@ impl Layer {
             input,
             out: &mut b.key[..n_rows * n_embd],
         };
-        self.fetch_ffn_vectors(pass, spans[pass.segments[0].span].state, index);
-        multiply(
-            pass.machine,
-            &mut common.scratch,
-            [product],
-            &self.ffn_inputs(),
-        );
+        let ffn = self.ffn(pass);
+        let state = &*spans[pass.segments[0].span].state;
+        ffn.fetch_vectors(state, (index, FFN_PREVIOUS));
+        let scratch = &mut common.scratch;
+        multiply(pass.machine, scratch, [product], &ffn.inputs());
         let delta = &b.key;
         pass.add(common, n_embd, delta);
     }
@@ -410,7 +409,7 @@ impl Layer {
             .run_paired_blocks(&mut out, &mut state, WKV_CHANNELS, work);
     }
 
-    /// Channel mixing: the feed-forward part. `x += sigmoid(receptance * xr) * (value * relu(key * xk)^2)`
+    /// Channel mixing: the feed-forward part.
     fn channel_mixing(
         &self,
         (index, behind): (usize, Behind<'_, Layer>),
@@ -419,49 +418,35 @@ impl Layer {
         own: &mut Buffers,
         spans: &mut [Span<'_>],
     ) {
-        let (kernels, n_rows) = (pass.machine.kernels, pass.n_rows);
-        let (n_embd, n_hidden) = (self.ffn_mix_key.len(), self.ffn_key.n_outputs());
-        let b = own;
-        let shifted = [
-            Shifted {
-                mix: &self.ffn_mix_key,
-                matrix: &self.ffn_key,
-                input: &mut b.input_a,
-                out: b.hidden.keys_mut(n_rows, n_hidden),
-            },
-            Shifted {
-                mix: &self.ffn_mix_receptance,
-                matrix: &self.ffn_receptance,
-                input: &mut b.input_b,
-                out: &mut b.receptance[..n_rows * n_embd],
-            },
-        ];
-        fetch_input_factors(&self.ffn_value);
-        let (place, norm) = ((index, FFN_PREVIOUS), self.ffn_norm(pass));
-        pass.shifted_products(place, norm, common, spans, shifted, &[&self.ffn_value]);
+        let buffers = GatedBuffers {
+            input_a: &mut own.input_a,
+            input_b: &mut own.input_b,
+            receptance: &mut own.receptance,
+            value: &mut own.value,
+            hidden: &mut own.hidden,
+        };
+        let (place, mixing) = ((index, FFN_PREVIOUS), self.ffn(pass));
+        mixing.run(place, pass, common, buffers, spans, |state| {
+            behind.fetch(|layer| {
+                layer.fetch_att_vectors(pass, state, index + 1);
+                layer.att_inputs()
+            })
+        });
+    }
 
-        b.hidden.square(pass, &self.ffn_value);
-        let next = behind.fetch(|layer| {
-            let state = &*spans[pass.segments[0].span].state;
-            layer.fetch_att_vectors(pass, state, index + 1);
-            layer.att_inputs()
-        });
-        let (scratch, out) = (&mut common.scratch, &mut b.value);
-        b.hidden
-            .multiply(pass, scratch, &self.ffn_value, out, next.matrices());
-        let (gate, delta) = (&b.receptance, &b.value);
-        pass.add_to_residual(common, n_embd, |x, row| {
-            let at = row * n_embd..(row + 1) * n_embd;
-            kernels.add_gated(x, &gate[at.clone()], &delta[at]);
-        });
+    fn ffn(&self, pass: &Pass<'_>) -> GatedMixing<'_> {
+        GatedMixing {
+            norm: pass.norm(&self.ffn_norm_weight, &self.ffn_norm_bias),
+            mix_key: Shares::OfPresent(&self.ffn_mix_key),
+            mix_receptance: Shares::OfPresent(&self.ffn_mix_receptance),
+            key: &self.ffn_key,
+            receptance: &self.ffn_receptance,
+            value: &self.ffn_value,
+        }
     }
 
     fn att_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
         pass.norm(&self.att_norm_weight, &self.att_norm_bias)
-    }
-
-    fn ffn_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
-        pass.norm(&self.ffn_norm_weight, &self.ffn_norm_bias)
     }
 }
 
@@ -490,19 +475,5 @@ impl Layer {
         fetch(&self.bonus);
         fetch(state.parts(index, WKV));
         fetch_input_factors(&self.att_output);
-    }
-
-    /// The matrices of the channel mixing's first product.
-    fn ffn_inputs(&self) -> [&Matrix; 2] {
-        [&self.ffn_key, &self.ffn_receptance]
-    }
-
-    /// The vectors before it.
-    fn fetch_ffn_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
-        self.ffn_norm(pass).fetch();
-        fetch(&self.ffn_mix_key);
-        fetch(&self.ffn_mix_receptance);
-        fetch(state.part(index, FFN_PREVIOUS));
-        self.ffn_inputs().into_iter().for_each(fetch_input_factors);
     }
 }

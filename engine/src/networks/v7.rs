@@ -11,6 +11,7 @@
 use super::batch::Span;
 use super::common::{norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Head, Norm, Pass};
 use super::config::Sizes;
+use super::head_states::{ATT_PREVIOUS, FFN_PREVIOUS};
 use super::state::State;
 use super::table::{tensors, TensorSpec};
 use crate::math::kernels::fetch::fetch;
@@ -27,7 +28,6 @@ mod table;
 pub(crate) use buffers::Buffers;
 use buffers::{DECAY, GATE, ICLR, PAIRS, VALUE};
 pub(crate) use table::ARCHITECTURE;
-use table::{ATT_PREVIOUS, FFN_PREVIOUS};
 
 /// The shares of the token before in a token shift.
 const fn mix(name: &'static str) -> TensorSpec {

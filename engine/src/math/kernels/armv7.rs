@@ -15,8 +15,8 @@ use std::arch::global_asm;
 use half::f16;
 
 use super::elementwise::{self, add_lanes, f16_to_f32, LANES};
-use super::{low_rank, scalar, wkv7, yardstick};
-use super::{Columns, Rows, Wkv7Head, Wkv7Token, WkvChannels, PANEL_WIDTH};
+use super::{low_rank, scalar, wkv6, wkv7, yardstick};
+use super::{Columns, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token, WkvChannels, PANEL_WIDTH};
 
 global_asm!(include_str!("armv7.s"), options(raw));
 
@@ -101,6 +101,16 @@ plain! { wkv7:
     fn wkv7_step(
         head: Wkv7Head<'_>, token: Wkv7Token<'_>, state: &mut [f32], work: &mut [f32],
         out: &mut [f32],
+    );
+}
+
+plain! { wkv6:
+    fn lerp_by_sum(
+        present: &[f32], previous: &[f32], mix: &[f32], part: &[f32], out: &mut [f32],
+    );
+    fn decay_of(base: &[f32], part: &[f32], out: &mut [f32]);
+    fn wkv6_step(
+        head: Wkv6Head<'_>, token: Wkv6Token<'_>, state: &mut [f32], out: &mut [f32],
     );
 }
 

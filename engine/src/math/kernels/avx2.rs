@@ -13,8 +13,8 @@
 
 use half::f16;
 
-use super::{elementwise, wkv7, yardstick};
-use super::{Columns, Rows, Wkv7Head, Wkv7Token, WkvChannels};
+use super::{elementwise, wkv6, wkv7, yardstick};
+use super::{Columns, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token, WkvChannels};
 
 mod gather;
 mod low_rank;
@@ -94,6 +94,16 @@ compiled_for_features! { wkv7:
     fn wkv7_step(
         head: Wkv7Head<'_>, token: Wkv7Token<'_>, state: &mut [f32], work: &mut [f32],
         out: &mut [f32],
+    );
+}
+
+compiled_for_features! { wkv6:
+    fn lerp_by_sum(
+        present: &[f32], previous: &[f32], mix: &[f32], part: &[f32], out: &mut [f32],
+    );
+    fn decay_of(base: &[f32], part: &[f32], out: &mut [f32]);
+    fn wkv6_step(
+        head: Wkv6Head<'_>, token: Wkv6Token<'_>, state: &mut [f32], out: &mut [f32],
     );
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! elementwise.rs  vector operations, written once in plain Rust, compiled once per instruction set
+//! wkv6.rs         the same for the heads of RWKV-5 and 6
 //! wkv7.rs         the same for the heads of RWKV-7
 //! low_rank.rs     its small matrices, the same bits on every set
 //! fetch.rs        fetching memory into caches before it is read
@@ -27,6 +28,7 @@ pub(crate) mod fetch;
 pub(crate) mod gemm;
 mod low_rank;
 mod scalar;
+mod wkv6;
 mod wkv7;
 mod yardstick;
 
@@ -271,6 +273,40 @@ dispatch! { wkv7;
     };
 }
 
+dispatch! { wkv6;
+    /// `out = present + (previous - present) * (mix + part)`: the token shift of RWKV-6 whose
+    /// shares depend on the token.
+    fn lerp_by_sum(
+        present: &[f32],
+        previous: &[f32],
+        mix: &[f32],
+        part: &[f32],
+        out: &mut [f32],
+    ) where {
+        let n = out.len();
+        assert!(present.len() == n && previous.len() == n && mix.len() == n && part.len() == n);
+    };
+
+    /// `out = exp(-exp(base + part))`: the decay a step of RWKV-5 and 6.
+    fn decay_of(base: &[f32], part: &[f32], out: &mut [f32]) where {
+        assert!(base.len() == out.len() && part.len() == out.len());
+    };
+
+    /// One token of one head of RWKV-5 or 6: moves `state` (key, value), and writes what the output
+    /// matrix reads, (head size).
+    fn wkv6_step(
+        head: Wkv6Head<'_>,
+        token: Wkv6Token<'_>,
+        state: &mut [f32],
+        out: &mut [f32],
+    ) where {
+        let n = out.len();
+        head.check(n);
+        token.check(n);
+        assert!(n > 0 && n.checked_mul(n) == Some(state.len()));
+    };
+}
+
 dispatch! { low_rank;
     /// `out[t, o] = sum over i of x[t, i] * weights[i, first + o]`, of the columns named of a matrix stored row per
     /// input, (inputs, stride); `out` is (x.n, columns.n). Inputs are added one after the other, and nothing is fused.
@@ -416,6 +452,48 @@ pub struct Wkv7ValueMix<'a> {
     pub part: &'a [f32],
     /// See `part`.
     pub bias: &'a [f32],
+}
+
+/// Constants of one head of RWKV-5 or 6, a number a channel each.
+#[derive(Clone, Copy)]
+pub struct Wkv6Head<'a> {
+    /// time_faaaa: weight of the present token.
+    pub bonus: &'a [f32],
+    /// ln_x: of the norm of the head's outputs.
+    pub norm_weight: &'a [f32],
+    /// See `norm_weight`.
+    pub norm_bias: &'a [f32],
+    /// Of that norm.
+    pub norm_epsilon: f32,
+}
+
+/// What one token brings to one head of RWKV-5 or 6, a number a channel each.
+#[derive(Clone, Copy)]
+pub struct Wkv6Token<'a> {
+    /// r
+    pub receptance: &'a [f32],
+    /// k
+    pub key: &'a [f32],
+    /// v
+    pub value: &'a [f32],
+    /// w, what the state is multiplied with: between 0 and 1.
+    pub decay: &'a [f32],
+    /// g, as its matrix gives it.
+    pub gate: &'a [f32],
+}
+
+impl Wkv6Head<'_> {
+    fn check(&self, n: usize) {
+        let vectors = [self.bonus, self.norm_weight, self.norm_bias];
+        assert!(vectors.iter().all(|vector| vector.len() == n));
+    }
+}
+
+impl Wkv6Token<'_> {
+    fn check(&self, n: usize) {
+        let vectors = [self.receptance, self.key, self.value, self.decay, self.gate];
+        assert!(vectors.iter().all(|vector| vector.len() == n));
+    }
 }
 
 impl Wkv7Head<'_> {

@@ -22,8 +22,8 @@
 
 use half::f16;
 
-use super::{elementwise, low_rank, wkv7, yardstick};
-use super::{Columns, Rows, Wkv7Head, Wkv7Token, WkvChannels};
+use super::{elementwise, low_rank, wkv6, wkv7, yardstick};
+use super::{Columns, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token, WkvChannels};
 
 mod dotprod;
 mod float;
@@ -133,6 +133,16 @@ macro_rules! shared {
             fn wkv7_step(
                 head: Wkv7Head<'_>, token: Wkv7Token<'_>, state: &mut [f32], work: &mut [f32],
                 out: &mut [f32],
+            );
+        }
+
+        plain! { $set, wkv6:
+            fn lerp_by_sum(
+                present: &[f32], previous: &[f32], mix: &[f32], part: &[f32], out: &mut [f32],
+            );
+            fn decay_of(base: &[f32], part: &[f32], out: &mut [f32]);
+            fn wkv6_step(
+                head: Wkv6Head<'_>, token: Wkv6Token<'_>, state: &mut [f32], out: &mut [f32],
             );
         }
 

@@ -19,7 +19,7 @@ const DECAY_LOG_MIN: f32 = -0.606_530_66;
 const LENGTH_MIN: f32 = 1e-12;
 
 /// Channels of the published models' heads, for which the compiler keeps all sums in registers.
-const HEAD: usize = 64;
+pub(super) const HEAD: usize = 64;
 
 #[inline(always)]
 pub(super) fn lerp(present: &[f32], previous: &[f32], mix: &[f32], out: &mut [f32]) {
@@ -44,7 +44,7 @@ pub(super) fn sigmoid_of(x: &mut [f32]) {
 
 /// Sum over channels in lanes.
 #[inline(always)]
-fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(super) fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let whole = n / LANES * LANES;
     for at in (0..whole).step_by(LANES) {
@@ -56,6 +56,16 @@ fn sum(n: usize, term: impl Fn(usize) -> f32) -> f32 {
         lanes[at - whole] += term(at);
     }
     add_lanes(lanes)
+}
+
+/// The group norm of a head's output: the mean of `x`, and what its distance from the mean is
+/// multiplied with. In two passes: the one-pass formula loses digits when the mean is large.
+#[inline(always)]
+pub(super) fn head_norm(x: &[f32], epsilon: f32) -> (f32, f32) {
+    let n = x.len();
+    let mean = sum(n, |i| x[i]) / n as f32;
+    let variance = sum(n, |i| (x[i] - mean) * (x[i] - mean)) / n as f32;
+    (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
 #[inline(always)]
@@ -113,10 +123,7 @@ fn step(
         at += 1;
     }
 
-    // Group norm of the head, in two passes: the one-pass formula loses digits when the mean is large.
-    let mean = sum(n, |i| out[i]) / n as f32;
-    let variance = sum(n, |i| (out[i] - mean) * (out[i] - mean)) / n as f32;
-    let inverse = 1.0 / (variance + head.norm_epsilon).sqrt();
+    let (mean, inverse) = head_norm(out, head.norm_epsilon);
     let bonus = &head.bonus[..n];
     let bonus = sum(n, |i| receptance[i] * key[i] * bonus[i]);
     let (weight, bias) = (&head.norm_weight[..n], &head.norm_bias[..n]);

@@ -5,13 +5,13 @@
 use std::ops::Range;
 
 use super::buffers::{Buffers, HeadScratch, DECAY, GATE, HEAD_ROWS, ICLR, PAIRS, VALUE, WORK};
-use super::table::WKV;
 use super::Layer;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::{Rows, Wkv7Head, Wkv7Token, Wkv7ValueMix};
 use crate::math::threads::{ColumnBlock, Columns, Pieces};
-use crate::networks::batch::Span;
+use crate::networks::batch::{SegmentOfRow, Span};
 use crate::networks::common::{Buffers as CommonBuffers, Pass};
+use crate::networks::head_states::WKV;
 use crate::products::low_rank::columns_of;
 use crate::products::{ahead_of, Machine};
 
@@ -28,13 +28,7 @@ impl Layer {
         let Machine { pool, .. } = pass.machine;
         let (n_rows, n_attention) = (pass.n_rows, self.key_scale.len());
         let head_size = b.heads.first().map_or(1, |head| head.work.len() / WORK);
-        let mut rest = spans.iter_mut().enumerate();
-        // Segments are in the order of their spans, and no two of one batch are of the same.
-        let states = pass.segments.iter().filter_map(|segment| {
-            let (_, span) = rest.find(|(index, _)| *index == segment.span)?;
-            Some(span.state.parts_mut(index, WKV))
-        });
-        let mut states = b.states.borrow(states);
+        let mut states = b.states.borrow(pass.states(index, WKV, spans));
         let mut gated = Columns::new(&mut b.gated[..n_rows * n_attention], n_attention);
         let reads = HeadInputs {
             layer: self,
@@ -94,16 +88,12 @@ impl HeadInputs<'_> {
             norm_epsilon: self.head_epsilon,
         };
         let (residual, width, n_embd) = self.residual;
-        let mut segments = self.pass.segments.iter().enumerate().peekable();
+        let mut segments = SegmentOfRow::new(self.pass.segments);
         for first in (0..self.pass.n_rows).step_by(HEAD_ROWS) {
             let rows = first..(first + HEAD_ROWS).min(self.pass.n_rows);
             self.second_halves(rows.clone(), &channels, &mut scratch.halves);
             for row in rows {
-                while segments
-                    .next_if(|(_, segment)| segment.first_row + segment.n_rows <= row)
-                    .is_some()
-                {}
-                let segment = segments.peek().map_or(0, |(index, _)| *index);
+                let segment = segments.of(row);
                 let half = |pair: usize| {
                     let at = (pair * HEAD_ROWS + row - first) * head_size;
                     &scratch.halves[at..][..head_size]

@@ -2,14 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::ops::Range;
-
 use super::{hugging_face, Layer};
 use crate::networks::common::{Embedding, Head};
 use crate::networks::config::Sizes;
+use crate::networks::head_states::{self, WKV};
 use crate::networks::names;
-use crate::networks::state::StateLayout;
-use crate::networks::table::{size, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart};
+use crate::networks::table::{size, Architecture, Kind, RowPart, ShownBy, SizeSpec};
 
 pub(crate) static ARCHITECTURE: Architecture = Architecture {
     kind: Kind::V7,
@@ -93,23 +91,7 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     embedding: Embedding::TENSORS,
     layer: Layer::TENSORS,
     head: Head::TENSORS,
-    state: &[
-        StatePart {
-            name: "ffn_previous",
-            len: |s| s.n_embd,
-            empty: 0.0,
-        },
-        StatePart {
-            name: "att_previous",
-            len: |s| s.n_embd,
-            empty: 0.0,
-        },
-        StatePart {
-            name: "wkv",
-            len: |s| s.n_attention * s.head_size,
-            empty: 0.0,
-        },
-    ],
+    state: head_states::STATE,
     tuned_part: Some(WKV.start),
     row: &[
         RowPart {
@@ -124,48 +106,13 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     hugging_face: hugging_face::HUGGING_FACE,
     context_length: 4096,
     check,
-    memory,
+    memory: head_states::memory,
 };
 
-/// Parts of the state, as the table lists them.
-pub(super) const FFN_PREVIOUS: usize = 0;
-pub(super) const ATT_PREVIOUS: usize = 1;
-/// (head, key, value)
-pub(super) const WKV: Range<usize> = 2..3;
-
 fn check(sizes: &Sizes) -> Result<(), String> {
-    let (channels, head_size) = (sizes.n_attention, sizes.head_size);
-    if channels % head_size != 0 {
-        return Err(format!(
-            "head_size {head_size}, expected a divisor of n_attention {channels}"
-        ));
-    }
-    // No model comes near: that of 13 billion parameters has 2^24. A state of three large sizes would be hundreds of times
-    // its weights.
-    let numbers = sizes.n_layer as u64 * (channels as u64 * head_size as u64);
-    if numbers > 1 << 29 {
-        return Err(format!(
-            "head_size {head_size} by n_attention {channels} by n_layer {}: a state of {numbers} numbers, expected at \
-             most {}",
-            sizes.n_layer,
-            1 << 29
-        ));
-    }
+    head_states::check(sizes)?;
     if sizes.rank_value == 0 && sizes.n_layer > 1 {
         return Err("rank_value 0, expected more in a model of several layers".into());
     }
     Ok(())
-}
-
-/// The mean over keys of what each head holds for them: what it would answer to a receptance that knows no key.
-fn memory(layout: &StateLayout, layer: &[f32]) -> Vec<f32> {
-    let head_size = layout.sizes.head_size;
-    let heads = layer[layout.parts(WKV)].chunks_exact(head_size * head_size);
-    let means = heads.flat_map(|head| {
-        (0..head_size).map(move |value| {
-            let held = head.iter().skip(value).step_by(head_size);
-            held.sum::<f32>() / head_size as f32
-        })
-    });
-    means.collect()
 }

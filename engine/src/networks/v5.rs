@@ -1,0 +1,314 @@
+//! RWKV-5 "Eagle" (5.2): its table, and its arithmetic for a batch of rows.
+//!
+//! The formulas are those of the paper on RWKV-5 and 6 (arXiv 2404.05892, section 3); the names are
+//! in the table of docs/ARCHITECTURE.md. A layer is four runs of the thread pool: the four large
+//! matrices of the time mixing; all heads (`eagle.rs`); the output matrix; and the two of the
+//! channel mixing.
+
+#![forbid(unsafe_code)]
+
+use super::batch::Span;
+use super::common::{
+    mix, norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Embedding, Head, Norm, Pass,
+    Shares, Shifted,
+};
+use super::config::Sizes;
+use super::eagle::{Buffers, Heads};
+use super::gated_mixing::GatedMixing;
+use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
+use super::names;
+use super::state::State;
+use super::table::{size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, TensorSpec};
+use crate::math::kernels::fetch::fetch;
+use crate::products::{fetch_input_factors, multiply, Machine, Product};
+use crate::quant::matrix::{Matrix, Vector};
+
+mod hugging_face;
+
+pub(crate) static ARCHITECTURE: Architecture = Architecture {
+    kind: Kind::V5,
+    name: "rwkv-5",
+    title: "RWKV-5",
+    version: 5,
+    sizes: &[
+        size!(
+            n_vocab <= 1 << 24,
+            "vocab_size",
+            None,
+            ShownBy::Matrix(names::EMBEDDING, 0)
+        ),
+        size!(
+            n_embd <= 1 << 16,
+            "hidden_size",
+            None,
+            ShownBy::Matrix(names::EMBEDDING, 1)
+        ),
+        size!(
+            n_layer <= 1 << 10,
+            "num_hidden_layers",
+            None,
+            ShownBy::LayerCount
+        ),
+        size!(
+            n_attention <= 1 << 16,
+            "attention_hidden_size",
+            None,
+            ShownBy::Matrix("blocks.0.att.key.weight", 0)
+        ),
+        size!(
+            n_hidden <= 1 << 20,
+            "intermediate_size",
+            None,
+            ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
+        ),
+        size!(
+            head_size <= 1 << 12,
+            "head_size",
+            None,
+            ShownBy::Matrix("blocks.0.att.time_faaaa", 1)
+        ),
+    ],
+    norm_out_epsilon: |config| config.settings.layer_norm_epsilon,
+    numbers: &[
+        ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
+        ("norm_out_epsilon", |config| config.norm_out_epsilon()),
+        ("head_norm_epsilon", |config| {
+            config.settings.head_norm_epsilon
+        }),
+    ],
+    embedding: Embedding::TENSORS,
+    layer: Layer::TENSORS,
+    head: Head::TENSORS,
+    state: head_states::STATE,
+    tuned_part: Some(WKV.start),
+    row: &[RowPart {
+        name: "residual stream",
+        len: |s| s.n_embd,
+    }],
+    hugging_face: hugging_face::HUGGING_FACE,
+    context_length: 4096,
+    check: head_states::check,
+    memory: head_states::memory,
+};
+
+tensors! {
+    /// The weights of a layer.
+    pub(crate) struct Layer {
+        /// (n_embd) the norm in front of the time mixing
+        att_norm_weight: Vector = norm_weight("ln1.weight"),
+        att_norm_bias: Vector = norm_bias("ln1.bias"),
+        /// (n_embd) share of the present token in the input of each matrix
+        mix_key: Vector = mix("att.time_mix_k"),
+        mix_value: Vector = mix("att.time_mix_v"),
+        mix_receptance: Vector = mix("att.time_mix_r"),
+        mix_gate: Vector = mix("att.time_mix_g"),
+        /// (n_attention, n_embd)
+        receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_r")),
+        key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_k")),
+        value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_v")),
+        gate: Matrix = TensorSpec::matrix("att.gate.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_g")),
+        /// (n_attention) the state is divided by exp(exp(decay)) each step
+        decay: Vector = TensorSpec::vector("att.time_decay", |s| s.n_attention)
+            .in_rows_of(|s| s.head_size)
+            .noise(-6.0, 0.5),
+        /// (n_attention) weight of the present token
+        bonus: Vector = TensorSpec::vector("att.time_faaaa", |s| s.n_attention)
+            .in_rows_of(|s| s.head_size)
+            .noise(-0.5, 0.5),
+        /// (n_attention) the norm of each head's output
+        head_norm_weight: Vector = TensorSpec::vector("att.ln_x.weight", |s| s.n_attention)
+            .noise(0.5, 1.5),
+        head_norm_bias: Vector = TensorSpec::vector("att.ln_x.bias", |s| s.n_attention)
+            .noise(-0.1, 0.1),
+        /// (n_embd, n_attention)
+        output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention),
+        /// (n_embd) the norm in front of the channel mixing
+        ffn_norm_weight: Vector = norm_weight("ln2.weight"),
+        ffn_norm_bias: Vector = norm_bias("ln2.bias"),
+        /// (n_embd)
+        ffn_mix_key: Vector = mix("ffn.time_mix_k"),
+        ffn_mix_receptance: Vector = mix("ffn.time_mix_r"),
+        /// (n_hidden, n_embd)
+        ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
+            .behind_norm("ln2", Some("ffn.time_mix_k")),
+        /// (n_embd, n_embd)
+        ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd)
+            .behind_norm("ln2", Some("ffn.time_mix_r")),
+        /// (n_hidden, n_embd): stored row per input, because most inputs are 0
+        ffn_value: Matrix = TensorSpec::matrix("ffn.value.weight", |s| s.n_embd, |s| s.n_hidden)
+            .row_per_input(),
+    }
+}
+
+/// Layers of a network, and what belongs to all of them.
+pub(super) struct Part<'a> {
+    pub(super) layers: &'a [Layer],
+    /// Number in the model of the first of them.
+    pub(super) first: usize,
+    pub(super) head: Option<&'a Head>,
+    /// Of the norms of heads.
+    pub(super) head_epsilon: f32,
+}
+
+impl Part<'_> {
+    /// Feeds a batch to the layers.
+    pub(super) fn forward(
+        &self,
+        pass: &Pass<'_>,
+        (common, own): (&mut CommonBuffers, &mut Buffers),
+        spans: &mut [Span<'_>],
+    ) {
+        for (at, layer) in self.layers.iter().enumerate() {
+            let behind = Behind::of(self.layers, at, self.head);
+            let index = self.first + at;
+            layer.time_mixing((index, self.head_epsilon), pass, common, own, spans);
+            layer.channel_mixing((index, behind), pass, common, own, spans);
+        }
+    }
+}
+
+impl Layer {
+    /// Time mixing: what attention is to a transformer.
+    /// `x += output * (norm(heads(r, k, v)) * silu(g))`
+    fn time_mixing(
+        &self,
+        (index, head_epsilon): (usize, f32),
+        pass: &Pass<'_>,
+        common: &mut CommonBuffers,
+        own: &mut Buffers,
+        spans: &mut [Span<'_>],
+    ) {
+        let Machine { pool, kernels, .. } = pass.machine;
+        let n_rows = pass.n_rows;
+        let (n_embd, n_attention) = (self.mix_key.len(), self.decay.len());
+        let (n, b) = (n_rows * n_attention, own);
+        let shifted = [
+            Shifted {
+                mix: Shares::OfPresent(&self.mix_receptance),
+                matrix: &self.receptance,
+                input: &mut b.input_a,
+                out: &mut b.receptance[..n],
+            },
+            Shifted {
+                mix: Shares::OfPresent(&self.mix_key),
+                matrix: &self.key,
+                input: &mut b.input_b,
+                out: &mut b.key[..n],
+            },
+            Shifted {
+                mix: Shares::OfPresent(&self.mix_value),
+                matrix: &self.value,
+                input: &mut b.input_c,
+                out: &mut b.value[..n],
+            },
+            Shifted {
+                mix: Shares::OfPresent(&self.mix_gate),
+                matrix: &self.gate,
+                input: &mut b.input_d,
+                out: &mut b.gate[..n],
+            },
+        ];
+        self.fetch_head_vectors();
+        let (place, norm) = ((index, ATT_PREVIOUS), self.att_norm(pass));
+        pass.shifted_products(place, norm, common, spans, shifted, &[&self.output]);
+
+        self.heads(head_epsilon).run(index, pass, b, spans);
+
+        let (gated, input) = (&b.gated, &mut b.input_a);
+        input.prepare(pool, kernels, &self.output, n_rows, |row, out| {
+            out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
+        });
+        let product = Product {
+            matrix: &self.output,
+            input,
+            out: &mut b.key[..n_rows * n_embd],
+        };
+        let ffn = self.ffn(pass);
+        let state = &*spans[pass.segments[0].span].state;
+        ffn.fetch_vectors(state, (index, FFN_PREVIOUS));
+        let scratch = &mut common.scratch;
+        multiply(pass.machine, scratch, [product], &ffn.inputs());
+        let delta = &b.key;
+        pass.add(common, n_embd, delta);
+    }
+
+    fn heads(&self, norm_epsilon: f32) -> Heads<'_> {
+        Heads {
+            bonus: &self.bonus,
+            norm_weight: &self.head_norm_weight,
+            norm_bias: &self.head_norm_bias,
+            norm_epsilon,
+            decay: &self.decay,
+            decay_2: None,
+            output: &self.output,
+        }
+    }
+
+    /// Channel mixing: the feed-forward part.
+    fn channel_mixing(
+        &self,
+        (index, behind): (usize, Behind<'_, Layer>),
+        pass: &Pass<'_>,
+        common: &mut CommonBuffers,
+        own: &mut Buffers,
+        spans: &mut [Span<'_>],
+    ) {
+        let (place, mixing) = ((index, FFN_PREVIOUS), self.ffn(pass));
+        let buffers = own.for_channel_mixing();
+        mixing.run(place, pass, common, buffers, spans, |state| {
+            behind.fetch(|layer| {
+                layer.fetch_att_vectors(pass, state, index + 1);
+                layer.att_inputs()
+            })
+        });
+    }
+
+    fn ffn(&self, pass: &Pass<'_>) -> GatedMixing<'_> {
+        GatedMixing {
+            norm: pass.norm(&self.ffn_norm_weight, &self.ffn_norm_bias),
+            mix_key: Shares::OfPresent(&self.ffn_mix_key),
+            mix_receptance: Shares::OfPresent(&self.ffn_mix_receptance),
+            key: &self.ffn_key,
+            receptance: &self.ffn_receptance,
+            value: &self.ffn_value,
+        }
+    }
+
+    fn att_norm(&self, pass: &Pass<'_>) -> Norm<'_> {
+        pass.norm(&self.att_norm_weight, &self.att_norm_bias)
+    }
+}
+
+/// What a layer reads behind each product. Its vectors are short pieces all over memory. The one
+/// thread that reads them would wait for them one by one, and all others with it; so it fetches them
+/// before the product that comes first.
+impl Layer {
+    /// The matrices of the time mixing's first product.
+    fn att_inputs(&self) -> [&Matrix; 4] {
+        [&self.receptance, &self.key, &self.value, &self.gate]
+    }
+
+    /// The vectors before it; `index` is that of the layer.
+    fn fetch_att_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
+        self.att_norm(pass).fetch();
+        fetch(&self.mix_receptance);
+        fetch(&self.mix_key);
+        fetch(&self.mix_value);
+        fetch(&self.mix_gate);
+        fetch(state.part(index, ATT_PREVIOUS));
+        self.att_inputs().into_iter().for_each(fetch_input_factors);
+    }
+
+    /// Those between it and the output matrix.
+    fn fetch_head_vectors(&self) {
+        fetch(&self.decay);
+        fetch(&self.bonus);
+        fetch(&self.head_norm_weight);
+        fetch(&self.head_norm_bias);
+        fetch_input_factors(&self.output);
+    }
+}
