@@ -252,7 +252,7 @@ fn wrong_folders() {
         (
             "version 5",
             changed("model_type", json!("rwkv5")),
-            &["config.json", "rwkv5"],
+            &["RWKV-4, expected RWKV-5 by config.json"],
         ),
         (
             "layers",

@@ -119,14 +119,14 @@ fn other_files_are_refused_by_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut bytes = std::fs::read(file(0)).expect("a fixture");
     let name = bytes.windows(5).position(|five| five == b"rwkv7");
-    bytes[name.expect("its architecture") + 4] = b'6';
-    let path = folder.path().join("v6.gguf");
+    bytes[name.expect("its architecture") + 4] = b'8';
+    let path = folder.path().join("v8.gguf");
     std::fs::write(&path, bytes).expect("room");
     let output = run(["logits", "-m", text(&path), "--tokens", "1"]);
     assert!(!output.status.success());
     let error = stderr(&output);
     assert!(
-        error.contains("v6.gguf: a GGUF file: architecture rwkv6 (RWKV-6)"),
+        error.contains("v8.gguf: a GGUF file: architecture rwkv8, expected rwkv7 or rwkv6"),
         "{error}"
     );
 }

@@ -334,13 +334,13 @@ fn other_models_are_refused_by_name() {
         config[field] = value;
         refused(field, &theirs, &config, kind, words);
     }
-    let config = json!({"model_type": "rwkv", "architecture_version": "rwkv6"});
+    let config = json!({"model_type": "rwkv", "architecture_version": "rwkv3"});
     refused(
         "version",
         &theirs,
         &config,
         Unsupported,
-        "architecture_version \"rwkv6\", expected \"rwkv7\" or \"rwkv4\"",
+        "architecture_version \"rwkv3\", expected \"rwkv7\", \"rwkv6\", \"rwkv5\" or \"rwkv4\"",
     );
     // By their tensors alone.
     let nothing = json!({"model_type": "rwkv7"});

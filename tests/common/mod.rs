@@ -19,20 +19,29 @@ pub fn repository(path: &str) -> PathBuf {
 /// Small models with what references compute: of RWKV-4,
 pub const GOLDEN_4: [&str; 3] = ["small-safetensors", "odd-bin", "deep-sharded"];
 
-/// of checkpoints of RWKV-4 and 7,
-pub const CHECKPOINTS: [&str; 5] = [
+/// of checkpoints that can be converted,
+pub const CHECKPOINTS: [&str; 9] = [
     "small-safetensors",
     "odd-bin",
     "deep-sharded",
+    "v5-pth",
+    "v5-hf",
+    "v6-pth",
+    "v6-hf",
     "v7-pth",
     "v7-hf",
 ];
 
 /// and all of them.
-pub const GOLDEN: [&str; 7] = [
+pub const GOLDEN: [&str; 12] = [
     "small-safetensors",
     "odd-bin",
     "deep-sharded",
+    "v5-pth",
+    "v5-hf",
+    "v6-pth",
+    "v6-hf",
+    "v6-gguf-f16",
     "v7-pth",
     "v7-hf",
     "v7-gguf-f16",

@@ -171,7 +171,7 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
         let names: Vec<_> = all()
             .map(|one| format!("\"{}\" ({})", name(one), one.title))
             .collect();
-        names.join(" or ")
+        known::either(&names)
     };
     let foreign = |found: &Value| found.as_str().and_then(known::foreign_model_type);
     let class = present(fields, "architectures").and_then(|list| list.get(0));
@@ -201,7 +201,7 @@ fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
             .collect();
         return Err(Error::format(format!(
             "no model_type, expected {}",
-            types.join(" or ")
+            known::either(&types)
         )));
     };
     let one = all().find(|one| found == one.hugging_face.class);
@@ -224,7 +224,10 @@ fn by_version(
         let names: Vec<_> = known::architectures()
             .map(|one| format!("\"{}\"", name(one)))
             .collect();
-        Error::unsupported(format!("{FIELD} {found}, expected {}", names.join(" or ")))
+        Error::unsupported(format!(
+            "{FIELD} {found}, expected {}",
+            known::either(&names)
+        ))
     })
 }
 

@@ -1,12 +1,12 @@
 //! GGUF files, llama.cpp's: keys and values that describe the model, then a list of tensors, then their numbers.
 //!
-//! Input: a file of version 2 or 3, little endian, that is a whole RWKV-7 model. Output: its tensors under the
+//! Input: a file of version 2 or 3, little endian, that is a whole model of RWKV-6 or 7. Output: its tensors under the
 //! names, and in the shapes, of BlinkDL's checkpoints, each within the file, with what only such a file says
 //! beside them: settings and the vocabulary. Tensors must lie one behind the other as llama.cpp demands, so
 //! that none overlap and nothing is hidden between them.
 //!
-//! `reader.rs` walks over bytes, `metadata.rs` has keys and values, `types.rs` the types of tensors, `rwkv7.rs`
-//! what an RWKV-7 model consists of there, `vocabulary.rs` the tokens.
+//! `reader.rs` walks over bytes, `metadata.rs` has keys and values, `types.rs` the types of tensors, `model.rs`
+//! what models consist of there, by the lists in `rwkv6.rs` and `rwkv7.rs`, `vocabulary.rs` the tokens.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +22,9 @@ use metadata::Metadata;
 use reader::Reader;
 
 mod metadata;
+mod model;
 mod reader;
+mod rwkv6;
 mod rwkv7;
 mod types;
 mod vocabulary;
@@ -71,7 +73,8 @@ pub(super) fn read(file: &SourceFile) -> Result<Gguf> {
 
 fn read_file(file: &SourceFile) -> Result<Gguf> {
     let (metadata, tensors) = read_header(file)?;
-    rwkv7::model(file, &metadata, tensors)
+    let name = metadata.text(ARCHITECTURE)?.unwrap_or_default();
+    model::model(model::form(&name)?, file, &metadata, tensors)
 }
 
 /// By their names in the file.
@@ -126,7 +129,10 @@ fn check_version(version: u32) -> Result<()> {
 fn look(metadata: &Metadata<'_>, key: &str) -> Result<()> {
     match key {
         ARCHITECTURE => match metadata.text(key)? {
-            Some(name) => rwkv7::check_architecture(&name).map_err(|e| e.at("a GGUF file")),
+            Some(name) => match model::form(&name) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(e.at("a GGUF file")),
+            },
             None => Ok(()),
         },
         "split.count" => match metadata.count(key)? {

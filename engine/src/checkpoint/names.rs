@@ -12,7 +12,6 @@ use super::tensor::RawTensor;
 use super::tuned::{time_state_layer, TunedState};
 use crate::error::{Error, Result};
 use crate::networks::config::{Config, Sizes};
-use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
 use crate::networks::state::StateLayout;
@@ -192,10 +191,24 @@ impl Named {
         }
         sizes.check().map_err(|e| e.at(&self.place))?;
         let mut config = Config::of_sizes(sizes);
+        if self.is_small_model_of_rwkv_cpp(&config) {
+            config.settings.head_norm_epsilon = config.settings.layer_norm_epsilon;
+        }
         if let Some(epsilon) = self.head_norm_epsilon(&config) {
             config.settings.head_norm_epsilon = epsilon;
         }
         Ok(config)
+    }
+
+    /// Whether these are the tensors of an rwkv.cpp file of RWKV-5 whose heads are not those of published models.
+    /// rwkv.cpp takes 1e-5 for the epsilon of their norms. That is wrong for published models, whose heads have 64
+    /// channels and which were trained with 64 times as much, but right for its own small one.
+    fn is_small_model_of_rwkv_cpp(&self, config: &Config) -> bool {
+        let sizes = &config.sizes;
+        let decay = self.tensors.get("blocks.0.att.time_decay");
+        // No other file has decays in the network's form.
+        let is_of_rwkv_cpp = decay.is_some_and(|decay| decay.is_in_network_form);
+        sizes.architecture.version == 5 && sizes.head_size != 64 && is_of_rwkv_cpp
     }
 
     fn n_layer(&self) -> usize {
@@ -353,27 +366,6 @@ pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
     });
     let highest = layers.filter(|&layer| Some(layer as u64) < max).max();
     highest.map_or(0, |highest| highest + 1)
-}
-
-/// Whether checkpoints hold another form of this tensor than networks have.
-pub(super) fn has_other_form(name: &str) -> bool {
-    is_anywhere(name, |spec| spec.form != Form::Same)
-}
-
-/// Whether this is a small matrix that raw checkpoints store with a row for each input.
-pub(super) fn is_low_rank(name: &str) -> bool {
-    is_anywhere(name, TensorSpec::is_low_rank)
-}
-
-/// Whether raw checkpoints write this vector with a row for each head.
-pub(super) fn has_rows_of_heads(name: &str) -> bool {
-    is_anywhere(name, |spec| spec.row.is_some())
-}
-
-/// Whether an architecture has a tensor of that name of which this is true.
-fn is_anywhere(name: &str, is_so: impl Fn(&TensorSpec) -> bool) -> bool {
-    let mut found = known::architectures().filter_map(|architecture| architecture.find(name));
-    found.any(|(spec, _)| is_so(spec))
 }
 
 /// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices

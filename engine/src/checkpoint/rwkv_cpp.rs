@@ -3,9 +3,9 @@
 //!
 //! Input: a file of version 100 or 101, with weights in f32, f16 or ggml's blocks. Output: its
 //! tensors as raw checkpoints have them, each within the file. What rwkv.cpp's converter does to some of
-//! them is undone without touching a number: `time_decay` of RWKV-4 is stored with -exp() applied already, and
-//! the tensor says so; the low-rank matrices of RWKV-7 are stored transposed, and are read across; its six vectors
-//! of the token shift are one tensor, `x_rwkvag`, and become six. Blocks of version 100 had other layouts, which
+//! them is undone without touching a number: `time_decay` of RWKV-4 and 5 is stored with functions applied already,
+//! and the tensor says so; the low-rank matrices of RWKV-6 and 7 are stored transposed, and are read across; the six
+//! vectors of RWKV-7's token shift are one tensor, `x_rwkvag`, and become six. Blocks of version 100 had other layouts, which
 //! changed more than once under that number; rwkv.cpp itself has refused them since it introduced 101, and so
 //! does this.
 
@@ -18,7 +18,10 @@ use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 use crate::files::{FileBytes, SourceFile};
 use crate::math::push;
+use crate::networks::form::Form;
+use crate::networks::known;
 use crate::networks::names::EMBEDDING;
+use crate::networks::table::Architecture;
 
 /// `ggmf`, as a little-endian number.
 const MAGIC: &[u8] = b"fmgg";
@@ -64,11 +67,19 @@ fn read_file(file: &SourceFile) -> Result<Vec<RawTensor>> {
         match tensor.name.strip_suffix(SHIFTS) {
             Some(layer) => shifts(&tensor, layer, header.n_embd as usize)
                 .and_then(|shifts| shifts.into_iter().try_for_each(push))?,
-            None => push(as_in_raw(tensor))?,
+            None => push(tensor)?,
         }
     }
     header.check(&tensors)?;
-    Ok(tensors)
+    let names = tensors.iter().map(|tensor| tensor.name.as_str());
+    Ok(match known::shown(names) {
+        Some(Ok(architecture)) => {
+            let tensors = tensors.into_iter();
+            tensors.map(|one| as_in_raw(one, architecture)).collect()
+        }
+        // What it is instead will be told.
+        _ => tensors,
+    })
 }
 
 /// The six vectors of the token shift that a tensor holds, each where it lies; `layer` is what its name begins with.
@@ -88,17 +99,39 @@ fn shifts(tensor: &RawTensor, layer: &str, n_embd: usize) -> Result<Vec<RawTenso
 }
 
 /// The tensor as raw checkpoints have it.
-fn as_in_raw(mut tensor: RawTensor) -> RawTensor {
-    tensor.is_in_network_form = names::has_other_form(&tensor.name);
-    if names::is_low_rank(&tensor.name) {
-        tensor = tensor.transposed();
+fn as_in_raw(mut tensor: RawTensor, architecture: &Architecture) -> RawTensor {
+    let rank = tensor.shape.len();
+    if !architecture
+        .hugging_face
+        .held_in_one(&tensor.name)
+        .is_empty()
+        && rank == 3
+    {
+        // Matrices one behind the other, each stored transposed.
+        tensor.shape.swap(1, 2);
+        tensor.strides.swap(1, 2);
+        return tensor;
     }
-    // Some programs write [heads, channels, 1], as files of RWKV-5 and 6 have it.
-    let one = tensor.shape.iter().rposition(|&n| n == 1);
-    if let (3, Some(one)) = (tensor.shape.len(), one) {
-        if names::has_rows_of_heads(&tensor.name) {
-            tensor.shape.remove(one);
-            tensor.strides.remove(one);
+    let Some((spec, _)) = architecture.find(&tensor.name) else {
+        return tensor;
+    };
+    tensor.is_in_network_form = spec.form != Form::Same;
+    if spec.is_low_rank() {
+        return tensor.transposed();
+    }
+    // Vectors of heads are [heads, channels, 1], or one row of all channels.
+    if rank == 3 && spec.is_vector() && tensor.is_contiguous() {
+        let one = tensor.shape.iter().rposition(|&n| n == 1);
+        match (spec.row, one) {
+            (Some(_), Some(one)) => {
+                tensor.shape.remove(one);
+                tensor.strides.remove(one);
+            }
+            (None, _) => {
+                let n = tensor.len();
+                return tensor.in_rows_of(n);
+            }
+            (Some(_), None) => {}
         }
     }
     tensor

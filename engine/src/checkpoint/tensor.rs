@@ -43,6 +43,8 @@ pub(crate) struct RawTensor {
     /// Whether its numbers are in the form that networks use, where other checkpoints hold another: rwkv.cpp stores
     /// `time_decay` with -exp() applied already.
     pub(crate) is_in_network_form: bool,
+    /// How often its numbers were halved when the file was written: they are doubled as often here.
+    pub(crate) n_halved: u32,
 }
 
 /// A tensor as rows and columns, with the distances between them in elements.
@@ -105,6 +107,7 @@ impl RawTensor {
             strides,
             checksum: None,
             is_in_network_form: false,
+            n_halved: 0,
         })
     }
 
@@ -147,6 +150,7 @@ impl RawTensor {
             offset,
             checksum: None,
             is_in_network_form: false,
+            n_halved: 0,
         };
         let end = tensor.end();
         if end > file.len() {
@@ -216,6 +220,10 @@ impl RawTensor {
         } else {
             self.gather(plane, rows, out, once)?;
         }
+        if self.n_halved > 0 {
+            let factor = 2f32.powi(self.n_halved.min(127) as i32);
+            out.iter_mut().for_each(|x| *x *= factor);
+        }
         self.file.watch().check()
     }
 
@@ -275,7 +283,7 @@ impl RawTensor {
         );
         // Blocks of several numbers have no size of one.
         self.dtype.size()?;
-        if !self.is_contiguous() {
+        if !self.is_usable_in_place() {
             return None;
         }
         let range = self.byte_range(elements.start as u64, elements.len() as u64);
@@ -296,6 +304,11 @@ impl RawTensor {
         } else if rows.end == plane.rows as u64 {
             self.file.release(self.byte_range(0, plane.span()));
         }
+    }
+
+    /// Whether the numbers lie side by side in row-major order, and are meant as they are.
+    pub(crate) fn is_usable_in_place(&self) -> bool {
+        self.is_contiguous() && self.n_halved == 0
     }
 
     /// Whether the elements lie side by side in row-major order.

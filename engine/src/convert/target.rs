@@ -17,6 +17,7 @@ use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor, TunedState};
 use crate::error::{Error, Result};
 use crate::math::reserve;
 use crate::networks::form::Form;
+use crate::networks::names::BLOCKS;
 use crate::networks::state::time_state_name;
 use crate::networks::table::TensorAt;
 
@@ -99,6 +100,8 @@ pub(super) struct TargetTensor<'a> {
     form: Form,
     is_matrix: bool,
     source: Cow<'a, RawTensor>,
+    /// Those that follow it in the same tensor.
+    more: Vec<&'a RawTensor>,
 }
 
 /// Whose names, shapes and orientation of matrices a file has.
@@ -121,12 +124,14 @@ pub(super) fn parts(
 ) -> Result<Vec<TargetTensor<'_>>> {
     let theirs = spelling == Spelling::HuggingFace;
     let sizes = &checkpoint.config.sizes;
+    let names = &sizes.architecture.hugging_face;
+    let find = |name: &str| {
+        let missing = || Error::format(format!("{}: tensor {name}: missing", checkpoint.place));
+        checkpoint.tensors.get(name).ok_or_else(missing)
+    };
     let part = |tensor: TensorAt<'_>| {
         let name = tensor.raw_name();
-        let Some(source) = checkpoint.tensors.get(&name) else {
-            let place = &checkpoint.place;
-            return Err(Error::format(format!("{place}: tensor {name}: missing")));
-        };
+        let source = find(&name)?;
         let is_matrix = tensor.is_matrix();
         let is_flat = theirs && tensor.is_flat_in_hugging_face();
         let row = tensor.spec.row.map(|row| row(sizes));
@@ -138,9 +143,23 @@ pub(super) fn parts(
             (_, false, _) => vec![n_rows],
         };
         let mut target = (name, Cow::Borrowed(source));
-        if theirs {
+        let mut more = Vec::new();
+        if let Some((one, held)) = names.joined(tensor.spec.raw) {
+            let full = |leaf: &str| match tensor.number_of_layer() {
+                Some(layer) => format!("{BLOCKS}{layer}.{leaf}"),
+                None => leaf.to_owned(),
+            };
+            for leaf in &held[1..] {
+                more.push(find(&full(leaf))?);
+            }
+            shape.insert(0, held.len());
+            target.0 = match theirs {
+                true => names.name(&full(one)),
+                false => full(one),
+            };
+        } else if theirs {
             target.0 = tensor.hugging_face_name();
-            if sizes.architecture.hugging_face.is_transposed(&target.0) {
+            if names.is_transposed(&target.0) {
                 target.1 = Cow::Owned(source.clone().transposed());
                 shape.reverse();
             }
@@ -153,15 +172,22 @@ pub(super) fn parts(
             shape,
             name,
             source,
+            more,
         })
     };
     let tensors = sizes.architecture.tensors_in_order(sizes).into_iter();
+    // Written with the first of their tensor.
+    let is_first = |tensor: &TensorAt<'_>| match names.joined(tensor.spec.raw) {
+        Some((_, held)) => held.first() == Some(&tensor.spec.raw),
+        None => true,
+    };
+    let tensors = tensors.filter(is_first);
     let tuned = checkpoint.tuned.iter().flat_map(TunedState::layers);
     // Hugging Face's programs know of no such tensors and leave them out with a warning; this one reads them there, too.
     let tuned = tuned.enumerate().map(|(layer, source)| {
         let name = match (time_state_name(layer), theirs) {
             (raw, false) => raw,
-            (raw, true) => sizes.architecture.hugging_face.name(&raw),
+            (raw, true) => names.name(&raw),
         };
         Ok(TargetTensor {
             dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
@@ -170,6 +196,7 @@ pub(super) fn parts(
             shape: source.shape.clone(),
             name,
             source: Cow::Borrowed(source),
+            more: Vec::new(),
         })
     });
     tensors.map(part).chain(tuned).collect()
@@ -200,7 +227,7 @@ impl TargetTensor<'_> {
     /// # Errors
     /// Those of `put` and of reading; a number beyond the range of the new type.
     pub(super) fn write(&self, put: &mut Put<'_>) -> Result<()> {
-        let (true, &[n_rows, n_cols]) = (self.is_matrix, self.shape.as_slice()) else {
+        let (true, &[.., n_rows, n_cols]) = (self.is_matrix, self.shape.as_slice()) else {
             let n = self.source.len();
             let values = match self.source.is_in_network_form {
                 true => Forms::read(&self.source, self.form, n)?.checkpoint,
@@ -208,19 +235,23 @@ impl TargetTensor<'_> {
             };
             return self.narrow(&values, 0, put);
         };
-        let numbers = if self.source.is_contiguous() {
-            READ_NUMBERS
-        } else {
-            READ_NUMBERS_ACROSS
-        };
-        let step = (numbers / n_cols).clamp(1, n_rows);
-        let mut values = reserve(step * n_cols, "rows of a tensor")?;
-        values.resize(step * n_cols, 0.0);
-        for start in (0..n_rows).step_by(step) {
-            let rows = start..(start + step).min(n_rows);
-            let values = &mut values[..rows.len() * n_cols];
-            self.source.read_rows_once(rows, values)?;
-            self.narrow(values, start * n_cols, put)?;
+        let mut first = 0;
+        for source in std::iter::once(&*self.source).chain(self.more.iter().copied()) {
+            let numbers = if source.is_contiguous() {
+                READ_NUMBERS
+            } else {
+                READ_NUMBERS_ACROSS
+            };
+            let step = (numbers / n_cols).clamp(1, n_rows);
+            let mut values = reserve(step * n_cols, "rows of a tensor")?;
+            values.resize(step * n_cols, 0.0);
+            for start in (0..n_rows).step_by(step) {
+                let rows = start..(start + step).min(n_rows);
+                let values = &mut values[..rows.len() * n_cols];
+                source.read_rows_once(rows, values)?;
+                self.narrow(values, first, put)?;
+                first += values.len();
+            }
         }
         Ok(())
     }

@@ -115,7 +115,7 @@ pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
 /// Whether a matrix of a checkpoint is stored as it is wanted.
 pub(super) fn is_used_in_place(tensor: &TensorAt<'_>, raw: &RawTensor, quant: Quant) -> bool {
     let is_wanted = tensor.quant(quant).floats().map(Dtype::from) == Some(raw.dtype);
-    is_wanted && !is_transposed(tensor) && raw.is_contiguous()
+    is_wanted && !is_transposed(tensor) && raw.is_usable_in_place()
 }
 
 /// The matrices of a checkpoint, and where they are.
@@ -258,7 +258,7 @@ impl RowSource for RawTensor {
 
 /// Whether the numbers of a tensor lie in the file as that quantisation stores them.
 fn is_stored_as(tensor: &RawTensor, quant: Quant) -> bool {
-    quant.floats().map(Dtype::from) == Some(tensor.dtype) && tensor.is_contiguous()
+    quant.floats().map(Dtype::from) == Some(tensor.dtype) && tensor.is_usable_in_place()
 }
 
 /// Makes a matrix of a tensor whose rows are the rows to be stored: in place, if it is stored as wanted.

@@ -200,12 +200,22 @@ pub(super) struct Heads<'a> {
     pub(super) norm_weight: &'a Vector,
     pub(super) norm_bias: &'a Vector,
     pub(super) norm_epsilon: f32,
-    /// (n_attention) log of the log of what the state is divided by each step
-    pub(super) decay: &'a Vector,
-    /// (rank, n_attention) what the token adds to that, in RWKV-6
-    pub(super) decay_2: Option<&'a Matrix>,
+    pub(super) decay: Decay<'a>,
     /// (n_embd, n_attention) what comes behind
     pub(super) output: &'a Matrix,
+}
+
+/// What the state is multiplied with each step.
+#[derive(Clone, Copy)]
+pub(super) enum Decay<'a> {
+    /// (n_attention) of RWKV-5
+    Constant(&'a Vector),
+    /// `exp(-exp(base + half * second))` of RWKV-6, where `half` is a matter of the token:
+    /// (n_attention) and (rank_decay, n_attention)
+    OfToken {
+        base: &'a Vector,
+        second: &'a Matrix,
+    },
 }
 
 impl Heads<'_> {
@@ -218,7 +228,7 @@ impl Heads<'_> {
         spans: &mut [Span<'_>],
     ) {
         let pool = pass.machine.pool;
-        let (n_rows, n_attention) = (pass.n_rows, self.decay.len());
+        let (n_rows, n_attention) = (pass.n_rows, self.bonus.len());
         let mut states = b.states.borrow(pass.states(index, WKV, spans));
         let mut gated = Columns::new(&mut b.gated[..n_rows * n_attention], n_attention);
         let reads = HeadInputs {
@@ -264,7 +274,7 @@ impl HeadInputs<'_> {
         scratch: &mut HeadScratch,
     ) {
         let (heads, channels) = (self.heads, out.columns());
-        let (head_size, n_attention) = (channels.len(), heads.decay.len());
+        let (head_size, n_attention) = (channels.len(), heads.bonus.len());
         let kernels = self.pass.machine.kernels;
         let constants = Wkv6Head {
             bonus: &heads.bonus[channels.clone()],
@@ -272,37 +282,35 @@ impl HeadInputs<'_> {
             norm_bias: &heads.norm_bias[channels.clone()],
             norm_epsilon: heads.norm_epsilon,
         };
-        let base = &heads.decay[channels.clone()];
         let HeadScratch { parts, decay } = scratch;
-        if heads.decay_2.is_none() {
-            // Of all tokens.
-            parts[..head_size].fill(0.0);
-            kernels.decay_of(base, &parts[..head_size], &mut decay[..head_size]);
-        }
         let mut segments = SegmentOfRow::new(self.pass.segments);
         for first in (0..self.pass.n_rows).step_by(HEAD_ROWS) {
             let rows = first..(first + HEAD_ROWS).min(self.pass.n_rows);
-            if let Some(matrix) = heads.decay_2 {
-                let rank = matrix.n_rows;
+            if let Decay::OfToken { second, .. } = heads.decay {
+                let rank = second.n_rows;
                 let input = Rows {
                     values: &self.decay_half[first * rank..],
                     stride: rank,
                     n: rows.len(),
                 };
                 let out = &mut parts[..rows.len() * head_size];
-                columns_of(kernels, matrix, channels.clone(), input, out);
+                columns_of(kernels, second, channels.clone(), input, out);
             }
             for row in rows {
-                if heads.decay_2.is_some() {
-                    let part = &parts[(row - first) * head_size..][..head_size];
-                    kernels.decay_of(base, part, &mut decay[..head_size]);
-                }
+                let decay = match heads.decay {
+                    Decay::Constant(decay) => &decay[channels.clone()],
+                    Decay::OfToken { base, .. } => {
+                        let part = &parts[(row - first) * head_size..][..head_size];
+                        kernels.decay_of(&base[channels.clone()], part, decay);
+                        &decay[..]
+                    }
+                };
                 let at = row * n_attention + channels.start..row * n_attention + channels.end;
                 let token = Wkv6Token {
                     receptance: &self.receptance[at.clone()],
                     key: &self.key[at.clone()],
                     value: &self.value[at.clone()],
-                    decay: &decay[..head_size],
+                    decay,
                     gate: &self.gate[at],
                 };
                 let state = states.get_mut(segments.of(row));

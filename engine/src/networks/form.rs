@@ -1,4 +1,4 @@
-//! The two forms of numbers that checkpoints store otherwise than networks use them.
+//! The forms of numbers that checkpoints store otherwise than networks use them.
 //!
 //! Each is made from the other in f64 and rounded once: a decay is applied once a token, for ever.
 
@@ -11,7 +11,13 @@ pub(crate) enum Form {
     Same,
     /// `x`, where the network has `-exp(x)`.
     MinusExp,
+    /// `x`, where the network has `exp(-exp(x))`.
+    ExpOfMinusExp,
 }
+
+/// `exp(-exp(x))` is 0 in f32 for this number and larger ones, which would round to infinity in
+/// narrow types.
+const ALL_DECAY: f32 = 5.0;
 
 /// A number whose exp() is 0 in f32, for a decay that was rounded to none at all. Smaller ones do
 /// as well, but would round to infinity in f16.
@@ -23,6 +29,7 @@ impl Form {
         match self {
             Form::Same => stored,
             Form::MinusExp => self.within_f32(-(f64::from(stored).exp() as f32)),
+            Form::ExpOfMinusExp => (-f64::from(stored).exp()).exp() as f32,
         }
     }
 
@@ -46,6 +53,9 @@ impl Form {
             Form::Same => value,
             Form::MinusExp if value == 0.0 => NO_DECAY,
             Form::MinusExp => f64::from(-value).ln() as f32,
+            Form::ExpOfMinusExp if value >= 1.0 => NO_DECAY,
+            Form::ExpOfMinusExp if value <= 0.0 => ALL_DECAY,
+            Form::ExpOfMinusExp => (-f64::from(value).ln()).ln() as f32,
         }
     }
 
@@ -54,6 +64,7 @@ impl Form {
         match self {
             Form::Same => "a number",
             Form::MinusExp => "-exp(time_decay), which is at most 0",
+            Form::ExpOfMinusExp => "exp(-exp(time_decay)), which is 0 to 1",
         }
     }
 
@@ -62,6 +73,7 @@ impl Form {
         match self {
             Form::Same => true,
             Form::MinusExp => value <= 0.0,
+            Form::ExpOfMinusExp => (0.0..=1.0).contains(&value),
         }
     }
 }
@@ -91,5 +103,24 @@ mod tests {
         assert_eq!(Form::Same.within_f32(f32::NEG_INFINITY), f32::NEG_INFINITY);
         assert_eq!(form.to_checkpoint(-0.0), NO_DECAY);
         assert_eq!(form.to_checkpoint(-1.0), 0.0);
+    }
+
+    /// The network's number is what counts: from it to the checkpoint's and back changes it by no
+    /// more than f32 can say the other.
+    #[test]
+    fn decays_there_and_back() {
+        let form = Form::ExpOfMinusExp;
+        for step in -104_000..=5_000 {
+            let there = form.to_network(step as f32 / 1000.0);
+            assert!(form.admits(there));
+            let back = form.to_network(form.to_checkpoint(there));
+            let difference = (back - there).abs();
+            assert!(difference <= 2e-6 * there, "{step}: {there} {back}");
+        }
+        for (stored, expected) in [(-200.0, 1.0), (f32::MIN, 1.0), (90.0, 0.0), (f32::MAX, 0.0)] {
+            assert_eq!(form.to_network(stored), expected, "{stored}");
+        }
+        assert_eq!(form.to_network(form.to_checkpoint(0.0)), 0.0);
+        assert_eq!(form.to_network(form.to_checkpoint(1.0)), 1.0);
     }
 }

@@ -219,10 +219,7 @@ pub(crate) fn by_name(name: &str) -> Result<&'static Architecture> {
         let names: Vec<_> = architectures()
             .map(|architecture| architecture.name)
             .collect();
-        Error::unsupported(format!(
-            "architecture {name}, expected {}",
-            names.join(" or ")
-        ))
+        Error::unsupported(format!("architecture {name}, expected {}", either(&names)))
     })
 }
 
@@ -238,7 +235,21 @@ pub(crate) fn titles() -> String {
     let mut all: Vec<_> = architectures().collect();
     all.sort_by_key(|architecture| architecture.version);
     let titles: Vec<_> = all.iter().map(|architecture| architecture.title).collect();
-    titles.join(" or ")
+    either(&titles)
+}
+
+/// All of these as one text: `a, b or c`.
+pub(crate) fn either<T: AsRef<str>>(names: &[T]) -> String {
+    let mut text = String::new();
+    for (at, name) in names.iter().enumerate() {
+        text += match names.len() - at {
+            _ if at == 0 => "",
+            1 => " or ",
+            _ => ", ",
+        };
+        text += name.as_ref();
+    }
+    text
 }
 
 /// What a `model_type` or class of a `config.json` stands for that cannot run here.

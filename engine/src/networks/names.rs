@@ -40,6 +40,8 @@ pub(crate) struct HuggingFace {
     /// Tensors that hold others one behind the other, for readers: what they are called as `parts` have it, and the raw
     /// names of the others.
     pub(crate) in_one: &'static [(&'static str, &'static [&'static str])],
+    /// The same of tensors that all checkpoints hold in one, raw ones, too: as raw checkpoints call it, and what it holds.
+    pub(crate) joined: &'static [(&'static str, &'static [&'static str])],
     /// Raw names of vectors that are [n], where raw checkpoints have [1, 1, n].
     pub(crate) flat: &'static [&'static str],
     /// Raw names of a layer's tensors in the order in which transformers keeps them, which decides what comes into which
@@ -80,13 +82,20 @@ impl HuggingFace {
         self.transposed.iter().any(|end| name.ends_with(end))
     }
 
+    /// What holds a layer's tensor of this raw name in every checkpoint, and all that it holds.
+    pub(crate) fn joined(&self, leaf: &str) -> Option<(&'static str, &'static [&'static str])> {
+        let mut all = self.joined.iter().copied();
+        all.find(|(_, held)| held.contains(&leaf))
+    }
+
     /// The raw names of the tensors that one holds one behind the other; none for most.
     pub(crate) fn held_in_one(&self, name: &str) -> Vec<String> {
         let raw = self.raw(name);
         let Some((layer, leaf)) = split_layer(&raw) else {
             return Vec::new();
         };
-        let found = self.in_one.iter().find(|(one, _)| *one == leaf);
+        let mut all = self.in_one.iter().chain(self.joined);
+        let found = all.find(|(one, _)| *one == leaf);
         let held = found.map_or(&[][..], |(_, held)| held);
         let full = |leaf: &&str| format!("{BLOCKS}{layer}.{leaf}");
         held.iter().map(full).collect()

@@ -424,6 +424,10 @@ impl TensorSpec {
         )
     }
 
+    pub(crate) fn is_vector(&self) -> bool {
+        matches!(self.shape, Shape::Vector(_))
+    }
+
     /// The layer that a tensor's name has, `layer` being the one that it is part of.
     fn layer_in_name(&self, layer: Option<usize>) -> Option<usize> {
         layer.or(self.is_in_first_layer.then_some(0))

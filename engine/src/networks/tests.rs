@@ -169,8 +169,7 @@ fn estimates_do_not_wrap() {
 #[test]
 fn other_networks_are_recognised() {
     for (name, title) in [
-        ("rwkv.blocks.0.feed_forward.time_maa_k", "RWKV-6"),
-        ("rwkv.blocks.3.attention.gate.weight", "RWKV-5"),
+        ("model.layers.0.attn.bonus", "RWKV-6"),
         (
             "blocks.0.att.qq.weight",
             "a variant of RWKV-4 with extra attention, such as RWKV-4a",
@@ -185,6 +184,11 @@ fn other_networks_are_recognised() {
     for (name, version) in [
         ("emb.weight", 4),
         ("blocks.0.att.x_r", 7),
+        ("rwkv.blocks.0.feed_forward.time_maa_k", 6),
+        ("rwkv.blocks.0.attention.time_decay_w1", 6),
+        ("rwkv.blocks.3.attention.gate.weight", 5),
+        ("rwkv.blocks.0.attention.time_mix_gate", 5),
+        ("rwkv.blocks.0.attention.ln_x.weight", 5),
         ("rwkv.blocks.0.attention.time_first", 4),
         ("model.layers.0.attn.x_r", 7),
     ] {

@@ -13,7 +13,8 @@ use super::common::{
     Shares, Shifted,
 };
 use super::config::Sizes;
-use super::eagle::{Buffers, Heads};
+use super::eagle::{Buffers, Decay, Heads};
+use super::form::Form;
 use super::gated_mixing::GatedMixing;
 use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
 use super::names;
@@ -111,10 +112,11 @@ tensors! {
             .behind_norm("ln1", Some("att.time_mix_v")),
         gate: Matrix = TensorSpec::matrix("att.gate.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_mix_g")),
-        /// (n_attention) the state is divided by exp(exp(decay)) each step
-        decay: Vector = TensorSpec::vector("att.time_decay", |s| s.n_attention)
+        /// (n_attention) what the state is multiplied with each step
+        decay: Vector = TensorSpec::vector("att.decay", |s| s.n_attention)
+            .stored_as("att.time_decay", Form::ExpOfMinusExp)
             .in_rows_of(|s| s.head_size)
-            .noise(-6.0, 0.5),
+            .noise(0.5, 0.999),
         /// (n_attention) weight of the present token
         bonus: Vector = TensorSpec::vector("att.time_faaaa", |s| s.n_attention)
             .in_rows_of(|s| s.head_size)
@@ -242,8 +244,7 @@ impl Layer {
             norm_weight: &self.head_norm_weight,
             norm_bias: &self.head_norm_bias,
             norm_epsilon,
-            decay: &self.decay,
-            decay_2: None,
+            decay: Decay::Constant(&self.decay),
             output: &self.output,
         }
     }

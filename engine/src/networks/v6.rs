@@ -14,7 +14,7 @@ use super::common::{
     Shares,
 };
 use super::config::Sizes;
-use super::eagle::{Buffers, Heads, MIXES};
+use super::eagle::{Buffers, Decay, Heads, MIXES};
 use super::gated_mixing::GatedMixing;
 use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
 use super::names;
@@ -304,8 +304,10 @@ impl Layer {
             norm_weight: &self.head_norm_weight,
             norm_bias: &self.head_norm_bias,
             norm_epsilon,
-            decay: &self.decay,
-            decay_2: Some(&self.decay_2),
+            decay: Decay::OfToken {
+                base: &self.decay,
+                second: &self.decay_2,
+            },
             output: &self.output,
         }
     }

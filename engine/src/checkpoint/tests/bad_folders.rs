@@ -115,8 +115,8 @@ fn configurations() {
         folder(
             "v5",
             config("model_type", "\"rwkv5\""),
-            Unsupported,
-            &["config.json", "rwkv5"],
+            Format,
+            &["tensors", "RWKV-4, expected RWKV-5 by config.json"],
         ),
         folder(
             "llama",

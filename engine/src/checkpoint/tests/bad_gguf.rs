@@ -278,25 +278,25 @@ fn other_architectures() {
             "llama",
             architecture("llama"),
             Unsupported,
-            &["GGUF", "architecture llama, expected rwkv7"],
+            &["GGUF", "architecture llama, expected rwkv7 or rwkv6"],
         ),
         bad(
             "rwkv6",
             architecture("rwkv6"),
-            Unsupported,
-            &["rwkv6 (RWKV-6)", "expected rwkv7"],
+            Format,
+            &["key rwkv6.block_count: missing"],
         ),
         bad(
             "QRWKV6",
             architecture("rwkv6qwen2"),
             Unsupported,
-            &["rwkv6qwen2 (QRWKV6", "expected rwkv7"],
+            &["rwkv6qwen2 (QRWKV6", "expected rwkv7 or rwkv6"],
         ),
         bad(
             "ARWKV7",
             architecture("arwkv7"),
             Unsupported,
-            &["arwkv7 (ARWKV-7", "expected rwkv7"],
+            &["arwkv7 (ARWKV-7", "expected rwkv7 or rwkv6"],
         ),
         bad(
             "split",
@@ -324,11 +324,12 @@ fn other_architectures() {
 }
 
 #[test]
-fn a_whole_file_of_rwkv_6_is_refused_by_its_name() {
+fn a_whole_file_of_another_network_is_refused_by_its_name() {
     let mut file = model(5);
-    file.set("general.architecture", text("rwkv6"));
-    let error = read(&SourceFile::from_bytes("v6.gguf", file.bytes().into())).expect_err("v6");
-    let text = "v6.gguf: a GGUF file: architecture rwkv6 (RWKV-6), which does not run here yet, expected rwkv7";
+    file.set("general.architecture", text("arwkv7"));
+    let error = read(&SourceFile::from_bytes("q.gguf", file.bytes().into())).expect_err("q");
+    let text = "q.gguf: a GGUF file: architecture arwkv7 (ARWKV-7: RWKV-7's time mixing in a Qwen \
+                model), which does not run here, expected rwkv7 or rwkv6";
     assert_eq!(error.to_string(), text);
 }
 

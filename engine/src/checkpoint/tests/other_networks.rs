@@ -169,23 +169,6 @@ fn tensors_give_networks_away() {
             "blocks.0.att.time_maa_rkvw_w1",
             variant,
         ),
-        (V6.to_vec(), "blocks.0.att.time_maa_x", "RWKV-6"),
-        (
-            more(
-                &V6,
-                &["blocks.0.att.time_maa_w1", "blocks.0.att.time_faaaa"],
-            ),
-            "blocks.0.att.time_maa_x",
-            "RWKV-6",
-        ),
-        (
-            vec![
-                "rwkv.embeddings.weight",
-                "rwkv.blocks.0.attention.time_decay_w1",
-            ],
-            "rwkv.blocks.0.attention.time_decay_w1",
-            "RWKV-6",
-        ),
         (
             vec![
                 "model.embeddings.weight",
@@ -202,21 +185,11 @@ fn tensors_give_networks_away() {
         (
             vec![
                 "emb.weight",
-                "blocks.0.att.time_faaaa",
-                "blocks.0.att.gate.weight",
+                "blocks.0.att.ln_x.weight",
+                "blocks.0.att.time_first",
             ],
-            "blocks.0.att.time_faaaa",
-            "RWKV-5",
-        ),
-        (
-            vec!["rwkv.blocks.0.attention.time_mix_gate"],
-            "rwkv.blocks.0.attention.time_mix_gate",
-            "RWKV-5",
-        ),
-        (
-            vec!["rwkv.blocks.0.attention.ln_x.weight"],
-            "rwkv.blocks.0.attention.ln_x.weight",
-            "RWKV-5",
+            "blocks.0.att.time_first",
+            "RWKV-5.0 or 5.1",
         ),
         (
             vec!["emb.weight", "blocks.1.att.qq.weight"],
@@ -224,7 +197,8 @@ fn tensors_give_networks_away() {
             old,
         ),
     ] {
-        let expected = format!("tensor {at}: shows {title}, expected RWKV-4 or RWKV-7");
+        let expected =
+            format!("tensor {at}: shows {title}, expected RWKV-4, RWKV-5, RWKV-6 or RWKV-7");
         assert_eq!(refusal(&names), expected, "{names:?}");
     }
 }
@@ -232,7 +206,7 @@ fn tensors_give_networks_away() {
 /// Names that transformers have as well show nothing alone.
 #[test]
 fn transformers_are_no_rwkv() {
-    let expected = "no name of an RWKV model, expected RWKV-4 or RWKV-7";
+    let expected = "no name of an RWKV model, expected RWKV-4, RWKV-5, RWKV-6 or RWKV-7";
     for name in [
         "model.layers.0.self_attn.q_proj.weight",
         "model.layers.0.attn.q_proj.weight",
@@ -256,24 +230,6 @@ fn configurations_give_networks_away() {
         words,
     };
     run(&[
-        folder(
-            "v5",
-            r#"{"model_type":"rwkv5","architectures":["Rwkv5ForCausalLM"]}"#,
-            &[
-                r#"config.json: model_type "rwkv5" (RWKV-5), expected"#,
-                r#""rwkv" (RWKV-4)"#,
-            ],
-        ),
-        folder(
-            "v6",
-            r#"{"model_type":"rwkv6"}"#,
-            &[r#"model_type "rwkv6" (RWKV-6), expected"#],
-        ),
-        folder(
-            "v6 by its class",
-            r#"{"architectures":["RWKV6ForCausalLM"]}"#,
-            &[r#"architecture "RWKV6ForCausalLM" (RWKV-6), expected"#],
-        ),
         folder(
             "qwen 6",
             r#"{"model_type":"rwkv6qwen2"}"#,

@@ -274,42 +274,6 @@ fn bad_tensors() {
     ]);
 }
 
-/// RWKV-5 and 6 in the same format are told as what they are, by names that rwkv.cpp gives them.
-#[test]
-fn other_versions_are_refused_by_name() {
-    let with = |name: &str| {
-        let tensor = |name: &str| Record {
-            name: name.to_owned(),
-            dtype: 0,
-            dims: vec![1, 4, 8],
-            data: vec![0; 128],
-        };
-        let mut header = bin("FP32");
-        header[16] = 1; // layer
-        file_of(&header, &[tensor("blocks.0.att.key.weight"), tensor(name)])
-    };
-    run(&[
-        file(
-            "v5",
-            with("blocks.0.att.time_faaaa"),
-            Unsupported,
-            &["tensor blocks.0.att.time_faaaa: shows RWKV-5, expected RWKV-4 or RWKV-7"],
-        ),
-        file(
-            "v5.1",
-            with("blocks.0.att.ln_x.weight"),
-            Unsupported,
-            &["shows RWKV-5"],
-        ),
-        file(
-            "v6",
-            with("blocks.0.att.time_maa_x"),
-            Unsupported,
-            &["tensor blocks.0.att.time_maa_x: shows RWKV-6, expected RWKV-4 or RWKV-7"],
-        ),
-    ]);
-}
-
 /// Damage anywhere is an error or other numbers, never a panic.
 #[test]
 fn damage() {

@@ -317,8 +317,8 @@ fn prefixes_of_all_names() {
         file(
             "v6",
             v6,
-            Unsupported,
-            &["RWKV-6", "module.blocks.0.att.time_maa_x"],
+            Format,
+            &["tensor blocks.0.att.time_faaaa: missing"],
         ),
         file(
             "one name",

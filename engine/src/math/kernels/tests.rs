@@ -9,6 +9,7 @@ use rand_core::{RngCore, SeedableRng};
 
 use super::*;
 
+mod wkv6;
 mod wkv7;
 
 struct Random(ChaCha8Rng);

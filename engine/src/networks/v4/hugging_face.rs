@@ -27,6 +27,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
     also_read: &[],
     transposed: &[],
     in_one: &[],
+    joined: &[],
     flat: &[],
     config: ConfigFields {
         other_sizes: &[],

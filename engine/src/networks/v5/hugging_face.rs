@@ -26,6 +26,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
     also_read: &[],
     transposed: &[],
     in_one: &[],
+    joined: &[],
     flat: &[],
     order: &[
         "ln0.weight",

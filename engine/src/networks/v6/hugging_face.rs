@@ -20,8 +20,8 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
     leaves: &[],
     also_read: &[],
     transposed: &[],
-    // In raw checkpoints, too.
-    in_one: &[(
+    in_one: &[],
+    joined: &[(
         "att.time_maa_w2",
         &[
             "att.time_maa_w2_w",

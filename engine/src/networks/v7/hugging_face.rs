@@ -73,6 +73,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
             "att.x_r", "att.x_w", "att.x_k", "att.x_v", "att.x_a", "att.x_g",
         ],
     )],
+    joined: &[],
     flat: &[
         "att.w0", "att.a0", "att.v0", "att.k_k", "att.k_a", "ffn.x_k",
     ],
