@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::super::open::open_file;
 use super::super::{Checkpoint, Opened};
 use super::{file, fixture, open, read_all, run};
-use crate::error::ErrorKind::{Format, Unsupported};
+use crate::error::ErrorKind::Format;
 use crate::files::{Folder, SourceFile};
 
 const FILES: [&str; 5] = ["FP32", "FP16", "Q8_0", "Q5_1", "Q4_0"];
