@@ -14,7 +14,7 @@ use crate::numbers::{self, whole};
 pub(crate) struct SamplingArgs {
     /// Settings for a purpose: pip, chat, creative, precise, maths
     ///
-    /// What RWKV's author recommends, all with --temperature-last; options beside it replace its own.
+    /// What RWKV's author and rwkv.cn recommend, all with --temperature-last; options beside it replace its own.
     /// pip, of the rwkv package: temperature 1, top-p 0.85, presence and frequency penalty 0.2, penalty
     /// decay 0.996. chat, of the official demo: temperature 1, top-p 0.3, both penalties 0.5, decay 0.996.
     /// creative: temperature 1.4, top-p 0.4, penalties of pip. precise: temperature 1, top-p 0.2, no
@@ -289,8 +289,8 @@ mod tests {
             (&["--top-p", "1"], pip().top_p(1.0)),
             (&["--presence-penalty", "0"], pip().presence_penalty(0.0)),
             (
-                &["--frequency-penalty", "-1"],
-                pip().frequency_penalty(-1.0),
+                &["--frequency-penalty", "0.7"],
+                pip().frequency_penalty(0.7),
             ),
             (&["--penalty-decay", "1"], pip().penalty_decay(1.0)),
             (&["--temperature-last=false"], pip().temperature_last(false)),
