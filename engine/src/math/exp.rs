@@ -68,8 +68,8 @@ pub fn tanh(x: f32) -> f32 {
     value + x * 0.0
 }
 
-/// The logarithm of base 2, within 1e-15 of itself or of 1, of a positive number that is neither subnormal nor
-/// infinite; of others it is finite, and means nothing.
+/// The logarithm of base 2 of a positive number that is neither subnormal nor infinite, with an error of at most
+/// 1e-15, or 1e-15 of its own size where that is above 1. Of other numbers it is finite, and means nothing.
 ///
 /// Method: x = m 2^n with m from sqrt(1/2) to sqrt(2); ln m = 2 atanh(s) with s = (m - 1) / (m + 1), |s| < 0.172,
 /// by its series up to s^23, where the next term is below 1e-19.

@@ -124,7 +124,7 @@ pub(super) fn to_surprise(candidates: &mut Vec<Candidate>, weights: &[f32], bits
 pub(super) fn heat(candidates: &[Candidate], weights: &mut [f32], temperature: f32) {
     let least = candidates.iter().min().map_or(0.0, |c| c.distance());
     for candidate in candidates {
-        // 0 / 0 where the temperature is too small for a float of its own.
+        // A subnormal temperature may count as 0 on some CPUs, and 0 / 0 is NaN.
         let above = candidate.distance() - least;
         let distance = if above > 0.0 {
             above / temperature

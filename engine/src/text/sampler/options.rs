@@ -215,7 +215,8 @@ impl SamplerOptions {
                 "banned_tokens: {id}, expected ids below {n_vocab}"
             )));
         }
-        // Ids may be there twice; so many as tokens are rare enough to be looked at one by one.
+        // An id may stand there twice, so the length alone does not tell. A shorter list bans no whole
+        // vocabulary, and is not searched.
         if self.banned_tokens.len() >= n_vocab && self.first_allowed(n_vocab).is_none() {
             return Err(Error::argument(format!(
                 "banned_tokens: all {n_vocab}, expected at least one token that is not"
