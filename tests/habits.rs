@@ -144,7 +144,12 @@ fn manual_pages_come_from_the_same_definitions() {
         let options = help.lines().filter_map(|line| {
             let line = line.trim_start();
             let (_, long) = line.starts_with('-').then(|| line.split_once("--"))??;
-            Some(long.split([' ', '=']).next().expect("a name").to_owned())
+            Some(
+                long.split([' ', '=', '['])
+                    .next()
+                    .expect("a name")
+                    .to_owned(),
+            )
         });
         for option in options {
             let option = option.replace('-', "\\-");

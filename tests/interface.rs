@@ -47,19 +47,33 @@ fn methods_set_fields() {
     assert_eq!(SamplerOptions::new(), SamplerOptions::default());
     let all = SamplerOptions::new()
         .temperature(0.5)
+        .temperature_last(true)
         .top_p(0.9)
         .top_k(40)
+        .min_p(0.05)
+        .typical_p(0.95)
+        .mirostat_tau(5.0)
+        .mirostat_eta(0.2)
         .presence_penalty(0.1)
         .frequency_penalty(0.2)
+        .penalty_decay(0.996)
         .repetition_penalty(1.1)
+        .banned_tokens([3, 4])
         .seed(7);
     let mut fields = SamplerOptions::default();
     fields.temperature = 0.5;
+    fields.temperature_last = true;
     fields.top_p = 0.9;
     fields.top_k = NonZeroUsize::new(40);
+    fields.min_p = 0.05;
+    fields.typical_p = 0.95;
+    fields.mirostat_tau = Some(5.0);
+    fields.mirostat_eta = 0.2;
     fields.presence_penalty = 0.1;
     fields.frequency_penalty = 0.2;
+    fields.penalty_decay = 0.996;
     fields.repetition_penalty = 1.1;
+    fields.banned_tokens = vec![3, 4];
     fields.seed = 7;
     assert_eq!(all, fields);
 

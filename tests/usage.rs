@@ -66,6 +66,11 @@ fn numbers_out_of_range_are_wrong_values_of_their_options() {
                 "--presence-penalty",
                 "--frequency-penalty",
                 "--repetition-penalty",
+                "--min-p",
+                "--typical-p",
+                "--mirostat-tau",
+                "--mirostat-eta",
+                "--penalty-decay",
             ],
         ),
         (

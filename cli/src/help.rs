@@ -21,10 +21,17 @@ const ADVANCED: &[&str] = &[
     "huge_pages",
     "max_memory",
     "ignore_eos",
+    "temperature_last",
     "top_k",
+    "min_p",
+    "typical_p",
+    "mirostat_tau",
+    "mirostat_eta",
     "presence_penalty",
     "frequency_penalty",
+    "penalty_decay",
     "repetition_penalty",
+    "ban_token",
     "no_echo",
     "stats",
     "no_history",
@@ -60,6 +67,7 @@ const EXAMPLES_OF: &[(&str, &str)] = &[
 Examples:
   rwkv-edge generate -n 50 \"Ownership is\"
   rwkv-edge generate --temperature 0.8 --top-p 0.9 --seed 7 --file prompt.txt
+  rwkv-edge generate --preset creative --top-p 0.5 \"Once upon a time\"
   echo -n \"A trait is\" | rwkv-edge generate --stop \"\\n\\n\" --json
   rwkv-edge generate -n 0 --save-state talk.state --file long-prompt.txt
   rwkv-edge generate --load-state talk.state \"and what follows\"",
@@ -107,7 +115,7 @@ Examples:
         "chat",
         "\
 Examples:
-  rwkv-edge chat --model RWKV/rwkv-raven-1b5 --temperature 1 --top-p 0.5
+  rwkv-edge chat --model RWKV/rwkv-raven-1b5 --preset chat
   rwkv-edge chat --system-file rules.txt --cache-prompt --save-state talk.state
   printf 'Ownership is\\nA trait is\\n' | rwkv-edge chat --json",
     ),

@@ -8,6 +8,7 @@ use clap::Command;
 /// Options that take numbers. Values that begin with a hyphen are theirs: `--seed -1` is a bad seed and not an
 /// option `-1` that nobody knows.
 const OPTIONS: &[&str] = &[
+    "ban_token",
     "chunk",
     "frequency_penalty",
     "limit",
@@ -15,6 +16,10 @@ const OPTIONS: &[&str] = &[
     "max_memory",
     "max_new_tokens",
     "max_shard_size",
+    "min_p",
+    "mirostat_eta",
+    "mirostat_tau",
+    "penalty_decay",
     "presence_penalty",
     "prompt_tokens",
     "repetition_penalty",
@@ -29,6 +34,7 @@ const OPTIONS: &[&str] = &[
     "tokens",
     "top_k",
     "top_p",
+    "typical_p",
     "window",
 ];
 

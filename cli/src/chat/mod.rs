@@ -16,7 +16,6 @@ mod typed;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read as _, Write};
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +32,7 @@ use crate::args::ModelArgs;
 use crate::generate::per_second;
 use crate::numbers::{stop_text, whole};
 use crate::progress::Progress;
-use crate::sampling::SamplingArgs;
+use crate::sampling::{in_words, SamplingArgs};
 use crate::{cache_folder, model, note, tell, text_of, UsageError};
 
 #[derive(clap::Args)]
@@ -245,7 +244,7 @@ impl Chat {
             note!("/help lists commands, Ctrl-D ends");
             if self.conversation.sampling().temperature <= 0.0 {
                 note!(
-                    "always the likeliest token; /set temperature 1 and /set top-p 0.5 are livelier"
+                    "always the likeliest token; /set preset chat, or a temperature, is livelier"
                 );
             }
         }
@@ -414,15 +413,9 @@ impl Chat {
         );
         let sampling = self.conversation.sampling();
         tell!(
-            "sampling      temperature {}, top-p {}, top-k {}, seed {}; penalties {} presence, {} \
-             frequency, {} repetition",
-            sampling.temperature,
-            sampling.top_p,
-            sampling.top_k.map_or(0, NonZeroUsize::get),
-            sampling.seed,
-            sampling.presence_penalty,
-            sampling.frequency_penalty,
-            sampling.repetition_penalty
+            "sampling      {}; seed {}",
+            in_words(sampling),
+            sampling.seed
         );
         tell!(
             "model         {}, {}, {:.1} MB; {} threads, {} kernels",
