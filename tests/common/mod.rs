@@ -48,6 +48,16 @@ pub const GOLDEN: [&str; 12] = [
     "v7-gguf-q8_0",
 ];
 
+/// Those that tests of networks go over: an emulated CPU takes minutes for all of them, and gets one
+/// or two of each version.
+pub fn goldens() -> impl Iterator<Item = &'static str> + Clone {
+    let few = ["small-safetensors", "v5-pth", "v6-gguf-f16", "v7-pth"];
+    let is_emulated = std::env::var_os("RWKV_EDGE_EMULATED").is_some();
+    GOLDEN
+        .into_iter()
+        .filter(move |name| !is_emulated || few.contains(name))
+}
+
 pub fn golden(name: &str) -> PathBuf {
     repository("tests/fixtures/golden").join(name)
 }
