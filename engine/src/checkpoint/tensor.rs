@@ -13,6 +13,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::additions::Addition;
 use super::checksum::Checksum;
 use super::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -43,6 +44,8 @@ pub(crate) struct RawTensor {
     /// Whether its numbers are in the form that networks use, where other checkpoints hold another: rwkv.cpp stores
     /// `time_decay` with -exp() applied already.
     pub(crate) is_in_network_form: bool,
+    /// What adapters add to it, one after the other.
+    pub(super) additions: Vec<Addition>,
 }
 
 /// A tensor as rows and columns, with the distances between them in elements.
@@ -105,6 +108,7 @@ impl RawTensor {
             strides,
             checksum: None,
             is_in_network_form: false,
+            additions: Vec::new(),
         })
     }
 
@@ -147,6 +151,7 @@ impl RawTensor {
             offset,
             checksum: None,
             is_in_network_form: false,
+            additions: Vec::new(),
         };
         let end = tensor.end();
         if end > file.len() {
@@ -195,6 +200,16 @@ impl RawTensor {
     }
 
     fn read(&self, rows: Range<usize>, out: &mut [f32], once: bool) -> Result<()> {
+        self.read_after(self.additions.len(), rows, out, once)
+    }
+
+    /// The numbers in the file.
+    pub(super) fn read_stored(
+        &self,
+        rows: Range<usize>,
+        out: &mut [f32],
+        once: bool,
+    ) -> Result<()> {
         let plane = self.plane()?;
         assert!(
             rows.start <= rows.end && rows.end <= plane.rows,
@@ -259,7 +274,7 @@ impl RawTensor {
     }
 
     /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by
-    /// side in order. Their values are not looked at.
+    /// side in order and nothing is added to them. Their values are not looked at.
     pub(crate) fn contiguous_bytes(&self) -> Option<Result<FileBytes>> {
         self.contiguous_elements(0..self.len())
     }
@@ -275,7 +290,7 @@ impl RawTensor {
         );
         // Blocks of several numbers have no size of one.
         self.dtype.size()?;
-        if !self.is_contiguous() {
+        if !self.is_contiguous() || self.is_merged() {
             return None;
         }
         let range = self.byte_range(elements.start as u64, elements.len() as u64);

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::additions::Addition;
 use super::dtype::Dtype;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
@@ -11,6 +12,8 @@ impl RawTensor {
     pub(crate) fn transposed(mut self) -> Self {
         self.shape.reverse();
         self.strides.reverse();
+        let additions = self.additions.into_iter();
+        self.additions = additions.map(Addition::transposed).collect();
         self
     }
 

@@ -29,7 +29,8 @@ use crate::quant::matrix::{Layout, Matrix, Vector};
 use crate::quant::parts::{BadPart, MatrixRows, Stored};
 use crate::quant::{Quant, Weights};
 
-/// Rows that one task reads where they lie across the file: longer pieces of what does lie side by side.
+/// Rows that one task reads where they lie across the file: longer pieces of what does lie side by side. Also of a matrix
+/// that an adapter adds to.
 const TASK_ROWS_ACROSS: usize = 256;
 
 /// Loads a checkpoint; `progress` counts weights. Where memory is short, no page is kept that
@@ -46,12 +47,16 @@ pub(crate) fn load(
         .values()
         .map(|tensor| tensor.len() as u64)
         .sum();
+    let mut hasher = Hasher::new(&checkpoint.config);
+    for adapter in &checkpoint.adapters {
+        hasher.adapter(adapter.identity);
+    }
     let mut weights = CheckpointWeights {
         checkpoint: &checkpoint,
         quant: plan.quant(),
         pool,
         is_short,
-        hasher: Hasher::new(&checkpoint.config),
+        hasher,
         counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
@@ -69,6 +74,11 @@ pub(crate) fn load(
         tokenizer_search: checkpoint.tokenizer_search,
         model_file: None,
         stored_blocks,
+        adapters: checkpoint
+            .adapters
+            .into_iter()
+            .map(|one| one.text)
+            .collect(),
     })
 }
 
@@ -115,7 +125,7 @@ pub(crate) fn mapped_bytes(checkpoint: &Checkpoint, quant: Quant) -> u64 {
 /// Whether a matrix of a checkpoint is stored as it is wanted.
 pub(super) fn is_used_in_place(tensor: &TensorAt<'_>, raw: &RawTensor, quant: Quant) -> bool {
     let is_wanted = tensor.quant(quant).floats().map(Dtype::from) == Some(raw.dtype);
-    is_wanted && !is_transposed(tensor) && raw.is_contiguous()
+    is_wanted && !is_transposed(tensor) && raw.is_contiguous() && !raw.is_merged()
 }
 
 /// The matrices of a checkpoint, and where they are.
@@ -244,7 +254,8 @@ impl RowSource for RawTensor {
     }
 
     fn task_rows(&self) -> usize {
-        if self.is_contiguous() {
+        // What an adapter adds is read again for each task.
+        if self.is_contiguous() && !self.is_merged() {
             TASK_ROWS
         } else {
             TASK_ROWS_ACROSS
@@ -258,7 +269,8 @@ impl RowSource for RawTensor {
 
 /// Whether the numbers of a tensor lie in the file as that quantisation stores them.
 fn is_stored_as(tensor: &RawTensor, quant: Quant) -> bool {
-    quant.floats().map(Dtype::from) == Some(tensor.dtype) && tensor.is_contiguous()
+    let is_wanted = quant.floats().map(Dtype::from) == Some(tensor.dtype);
+    is_wanted && tensor.is_contiguous() && !tensor.is_merged()
 }
 
 /// Makes a matrix of a tensor whose rows are the rows to be stored: in place, if it is stored as wanted.
