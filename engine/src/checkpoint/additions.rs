@@ -11,8 +11,8 @@ use super::tensor::RawTensor;
 use crate::error::Result;
 use crate::math::resized;
 
-/// Rows of a right factor that are in memory at once.
-const RANKS_AT_ONCE: usize = 16;
+/// Rows of a right factor that are in memory at once: all of most adapters.
+const RANKS_AT_ONCE: usize = 64;
 
 /// Of one adapter to one matrix, whose rows are its outputs unless it was transposed.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub(super) enum Addition {
     Product {
         left: RawTensor,
         right: RawTensor,
-        scale: f32,
+        scale: f64,
     },
     /// For input j row `j mod r` of a tensor (r, outputs): DiSHA, which its paper calls MiSS.
     Repeated { tensor: RawTensor, inputs: Inputs },
@@ -169,22 +169,31 @@ fn add(out: &mut [f32], factor: f32, added: &[f32]) {
     }
 }
 
+/// The sums over up to [`RANKS_AT_ONCE`] ranks are made in f64, so that they are rounded once.
 fn add_product(
     (left, right): (&RawTensor, &RawTensor),
-    scale: f32,
+    scale: f64,
     rows: Range<usize>,
     out: &mut [f32],
 ) -> Result<()> {
     let (rank, n_cols) = (right.shape[0], right.shape[1]);
     let factors = read(left, rows)?;
+    let mut sums = Vec::new();
+    resized(&mut sums, n_cols, 0.0, "a row of a matrix")?;
     for start in (0..rank).step_by(RANKS_AT_ONCE) {
         let ranks = start..(start + RANKS_AT_ONCE).min(rank);
         let lines = read(right, ranks.clone())?;
         let rows = out.chunks_exact_mut(n_cols);
         for (row, factors) in rows.zip(factors.chunks_exact(rank)) {
+            sums.fill(0.0);
             let lines = lines.chunks_exact(n_cols);
-            for (factor, line) in factors[ranks.clone()].iter().zip(lines) {
-                add(row, scale * factor, line);
+            for (&factor, line) in factors[ranks.clone()].iter().zip(lines) {
+                for (sum, &number) in sums.iter_mut().zip(line) {
+                    *sum += f64::from(factor) * f64::from(number);
+                }
+            }
+            for (number, sum) in row.iter_mut().zip(&sums) {
+                *number = (f64::from(*number) + scale * sum) as f32;
             }
         }
     }
@@ -269,7 +278,7 @@ mod tests {
     #[test]
     fn rows_and_columns_have_the_same_sums() {
         let (n_rows, n_cols) = (12, 18);
-        let (rank, size, r) = (20, 6, 5);
+        let (rank, size, r) = (70, 6, 5);
         let mut merged = tensor([n_rows, n_cols], 1);
         let (left, right) = (tensor([n_rows, rank], 2), tensor([rank, n_cols], 3));
         let (blocks, repeated) = (tensor([n_cols, size], 4), tensor([r, n_rows], 5));

@@ -424,7 +424,7 @@ fn product(
     Ok(Addition::Product {
         left: b,
         right: a,
-        scale: scale as f32,
+        scale,
     })
 }
 
