@@ -184,10 +184,6 @@ fn quantised_saved_and_converted_are_the_merged_weights() {
             let expected = logits(&open(&by_hand, quant, &[]));
             let model = open(&base.path, quant, &loras);
             assert!(logits(&model) == expected, "{}", base.what(quant.name()));
-            assert_eq!(
-                model.info().mapped_bytes,
-                open(&base.path, quant, &loras).info().mapped_bytes
-            );
             let file = folder.path().join("model");
             model.save(&file, &mut |_| {}).expect("can be written");
             let saved = open(&file, quant, &[]);
