@@ -8,6 +8,9 @@ use crate::common::golden;
 use crate::merged::{lora, open, try_open, Base};
 use crate::tensors::{Tensor, Tensors};
 
+/// What it is, the adapter and its alpha, and the error.
+type Case<'a> = (&'a str, Tensors, Option<f64>, ErrorKind, &'a [&'a str]);
+
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     let base = Base::new(golden("small-safetensors"));
@@ -40,7 +43,7 @@ fn what_does_not_fit_is_refused_by_name() {
     tensor.dtype = "I32".into();
     let (a, b) = ("blocks.0.att.key.lora_A", "blocks.0.att.key.lora_B");
     let some = Some(4.0);
-    let cases: &[(&str, Tensors, Option<f64>, ErrorKind, &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         (
             "no alpha",
             good(),
@@ -330,7 +333,7 @@ fn files_that_are_no_adapters_and_models_that_take_none() {
         ),
     ];
     for (path, loras, kind, words) in cases {
-        let error = try_open(path, Quant::F32, loras).err().expect("refused");
+        let error = try_open(path, Quant::F32, loras).expect_err("refused");
         let text = error.to_string();
         assert_eq!(error.kind(), *kind, "{text}");
         assert!(words.iter().all(|word| text.contains(word)), "{text}");

@@ -300,8 +300,7 @@ mod tests {
             },
         ];
         let base = numbers(&tensor([n_rows, n_cols], 1));
-        let [left, right, blocks, repeated] =
-            [&left, &right, &blocks, &repeated].map(|tensor| numbers(tensor));
+        let [left, right, blocks, repeated] = [&left, &right, &blocks, &repeated].map(numbers);
         let first = |row: usize, col: usize| {
             let terms = (0..rank)
                 .map(|k| f64::from(left[row * rank + k]) * f64::from(right[k * n_cols + col]));
