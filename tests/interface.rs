@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::{golden, repository};
 use rwkv_edge::{
-    CheckpointSource, ConvertOptions, Device, DeviceMap, FloatType, GenerateOptions, Model,
+    CheckpointSource, ConvertOptions, Device, DeviceMap, FloatType, GenerateOptions, Lora, Model,
     Options, Progress, ProgressUnit, Quant, Sampler, SamplerOptions, StageMap,
 };
 
@@ -28,7 +28,9 @@ fn methods_set_fields() {
         .memory_for_text(true)
         .memory_taken(3)
         .device_map(DeviceMap::Auto)
-        .device_memory_max(limits.clone());
+        .device_memory_max(limits.clone())
+        .lora("a.pth", 32.0)
+        .lora("b.pth", None);
     let mut fields = Options::default();
     fields.quant = Some(Quant::Int8);
     fields.threads = NonZeroUsize::new(2);
@@ -41,6 +43,7 @@ fn methods_set_fields() {
     fields.memory_taken = 3;
     fields.device_map = DeviceMap::Auto;
     fields.device_memory_max = limits;
+    fields.loras = vec![Lora::new("a.pth", 32.0), Lora::new("b.pth", None)];
     assert_eq!(all, fields);
     assert_eq!(Options::new().quant(None), Options::default());
 

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use crate::byte_size::ByteSize;
 use crate::devices::DeviceArgs;
 use crate::environment;
+use crate::lora::LoraArgs;
 use crate::numbers::{whole, THREADS_MAX};
 
 /// Which model, and how to run it.
@@ -66,6 +67,8 @@ pub(crate) struct ModelArgs {
     /// the same text, slower. What does not even fit so is refused, with the size that would do.
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_memory: Option<ByteSize>,
+    #[command(flatten)]
+    pub(crate) lora: LoraArgs,
     #[command(flatten)]
     pub(crate) devices: DeviceArgs,
 }

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     model: ModelArgs,
 
     /// Made-up weights of a published size instead of a model; about half of their hidden units are 0
-    #[arg(long, value_name = "SIZE", conflicts_with_all = ["model", "max_memory", "huge_pages"])]
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["model", "max_memory", "huge_pages", "loras"])]
     synthetic: Option<Size>,
 
     /// Write the model to this file, as `quantize` does, and measure nothing

@@ -12,6 +12,7 @@ use rwkv_edge::{CheckpointSource, ConvertOptions, Converted, FloatType};
 use serde_json::json;
 
 use crate::byte_size::ByteSize;
+use crate::lora::LoraArgs;
 use crate::progress::Progress;
 use crate::{hub, note, paths, UsageError};
 
@@ -59,6 +60,9 @@ pub(crate) struct Args {
     /// Read the checkpoint instead of mapping its files
     #[arg(long)]
     no_mmap: bool,
+
+    #[command(flatten)]
+    lora: LoraArgs,
 
     /// Print one JSON object about what was written
     #[arg(long)]
@@ -184,6 +188,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         true => CheckpointSource::open_without_mmap(&path)?,
         false => CheckpointSource::open(&path)?,
     };
+    let source = source.with_loras(args.lora.checked()?)?;
     if let Some(size) = args.size {
         size.check(&source, &path)?;
     }

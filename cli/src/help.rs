@@ -19,6 +19,7 @@ const ADVANCED: &[&str] = &[
     "max_device_memory",
     "sequences",
     "huge_pages",
+    "loras",
     "max_memory",
     "ignore_eos",
     "temperature_last",

@@ -90,6 +90,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "threads": info.threads,
         "fingerprint": format!("{:016x}", info.fingerprint),
         "tokenizer": info.tokenizer,
+        "adapters": info.adapters,
         "verified": args.verify,
         "device": devices::names(&info),
         "stages": info.stages.iter().map(devices::stage_json).collect::<Vec<_>>(),
@@ -127,6 +128,9 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
         info.quant,
         info.bits_per_weight
     )?;
+    for adapter in &info.adapters {
+        writeln!(out, "merged with   {}", printable(adapter))?;
+    }
     writeln!(
         out,
         "memory        {:.1} MB used in place from the file, {:.1} MB in memory of its own",

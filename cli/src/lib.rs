@@ -32,6 +32,7 @@ mod info;
 mod input;
 mod lambada;
 mod logits;
+mod lora;
 mod man;
 mod memory;
 mod model;

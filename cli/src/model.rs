@@ -66,6 +66,7 @@ pub(crate) fn begin_with(model: Model, initial: Option<&Path>) -> Result<Model> 
 
 fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Result<Model> {
     options.memory_for_text = needs_text;
+    args.lora.checked()?;
     let start = Instant::now();
     let Some(model) = &args.model else {
         if options.huge_pages {
@@ -77,11 +78,14 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
     };
     let source = hub::locate(model)?;
     let path = match options.quant {
-        Some(quant) => quantised::find(&source, quant).unwrap_or_else(|| {
-            quantised::hint(&source, quant);
-            source.path.clone()
-        }),
-        None => source.path,
+        // Copies are of models without adapters.
+        Some(quant) if options.loras.is_empty() => {
+            quantised::find(&source, quant).unwrap_or_else(|| {
+                quantised::hint(&source, quant);
+                source.path.clone()
+            })
+        }
+        _ => source.path,
     };
     if needs_text && options.tokenizer.is_none() {
         paths::check_tokenizer(&path)?;
@@ -233,6 +237,7 @@ pub(crate) fn options(args: &ModelArgs) -> Options {
         .memory_max(args.max_memory.map_or(0, |size| size.0))
         .memory_taken(memory::resident_bytes().unwrap_or(PROGRAM_BYTES) + PROGRAM_GROWS_BY);
     options.tokenizer = args.tokenizer.clone();
+    options.loras = args.lora.loras.clone();
     options
 }
 

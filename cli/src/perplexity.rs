@@ -58,7 +58,8 @@ pub(crate) struct Args {
 
     /// Model to compare with, where it is another than --model
     ///
-    /// A model file of int8 weights cannot be opened as f32: name the checkpoint that it was made from.
+    /// A model file of int8 weights cannot be opened as f32: name the checkpoint that it was made from. --lora does not
+    /// change it: compare a merged model with its base by naming that here, too.
     #[arg(long, value_name = "PATH", conflicts_with = "max_memory")]
     against_model: Option<PathBuf>,
 
@@ -166,6 +167,7 @@ impl Args {
         args.devices = args.devices.without_quants();
         if let Some(path) = &self.against_model {
             args.model = Some(path.clone());
+            args.lora.loras.clear();
         }
         let is_of = |error: &anyhow::Error, kinds: &[ErrorKind]| {
             let error = error.downcast_ref::<rwkv_edge::Error>();

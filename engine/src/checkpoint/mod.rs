@@ -18,6 +18,7 @@ use crate::files::{FileBytes, Folder, SourceFile, Watch};
 use crate::networks::config::Config;
 
 mod adapter;
+mod additions;
 mod blocks;
 mod checksum;
 mod config;
@@ -26,6 +27,7 @@ mod foreign;
 mod forms;
 mod gguf;
 mod json;
+mod lora;
 mod names;
 mod open;
 mod pickle;
@@ -43,6 +45,8 @@ mod zip;
 pub(crate) use config::has_ends_of_0;
 pub(crate) use dtype::Dtype;
 pub(crate) use forms::Forms;
+pub use lora::Lora;
+pub(crate) use lora::{merge_all, MergedAdapter};
 pub(crate) use open::{open_folder, open_image, open_path};
 pub(crate) use safetensors::SafetensorsFile;
 pub(crate) use tensor::RawTensor;
@@ -58,6 +62,8 @@ pub(crate) struct Checkpoint {
     pub(crate) tensors: BTreeMap<String, RawTensor>,
     /// What its empty state is, where that was tuned.
     pub(crate) tuned: Option<TunedState>,
+    /// The adapters that were merged with it, in their order.
+    pub(crate) adapters: Vec<MergedAdapter>,
     /// All that stands in its `config.json`, if there is one.
     pub(crate) config_fields: Map<String, Value>,
     /// Where its other files are, if it is a folder.
@@ -74,7 +80,9 @@ impl Checkpoint {
     pub(crate) fn watches(&self) -> Vec<Watch> {
         let tuned = self.tuned.iter().flat_map(TunedState::layers);
         let tensors = self.tensors.values().chain(tuned);
-        Watch::each_once(tensors.map(|tensor| tensor.file.watch()))
+        let adapters = self.adapters.iter().map(|adapter| adapter.file.watch());
+        let files = tensors.map(|tensor| tensor.file.watch());
+        Watch::each_once(files.chain(adapters))
     }
 }
 

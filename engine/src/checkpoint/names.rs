@@ -61,6 +61,17 @@ impl Want {
     }
 }
 
+/// Refuses a tensor that replaces one of a model and has another shape.
+pub(super) fn require_fit(tensor: &RawTensor, line: &TensorAt<'_>) -> Result<()> {
+    let want = Want::of(line);
+    if want.admits(&tensor.shape) {
+        return Ok(());
+    }
+    let (found, expected) = (&tensor.shape, want.shape());
+    let text = format!("shape {found:?}, expected {expected:?} by the model");
+    Err(Error::format(text).at(tensor.place()))
+}
+
 /// Tensors under BlinkDL's names.
 pub(super) struct Named {
     place: String,
@@ -369,7 +380,7 @@ pub(super) fn count_layers<'a>(names: impl Iterator<Item = &'a str>) -> usize {
 }
 
 /// Says what a file is that has LoRA's tensors or those of other adapters: their sums with the model's matrices
-/// are what the model was trained to be, and are not made here.
+/// are what the model was trained to be, and are made where an adapter is named as one (`lora.rs`).
 fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
     let is_state = |tensor: &RawTensor| tensor.name.ends_with(".time_state");
     if let (true, Some(tensor)) = (tensors.iter().all(is_state), tensors.first()) {
@@ -387,8 +398,9 @@ fn refuse_adapter(tensors: &[RawTensor]) -> Result<()> {
     let text = match has_base {
         true => "LoRA or another adapter beside its model, expected one merged with the other: merge them \
                  first, with merge_and_unload() of PEFT or the merge script of what trained it",
-        false => "LoRA or another adapter without its model, expected a whole model: merge it into its base \
-                  model first, with merge_and_unload() of PEFT or the merge script of what trained it",
+        false => "LoRA or another adapter without its model, expected a whole model: open that, and name this file \
+                  with --lora; what that refuses, merge_and_unload() of PEFT or the merge script of what trained it \
+                  merges",
     };
     Err(Error::unsupported(text).at(tensor.place()))
 }

@@ -207,6 +207,7 @@ fn finish(
         tensors,
         config_fields,
         tuned,
+        adapters: Vec::new(),
         folder: None,
         tokenizer,
         has_tokenizer_inside: false,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::additions::Addition;
 use super::checksum::Checksum;
 use super::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -45,6 +46,8 @@ pub(crate) struct RawTensor {
     pub(crate) is_in_network_form: bool,
     /// How often its numbers were halved when the file was written: they are doubled as often here.
     pub(crate) n_halved: u32,
+    /// What adapters add to it, one after the other.
+    pub(super) additions: Vec<Addition>,
 }
 
 /// A tensor as rows and columns, with the distances between them in elements.
@@ -108,6 +111,7 @@ impl RawTensor {
             checksum: None,
             is_in_network_form: false,
             n_halved: 0,
+            additions: Vec::new(),
         })
     }
 
@@ -151,6 +155,7 @@ impl RawTensor {
             checksum: None,
             is_in_network_form: false,
             n_halved: 0,
+            additions: Vec::new(),
         };
         let end = tensor.end();
         if end > file.len() {
@@ -199,6 +204,16 @@ impl RawTensor {
     }
 
     fn read(&self, rows: Range<usize>, out: &mut [f32], once: bool) -> Result<()> {
+        self.read_after(self.additions.len(), rows, out, once)
+    }
+
+    /// The numbers in the file.
+    pub(super) fn read_stored(
+        &self,
+        rows: Range<usize>,
+        out: &mut [f32],
+        once: bool,
+    ) -> Result<()> {
         let plane = self.plane()?;
         assert!(
             rows.start <= rows.end && rows.end <= plane.rows,
@@ -267,7 +282,7 @@ impl RawTensor {
     }
 
     /// The stored bytes, little-endian, for use in place; `None` unless the elements lie side by
-    /// side in order. Their values are not looked at.
+    /// side in order and nothing is added to them. Their values are not looked at.
     pub(crate) fn contiguous_bytes(&self) -> Option<Result<FileBytes>> {
         self.contiguous_elements(0..self.len())
     }
@@ -304,25 +319,6 @@ impl RawTensor {
         } else if rows.end == plane.rows as u64 {
             self.file.release(self.byte_range(0, plane.span()));
         }
-    }
-
-    /// Whether the numbers lie side by side in row-major order, and are meant as they are.
-    pub(crate) fn is_usable_in_place(&self) -> bool {
-        self.is_contiguous() && self.n_halved == 0
-    }
-
-    /// Whether the elements lie side by side in row-major order.
-    pub(crate) fn is_contiguous(&self) -> bool {
-        let mut expected = 1;
-        self.shape
-            .iter()
-            .zip(&self.strides)
-            .rev()
-            .all(|(&dim, &stride)| {
-                let fits = dim == 1 || stride == expected;
-                expected *= dim.max(1);
-                fits
-            })
     }
 
     /// Checks the record that holds the tensor, if this was not done before.

@@ -1,16 +1,38 @@
-//! Tensors that are other views of the numbers of one in a file.
+//! How the numbers of a tensor lie in its file, and tensors that are other views of them.
 
 #![forbid(unsafe_code)]
 
+use super::additions::Addition;
 use super::dtype::Dtype;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 
 impl RawTensor {
+    /// Whether the numbers lie side by side in row-major order, and are meant as they are.
+    pub(crate) fn is_usable_in_place(&self) -> bool {
+        self.is_contiguous() && self.n_halved == 0 && !self.is_merged()
+    }
+
+    /// Whether the elements lie side by side in row-major order.
+    pub(crate) fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        self.shape
+            .iter()
+            .zip(&self.strides)
+            .rev()
+            .all(|(&dim, &stride)| {
+                let fits = dim == 1 || stride == expected;
+                expected *= dim.max(1);
+                fits
+            })
+    }
+
     /// With its dimensions the other way round.
     pub(crate) fn transposed(mut self) -> Self {
         self.shape.reverse();
         self.strides.reverse();
+        let additions = self.additions.into_iter();
+        self.additions = additions.map(Addition::transposed).collect();
         self
     }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, Checkpoint, Opened};
+use crate::checkpoint::{self, Checkpoint, Lora, Opened};
 use crate::error::{Error, Result};
 use crate::files::output::{folder_of, sync_folder, OutputFile};
 use crate::files::{Access, Watch};
@@ -142,7 +142,7 @@ pub struct Converted {
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct CheckpointSource(Checkpoint);
+pub struct CheckpointSource(Checkpoint, Access);
 
 impl CheckpointSource {
     /// Opens a checkpoint: a Hugging Face directory, a `.pth` or `.safetensors` file, a `.bin` file of
@@ -167,13 +167,25 @@ impl CheckpointSource {
 
     fn open_with(path: &Path, access: Access) -> Result<Self> {
         match checkpoint::open_path(path, access)? {
-            Opened::Checkpoint(checkpoint) => Ok(CheckpointSource(*checkpoint)),
+            Opened::Checkpoint(checkpoint) => Ok(CheckpointSource(*checkpoint, access)),
             Opened::ModelFile(file) => {
                 let text =
                     "a model file made by quantize, expected the checkpoint that it was made from";
                 Err(Error::unsupported(text).at(file.file.name()))
             }
         }
+    }
+
+    /// The checkpoint merged with adapters, in this order. Matrices keep their type: to write sums of a bf16 checkpoint
+    /// without rounding them, ask for f32.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open), of the adapters; [`ErrorKind::Argument`](crate::ErrorKind::Argument) for LoRA
+    /// without its alpha, or an alpha where there is none.
+    pub fn with_loras(mut self, loras: &[Lora]) -> Result<Self> {
+        checkpoint::merge_all(&mut self.0, loras, self.1)?;
+        Ok(self)
     }
 
     /// Layers.

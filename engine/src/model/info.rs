@@ -46,6 +46,9 @@ pub struct Info {
     /// Name of the blocks that most matrices are stored in in a GGUF or rwkv.cpp file, such as `Q8_0`: nothing here
     /// computes with them, so they have become [`quant`](Self::quant).
     pub stored_blocks: Option<&'static str>,
+    /// The adapters that are merged with the weights, in the order in which they were: the file of each, and its alpha,
+    /// if it has one. Also those that a model file was made with.
+    pub adapters: Vec<String>,
     /// Of all weights as they are now, scales included.
     pub weight_bytes: u64,
     /// Those of `weight_bytes` that are used in place from the file, without a copy in memory.
@@ -142,6 +145,7 @@ impl Info {
             n_params: totals.n_params,
             quant: inner.quant,
             stored_blocks: inner.stored_blocks,
+            adapters: inner.adapters.clone(),
             weight_bytes: totals.weight_bytes,
             mapped_bytes: totals.mapped_bytes,
             huge_page_bytes: totals.huge_page_bytes,

@@ -29,7 +29,8 @@ use crate::quant::matrix::{Layout, Matrix, Vector};
 use crate::quant::parts::{BadPart, MatrixRows, Stored};
 use crate::quant::{Quant, Weights};
 
-/// Rows that one task reads where they lie across the file: longer pieces of what does lie side by side.
+/// Rows that one task reads where they lie across the file: longer pieces of what does lie side by side. Also of a matrix
+/// that an adapter adds to.
 const TASK_ROWS_ACROSS: usize = 256;
 
 /// Loads a checkpoint; `progress` counts weights. Where memory is short, no page is kept that
@@ -46,12 +47,16 @@ pub(crate) fn load(
         .values()
         .map(|tensor| tensor.len() as u64)
         .sum();
+    let mut hasher = Hasher::new(&checkpoint.config);
+    for adapter in &checkpoint.adapters {
+        hasher.adapter(adapter.identity);
+    }
     let mut weights = CheckpointWeights {
         checkpoint: &checkpoint,
         quant: plan.quant(),
         pool,
         is_short,
-        hasher: Hasher::new(&checkpoint.config),
+        hasher,
         counter: Counter::new(ProgressUnit::Weights, total, progress),
     };
     let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
@@ -69,6 +74,11 @@ pub(crate) fn load(
         tokenizer_search: checkpoint.tokenizer_search,
         model_file: None,
         stored_blocks,
+        adapters: checkpoint
+            .adapters
+            .into_iter()
+            .map(|one| one.text)
+            .collect(),
     })
 }
 
@@ -244,7 +254,8 @@ impl RowSource for RawTensor {
     }
 
     fn task_rows(&self) -> usize {
-        if self.is_contiguous() {
+        // What an adapter adds is read again for each task.
+        if self.is_contiguous() && !self.is_merged() {
             TASK_ROWS
         } else {
             TASK_ROWS_ACROSS

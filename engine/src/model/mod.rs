@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     pub(crate) model_file: Option<SourceFile>,
     /// How most matrices were stored in the checkpoint, where nothing here computes with that.
     pub(crate) stored_blocks: Option<&'static str>,
+    /// See [`Info::adapters`].
+    pub(crate) adapters: Vec<String>,
     /// Why a device map `auto` chose the CPU.
     pub(crate) note: Option<String>,
     /// Of the mapped files in which matrices are used in place, each once.
@@ -97,6 +99,8 @@ pub(crate) struct Loaded {
     pub(crate) model_file: Option<SourceFile>,
     /// See [`Info::stored_blocks`].
     pub(crate) stored_blocks: Option<&'static str>,
+    /// See [`Info::adapters`].
+    pub(crate) adapters: Vec<String>,
 }
 
 /// What a model is put together from besides.
@@ -139,6 +143,7 @@ impl Model {
             },
             model_file: loaded.model_file,
             stored_blocks: loaded.stored_blocks,
+            adapters: loaded.adapters,
             note: setup.note,
             watches,
         });

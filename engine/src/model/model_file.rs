@@ -48,6 +48,8 @@ const CHECKSUM_BLANK: &str = "0000000000000000";
 /// Files of version 0.1 of the program do not have it.
 const FINGERPRINT_OF_ROWS: &str = "fingerprint_of_rows";
 const TOKENIZER: &str = "tokenizer";
+/// Only of models that were merged with some.
+const ADAPTERS: &str = "adapters";
 const PADDING: &str = "padding.";
 /// Bytes written or hashed at once.
 const WRITE_BYTES: usize = 4 << 20;
@@ -189,6 +191,9 @@ fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Result<Vec<u8>> {
         let name = Path::new(&file.name).file_name().unwrap_or_default();
         metadata[TOKENIZER] = json!(name.to_string_lossy());
     }
+    if !model.adapters.is_empty() {
+        metadata[ADAPTERS] = json!(json!(model.adapters).to_string());
+    }
     let mut entries = Map::new();
     entries.insert("__metadata__".into(), metadata);
     let mut begin = 0;
@@ -263,6 +268,7 @@ pub(crate) struct ModelFile {
     /// How its matrices are stored.
     pub(crate) quant: Quant,
     fingerprint: Fingerprint,
+    adapters: Vec<String>,
     pub(crate) tokenizer: Option<TokenizerFile>,
     tensors: SafetensorsFile,
 }
@@ -314,6 +320,10 @@ impl ModelFile {
             config: Config::from_json(architecture, get("config")?)?,
             quant: Quant::from_name(quant).ok_or_else(unknown)?,
             fingerprint,
+            adapters: match tensors.metadata.get(ADAPTERS) {
+                Some(list) => serde_json::from_str(list).map_err(|e| damaged(ADAPTERS, &e))?,
+                None => Vec::new(),
+            },
             tokenizer: tokenizer_file(&tensors)?,
             tensors,
         })
@@ -360,6 +370,7 @@ impl ModelFile {
             tokenizer_search: TOKENIZER_SEARCH.into(),
             model_file: Some(self.tensors.file),
             stored_blocks: None,
+            adapters: self.adapters,
         })
     }
 }

@@ -13,7 +13,7 @@ use super::outline::Outline;
 use super::{no_tokenizer, Model, Options, Setup};
 use crate::checkpoint::{self, Opened, TokenizerFile};
 use crate::devices::plan::{Plan, Request};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{Folder, SourceFile, Watch};
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
@@ -136,10 +136,11 @@ impl Model {
     }
 
     fn from_opened(
-        opened: Opened,
+        mut opened: Opened,
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
+        merge(&mut opened, options)?;
         let origin = Origin::new(opened)?;
         let watches = origin.watches();
         let model = Self::from_origin(origin, options, progress);
@@ -195,5 +196,20 @@ impl Model {
             note: plan.note,
         };
         Ok(Model::assemble(loaded, setup))
+    }
+}
+
+/// Adds the adapters of the options to what was opened.
+fn merge(opened: &mut Opened, options: &Options) -> Result<()> {
+    match opened {
+        _ if options.loras.is_empty() => Ok(()),
+        Opened::Checkpoint(checkpoint) => {
+            checkpoint::merge_all(checkpoint, &options.loras, options.access())
+        }
+        Opened::ModelFile(file) => {
+            let text = "a model file, whose weights are quantised already, expected the checkpoint that it was made \
+                        from: adapters are merged before that";
+            Err(Error::unsupported(text).at(file.file.name()))
+        }
     }
 }

@@ -5,6 +5,7 @@
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
+use crate::checkpoint::Lora;
 use crate::devices::names::{Device, DeviceMap};
 use crate::error::{Error, Result};
 use crate::files::Access;
@@ -65,6 +66,12 @@ pub struct Options {
     pub device_map: DeviceMap,
     /// Bytes that may be taken of a device; without a limit what is free of it.
     pub device_memory_max: Vec<(Device, u64)>,
+    /// Adapters, such as LoRA, that are merged with the weights of a checkpoint while they are loaded, in this order;
+    /// [`Lora`] says which. Matrices are then as of the merged checkpoint: the sums are made in f32 and then quantised. A
+    /// model file is refused: its weights are quantised already. A merged model counts as another checkpoint than its
+    /// base: states of the one do not fit the other. [`Model::open_tokenizer`](crate::Model::open_tokenizer) and
+    /// [`Model::outline`](crate::Model::outline) do not look at them.
+    pub loras: Vec<Lora>,
 }
 
 impl Options {
@@ -136,6 +143,22 @@ impl Options {
     /// Sets [`device_memory_max`](field@Self::device_memory_max).
     pub fn device_memory_max(mut self, limits: impl Into<Vec<(Device, u64)>>) -> Self {
         self.device_memory_max = limits.into();
+        self
+    }
+
+    /// Adds one of [`loras`](field@Self::loras): its file, and the alpha that it was trained with, if it has one.
+    ///
+    /// ```no_run
+    /// use rwkv_edge::{Model, Options};
+    ///
+    /// # fn main() -> rwkv_edge::Result<()> {
+    /// let options = Options::new().lora("rwkv-0.pth", 32.0);
+    /// let model = Model::open("RWKV-x070-World-0.1B.pth", &options)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lora(mut self, file: impl Into<PathBuf>, alpha: impl Into<Option<f64>>) -> Self {
+        self.loras.push(Lora::new(file, alpha));
         self
     }
 

@@ -78,6 +78,14 @@ impl Hasher {
         Hasher { first, rows }
     }
 
+    /// An adapter that is merged with the weights, before any of them: it may change none of the numbers that are looked at.
+    pub(crate) fn adapter(&mut self, identity: u64) {
+        for hash in [&mut self.first, &mut self.rows] {
+            hash.update(b"adapter");
+            hash.update(&identity.to_le_bytes());
+        }
+    }
+
     /// All numbers of a vector, as the checkpoint has them.
     pub(crate) fn vector(&mut self, name: &str, values: &[f32]) {
         for hash in [&mut self.first, &mut self.rows] {

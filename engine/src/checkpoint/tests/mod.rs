@@ -20,6 +20,7 @@ mod damage;
 mod fixtures;
 mod gguf;
 mod large;
+mod lora;
 mod other_networks;
 mod readable;
 mod rwkv_cpp;
