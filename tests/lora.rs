@@ -18,11 +18,14 @@ use merged::{difference, logits, lora, open, Base, Matrix, MATRICES};
 use rwkv_edge::{CheckpointSource, ConvertOptions, FloatType, Lora, Quant};
 use tensors::{Tensor, Tensors};
 
-/// Files of one network each, of RWKV-4 and RWKV-7.
+/// Files of one network each, of all versions.
 fn bases() -> Vec<PathBuf> {
     vec![
         golden("small-safetensors"),
         repository("tests/fixtures/rwkv-cpp/Q5_1.bin"),
+        golden("v5-pth").join("model.pth"),
+        golden("v6-hf"),
+        golden("v6-gguf-f16").join("model-F16.gguf"),
         golden("v7-pth").join("model.pth"),
         golden("v7-hf"),
         golden("v7-gguf-q8_0").join("model-Q8_0.gguf"),
@@ -50,6 +53,10 @@ fn tensors_trained_as_a_whole_replace_the_models() {
         let (mut adapter, mut merged) = lora(&base, 4, 8.0, 5);
         let vectors: &[&str] = match base.is_v7 {
             true => &["att.x_k", "att.w2", "att.r_k", "ln1.weight"],
+            // Five matrices in one.
+            false if base.tensors.keys().any(|name| name.ends_with("time_maa_w2")) => {
+                &["att.time_maa_w2", "att.time_decay_w1", "att.time_faaaa"]
+            }
             false => &["att.time_decay", "att.time_mix_k", "ln1.weight"],
         };
         for vector in vectors {

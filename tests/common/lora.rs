@@ -200,7 +200,7 @@ impl Base {
         let alone = logits(&open(&self.path, Quant::F32, &[]));
         let what = self.what(what);
         let [by_hand, alone] = [by_hand, alone].map(|other| difference(&found, &other));
-        assert!(by_hand < 1e-5, "{what}: {by_hand} of the deviation");
+        assert!(by_hand < 2e-5, "{what}: {by_hand} of the deviation");
         assert!(alone > 1e-2, "{what}: nothing changed");
     }
 }

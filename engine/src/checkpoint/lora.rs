@@ -216,6 +216,13 @@ impl<'a> Adapter<'a> {
         if let (true, Some(layer)) = (can_be_tuned, time_state_layer(name)) {
             return twice(self.tuned.insert(layer, tensor));
         }
+        let held = architecture.hugging_face.held_in_one(name);
+        if !held.is_empty() {
+            for (name, part) in held.iter().zip(tensor.split(held.len())?) {
+                self.add(checkpoint, part, name)?;
+            }
+            return Ok(());
+        }
         let tensor = match architecture.hugging_face.is_transposed(name) {
             true => tensor.transposed(),
             false => tensor,
