@@ -5,6 +5,10 @@ use std::sync::Arc;
 
 use super::*;
 
+mod thoughts;
+#[path = "../../../../tests/common/tiny.rs"]
+mod tiny;
+
 fn demo() -> Result<Model> {
     Model::open("../../cli/demo", &rwkv_edge::Options::default())
 }
