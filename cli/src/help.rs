@@ -21,6 +21,8 @@ const ADVANCED: &[&str] = &[
     "huge_pages",
     "max_memory",
     "ignore_eos",
+    "bos",
+    "think",
     "top_k",
     "presence_penalty",
     "frequency_penalty",
@@ -108,6 +110,7 @@ Examples:
         "\
 Examples:
   rwkv-edge chat --model RWKV/rwkv-raven-1b5 --temperature 1 --top-p 0.5
+  rwkv-edge chat --model rwkv7-g1.pth --think on
   rwkv-edge chat --system-file rules.txt --cache-prompt --save-state talk.state
   printf 'Ownership is\\nA trait is\\n' | rwkv-edge chat --json",
     ),

@@ -38,6 +38,57 @@ pub fn write_script(folder: &Path, n_vocab: usize, script: &[(u32, u32)]) -> Pat
     write(folder, &tensors)
 }
 
+/// Tokens beside those of the bytes, which are one more than the byte.
+const LONGER: [(u32, &str); 7] = [
+    (257, "think"),
+    (258, "thin"),
+    (259, ">\n"),
+    (260, "\n\nUser:"),
+    (261, "\n\n"),
+    (262, "Yes"),
+    (263, "\n\nNo"),
+];
+
+/// A small vocabulary in the form of World's.
+pub fn write_vocabulary(folder: &Path) -> PathBuf {
+    let bytes = (0..=255).map(|byte: u32| match byte {
+        0..=127 => format!("{} '\\x{byte:02x}' 1\n", byte + 1),
+        _ => format!("{} b'\\x{byte:02x}' 1\n", byte + 1),
+    });
+    let longer = LONGER.iter();
+    let longer =
+        longer.map(|(id, text)| format!("{id} '{}' {}\n", text.escape_default(), text.len()));
+    let lines: String = bytes.chain(longer).collect();
+    let path = folder.join("rwkv_vocab.txt");
+    std::fs::write(&path, lines).expect("can be written");
+    path
+}
+
+/// A model and its vocabulary. It thinks "Ab", a blank line and "c", and answers with two paragraphs, "Yes" and "No".
+pub fn write_thinker(folder: &Path) -> (PathBuf, PathBuf) {
+    const N_VOCAB: usize = 272;
+    let byte = |c: char| c as u32 + 1;
+    let script = [
+        (257, byte('>')),
+        (byte('>'), byte('A')),
+        (byte('A'), byte('b')),
+        (byte('b'), 261),
+        (261, byte('c')),
+        (byte('c'), byte('<')),
+        (byte('<'), byte('/')),
+        (byte('/'), 258),
+        (258, byte('k')),
+        (byte('k'), 259),
+        (259, 262),
+        (262, 263),
+        (263, 260),
+        // Without thoughts.
+        (byte(':'), 262),
+    ];
+    let model = write_script(folder, N_VOCAB, &script);
+    (model, write_vocabulary(folder))
+}
+
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 fn numbers<'t>(tensors: &'t mut Tensors, name: &str) -> &'t mut [f32] {

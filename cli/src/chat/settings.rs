@@ -24,6 +24,12 @@ pub(crate) fn set(conversation: &mut Conversation, name: &str, value: &str) -> R
         "presence-penalty" => sampling.presence_penalty = parse(name, value)?,
         "frequency-penalty" => sampling.frequency_penalty = parse(name, value)?,
         "repetition-penalty" => sampling.repetition_penalty = parse(name, value)?,
+        "think" => {
+            let think = value.parse();
+            let think = think.map_err(|e| anyhow!("{name} {value}: {e}"))?;
+            conversation.set_think(think)?;
+            return Ok(());
+        }
         "seed" => {
             conversation.set_seed(parse(name, value)?);
             return Ok(());
@@ -34,7 +40,7 @@ pub(crate) fn set(conversation: &mut Conversation, name: &str, value: &str) -> R
         }
         _ => bail!(
             "no setting {name}, expected temperature, top-p, top-k, presence-penalty, \
-             frequency-penalty, repetition-penalty, seed or max-new-tokens"
+             frequency-penalty, repetition-penalty, seed, max-new-tokens or think"
         ),
     }
     Ok(conversation.set_sampling(sampling)?)

@@ -21,6 +21,8 @@ use crate::said::{Answer, Ending, Transcript, Turn};
 use crate::template::{cleaned, Template, TURN_END};
 use crate::think::{Parted, Think};
 
+mod prompt;
+
 /// What `undo` undoes: the state before, and the text where more than the last turn changed.
 struct Step {
     state: State,
@@ -35,10 +37,6 @@ struct Written {
     parts: Parted,
     ending: Ending,
 }
-
-/// Texts of RWKV-7's training begin behind this token, which ends the one before. Other versions were trained so, too,
-/// but are used without it.
-const FIRST_TOKEN: u32 = 0;
 
 /// States that are kept to go back to take at most so much memory; the oldest go first.
 const UNDO_BYTES_MAX: usize = 64 << 20;
@@ -231,7 +229,7 @@ impl Conversation {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Answer>> {
         let think = self.think();
-        let prompt = self.encode_next(&self.transcript.template.turn_with(message, think))?;
+        let prompt = self.prompt(message, think)?;
         let start = Instant::now();
         if !self.feed(&prompt)? {
             return Ok(None);
@@ -246,9 +244,10 @@ impl Conversation {
         if written.ending == Ending::Interrupted && answer.is_empty() {
             return Ok(None);
         }
+        let is_own = self.transcript.template.own().is_some();
         match think {
-            Think::Off => self.end_turn(before, &prompt, &written)?,
-            _ => self.read_without_thought(before, message, answer.trim())?,
+            Think::Off if !is_own => self.end_turn(before, &prompt, &written)?,
+            _ => self.read_again(before, message, answer.trim())?,
         }
         let thought = written.parts.thought.trim();
         Ok(Some(Answer {
@@ -346,18 +345,6 @@ impl Conversation {
         if !missing.is_empty() {
             self.session.eval(&missing)?;
         }
-        Ok(())
-    }
-
-    /// Moves the state from before the turn behind it as if the model had not thought: the models were trained on
-    /// conversations without the thoughts of earlier turns.
-    fn read_without_thought(&mut self, before: &State, message: &str, answer: &str) -> Result<()> {
-        self.session.restore(before, &[])?;
-        let prompt = self.encode_next(&self.transcript.template.turn(message))?;
-        self.session.eval(&prompt)?;
-        let space = if answer.is_empty() { "" } else { " " };
-        let answer = self.encode(&format!("{space}{answer}{TURN_END}"))?;
-        self.session.eval(&answer)?;
         Ok(())
     }
 
@@ -520,19 +507,6 @@ impl Conversation {
         self.session.model().tokenize(text.as_bytes(), usize::MAX)
     }
 
-    /// Tokens of a text that is fed next: at the beginning of a conversation behind the token that texts begin with.
-    /// A tuned state is itself what comes in front of a text.
-    fn encode_next(&self, text: &str) -> Result<Tokens> {
-        let tokens = self.encode(text)?;
-        let (model, state) = (self.session.model(), self.session.state());
-        let is_begin = state.n_tokens() == 0 && state.initial_hash().is_none();
-        let is_world = self.transcript.template.is_world() && model.tokenizer()?.is_world();
-        match is_begin && is_world && model.info().version == 7 {
-            true => tokens.behind(FIRST_TOKEN),
-            false => Ok(tokens),
-        }
-    }
-
     /// Penalties count the tokens of one answer. Every answer has another seed, the first the one
     /// that was given.
     fn sampler(&self) -> Result<Sampler> {
@@ -543,7 +517,8 @@ impl Conversation {
 
     fn stop_texts(&self) -> Result<StopTexts> {
         let own = self.transcript.template.stop_with(self.think());
-        let all = std::iter::once(own).chain(self.options.stop.iter().cloned());
+        let own = Some(own).filter(|own| !own.is_empty());
+        let all = own.into_iter().chain(self.options.stop.iter().cloned());
         StopTexts::new(all.collect())
     }
 }

@@ -31,6 +31,7 @@
 
 mod conversation;
 mod options;
+mod own;
 mod prompt_cache;
 mod said;
 mod saved;

@@ -6,9 +6,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use rwkv_edge::{Error, ErrorKind, Model};
+use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model};
 
+use crate::own::OwnTemplate;
 use crate::think::Think;
 
 /// The form of a conversation.
@@ -39,7 +41,15 @@ enum Form {
     Instruct,
     /// The text alone: the model goes on with it.
     Plain,
+    /// What came with the model.
+    Own(Arc<OwnTemplate>),
 }
+
+/// Name of the template that came with a model.
+pub(crate) const OWN: &str = "model";
+
+/// What older GGUF files say in place of a template: the form of the World models.
+const WORLD_IN_GGUF: &str = "rwkv-world";
 
 /// Ends every turn.
 pub const TURN_END: &str = "\n\n";
@@ -59,6 +69,32 @@ impl Template {
             _ if is_world => Self::named("world"),
             50_277 => Self::named("raven"),
             _ => Self::named("plain"),
+        }
+    }
+
+    /// A template that came with a model: a program in Jinja, or a word that stands for the form of the World models.
+    /// It is given the whole conversation and writes all of it; where that no longer begins with what was read, all
+    /// of it is read again. `model` is that which reads it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Format`], with the line, when it is no Jinja.
+    pub fn of_files(found: ChatTemplate, model: &Model) -> Result<Self, Error> {
+        if found.text.trim() == WORLD_IN_GGUF {
+            return Ok(Self::named("world"));
+        }
+        let is_world = model.tokenizer().is_ok_and(|one| one.is_world());
+        Ok(Template {
+            name: OWN.into(),
+            form: Form::Own(Arc::new(OwnTemplate::new(found, is_world)?)),
+        })
+    }
+
+    /// The program, where it came with a model.
+    pub(crate) fn own(&self) -> Option<&Arc<OwnTemplate>> {
+        match &self.form {
+            Form::Own(own) => Some(own),
+            _ => None,
         }
     }
 
@@ -90,7 +126,7 @@ impl Template {
         matches!(self.name.as_str(), "world" | "g1")
     }
 
-    /// What is fed before the first turn.
+    /// What is fed before the first turn; nothing where a template that came with a model writes it with the turns.
     ///
     /// The World models know `System: …` in one paragraph. A text that is a dialogue itself, which is told
     /// by a name that it begins with, is left as it is, and so are the texts of other forms, whose models
@@ -101,6 +137,9 @@ impl Template {
                 .iter()
                 .any(|name| text.trim_start().starts_with(name))
         };
+        if self.own().is_some() {
+            return String::new();
+        }
         if self.is_world() && !is_dialogue(text) {
             let text = cleaned(text);
             return match text.is_empty() {
@@ -115,7 +154,8 @@ impl Template {
         }
     }
 
-    /// What is fed for a message, up to where the answer begins.
+    /// What is fed for a message, up to where the answer begins; the message alone where a template that came with a
+    /// model writes whole conversations.
     pub fn turn(&self, message: &str) -> String {
         let message = cleaned(message);
         match &self.form {
@@ -123,7 +163,7 @@ impl Template {
                 format!("{user}: {message}{TURN_END}{assistant}:")
             }
             Form::Instruct => format!("{INSTRUCTION}{message}{RESPONSE}"),
-            Form::Plain => message,
+            Form::Plain | Form::Own(_) => message,
         }
     }
 
@@ -139,9 +179,12 @@ impl Template {
         format!("{turn}{}", think.opening())
     }
 
-    /// The text that ends an answer without thoughts.
+    /// The text that ends an answer without thoughts; empty where only the end of text does.
     pub fn stop(&self) -> &'static str {
-        match self.form {
+        match &self.form {
+            // It may write paragraphs; a new turn must not begin.
+            Form::Own(own) if own.is_world => "\n\nUser:",
+            Form::Own(_) => "",
             // Responses to tasks may have paragraphs; a new task must not begin.
             Form::Instruct => "\n\n# ",
             _ => TURN_END,

@@ -172,6 +172,7 @@ fn load(
         tokenizer_search: "a synthetic model has none".into(),
         model_file: None,
         stored_blocks: None,
+        correction: None,
     })
 }
 

@@ -50,6 +50,7 @@ impl Model {
             // Its checksum is not that of these weights.
             model_file: None,
             stored_blocks: base.stored_blocks,
+            correction: base.correction.clone(),
             initial: self.initial().cloned(),
         };
         let setup = Setup {

@@ -76,6 +76,8 @@ pub(crate) struct Inner {
     pub(crate) stored_blocks: Option<&'static str>,
     /// Why a device map `auto` chose the CPU.
     pub(crate) note: Option<String>,
+    /// See [`Info::correction`].
+    pub(crate) correction: Option<String>,
     /// Of the mapped files in which matrices are used in place, each once.
     watches: Vec<Watch>,
 }
@@ -93,6 +95,8 @@ pub(crate) struct Loaded {
     pub(crate) tokenizer: Option<TokenizerFile>,
     /// Where a tokenizer was looked for, for the error text.
     pub(crate) tokenizer_search: String,
+    /// See [`Info::correction`].
+    pub(crate) correction: Option<String>,
     /// The model file, if it was one.
     pub(crate) model_file: Option<SourceFile>,
     /// See [`Info::stored_blocks`].
@@ -140,6 +144,7 @@ impl Model {
             model_file: loaded.model_file,
             stored_blocks: loaded.stored_blocks,
             note: setup.note,
+            correction: loaded.correction,
             watches,
         });
         Model(inner, loaded.initial.map(Tuned::counted))

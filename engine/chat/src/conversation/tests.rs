@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use super::*;
 
+mod own;
+#[path = "../../../../tests/common/skipped.rs"]
+mod skipped;
 mod thoughts;
 #[path = "../../../../tests/common/tiny.rs"]
 mod tiny;

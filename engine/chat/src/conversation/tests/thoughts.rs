@@ -1,67 +1,18 @@
 //! Thoughts in front of answers, and the token that conversations of RWKV-7 begin with.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 
 use super::*;
-
-/// Tokens beside those of the bytes, which are one more than the byte.
-const LONGER: [(u32, &str); 7] = [
-    (257, "think"),
-    (258, "thin"),
-    (259, ">\n"),
-    (260, "\n\nUser:"),
-    (261, "\n\n"),
-    (262, "Yes"),
-    (263, "\n\nNo"),
-];
-const N_VOCAB: usize = 272;
-
-fn byte(c: char) -> u32 {
-    c as u32 + 1
-}
-
-fn write_vocabulary(folder: &Path) -> PathBuf {
-    let bytes = (0..=255).map(|byte: u32| match byte {
-        0..=127 => format!("{} '\\x{byte:02x}' 1\n", byte + 1),
-        _ => format!("{} b'\\x{byte:02x}' 1\n", byte + 1),
-    });
-    let longer = LONGER.iter();
-    let longer =
-        longer.map(|(id, text)| format!("{id} '{}' {}\n", text.escape_default(), text.len()));
-    let lines: String = bytes.chain(longer).collect();
-    let path = folder.join("rwkv_vocab.txt");
-    fs::write(&path, lines).expect("can be written");
-    path
-}
 
 fn world() -> Template {
     "world".parse().expect("a template")
 }
 
-/// Thinks "Ab", a blank line and "c", and answers with two paragraphs.
-fn thinker(folder: &Path) -> Result<Model> {
-    let script = [
-        (257, byte('>')),
-        (byte('>'), byte('A')),
-        (byte('A'), byte('b')),
-        (byte('b'), 261),
-        (261, byte('c')),
-        (byte('c'), byte('<')),
-        (byte('<'), byte('/')),
-        (byte('/'), 258),
-        (258, byte('k')),
-        (byte('k'), 259),
-        (259, 262),
-        (262, 263),
-        (263, 260),
-        // Without thoughts.
-        (byte(':'), 262),
-    ];
-    let path = tiny::write_script(folder, N_VOCAB, &script);
+pub(super) fn thinker(folder: &Path) -> Result<Model> {
+    let (path, tokenizer) = tiny::write_thinker(folder);
     let options = rwkv_edge::Options::new().quant(rwkv_edge::Quant::Int8);
-    Model::open(path, &options.tokenizer(write_vocabulary(folder)))
+    Model::open(path, &options.tokenizer(tokenizer))
 }
 
 /// A conversation, and the thoughts in it.
@@ -76,7 +27,7 @@ fn begin(model: &Model, think: Think) -> Result<(Conversation, Receiver<String>)
     Ok((conversation, told))
 }
 
-fn say(conversation: &mut Conversation, message: &str) -> Result<(Answer, String)> {
+pub(super) fn say(conversation: &mut Conversation, message: &str) -> Result<(Answer, String)> {
     let mut text = String::new();
     let answer = conversation.say(message, &mut |piece| {
         text.push_str(piece);
@@ -86,7 +37,7 @@ fn say(conversation: &mut Conversation, message: &str) -> Result<(Answer, String
 }
 
 /// The state after these texts, each of which is cut into tokens by itself.
-fn state_after(model: &Model, first: &[u32], texts: &[&str]) -> Result<State> {
+pub(super) fn state_after(model: &Model, first: &[u32], texts: &[&str]) -> Result<State> {
     let mut session = model.session();
     if !first.is_empty() {
         session.eval(first)?;
@@ -172,7 +123,10 @@ fn conversations_of_rwkv_7_begin_with_token_0() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder");
     let golden = "../../tests/fixtures/golden/v7-pth/model.pth";
     let options = rwkv_edge::Options::new().quant(rwkv_edge::Quant::Int8);
-    let v7 = Model::open(golden, &options.tokenizer(write_vocabulary(folder.path())))?;
+    let v7 = Model::open(
+        golden,
+        &options.tokenizer(tiny::write_vocabulary(folder.path())),
+    )?;
     let v4 = thinker(folder.path())?;
     for (model, template, system, first) in [
         (&v7, "world", "", &[0][..]),
@@ -198,6 +152,33 @@ fn conversations_of_rwkv_7_begin_with_token_0() -> Result<()> {
             // Once more from the beginning.
             conversation.reset()?;
         }
+    }
+    Ok(())
+}
+
+/// Those that a reader of the vocabulary in Python gives for the forms as they are published.
+#[test]
+fn prompts_of_the_world_models_are_these_tokens() -> Result<()> {
+    let Some(path) = skipped::test_data("rwkv_vocab_v20230424.txt") else {
+        return Ok(());
+    };
+    let tokenizer = rwkv_edge::Tokenizer::open(path)?;
+    let system = tokenizer.encode(&world().system("\n Be kind.\r\n"))?;
+    assert_eq!(system, [40812, 59, 3673, 31214, 47, 261]);
+    let (begin, end) = ([24281, 59, 3880], [261, 5585, 41693, 59]);
+    for (think, length, opening) in [
+        (Think::Off, &[][..], &[][..]),
+        (Think::On, &[], &[295, 35762]),
+        (Think::Short, &[275, 35762, 332, 21365, 42], &[295, 35762]),
+        (Think::Long, &[275, 35762, 332, 22031, 42], &[295, 35762]),
+        (Think::Fake, &[], &[295, 35762, 63, 11, 754, 35762]),
+    ] {
+        let found = tokenizer.encode(&world().turn_with("Hi\n\n", think))?;
+        assert_eq!(
+            found,
+            [&begin[..], length, &end, opening].concat(),
+            "{think}"
+        );
     }
     Ok(())
 }
