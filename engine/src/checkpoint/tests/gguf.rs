@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::super::gguf::{read, tensors_of, Gguf, Vocabulary};
 use super::super::RawTensor;
 use super::build_gguf::{
-    eight_bits, integers, model, number, text, texts, vocabulary, GgufFile, HEAD_SIZE, N_EMBD,
-    N_HIDDEN, Q8_0, RANKS,
+    eight_bits, integer, integers, model, number, text, texts, vocabulary, GgufFile, HEAD_SIZE,
+    N_EMBD, N_HIDDEN, Q8_0, RANKS,
 };
 use super::read_all;
 use crate::files::{Access, SourceFile};
