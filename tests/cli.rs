@@ -379,7 +379,7 @@ fn token_0_comes_first_where_it_is_asked_for() {
     assert_eq!(stdout(&asked), stdout(&written));
     let prompt = |args: &[&str]| {
         let output = run([&["--json", "-n", "3"], args].concat());
-        let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let object = parse(&stdout(&output));
         (ids(&object["prompt_tokens"]), ids(&object["tokens"]))
     };
     assert_eq!(
