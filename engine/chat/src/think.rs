@@ -7,6 +7,7 @@ use rwkv_edge::{Error, ErrorKind};
 
 /// Whether a model thinks before it answers, which the World models of 2025 on (G1) have learnt to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Think {
     /// It answers at once.
     #[default]
