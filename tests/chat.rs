@@ -137,7 +137,11 @@ fn answers_and_states_are_those_of_the_conversation_written_out() {
         ("plain", "", ""),
     ] {
         let mut session = model.session();
-        feed(&mut session, &format!("{system}\n\n"));
+        let read = match template {
+            "world" => "System: Notes about the Rust language.\nAll of them are true.\n\n".into(),
+            _ => format!("{system}\n\n"),
+        };
+        feed(&mut session, &read);
         let mut expected = String::new();
         for message in messages {
             feed(&mut session, &format!("{user}{message}{assistant}"));
@@ -375,6 +379,83 @@ fn json_has_an_object_for_every_answer() {
     }
 }
 
+/// Only answers go to a pipe, and with --json thoughts come apart from them.
+#[test]
+fn thoughts_are_apart_from_answers() {
+    let chat = Chat::new();
+    let (model, tokenizer) = tiny::write_thinker(chat.folder.path());
+    let path = chat.text_path("talk");
+    let model = [
+        "--model",
+        model.to_str().unwrap(),
+        "--tokenizer",
+        tokenizer.to_str().unwrap(),
+    ];
+    let run = |args: &[&str], input: &str| {
+        let save = ["--save-state", &path];
+        chat.answers(&[&model[..], &save, args].concat(), input)
+    };
+    assert_eq!(run(&[], "Hi\n"), "Yes\n");
+    for how in ["on", "short", "long"] {
+        assert_eq!(run(&["--think", how], "Hi\n"), "Yes\n\nNo\n");
+        let found = run(&["--think", how, "--json"], "Hi\n");
+        let found: Value = serde_json::from_str(&found).unwrap();
+        assert_eq!(found["thought"], "Ab\n\nc", "{how}");
+        assert_eq!(
+            (&found["text"], &found["ending"]),
+            (&"Yes\n\nNo".into(), &"stop".into())
+        );
+        let saved: Value =
+            serde_json::from_slice(&fs::read(format!("{path}.json")).unwrap()).unwrap();
+        assert_eq!(saved["turns"][0]["user"], "Hi");
+        assert_eq!(saved["turns"][0]["answer"], "Yes\n\nNo");
+    }
+    let found = run(&["--json"], "/set think on\nHi\n/set think off\nHi\n");
+    let thoughts: Vec<Value> = found
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["thought"].clone())
+        .collect();
+    assert_eq!(thoughts, [Value::from("Ab\n\nc"), Value::Null]);
+    let output = chat.run(&["--think", "on"], "");
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("template plain has no thoughts"), "{said}");
+}
+
+/// That of a directory; what is wrong with it is told before anything is said.
+#[test]
+fn a_model_may_bring_its_own_template() {
+    let chat = Chat::new();
+    let folder = chat.folder.path().join("model");
+    fs::create_dir(&folder).unwrap();
+    tiny::write_thinker(&folder);
+    let model = folder.to_str().unwrap();
+    let run = |input: &str| chat.run(&["--model", model, "--template", "model"], input);
+    let found = run("Hi\n");
+    assert_eq!(found.status.code(), Some(1));
+    assert!(stderr(&found).contains("model: no chat template: looked for"));
+    let write = |text: &str| fs::write(folder.join("chat_template.jinja"), text).unwrap();
+    write(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}\n\
+         {% if add_generation_prompt %}\nassistant:\n{%- endif %}",
+    );
+    let found = run("Hi\nHi\n/show\n/stats\n");
+    assert_eq!(stdout(&found), "Yes\n\nNo\nYes\n\nNo\n");
+    assert!(
+        stderr(&found).contains("template model"),
+        "{}",
+        stderr(&found)
+    );
+    write("\n\n{{ raise_exception('no users') }}");
+    let found = run("Hi\n");
+    assert_eq!(found.status.code(), Some(1));
+    let said = stderr(&found);
+    assert!(
+        said.contains("chat_template.jinja: chat template: line 3: no users"),
+        "{said}"
+    );
+}
+
 #[test]
 fn what_cannot_be_done_ends_a_script() {
     let chat = Chat::new();
@@ -399,6 +480,7 @@ fn what_cannot_be_done_ends_a_script() {
         (&["--top-p", "2"], "", 2, "--top-p"),
         (&["--stop", ""], "", 2, "--stop"),
         (&["--template", "x"], "", 2, "expected raven, world"),
+        (&["--think", "x"], "", 2, "expected off, on, fake"),
         (&["--system", "a", "--system-file", "b"], "", 2, "--system"),
         (
             &["--system", "a", "--load-state", "b"],

@@ -371,6 +371,27 @@ fn tokenize_goes_there_and_back() {
 }
 
 /// A model of the World family, of which nothing but one file remains.
+/// Nothing is put in front of tokens that was not asked for.
+#[test]
+fn token_0_comes_first_where_it_is_asked_for() {
+    let asked = run(["logits", "--bos", "--tokens", "5,6", "--all", "--json"]);
+    let written = run(["logits", "--tokens", "0,5,6", "--all", "--json"]);
+    assert_eq!(stdout(&asked), stdout(&written));
+    let prompt = |args: &[&str]| {
+        let output = run([&["--json", "-n", "3"], args].concat());
+        let object = parse(&stdout(&output));
+        (ids(&object["prompt_tokens"]), ids(&object["tokens"]))
+    };
+    assert_eq!(
+        prompt(&["--bos", "--tokens", "5,6"]),
+        prompt(&["--tokens", "0,5,6"])
+    );
+    let (with, _) = prompt(&["--bos", "Ownership is"]);
+    let (without, _) = prompt(&["Ownership is"]);
+    assert_eq!(with, [&[0], &without[..]].concat());
+    assert_ne!(without[0], 0);
+}
+
 #[test]
 fn the_world_vocabulary_travels_in_a_model_file() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -54,7 +54,12 @@ fn tensors_trained_as_a_whole_replace_the_models() {
         let vectors: &[&str] = match base.is_v7 {
             true => &["att.x_k", "att.w2", "att.r_k", "ln1.weight"],
             // Five matrices in one.
-            false if base.tensors.keys().any(|name| name.ends_with("time_maa_w2")) => {
+            false
+                if base
+                    .tensors
+                    .keys()
+                    .any(|name| name.ends_with("time_maa_w2")) =>
+            {
                 &["att.time_maa_w2", "att.time_decay_w1", "att.time_faaaa"]
             }
             false => &["att.time_decay", "att.time_mix_k", "ln1.weight"],

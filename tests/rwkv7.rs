@@ -464,6 +464,9 @@ fn directories_of_world_models() {
         let model = open(path.clone(), Quant::F32, 1);
         let info = model.info();
         assert_eq!(info.ends_of_text, ends, "{n_vocab}");
+        // What is corrected is told.
+        let told = info.correction.unwrap_or_default();
+        assert_eq!(told.contains("eos_token_id [2, 261]"), has_list, "{told}");
         let name = info.tokenizer.expect("one of two");
         assert_eq!(
             name.ends_with("rwkv_vocab_v20230424.txt"),

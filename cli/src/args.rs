@@ -102,6 +102,9 @@ impl From<Quant> for rwkv_edge::Quant {
     }
 }
 
+/// What `--bos` puts in front of texts: the token that ends one, and so stands in front of the next in training.
+pub(crate) const BEGIN_OF_TEXT: u32 = 0;
+
 /// Token ids on the command line, at least one.
 pub(crate) fn some_tokens(text: &str) -> Result<TokenList, String> {
     let list: TokenList = text.parse()?;

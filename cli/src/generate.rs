@@ -9,7 +9,7 @@ use anyhow::{bail, Result};
 use rwkv_edge::{Ending, GenerateOptions, Generated, Model, OutputFile, Sampler, Session, Tokens};
 use serde_json::json;
 
-use crate::args::{some_tokens, ModelArgs, TokenList};
+use crate::args::{some_tokens, ModelArgs, TokenList, BEGIN_OF_TEXT};
 use crate::input::{Kept, TextArgs};
 use crate::numbers::{stop_text, whole};
 use crate::sampling::{draws_or_penalises, SamplingArgs};
@@ -29,6 +29,13 @@ pub(crate) struct Args {
     /// Needs no tokenizer; without one the new tokens are printed as ids, too.
     #[arg(long, value_name = "IDS", conflicts_with_all = ["text", "file"], value_parser = some_tokens)]
     tokens: Option<TokenList>,
+
+    /// Put token 0 in front of the prompt
+    ///
+    /// The token that ends texts, behind which the texts of RWKV's training begin. Nothing is added without
+    /// this option.
+    #[arg(long)]
+    bos: bool,
 
     /// New tokens at most
     ///
@@ -118,7 +125,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(_) => model::open_without_text(&args.model)?,
         None => model::open(&args.model)?,
     };
-    let prompt = read_prompt(args, &model)?;
+    let mut prompt = read_prompt(args, &model)?;
+    if args.bos {
+        prompt.tokens = prompt.tokens.behind(BEGIN_OF_TEXT)?;
+    }
     let sampler_options = args.sampling.options();
     let seed = sampler_options.seed;
     let mut sampler = Sampler::new(sampler_options, model.n_vocab())?;

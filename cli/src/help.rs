@@ -22,6 +22,8 @@ const ADVANCED: &[&str] = &[
     "loras",
     "max_memory",
     "ignore_eos",
+    "bos",
+    "think",
     "temperature_last",
     "top_k",
     "min_p",
@@ -117,6 +119,7 @@ Examples:
         "\
 Examples:
   rwkv-edge chat --model RWKV/rwkv-raven-1b5 --preset chat
+  rwkv-edge chat --model rwkv7-g1.pth --think on
   rwkv-edge chat --system-file rules.txt --cache-prompt --save-state talk.state
   printf 'Ownership is\\nA trait is\\n' | rwkv-edge chat --json",
     ),

@@ -6,7 +6,7 @@ use anyhow::{bail, Result};
 use rwkv_edge::Model;
 use rwkv_edge_scoring::rows_that_fit;
 
-use crate::args::{some_tokens, InitialStateArgs, ModelArgs, TokenList};
+use crate::args::{some_tokens, InitialStateArgs, ModelArgs, TokenList, BEGIN_OF_TEXT};
 use crate::model;
 
 #[derive(clap::Args)]
@@ -17,6 +17,10 @@ pub(crate) struct Args {
     /// Token ids, such as 1,2,3; needs no tokenizer
     #[arg(long, value_name = "IDS", required = true, value_parser = some_tokens)]
     tokens: TokenList,
+
+    /// Put token 0, which texts begin with in training, in front of them
+    #[arg(long)]
+    bos: bool,
 
     /// A row for every token instead of one for the last
     #[arg(long)]
@@ -38,7 +42,11 @@ const ROWS_MAX: usize = 32;
 pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open_without_text(&args.model)?;
     let model = model::begin_with(model, args.initial.initial.as_deref())?;
-    let TokenList(tokens) = &args.tokens;
+    let TokenList(mut tokens) = args.tokens.clone();
+    if args.bos {
+        tokens.insert(0, BEGIN_OF_TEXT);
+    }
+    let tokens = &tokens[..];
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         let ids: Vec<_> = tokens.iter().map(u32::to_string).collect();

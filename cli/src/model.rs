@@ -125,6 +125,9 @@ pub(crate) fn describe(model: &Model, time: Duration) {
     if let Some(reason) = model.info().device_note {
         note!("auto: the model runs on the CPU: {reason}");
     }
+    if let Some(correction) = model.info().correction {
+        note!("{correction}");
+    }
     if !verbosity::is_verbose() {
         return;
     }

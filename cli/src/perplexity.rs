@@ -10,7 +10,7 @@ use rwkv_edge::{ErrorKind, Model};
 use rwkv_edge_scoring::{measure, Fed, Likelihood, Models, Outcome, Summary, Windows};
 use serde_json::{json, Value};
 
-use crate::args::{InitialStateArgs, ModelArgs, Quant};
+use crate::args::{InitialStateArgs, ModelArgs, Quant, BEGIN_OF_TEXT};
 use crate::by_tensor::{self, ByTensor};
 use crate::devices::DeviceArgs;
 use crate::input::Input;
@@ -24,11 +24,17 @@ pub(crate) struct Args {
 
     /// The text: one sequence, nothing added; - is stdin
     ///
-    /// Fed from the empty state as it is, no token added.
+    /// Fed from the empty state as it is, no token added but by --bos.
     /// Perplexity is exp of the mean negative log likelihood of every token after the first, each
     /// predicted from all tokens before it, or with --window from those of its window.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+
+    /// Put token 0, which texts begin with in training, in front of the text
+    ///
+    /// Then the first token of the text is predicted, too. It is not repeated in later windows.
+    #[arg(long)]
+    bos: bool,
 
     /// Windows the text into windows of N tokens
     ///
@@ -92,7 +98,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open(&args.model_args())?;
     let model = model::begin_with(model, args.initial.initial.as_deref())?;
     let limit = args.limit.and_then(|limit| usize::try_from(limit).ok());
-    let tokens = input.tokenize(&model, limit.unwrap_or(usize::MAX))?;
+    let mut tokens = input.tokenize(&model, limit.unwrap_or(usize::MAX))?;
+    if args.bos {
+        tokens = tokens.behind(BEGIN_OF_TEXT)?;
+    }
     if tokens.len() < 2 {
         let (name, n) = (input.name(), tokens.len());
         bail!("{name}: {n} tokens, expected at least 2");

@@ -93,7 +93,7 @@ mod progress;
 mod quant;
 mod text;
 
-pub use checkpoint::Lora;
+pub use checkpoint::{ChatTemplate, Lora};
 pub use convert::{CheckpointSource, ConvertOptions, Converted, FloatType};
 pub use devices::names::{found_plugins, Device, DeviceMap, FoundPlugin, StageMap};
 pub use devices::plugin::{DeviceInfo, DeviceLimits};

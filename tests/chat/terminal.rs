@@ -298,3 +298,24 @@ fn the_terminal_is_afterwards_what_it_was() {
         flags(tcgetattr(&fresh.master).unwrap())
     );
 }
+
+/// Thoughts are dimmed, and stand in front of the answer's name.
+#[test]
+fn thoughts_are_shown_on_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, tokenizer) = tiny::write_thinker(folder.path());
+    let args = [
+        "--model",
+        model.to_str().unwrap(),
+        "--tokenizer",
+        tokenizer.to_str().unwrap(),
+        "--think",
+        "on",
+    ];
+    let mut terminal = Terminal::start(&args);
+    terminal.enter("User: ", "Hi");
+    terminal.wait_for("\x1b[2mA\x1b[0m");
+    terminal.wait_for("c\x1b[0m");
+    terminal.wait_for("\r\nAssistant: Yes\r\n\r\nNo");
+    terminal.end("User: ");
+}

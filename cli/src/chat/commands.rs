@@ -59,7 +59,7 @@ pub(crate) const COMMANDS: [(&str, &str, &str); 11] = [
     (
         "/set",
         "NAME VALUE",
-        "change how answers are drawn: preset, temperature, top-p, ...",
+        "change how answers are drawn: preset, temperature, top-p, think, ...",
     ),
     ("/show", "", "show the conversation"),
     ("/stats", "", "show speeds, sizes and settings"),

@@ -18,12 +18,15 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read as _, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail, Context, Result};
 use rwkv_edge::{Model, OutputFile};
-use rwkv_edge_chat::{Answer, Conversation, Ending, Event, Options, PromptCache, Template, Undone};
+use rwkv_edge_chat::{
+    Answer, Conversation, Ending, Event, Options, PromptCache, Template, Think, Undone,
+};
 use serde_json::json;
 
 use self::commands::Line;
@@ -33,20 +36,21 @@ use crate::generate::per_second;
 use crate::numbers::{stop_text, whole};
 use crate::progress::Progress;
 use crate::sampling::{in_words, SamplingArgs};
-use crate::{cache_folder, model, note, tell, text_of, UsageError};
+use crate::{cache_folder, hub, model, note, tell, text_of, UsageError};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// raven, world, qa, instruct, plain, USER/BOT
+    /// raven, world, g1, qa, instruct, plain, USER/BOT, model
     ///
-    /// How the conversation is written: raven (Bob/Alice), world (User/Assistant), qa (Question/Answer),
-    /// instruct (a task and its response), plain (the text alone, which the model goes on with), or any
-    /// two names. Without it, that of the model's family, known by its vocabulary.
+    /// How the conversation is written: raven (Bob/Alice), world or g1 (User/Assistant, and System for a system
+    /// text), qa (Question/Answer), instruct (a task and its response), plain (the text alone, which the
+    /// model goes on with), or any two names. Without it, that of the model's family, known by its
+    /// vocabulary. Or model: the chat template that came with the model, in its directory or GGUF file. RWKV-7 with the World vocabulary reads token 0 first, as it was trained.
     #[arg(long, value_name = "NAME")]
-    template: Option<Template>,
+    template: Option<NamedTemplate>,
 
     /// What the conversation begins with
     ///
@@ -64,6 +68,15 @@ pub(crate) struct Args {
     /// caches. The next time it is read from there, if model and text are the same.
     #[arg(long)]
     cache_prompt: bool,
+
+    /// Think before answers: off, on, fake, short, long
+    ///
+    /// As RWKV-7 G1 models have learnt, in the template world: on, as long as the model likes; short and long ask
+    /// for less and more of it; fake tells it that it has thought, for an answer at once in the same manner.
+    /// Answers then may have blank lines. Thoughts are shown on a terminal, and apart from the answer with
+    /// --json; the conversation goes on without them. They count as new tokens, and --stop ends them, too.
+    #[arg(long, value_name = "HOW", default_value_t = Think::Off, hide_default_value = true)]
+    think: Think,
 
     /// New tokens of an answer at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
@@ -104,6 +117,25 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What `--template` says.
+#[derive(Clone)]
+enum NamedTemplate {
+    /// That of the model's files.
+    Own,
+    Known(Template),
+}
+
+impl FromStr for NamedTemplate {
+    type Err = rwkv_edge::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "model" => Ok(NamedTemplate::Own),
+            _ => text.parse().map(NamedTemplate::Known),
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.save_state {
         // Not only at the end, when a conversation would be lost.
@@ -120,10 +152,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = model::open(&args.model)?;
     let model = model::begin_with(model, tuned)?;
     model.tokenizer()?;
-    let template = args
-        .template
-        .clone()
-        .unwrap_or_else(|| Template::of(&model));
+    let template = match &args.template {
+        None => Template::of(&model),
+        Some(NamedTemplate::Known(template)) => template.clone(),
+        Some(NamedTemplate::Own) => own_template(args, &model)?,
+    };
     if saved.is_none() {
         note_template(args, &template, &model);
     }
@@ -137,13 +170,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let interrupted = interrupt::flag();
     // Not by what was typed in the conversation before this one.
     interrupted.store(false, Ordering::Relaxed);
+    let shows_thoughts = !args.json && io::stdout().is_terminal();
     let options = Options::new()
         .sampling(args.sampling.options())
         .max_new_tokens(args.max_new_tokens)
         .stop(&args.stop)
+        .think(args.think)
         .cache(args.cache_prompt.then(|| prompt_cache(args)))
         .interrupted(interrupted.clone())
-        .on_event(on_event());
+        .on_event(on_event(shows_thoughts));
     let mut conversation = Conversation::new(&model, template, &system, options)?;
     let input = Input::new(!args.no_history)?;
     if let Some(path) = tuned {
@@ -165,6 +200,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         conversation,
         interrupted,
         labels: input.is_terminal() && io::stdout().is_terminal(),
+        shows_thoughts,
         interactive: input.is_terminal(),
         json: args.json,
         last: None,
@@ -178,6 +214,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         note!("{saved}");
     }
     ended
+}
+
+/// That of the files that the model was opened from, or which it was quantised from.
+fn own_template(args: &Args, model: &Model) -> Result<Template> {
+    let place = match &args.model.model {
+        None => bail!("--template model: the demo model has no chat template"),
+        Some(name) => hub::locate(name)?.path,
+    };
+    match Model::chat_template(&place)? {
+        Some(found) => Ok(Template::of_files(found, model)?),
+        None => bail!(
+            "{}: no chat template: looked for chat_template.jinja and tokenizer_config.json in a directory, and for \
+             tokenizer.chat_template in a GGUF file",
+            place.display()
+        ),
+    }
 }
 
 /// A system text, of no more bytes than a message.
@@ -200,16 +252,36 @@ fn prompt_cache(args: &Args) -> PromptCache {
     PromptCache::new(args.model.model.as_deref(), folder)
 }
 
-/// A bar while a long text is read, and notes on stderr.
-fn on_event() -> impl FnMut(Event<'_>) + Send {
+/// A bar while a long text is read, notes on stderr, and thoughts where they are shown.
+fn on_event(shows_thoughts: bool) -> impl FnMut(Event<'_>) + Send {
     let mut bar: Option<Progress> = None;
+    let mut has_thought = false;
     move |event| match event {
+        Event::Thought(piece) if shows_thoughts => {
+            let piece = if has_thought {
+                piece
+            } else {
+                piece.trim_start()
+            };
+            has_thought |= !piece.is_empty();
+            print_dimmed(piece);
+        }
+        Event::Thought(_) => {}
         Event::Reading(progress) => bar
             .get_or_insert_with(|| Progress::after_a_second("reading"))
             .show(progress.done, progress.total),
         Event::Note(text) => note!("{text}"),
-        _ => bar = None,
+        _ => {
+            bar = None;
+            has_thought = false;
+        }
     }
+}
+
+/// A terminal that is gone is noticed with the answer.
+fn print_dimmed(piece: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = write!(stdout, "\x1b[2m{piece}\x1b[0m").and_then(|()| stdout.flush());
 }
 
 /// A form that was not asked for is told where it is a mere guess, and to people always.
@@ -234,6 +306,7 @@ struct Chat {
     interactive: bool,
     /// Whether names stand before the answers.
     labels: bool,
+    shows_thoughts: bool,
     json: bool,
     last: Option<Answer>,
 }
@@ -328,6 +401,12 @@ impl Chat {
             true => self.conversation.transcript().template.answer_label(),
             false => String::new(),
         };
+        // A thought stands on lines of its own.
+        let shows_thought =
+            self.shows_thoughts && !matches!(self.conversation.think(), Think::Off | Think::Fake);
+        if shows_thought {
+            label.insert(0, '\n');
+        }
         let json = self.json;
         let mut begun = false;
         let mut printed = Ok(());
@@ -353,7 +432,7 @@ impl Chat {
         match &answer {
             Some(answer) if json => writeln!(stdout, "{}", to_json(message, answer))?,
             // From a pipe there is a line for every message, even if there is nothing on it.
-            _ if begun || !self.interactive => writeln!(stdout)?,
+            _ if begun || shows_thought || !self.interactive => writeln!(stdout)?,
             _ => {}
         }
         stdout.flush()?;
@@ -412,6 +491,7 @@ impl Chat {
             kib(bytes)
         );
         let sampling = self.conversation.sampling();
+        tell!("thoughts      {}", self.conversation.think());
         tell!(
             "sampling      {}; seed {}",
             in_words(sampling),
@@ -432,6 +512,7 @@ fn to_json(message: &str, answer: &Answer) -> serde_json::Value {
     json!({
         "user": message,
         "text": answer.text,
+        "thought": answer.thought,
         "ending": answer.ending.name(),
         "prompt_tokens": answer.n_prompt_tokens,
         "tokens": answer.n_tokens,

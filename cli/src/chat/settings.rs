@@ -16,6 +16,10 @@ pub(crate) fn set(conversation: &mut Conversation, name: &str, value: &str) -> R
     match name {
         "seed" => conversation.set_seed(number(name, value)?),
         "max-new-tokens" => conversation.set_max_new_tokens(number(name, value)?),
+        "think" => {
+            let think = value.parse();
+            conversation.set_think(think.map_err(|e| anyhow!("{name} {value}: {e}"))?)?;
+        }
         _ => {
             let sampling = changed(conversation.sampling().clone(), name, value)?;
             conversation.set_sampling(sampling)?;
@@ -69,7 +73,7 @@ fn changed(mut sampling: SamplerOptions, name: &str, value: &str) -> Result<Samp
         _ => bail!(
             "no setting {name}, expected temperature, preset, temperature-last, top-p, top-k, min-p, \
              typical-p, mirostat-tau, mirostat-eta, presence-penalty, frequency-penalty, penalty-decay, \
-             repetition-penalty, ban-token, seed or max-new-tokens"
+             repetition-penalty, ban-token, seed, max-new-tokens or think"
         ),
     }
     Ok(sampling)

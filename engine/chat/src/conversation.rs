@@ -18,12 +18,24 @@ use rwkv_edge::{
 
 use crate::options::{Event, Options};
 use crate::said::{Answer, Ending, Transcript, Turn};
-use crate::template::{without_blank_lines, Template, TURN_END};
+use crate::template::{cleaned, Template, TURN_END};
+use crate::think::{Parted, Think};
+
+mod prompt;
 
 /// What `undo` undoes: the state before, and the text where more than the last turn changed.
 struct Step {
     state: State,
     replaced: Option<Transcript>,
+}
+
+/// What the model wrote after a prompt.
+struct Written {
+    tokens: Vec<u32>,
+    /// Up to the stop text.
+    text: String,
+    parts: Parted,
+    ending: Ending,
 }
 
 /// States that are kept to go back to take at most so much memory; the oldest go first.
@@ -57,7 +69,7 @@ impl Conversation {
     /// # Errors
     ///
     /// When the model has no tokenizer, there is no memory for states to go back to, or the options make no
-    /// sense.
+    /// sense, such as thoughts in a template that has none.
     pub fn new(model: &Model, template: Template, system: &str, options: Options) -> Result<Self> {
         let session = model.session();
         // With little memory, an eighth of what is left.
@@ -75,6 +87,7 @@ impl Conversation {
             options,
             n_answers: 0,
         };
+        conversation.check_think(conversation.options.think)?;
         if !system.trim().is_empty() {
             conversation.start_over(system)?;
             conversation.steps.clear();
@@ -130,6 +143,35 @@ impl Conversation {
         self.options.max_new_tokens = n;
     }
 
+    /// Whether the model thinks before it answers. It does not where a conversation was loaded whose template has
+    /// no thoughts.
+    pub fn think(&self) -> Think {
+        match self.transcript.template.is_world() {
+            true => self.options.think,
+            false => Think::Off,
+        }
+    }
+
+    /// Changes whether the model thinks before it answers.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] when the template has no thoughts.
+    pub fn set_think(&mut self, think: Think) -> Result<()> {
+        self.check_think(think)?;
+        self.options.think = think;
+        Ok(())
+    }
+
+    fn check_think(&self, think: Think) -> Result<()> {
+        let template = &self.transcript.template;
+        if think == Think::Off || template.is_world() {
+            return Ok(());
+        }
+        let text = format!("think {think}: template {template} has no thoughts, expected world");
+        Err(Error::new(ErrorKind::Argument, text))
+    }
+
     /// Turns and other changes that can be undone, and the bytes that their states take.
     pub fn undo_steps(&self) -> (usize, usize) {
         let n = self.steps.len();
@@ -139,6 +181,9 @@ impl Conversation {
     /// Says something and gives the answer, whose text goes to `on_text` as it comes, whole characters
     /// only. `None` when interrupted before there was any of it, and when `on_text` breaks off, since nobody
     /// hears the answer: nothing has changed then.
+    ///
+    /// A thought in front of the answer goes to [`Options::on_event`] as it comes. The conversation goes on
+    /// without it: the state is that of one in which it was never thought.
     ///
     /// # Errors
     ///
@@ -159,7 +204,7 @@ impl Conversation {
         };
         self.n_answers += 1;
         self.transcript.turns.push(Turn {
-            user: without_blank_lines(message),
+            user: cleaned(message),
             answer: answer.text.clone(),
         });
         self.push_step(before, None);
@@ -183,43 +228,59 @@ impl Conversation {
         message: &str,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Answer>> {
-        let prompt = self.encode(&self.transcript.template.turn(message))?;
+        let think = self.think();
+        let prompt = self.prompt(message, think)?;
         let start = Instant::now();
         if !self.feed(&prompt)? {
             return Ok(None);
         }
         let prefill_time = start.elapsed();
         let start = Instant::now();
-        let Some((tokens, text, ending)) = self.generate(on_text)? else {
+        let Some(written) = self.generate(think, on_text)? else {
             return Ok(None);
         };
         let decode_time = start.elapsed();
-        if ending == Ending::Interrupted && text.is_empty() {
+        let answer = &written.parts.answer;
+        if written.ending == Ending::Interrupted && answer.is_empty() {
             return Ok(None);
         }
-        self.end_turn(before, &prompt, &tokens, &text)?;
+        let is_own = self.transcript.template.own().is_some();
+        match think {
+            Think::Off if !is_own => self.end_turn(before, &prompt, &written)?,
+            _ => self.read_again(before, message, answer.trim())?,
+        }
+        let thought = written.parts.thought.trim();
         Ok(Some(Answer {
-            text: text.trim().to_owned(),
-            ending,
+            text: answer.trim().to_owned(),
+            thought: (think != Think::Off).then(|| thought.to_owned()),
+            ending: written.ending,
             n_prompt_tokens: prompt.len(),
-            n_tokens: tokens.len(),
+            n_tokens: written.tokens.len(),
             prefill_time,
             decode_time,
         }))
     }
 
-    /// Draws and feeds tokens up to the end of the answer; gives them, the text before the stop text,
-    /// and why there is no more. `None` where `on_text` breaks off.
+    /// Draws and feeds tokens up to the end of the answer. `None` where `on_text` breaks off.
     fn generate(
         &mut self,
+        think: Think,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Option<(Vec<u32>, String, Ending)>> {
+    ) -> Result<Option<Written>> {
         let model = self.session.model().clone();
         let mut sampler = self.sampler()?;
         let mut stops = self.stop_texts()?;
         let mut stream = TextStream::new(model.tokenizer()?);
         let mut tokens = Vec::new();
         let mut text = String::new();
+        let mut parts = Parted::behind(think);
+        let mut tell = |piece: &str, on_event: &mut dyn FnMut(Event<'_>)| {
+            let (thought, answer) = parts.push(piece);
+            if !thought.is_empty() {
+                on_event(Event::Thought(thought));
+            }
+            on_text(answer)
+        };
         let ending = loop {
             if self.options.interrupted.load(Ordering::Relaxed) {
                 break Ending::Interrupted;
@@ -241,7 +302,7 @@ impl Conversation {
             tokens.push(token);
             let piece = stops.push(stream.push(token)?);
             text.push_str(piece);
-            if on_text(piece).is_break() {
+            if tell(piece, &mut self.options.on_event).is_break() {
                 return Ok(None);
             }
             self.session.eval(&[token])?;
@@ -252,25 +313,28 @@ impl Conversation {
         // What might have become a stop text is text; a character that is not whole is left out.
         let rest = stops.flush();
         text.push_str(rest);
-        if on_text(rest).is_break() {
+        if tell(rest, &mut self.options.on_event).is_break() {
             return Ok(None);
         }
-        Ok(Some((tokens, text, ending)))
+        let rest = parts.finish();
+        if !rest.is_empty() {
+            (self.options.on_event)(Event::Thought(rest));
+        }
+        Ok(Some(Written {
+            tokens,
+            text,
+            parts,
+            ending,
+        }))
     }
 
     /// Moves the state behind the answer's text and a blank line. Mostly the model has just written
     /// that, or its beginning; else the turn is read again as it is shown.
-    fn end_turn(
-        &mut self,
-        before: &State,
-        prompt: &[u32],
-        tokens: &[u32],
-        text: &str,
-    ) -> Result<()> {
-        let wanted = format!("{}{TURN_END}", text.trim_end_matches('\n'));
+    fn end_turn(&mut self, before: &State, prompt: &[u32], written: &Written) -> Result<()> {
+        let wanted = format!("{}{TURN_END}", written.text.trim_end_matches('\n'));
         let model = self.session.model().clone();
-        let written = model.tokenizer()?.decode(tokens)?;
-        let missing = match wanted.strip_prefix(&written) {
+        let decoded = model.tokenizer()?.decode(&written.tokens)?;
+        let missing = match wanted.strip_prefix(&decoded) {
             Some(rest) => self.encode(rest)?,
             None => {
                 self.session.restore(before, &[])?;
@@ -383,10 +447,10 @@ impl Conversation {
 
     fn read_system(&mut self, system: &str) -> Result<bool> {
         let text = self.transcript.template.system(system);
-        let tokens = self.encode(&text)?;
-        if tokens.is_empty() {
+        if text.is_empty() {
             return Ok(true);
         }
+        let tokens = self.encode_next(&text)?;
         let Options {
             cache, on_event, ..
         } = &mut self.options;
@@ -452,8 +516,9 @@ impl Conversation {
     }
 
     fn stop_texts(&self) -> Result<StopTexts> {
-        let own = self.transcript.template.stop().to_owned();
-        let all = std::iter::once(own).chain(self.options.stop.iter().cloned());
+        let own = self.transcript.template.stop_with(self.think());
+        let own = Some(own).filter(|own| !own.is_empty());
+        let all = own.into_iter().chain(self.options.stop.iter().cloned());
         StopTexts::new(all.collect())
     }
 }

@@ -31,10 +31,13 @@
 
 mod conversation;
 mod options;
+mod own;
 mod prompt_cache;
 mod said;
 mod saved;
 mod template;
+mod think;
+pub mod tools;
 
 pub use conversation::{Conversation, Undone};
 pub use options::{Event, Options};
@@ -42,3 +45,4 @@ pub use prompt_cache::PromptCache;
 pub use said::{Answer, Ending, Transcript, Turn};
 pub use saved::{Loaded, Saved};
 pub use template::{Template, TURN_END};
+pub use think::Think;

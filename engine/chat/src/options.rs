@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rwkv_edge::{Progress, SamplerOptions};
 
 use crate::prompt_cache::PromptCache;
+use crate::think::Think;
 
 /// How a conversation is led.
 ///
@@ -26,6 +27,8 @@ pub struct Options {
     pub max_new_tokens: usize,
     /// Texts that end an answer, beside the template's own.
     pub stop: Vec<String>,
+    /// Whether the model thinks before it answers.
+    pub think: Think,
     /// Where the states behind system texts are kept, if they are.
     pub cache: Option<PromptCache>,
     /// Set from elsewhere to end what is going on. It stays set: whoever set it takes it back.
@@ -58,6 +61,12 @@ impl Options {
         self
     }
 
+    /// Sets [`think`](field@Self::think).
+    pub fn think(mut self, think: Think) -> Self {
+        self.think = think;
+        self
+    }
+
     /// Sets [`cache`](field@Self::cache).
     pub fn cache(mut self, cache: impl Into<Option<PromptCache>>) -> Self {
         self.cache = cache.into();
@@ -83,6 +92,7 @@ impl fmt::Debug for Options {
             .field("sampling", &self.sampling)
             .field("max_new_tokens", &self.max_new_tokens)
             .field("stop", &self.stop)
+            .field("think", &self.think)
             .field("cache", &self.cache)
             .finish_non_exhaustive()
     }
@@ -95,6 +105,7 @@ impl Default for Options {
             sampling: SamplerOptions::default(),
             max_new_tokens: 512,
             stop: Vec::new(),
+            think: Think::Off,
             cache: None,
             interrupted: Arc::default(),
             on_event: Box::new(|_| ()),
@@ -108,6 +119,8 @@ impl Default for Options {
 pub enum Event<'a> {
     /// One line for people, such as where the state behind the system text was kept.
     Note(&'a str),
+    /// More of the thought in front of an answer, as it comes; whole characters only.
+    Thought(&'a str),
     /// A system text or a message is read; tokens from 0 on.
     Reading(Progress),
     /// Reading is over, whether all was read, or it was interrupted or failed.
@@ -135,12 +148,14 @@ mod tests {
             .sampling(sampling.clone())
             .max_new_tokens(3)
             .stop(["a", "b"])
+            .think(Think::Short)
             .cache(PromptCache::new(None, None))
             .interrupted(interrupted)
             .on_event(move |_| tell.store(true, Ordering::Relaxed));
         assert_eq!(options.sampling, sampling);
         assert_eq!(options.max_new_tokens, 3);
         assert_eq!(options.stop, ["a", "b"]);
+        assert_eq!(options.think, Think::Short);
         assert_eq!(options.cache, Some(PromptCache::new(None, None)));
         assert!(options.interrupted.load(Ordering::Relaxed));
         (options.on_event)(Event::ReadingEnded);

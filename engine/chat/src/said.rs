@@ -71,6 +71,9 @@ impl Ending {
 pub struct Answer {
     /// Without the space around it.
     pub text: String,
+    /// The thought in front of it, without the space and the brackets around it; `None` where the model was
+    /// not asked for one. It is no part of the conversation.
+    pub thought: Option<String>,
     /// Why there is no more of it.
     pub ending: Ending,
     /// Tokens of the message, as the template writes it.

@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 use crate::conversation::Conversation;
 use crate::said::{Transcript, Turn};
+use crate::template::{Template, OWN};
 
 /// Value of the field `format`.
 const FORMAT: &str = "rwkv-edge chat";
@@ -131,7 +132,12 @@ impl Conversation {
         let mut state = self.session().state().clone();
         state.load(path)?;
         let hash = hash_of_file(path).map_err(|e| cannot_read(path, &e))?;
-        let found = find_text(&text_path(path), &state, &hash, model.info().fingerprint);
+        let template = &self.transcript().template;
+        let found = find_text(
+            &text_path(path),
+            (&state, &hash, model.info().fingerprint),
+            template,
+        );
         let (transcript, n_turns) = match found {
             Ok(transcript) => {
                 let n_turns = transcript.turns.len();
@@ -178,21 +184,19 @@ fn cannot_read(path: &Path, error: &io::Error) -> Error {
 /// The text under its name, or where it waits for it.
 fn find_text(
     path: &Path,
-    state: &State,
-    hash: &str,
-    fingerprint: u64,
+    of: (&State, &str, u64),
+    present: &Template,
 ) -> Result<Transcript, String> {
     // What waits says the hash; what has the name may be of a version that did not write it.
-    let waiting = read_text(&OutputFile::beside_waiting(path), state, hash, fingerprint);
-    waiting.or_else(|_| read_text(path, state, hash, fingerprint))
+    let waiting = read_text(&OutputFile::beside_waiting(path), of, present);
+    waiting.or_else(|_| read_text(path, of, present))
 }
 
 /// The reason why not is for the user; the state can be used all the same.
 fn read_text(
     path: &Path,
-    state: &State,
-    hash: &str,
-    fingerprint: u64,
+    (state, hash, fingerprint): (&State, &str, u64),
+    present: &Template,
 ) -> Result<Transcript, String> {
     let shown = path.display();
     let bytes = match fs::read(path) {
@@ -207,10 +211,15 @@ fn read_text(
     if !belongs {
         return Err(format!("{shown} is of another state"));
     }
-    let template = text
-        .template
-        .parse()
-        .map_err(|e| format!("{shown}: template: {e}"))?;
+    // A model's own template is no part of the file.
+    let template = match (text.template == OWN, present.own()) {
+        (true, Some(_)) => present.clone(),
+        (true, None) => return Err(format!("{shown} was written with the model's own template")),
+        (false, _) => text
+            .template
+            .parse()
+            .map_err(|e| format!("{shown}: template: {e}"))?,
+    };
     Ok(Transcript {
         template,
         system: text.system,

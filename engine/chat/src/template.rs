@@ -6,14 +6,19 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use rwkv_edge::{Error, ErrorKind, Model};
+use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model};
+
+use crate::own::OwnTemplate;
+use crate::think::Think;
 
 /// The form of a conversation.
 ///
 /// Its text form, which [`FromStr`] reads and [`name`](Self::name) gives, is one of `raven` (Bob/Alice),
-/// `world` (User/Assistant), `qa` (Question/Answer), `instruct` (a task and its response), `plain` (the text
-/// alone, which the model goes on with), or any two names such as `Ann/Robot`.
+/// `world` (User/Assistant) and `g1`, another name of the same form, `qa` (Question/Answer), `instruct`
+/// (a task and its response), `plain` (the text alone, which the model goes on with), or any two names
+/// such as `Ann/Robot`.
 ///
 /// ```
 /// use rwkv_edge_chat::Template;
@@ -36,7 +41,15 @@ enum Form {
     Instruct,
     /// The text alone: the model goes on with it.
     Plain,
+    /// What came with the model.
+    Own(Arc<OwnTemplate>),
 }
+
+/// Name of the template that came with a model.
+pub(crate) const OWN: &str = "model";
+
+/// What older GGUF files say in place of a template: the form of the World models.
+const WORLD_IN_GGUF: &str = "rwkv-world";
 
 /// Ends every turn.
 pub const TURN_END: &str = "\n\n";
@@ -59,6 +72,32 @@ impl Template {
         }
     }
 
+    /// A template that came with a model: a program in Jinja, or a word that stands for the form of the World models.
+    /// It is given the whole conversation and writes all of it; where that no longer begins with what was read, all
+    /// of it is read again. `model` is that which reads it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Format`], with the line, when it is no Jinja.
+    pub fn of_files(found: ChatTemplate, model: &Model) -> Result<Self, Error> {
+        if found.text.trim() == WORLD_IN_GGUF {
+            return Ok(Self::named("world"));
+        }
+        let is_world = model.tokenizer().is_ok_and(|one| one.is_world());
+        Ok(Template {
+            name: OWN.into(),
+            form: Form::Own(Arc::new(OwnTemplate::new(found, is_world)?)),
+        })
+    }
+
+    /// The program, where it came with a model.
+    pub(crate) fn own(&self) -> Option<&Arc<OwnTemplate>> {
+        match &self.form {
+            Form::Own(own) => Some(own),
+            _ => None,
+        }
+    }
+
     fn named(name: &str) -> Self {
         let dialogue = |user: &str, assistant: &str| Form::Dialogue {
             user: user.into(),
@@ -66,7 +105,7 @@ impl Template {
         };
         let form = match name {
             "raven" => dialogue("Bob", "Alice"),
-            "world" => dialogue("User", "Assistant"),
+            "world" | "g1" => dialogue("User", "Assistant"),
             "qa" => dialogue("Question", "Answer"),
             "instruct" => Form::Instruct,
             _ => Form::Plain,
@@ -82,8 +121,32 @@ impl Template {
         self.form == Form::Plain
     }
 
-    /// What is fed before the first turn.
+    /// Whether it is the form of the World and G1 models, which has system texts of its own and thoughts.
+    pub fn is_world(&self) -> bool {
+        matches!(self.name.as_str(), "world" | "g1")
+    }
+
+    /// What is fed before the first turn; nothing where a template that came with a model writes it with the turns.
+    ///
+    /// The World models know `System: …` in one paragraph. A text that is a dialogue itself, which is told
+    /// by a name that it begins with, is left as it is, and so are the texts of other forms, whose models
+    /// know no other system text than the beginning of a conversation.
     pub fn system(&self, text: &str) -> String {
+        let is_dialogue = |text: &str| {
+            ["System:", "User:", "Assistant:"]
+                .iter()
+                .any(|name| text.trim_start().starts_with(name))
+        };
+        if self.own().is_some() {
+            return String::new();
+        }
+        if self.is_world() && !is_dialogue(text) {
+            let text = cleaned(text);
+            return match text.is_empty() {
+                true => text,
+                false => format!("System: {text}{TURN_END}"),
+            };
+        }
         let text = text.replace("\r\n", "\n");
         match text.trim_end() {
             "" => String::new(),
@@ -91,24 +154,51 @@ impl Template {
         }
     }
 
-    /// What is fed for a message, up to where the answer begins.
+    /// What is fed for a message, up to where the answer begins; the message alone where a template that came with a
+    /// model writes whole conversations.
     pub fn turn(&self, message: &str) -> String {
-        let message = without_blank_lines(message);
+        let message = cleaned(message);
         match &self.form {
             Form::Dialogue { user, assistant } => {
                 format!("{user}: {message}{TURN_END}{assistant}:")
             }
             Form::Instruct => format!("{INSTRUCTION}{message}{RESPONSE}"),
-            Form::Plain => message,
+            Form::Plain | Form::Own(_) => message,
         }
     }
 
-    /// The text that ends an answer.
+    /// What is fed for a message that the model thinks about, up to where its thought, or behind an empty one
+    /// its answer, begins. The closing `>` is the model's to write: it was trained on tokens in which the
+    /// bracket belongs to what follows. As [`turn`](Self::turn) where the form has no thoughts.
+    pub fn turn_with(&self, message: &str, think: Think) -> String {
+        if !self.is_world() || think == Think::Off {
+            return self.turn(message);
+        }
+        let message = cleaned(message);
+        let turn = self.turn(&format!("{message}{}", think.length()));
+        format!("{turn}{}", think.opening())
+    }
+
+    /// The text that ends an answer without thoughts; empty where only the end of text does.
     pub fn stop(&self) -> &'static str {
-        match self.form {
+        match &self.form {
+            // It may write paragraphs; a new turn must not begin.
+            Form::Own(own) if own.is_world => "\n\nUser:",
+            Form::Own(_) => "",
             // Responses to tasks may have paragraphs; a new task must not begin.
             Form::Instruct => "\n\n# ",
             _ => TURN_END,
+        }
+    }
+
+    /// The text that ends an answer, and the thought before it: models that think write paragraphs in both, so
+    /// that a blank line ends nothing, but the user's next line does.
+    pub fn stop_with(&self, think: Think) -> String {
+        match &self.form {
+            Form::Dialogue { user, .. } if self.is_world() && think != Think::Off => {
+                format!("{TURN_END}{user}:")
+            }
+            _ => self.stop().to_owned(),
         }
     }
 
@@ -138,7 +228,7 @@ impl FromStr for Template {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        if ["raven", "world", "qa", "instruct", "plain"].contains(&text) {
+        if ["raven", "world", "g1", "qa", "instruct", "plain"].contains(&text) {
             return Ok(Self::named(text));
         }
         let is_name = |name: &str| !name.trim().is_empty() && !name.contains(['\n', '/']);
@@ -152,7 +242,7 @@ impl FromStr for Template {
             }),
             _ => Err(Error::new(
                 ErrorKind::Argument,
-                "expected raven, world, qa, instruct, plain, or two names such as Ann/Robot",
+                "expected raven, world, g1, qa, instruct, plain, or two names such as Ann/Robot",
             )),
         }
     }
@@ -170,12 +260,12 @@ impl fmt::Display for Template {
     }
 }
 
-/// A blank line would end the turn within it.
-pub(crate) fn without_blank_lines(message: &str) -> String {
-    let message = message.replace("\r\n", "\n");
-    let lines = message.trim().split('\n');
-    let lines: Vec<&str> = lines.filter(|line| !line.trim().is_empty()).collect();
-    lines.join("\n")
+/// A text as those that the models were trained on were cleaned: lines end in `\n`, none is empty, since a
+/// blank line ends a turn, and there is no space around it.
+pub(crate) fn cleaned(text: &str) -> String {
+    let text = text.replace("\r\n", "\n");
+    let lines = text.trim().split('\n').filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -201,18 +291,62 @@ mod tests {
         let message = "  one\r\n\r\n\r\ntwo \n \n\tthree\n\n";
         assert_eq!(
             turn("world", message),
-            "User: one\ntwo \n\tthree\n\nAssistant:"
+            "User: one\ntwo \n \n\tthree\n\nAssistant:"
         );
+        assert_eq!(turn("g1", message), turn("world", message));
     }
 
     #[test]
     fn system_texts_keep_their_blank_lines_and_end_in_one() {
-        let template: Template = "world".parse().expect("a template");
-        assert_eq!(
-            template.system("Be kind.\r\n\r\nUser: x\n \n"),
-            "Be kind.\n\nUser: x\n\n"
-        );
+        let template: Template = "raven".parse().expect("a template");
+        let text = "Be kind.\r\n\r\nUser: x\n \n";
+        assert_eq!(template.system(text), "Be kind.\n\nUser: x\n\n");
         assert_eq!(template.system(" \n"), "");
+    }
+
+    #[test]
+    fn world_has_system_texts_of_one_paragraph() {
+        for name in ["world", "g1"] {
+            let template: Template = name.parse().expect("a template");
+            let text = " Be kind.\r\n\r\n\r\nBe brief.\n \n";
+            assert_eq!(
+                template.system(text),
+                "System: Be kind.\nBe brief.\n\n",
+                "{name}"
+            );
+            assert_eq!(template.system(" \n"), "", "{name}");
+            let dialogue = "User: Hi\n\nAssistant: Hello.\n";
+            assert_eq!(
+                template.system(dialogue),
+                "User: Hi\n\nAssistant: Hello.\n\n",
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn thoughts_are_opened_as_the_models_know_them() {
+        let world: Template = "world".parse().expect("a template");
+        let turn = |think| world.turn_with(" Why?\n\nHow?", think);
+        let begin = "User: Why?\nHow?";
+        for (think, expected) in [
+            (Think::Off, "\n\nAssistant:"),
+            (Think::On, "\n\nAssistant: <think"),
+            (Think::Fake, "\n\nAssistant: <think>\n</think"),
+            (Think::Short, " (think a bit)\n\nAssistant: <think"),
+            (Think::Long, " (think a lot)\n\nAssistant: <think"),
+        ] {
+            assert_eq!(turn(think), format!("{begin}{expected}"));
+            let stop = if think == Think::Off {
+                "\n\n"
+            } else {
+                "\n\nUser:"
+            };
+            assert_eq!(world.stop_with(think), stop);
+            let raven: Template = "raven".parse().expect("a template");
+            assert_eq!(raven.turn_with("Hi", think), "Bob: Hi\n\nAlice:");
+            assert_eq!(raven.stop_with(think), "\n\n");
+        }
     }
 
     #[test]

@@ -156,6 +156,20 @@ impl Stated {
         config.check().map_err(|e| e.at(&self.place))?;
         Ok(config)
     }
+
+    /// What was corrected in [`complete`](Self::complete), for people.
+    pub(super) fn correction(&self, config: &Config) -> Option<String> {
+        let claimed: Vec<_> = self.settings.ends_of_text().collect();
+        let is_wrong = has_ends_of_0(config) && claimed != [0];
+        is_wrong.then(|| corrected_end(&self.place, &format!("eos_token_id {claimed:?}")))
+    }
+}
+
+/// What is told where another end of texts was configured than the vocabulary has.
+pub(super) fn corrected_end(place: &str, found: &str) -> String {
+    format!(
+        "{place}: {found} is said to end texts, which token 0 does in this vocabulary: corrected"
+    )
 }
 
 /// Whether the vocabulary is one whose texts end with token 0, whatever is configured.

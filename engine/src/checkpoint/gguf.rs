@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+use super::chat_template;
 use super::dtype::Dtype;
 use super::tensor::RawTensor;
 use super::TokenizerFile;
@@ -41,6 +42,11 @@ const TENSORS_MAX: u64 = 1 << 16;
 const NAME_BYTES_MAX: u64 = 256;
 const DIMENSIONS_MAX: u32 = 4;
 
+const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
+/// The key of the token that ends texts.
+pub(super) const END_OF_TEXT: &str = "tokenizer.ggml.eos_token_id";
+
 const ARCHITECTURE: &str = "general.architecture";
 
 /// A whole model in one file.
@@ -51,6 +57,8 @@ pub(super) struct Gguf {
     /// Where the file says it.
     pub(super) layer_norm_epsilon: Option<f32>,
     pub(super) vocabulary: Vocabulary,
+    /// The token that is said to end texts.
+    pub(super) end_of_text: Option<u64>,
 }
 
 /// The tokenizer within a file.
@@ -69,6 +77,16 @@ pub(super) fn recognises(start: &[u8]) -> bool {
 /// Reads all but the numbers of a file.
 pub(super) fn read(file: &SourceFile) -> Result<Gguf> {
     read_file(file).map_err(|e| super::name_file(e, file))
+}
+
+/// The text of the chat template within a file.
+pub(super) fn chat_template(file: &SourceFile) -> Result<Option<String>> {
+    let read = || {
+        let (metadata, _) = read_header(file)?;
+        metadata.text_within(CHAT_TEMPLATE, chat_template::TEXT_BYTES_MAX)
+    };
+    let text = read().map_err(|e| super::name_file(e, file));
+    file.watch().judge(text)
 }
 
 fn read_file(file: &SourceFile) -> Result<Gguf> {

@@ -20,6 +20,7 @@ use crate::networks::config::Config;
 mod adapter;
 mod additions;
 mod blocks;
+mod chat_template;
 mod checksum;
 mod config;
 mod dtype;
@@ -42,6 +43,8 @@ mod tuned;
 mod views;
 mod zip;
 
+pub(crate) use chat_template::read as read_chat_template;
+pub use chat_template::ChatTemplate;
 pub(crate) use config::has_ends_of_0;
 pub(crate) use dtype::Dtype;
 pub(crate) use forms::Forms;
@@ -60,6 +63,8 @@ pub(crate) struct Checkpoint {
     pub(crate) config: Config,
     /// By BlinkDL's names, such as `blocks.0.att.key.weight`. A tied head is the embedding again.
     pub(crate) tensors: BTreeMap<String, RawTensor>,
+    /// What was corrected of what its files say, for people.
+    pub(crate) correction: Option<String>,
     /// What its empty state is, where that was tuned.
     pub(crate) tuned: Option<TunedState>,
     /// The adapters that were merged with it, in their order.

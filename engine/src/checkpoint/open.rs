@@ -12,7 +12,7 @@ use std::path::Path;
 
 use serde_json::Map;
 
-use super::config::{Stated, CONFIG};
+use super::config::{corrected_end, Stated, CONFIG};
 use super::foreign::unrecognised;
 use super::gguf::{self, Gguf, Vocabulary};
 use super::json::{self, UniqueMap};
@@ -189,8 +189,13 @@ fn finish(
     mapped: bool,
 ) -> Result<Checkpoint> {
     let mut named = Named::new(place.clone(), tensors)?;
+    let mut correction = None;
     let (config, source, config_fields) = match stated {
-        Some(stated) => (stated.complete(&named)?, stated.source(), stated.fields),
+        Some(stated) => {
+            let config = stated.complete(&named)?;
+            correction = stated.correction(&config);
+            (config, stated.source(), stated.fields)
+        }
         None => (
             named.infer_config()?,
             "the other tensors".to_owned(),
@@ -206,6 +211,7 @@ fn finish(
         config,
         tensors,
         config_fields,
+        correction,
         tuned,
         adapters: Vec::new(),
         folder: None,
@@ -231,6 +237,11 @@ fn finish_gguf(
     Ok(match model.vocabulary {
         Vocabulary::Found(tokenizer) => Checkpoint {
             config,
+            // The vocabulary of such files is always World's.
+            correction: model
+                .end_of_text
+                .filter(|&id| id != 0)
+                .map(|id| corrected_end(&checkpoint.place, &format!("{} {id}", gguf::END_OF_TEXT))),
             tokenizer: Some(tokenizer),
             has_tokenizer_inside: true,
             ..checkpoint

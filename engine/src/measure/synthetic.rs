@@ -184,6 +184,7 @@ fn load(
         model_file: None,
         stored_blocks: None,
         adapters: Vec::new(),
+        correction: None,
     })
 }
 

@@ -89,6 +89,9 @@ pub struct Info {
     pub stages: Vec<StageInfo>,
     /// Why a device map `auto` chose the CPU.
     pub device_note: Option<String>,
+    /// What was corrected of what the model's files say, in words for people, such as a token that ends no text in
+    /// its vocabulary.
+    pub correction: Option<String>,
 }
 
 /// Facts about a range of layers on one device.
@@ -167,6 +170,7 @@ impl Info {
             tokenizer: inner.tokenizer.file.as_ref().map(|file| file.name.clone()),
             stages: stage_infos(&inner.stages),
             device_note: inner.note.clone(),
+            correction: inner.correction.clone(),
         }
     }
 }

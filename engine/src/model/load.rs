@@ -72,6 +72,7 @@ pub(crate) fn load(
         config: checkpoint.config,
         tokenizer: checkpoint.tokenizer,
         tokenizer_search: checkpoint.tokenizer_search,
+        correction: checkpoint.correction,
         model_file: None,
         stored_blocks,
         adapters: checkpoint

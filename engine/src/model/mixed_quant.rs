@@ -51,6 +51,7 @@ impl Model {
             model_file: None,
             stored_blocks: base.stored_blocks,
             adapters: base.adapters.clone(),
+            correction: base.correction.clone(),
             initial: self.initial().cloned(),
         };
         let setup = Setup {

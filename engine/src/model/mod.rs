@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) adapters: Vec<String>,
     /// Why a device map `auto` chose the CPU.
     pub(crate) note: Option<String>,
+    /// See [`Info::correction`].
+    pub(crate) correction: Option<String>,
     /// Of the mapped files in which matrices are used in place, each once.
     watches: Vec<Watch>,
 }
@@ -95,6 +97,8 @@ pub(crate) struct Loaded {
     pub(crate) tokenizer: Option<TokenizerFile>,
     /// Where a tokenizer was looked for, for the error text.
     pub(crate) tokenizer_search: String,
+    /// See [`Info::correction`].
+    pub(crate) correction: Option<String>,
     /// The model file, if it was one.
     pub(crate) model_file: Option<SourceFile>,
     /// See [`Info::stored_blocks`].
@@ -145,6 +149,7 @@ impl Model {
             stored_blocks: loaded.stored_blocks,
             adapters: loaded.adapters,
             note: setup.note,
+            correction: loaded.correction,
             watches,
         });
         Model(inner, loaded.initial.map(Tuned::counted))

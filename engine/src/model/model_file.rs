@@ -368,6 +368,7 @@ impl ModelFile {
             config: self.config,
             tokenizer: self.tokenizer,
             tokenizer_search: TOKENIZER_SEARCH.into(),
+            correction: None,
             model_file: Some(self.tensors.file),
             stored_blocks: None,
             adapters: self.adapters,

@@ -11,7 +11,7 @@ use super::options::n_threads;
 use super::origin::Origin;
 use super::outline::Outline;
 use super::{no_tokenizer, Model, Options, Setup};
-use crate::checkpoint::{self, Opened, TokenizerFile};
+use crate::checkpoint::{self, ChatTemplate, Opened, TokenizerFile};
 use crate::devices::plan::{Plan, Request};
 use crate::error::{Error, Result};
 use crate::files::{Folder, SourceFile, Watch};
@@ -133,6 +133,17 @@ impl Model {
             stored_blocks: origin.stored_blocks(),
             is_model_file: origin.is_model_file(),
         })
+    }
+
+    /// The chat template that comes with a model: of a folder its `chat_template.jinja` or that in its
+    /// `tokenizer_config.json`, of a GGUF file that within it. `None` where there is none, and for other files. Weights
+    /// are not read.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be read, are damaged, or larger than templates are.
+    pub fn chat_template(path: impl AsRef<Path>) -> Result<Option<ChatTemplate>> {
+        checkpoint::read_chat_template(path.as_ref())
     }
 
     fn from_opened(

@@ -17,7 +17,25 @@ const CHUNK_BYTES: usize = 2048;
 #[derive(Debug, Default)]
 pub struct Tokens {
     ids: Vec<u32>,
-    _held: Option<Reservation>,
+    held: Option<Reservation>,
+}
+
+impl Tokens {
+    /// The same tokens behind another one, such as that which begins a text.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Memory`] when there is no room for one more.
+    pub fn behind(mut self, first: u32) -> Result<Self> {
+        match &mut self.held {
+            Some(held) => make_room(&mut self.ids, 1, held)?,
+            None => self.ids.try_reserve(1).map_err(|e| {
+                Error::memory("not enough memory for the tokens of a text").with_source(e)
+            })?,
+        }
+        self.ids.insert(0, first);
+        Ok(self)
+    }
 }
 
 impl Deref for Tokens {
@@ -31,7 +49,7 @@ impl Deref for Tokens {
 /// Ids that nobody has counted.
 impl From<Vec<u32>> for Tokens {
     fn from(ids: Vec<u32>) -> Self {
-        Tokens { ids, _held: None }
+        Tokens { ids, held: None }
     }
 }
 
@@ -79,7 +97,7 @@ impl Model {
         }
         Ok(Tokens {
             ids,
-            _held: Some(held),
+            held: Some(held),
         })
     }
 

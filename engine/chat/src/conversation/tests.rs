@@ -5,6 +5,13 @@ use std::sync::Arc;
 
 use super::*;
 
+mod own;
+#[path = "../../../../tests/common/skipped.rs"]
+mod skipped;
+mod thoughts;
+#[path = "../../../../tests/common/tiny.rs"]
+mod tiny;
+
 fn demo() -> Result<Model> {
     Model::open("../../cli/demo", &rwkv_edge::Options::default())
 }

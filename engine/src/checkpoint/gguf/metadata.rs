@@ -214,10 +214,15 @@ impl<'a> Metadata<'a> {
 
     /// A text, such as the name of an architecture; `None` if there is no such key.
     pub(super) fn text(&self, key: &str) -> Result<Option<String>> {
+        self.text_within(key, NAME_BYTES_MAX)
+    }
+
+    /// The same of up to `max` bytes.
+    pub(super) fn text_within(&self, key: &str, max: u64) -> Result<Option<String>> {
         match self.values.get(key) {
             None => Ok(None),
             Some(&Value::Text(at)) => {
-                let text = self.reader(at).name("a text", NAME_BYTES_MAX);
+                let text = self.reader(at).name("a text", max);
                 text.map(Some).map_err(|e| e.at(format!("key {key}")))
             }
             Some(other) => Err(wrong(key, other, "a text")),

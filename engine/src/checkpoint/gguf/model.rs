@@ -8,7 +8,7 @@
 
 use super::super::tensor::RawTensor;
 use super::metadata::Metadata;
-use super::{rwkv6, rwkv7, vocabulary, Gguf, Tensors};
+use super::{rwkv6, rwkv7, vocabulary, Gguf, Tensors, END_OF_TEXT};
 use crate::error::{Error, Result};
 use crate::files::SourceFile;
 use crate::math::reserve;
@@ -109,6 +109,8 @@ pub(super) fn model(
         tensors: sizes.raw(metadata, tensors)?,
         layer_norm_epsilon: epsilon.map(|epsilon| epsilon as f32),
         vocabulary: vocabulary.tokenizer,
+        // It counts for nothing, so that one that makes no sense does no harm.
+        end_of_text: metadata.count(END_OF_TEXT).ok().flatten(),
     })
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::super::gguf::{read, tensors_of, Gguf, Vocabulary};
 use super::super::RawTensor;
 use super::build_gguf::{
-    eight_bits, integers, model, number, text, texts, vocabulary, GgufFile, HEAD_SIZE, N_EMBD,
-    N_HIDDEN, Q8_0, RANKS,
+    eight_bits, integer, integers, model, number, text, texts, vocabulary, GgufFile, HEAD_SIZE,
+    N_EMBD, N_HIDDEN, Q8_0, RANKS,
 };
 use super::read_all;
 use crate::files::{Access, SourceFile};
@@ -402,6 +402,9 @@ fn golden_files_are_read() {
 fn a_file_is_a_model_by_itself() {
     let mut file = model(300);
     vocabulary(&mut file, &["ab"]);
+    let template = format!("{{{{ {:?} }}}}", "x".repeat(5000));
+    file.set("tokenizer.chat_template", text(&template));
+    file.set("tokenizer.ggml.eos_token_id", integer(261));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
     std::fs::write(&path, file.bytes()).unwrap();
@@ -427,6 +430,14 @@ fn a_file_is_a_model_by_itself() {
         let inside = format!("{}: tokenizer.ggml.tokens", path.display());
         assert_eq!(tokenizer.place, inside);
         assert_eq!(read_all(&found).unwrap().len(), found.tensors.len());
+        // Texts of its vocabulary end with token 0, whatever it says.
+        let told = found.correction.unwrap();
+        assert!(told.contains("tokenizer.ggml.eos_token_id 261"), "{told}");
+        assert_eq!(found.config.settings.end_of_text, 0);
+        let chats = crate::checkpoint::read_chat_template(place)
+            .unwrap()
+            .unwrap();
+        assert_eq!(chats.text, template);
     }
     // Where it has none, one beside it is taken, and an error says both.
     file.keys.retain(|(key, _)| !key.starts_with("tokenizer."));

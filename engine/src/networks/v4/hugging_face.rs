@@ -4,6 +4,7 @@
 
 use serde_json::json;
 
+use crate::networks::config::WORLD_VOCABULARY;
 use crate::networks::config_fields::ConfigFields;
 use crate::networks::names::{HuggingFace, BLOCKS};
 
@@ -35,7 +36,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         context_length: &["context_length", "max_position_embeddings"],
         head_norm_epsilon: None,
         scaled_head_norm: None,
-        n_vocab_ended_by_0: &[],
+        n_vocab_ended_by_0: &[WORLD_VOCABULARY],
         has_tied_heads_only: false,
         refuse: |_, _| Ok(()),
         // Older names of what is written.

@@ -1,0 +1,208 @@
+//! Thoughts: how a model is asked for them, and where in what it writes they end.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rwkv_edge::{Error, ErrorKind};
+
+/// Whether a model thinks before it answers, which the World models of 2025 on (G1) have learnt to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Think {
+    /// It answers at once.
+    #[default]
+    Off,
+    /// It thinks as long as it likes.
+    On,
+    /// It is told that it has thought already: answers in the manner of those behind a thought, at once.
+    Fake,
+    /// It is asked to think a bit.
+    Short,
+    /// It is asked to think a lot.
+    Long,
+}
+
+/// All of them, with their names.
+const NAMES: [(Think, &str); 5] = [
+    (Think::Off, "off"),
+    (Think::On, "on"),
+    (Think::Fake, "fake"),
+    (Think::Short, "short"),
+    (Think::Long, "long"),
+];
+
+/// Ends a thought.
+const END: &str = "</think>";
+
+impl Think {
+    /// What stands behind the user's text.
+    pub(crate) fn length(self) -> &'static str {
+        match self {
+            Think::Short => " (think a bit)",
+            Think::Long => " (think a lot)",
+            Think::Off | Think::On | Think::Fake => "",
+        }
+    }
+
+    /// What the answer begins with, but for the `>` that the model writes.
+    pub(crate) fn opening(self) -> &'static str {
+        match self {
+            Think::Off => "",
+            Think::On | Think::Short | Think::Long => " <think",
+            Think::Fake => " <think>\n</think",
+        }
+    }
+}
+
+/// The name that [`FromStr`] reads.
+impl fmt::Display for Think {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = NAMES.iter().find(|(think, _)| think == self);
+        f.write_str(name.map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for Think {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = NAMES.iter().find(|(_, name)| *name == text);
+        found.map(|(think, _)| *think).ok_or_else(|| {
+            let text = "expected off, on, fake, short or long";
+            Error::new(ErrorKind::Argument, text)
+        })
+    }
+}
+
+/// What a model writes, taken apart into the thought and the answer as it comes.
+pub(crate) struct Parted {
+    /// Without the brackets around it.
+    pub(crate) thought: String,
+    pub(crate) answer: String,
+    part: Part,
+    /// What may be the beginning of the thought's end.
+    held: String,
+}
+
+/// Where the next character belongs.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    /// The `>` of the prompt's `<think`, or no bracket and already the thought.
+    Opening,
+    Thought,
+    /// The same of the prompt's `</think`, in front of the answer.
+    Closing,
+    Answer,
+}
+
+impl Parted {
+    /// Behind a prompt that ends as this wants it.
+    pub(crate) fn behind(think: Think) -> Self {
+        Parted {
+            thought: String::new(),
+            answer: String::new(),
+            part: match think {
+                Think::Off => Part::Answer,
+                Think::Fake => Part::Closing,
+                Think::On | Think::Short | Think::Long => Part::Opening,
+            },
+            held: String::new(),
+        }
+    }
+
+    /// Takes more of the text, and gives what has come to the thought and to the answer.
+    pub(crate) fn push(&mut self, piece: &str) -> (&str, &str) {
+        let (n_thought, n_answer) = (self.thought.len(), self.answer.len());
+        let mut rest = piece;
+        if matches!(self.part, Part::Opening | Part::Closing) && !rest.is_empty() {
+            rest = rest.strip_prefix('>').unwrap_or(rest);
+            self.part = match self.part {
+                Part::Opening => Part::Thought,
+                _ => Part::Answer,
+            };
+        }
+        if self.part == Part::Thought {
+            self.held.push_str(rest);
+            rest = "";
+            if let Some(at) = self.held.find(END) {
+                self.thought.push_str(&self.held[..at]);
+                self.answer.push_str(&self.held[at + END.len()..]);
+                self.held.clear();
+                self.part = Part::Answer;
+            } else {
+                let n = self.held.len() - unfinished(&self.held);
+                self.thought.extend(self.held.drain(..n));
+            }
+        }
+        self.answer.push_str(rest);
+        (&self.thought[n_thought..], &self.answer[n_answer..])
+    }
+
+    /// Ends the text: what might have become the thought's end is part of it. Gives that.
+    pub(crate) fn finish(&mut self) -> &str {
+        let n = self.thought.len();
+        self.thought.push_str(&self.held);
+        self.held.clear();
+        &self.thought[n..]
+    }
+}
+
+/// Bytes at the end of a text that begin [`END`].
+fn unfinished(text: &str) -> usize {
+    let longest = text.len().min(END.len() - 1);
+    let mut sizes = (1..=longest).rev();
+    let found = sizes.find(|&n| text.as_bytes().ends_with(&END.as_bytes()[..n]));
+    found.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever pieces the text comes in.
+    fn parted(think: Think, text: &str) -> (String, String) {
+        let whole = parted_in(think, text, text.len());
+        for size in 1..text.len() {
+            assert_eq!(parted_in(think, text, size), whole, "{text:?} by {size}");
+        }
+        whole
+    }
+
+    fn parted_in(think: Think, text: &str, size: usize) -> (String, String) {
+        let (mut parts, mut given) = (Parted::behind(think), (String::new(), String::new()));
+        let bytes: Vec<char> = text.chars().collect();
+        for piece in bytes.chunks(size.max(1)) {
+            let piece: String = piece.iter().collect();
+            let (thought, answer) = parts.push(&piece);
+            given.0 += thought;
+            given.1 += answer;
+        }
+        given.0 += parts.finish();
+        assert_eq!((&given.0, &given.1), (&parts.thought, &parts.answer));
+        given
+    }
+
+    #[test]
+    fn thoughts_come_apart_from_answers() {
+        let texts = |thought: &str, answer: &str| (thought.to_owned(), answer.to_owned());
+        let text = ">\nWell <b> 猫.\n\nSo</think>\n\nYes.</think>";
+        assert_eq!(
+            parted(Think::On, text),
+            texts("\nWell <b> 猫.\n\nSo", "\n\nYes.</think>")
+        );
+        assert_eq!(parted(Think::Short, "ing</thi"), texts("ing</thi", ""));
+        assert_eq!(parted(Think::Long, "></think>"), texts("", ""));
+        assert_eq!(parted(Think::Fake, ">\nYes."), texts("", "\nYes."));
+        assert_eq!(parted(Think::Fake, "Yes>"), texts("", "Yes>"));
+        assert_eq!(parted(Think::Off, ">a</think>"), texts("", ">a</think>"));
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for (think, name) in NAMES {
+            assert_eq!(think.to_string(), name);
+            assert_eq!(name.parse::<Think>().ok(), Some(think));
+        }
+        assert!("On".parse::<Think>().is_err());
+    }
+}
