@@ -40,17 +40,30 @@ fn is_20b(n_vocab: usize) -> bool {
 /// Opens a model that will be given text: where its tokenizer is missing and known, that is found
 /// too.
 pub(crate) fn open(args: &ModelArgs) -> Result<Model> {
-    open_model(args, options(args), true)
+    open_model(args, options(args), Purpose::Text)
 }
 
 /// Opens a model that will be given token ids at most.
 pub(crate) fn open_without_text(args: &ModelArgs) -> Result<Model> {
-    open_model(args, options(args), false)
+    open_model(args, options(args), Purpose::Tokens)
+}
+
+/// Opens a model of which a quantised copy is made, and hints at no other way to make one.
+pub(crate) fn open_to_copy(args: &ModelArgs) -> Result<Model> {
+    open_model(args, options(args), Purpose::Copy)
 }
 
 pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
     let options = options(args).no_sparsity(no_sparsity);
-    open_model(args, options, false)
+    open_model(args, options, Purpose::Tokens)
+}
+
+/// What a model is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Text,
+    Tokens,
+    Copy,
 }
 
 /// The model with another empty state, where one is named.
@@ -64,7 +77,8 @@ pub(crate) fn begin_with(model: Model, initial: Option<&Path>) -> Result<Model> 
     }
 }
 
-fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Result<Model> {
+fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Result<Model> {
+    let needs_text = purpose == Purpose::Text;
     options.memory_for_text = needs_text;
     args.lora.checked()?;
     let start = Instant::now();
@@ -81,7 +95,9 @@ fn open_model(args: &ModelArgs, mut options: Options, needs_text: bool) -> Resul
         // Copies are of models without adapters.
         Some(quant) if options.loras.is_empty() => {
             quantised::find(&source, quant).unwrap_or_else(|| {
-                quantised::hint(&source, quant);
+                if purpose != Purpose::Copy {
+                    quantised::hint(&source, quant);
+                }
                 source.path.clone()
             })
         }

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     drop(OutputFile::create(&args.output)?);
     let mut model_args = args.model.clone();
     model_args.quant.get_or_insert(Quant::Int8);
-    let model = model::open_without_text(&model_args)?;
+    let model = model::open_to_copy(&model_args)?;
     let mut progress = Progress::at_once("writing");
     model.save(&args.output, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);

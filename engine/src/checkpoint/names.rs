@@ -72,6 +72,9 @@ pub(super) fn require_fit(tensor: &RawTensor, line: &TensorAt<'_>) -> Result<()>
     Err(Error::format(text).at(tensor.place()))
 }
 
+/// Channels of a head in all models that were published.
+const PUBLISHED_HEAD: usize = 64;
+
 /// Tensors under BlinkDL's names.
 pub(super) struct Named {
     place: String,
@@ -202,7 +205,7 @@ impl Named {
         }
         sizes.check().map_err(|e| e.at(&self.place))?;
         let mut config = Config::of_sizes(sizes);
-        if self.is_small_model_of_rwkv_cpp(&config) {
+        if self.is_rwkv_5_of_rwkv_cpp() && config.sizes.head_size != PUBLISHED_HEAD {
             config.settings.head_norm_epsilon = config.settings.layer_norm_epsilon;
         }
         if let Some(epsilon) = self.head_norm_epsilon(&config) {
@@ -211,15 +214,25 @@ impl Named {
         Ok(config)
     }
 
-    /// Whether these are the tensors of an rwkv.cpp file of RWKV-5 whose heads are not those of published models.
-    /// rwkv.cpp takes 1e-5 for the epsilon of their norms. That is wrong for published models, whose heads have 64
-    /// channels and which were trained with 64 times as much, but right for its own small one.
-    fn is_small_model_of_rwkv_cpp(&self, config: &Config) -> bool {
-        let sizes = &config.sizes;
+    /// Whether these are the tensors of an rwkv.cpp file of RWKV-5. rwkv.cpp takes 1e-5 for the epsilon of the norms of
+    /// heads. That is wrong for published models, whose heads have 64 channels and which were trained with 64 times as
+    /// much, but right for its own small one.
+    fn is_rwkv_5_of_rwkv_cpp(&self) -> bool {
         let decay = self.tensors.get("blocks.0.att.time_decay");
         // No other file has decays in the network's form.
-        let is_of_rwkv_cpp = decay.is_some_and(|decay| decay.is_in_network_form);
-        sizes.architecture.version == 5 && sizes.head_size != 64 && is_of_rwkv_cpp
+        self.architecture.version == 5 && decay.is_some_and(|decay| decay.is_in_network_form)
+    }
+
+    /// Where a model is taken otherwise here than by the program whose file it is, in words for people.
+    pub(super) fn difference(&self, config: &Config) -> Option<String> {
+        let differs = self.is_rwkv_5_of_rwkv_cpp() && config.sizes.head_size == PUBLISHED_HEAD;
+        differs.then(|| {
+            format!(
+                "{}: the norms of its heads take an epsilon of {:e}, as RWKV-5 was trained; rwkv.cpp takes 1e-5, \
+                 and its texts differ a little",
+                self.place, config.settings.head_norm_epsilon
+            )
+        })
     }
 
     fn n_layer(&self) -> usize {

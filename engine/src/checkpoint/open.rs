@@ -196,11 +196,11 @@ fn finish(
             correction = stated.correction(&config);
             (config, stated.source(), stated.fields)
         }
-        None => (
-            named.infer_config()?,
-            "the other tensors".to_owned(),
-            Map::new(),
-        ),
+        None => {
+            let config = named.infer_config()?;
+            correction = named.difference(&config);
+            (config, "the other tensors".to_owned(), Map::new())
+        }
     };
     let tuned = named.take_tuned(&config)?;
     let tensors = named.into_exact(&config, &source)?;
