@@ -30,6 +30,12 @@ pub(crate) struct OwnTemplate {
     pub(crate) is_world: bool,
 }
 
+/// A text in which nothing stands for a token. A blank comes in its place, so that no two parts
+/// around it make another of it.
+fn without_token(text: &str) -> String {
+    text.replace(WORLD_END_OF_TEXT, " ")
+}
+
 impl OwnTemplate {
     /// # Errors
     ///
@@ -54,19 +60,19 @@ impl OwnTemplate {
         answer: Option<&str>,
     ) -> Result<String> {
         // Nothing that is said stands for a token.
-        let content = |text: &str| cleaned(text).replace(WORLD_END_OF_TEXT, "");
+        let content = |text: &str| cleaned(&without_token(text));
         let one = |role: &str, text: &str| context! { role => role, content => content(text) };
         let mut messages = Vec::new();
         if !said.system.trim().is_empty() {
             messages.push(one("system", &said.system));
         }
         for turn in &said.turns {
-            let answer = turn.answer.replace(WORLD_END_OF_TEXT, "");
+            let answer = without_token(&turn.answer);
             messages.push(one("user", &turn.user));
             messages.push(context! { role => "assistant", content => answer });
         }
         messages.extend(message.map(|text| one("user", text)));
-        let answered = answer.map(|text| text.replace(WORLD_END_OF_TEXT, ""));
+        let answered = answer.map(without_token);
         messages.extend(answered.map(|text| context! { role => "assistant", content => text }));
         let named = match self.is_world {
             true => WORLD_END_OF_TEXT,

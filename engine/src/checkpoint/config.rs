@@ -45,9 +45,10 @@ impl Stated {
         Self::from_fields(file.name(), fields).map_err(|e| e.at(file.name()))
     }
 
-    fn from_fields(place: &str, fields: Map<String, Value>) -> Result<Self> {
+    fn from_fields(place: &str, mut fields: Map<String, Value>) -> Result<Self> {
         let architecture = architecture(&fields)?;
         let names = &architecture.hugging_face.config;
+        fields.retain(|name, _| !names.ignored.contains(&name.as_str()));
         let mut sizes = Sizes::unknown(architecture);
         for size in architecture.sizes {
             let others = names.other_sizes.iter();
@@ -63,7 +64,11 @@ impl Stated {
         let trained = Config::of_sizes(sizes).settings;
         let (end_of_text, other_ends_of_text) = ends_of_text(&fields)?;
         let epsilons = names.norm_epsilon.iter().copied();
-        let head_norm = first_number(&fields, names.head_norm_epsilon.into_iter())?;
+        let divisor = first_f64(&fields, names.head_divisor.into_iter())?;
+        let head_norm = match first_number(&fields, names.head_norm_epsilon.into_iter())? {
+            None => divisor.map(|divisor| (divisor * divisor * 1e-5) as f32),
+            epsilon => epsilon,
+        };
         let stated = Stated {
             place: place.to_owned(),
             sizes,
@@ -323,13 +328,20 @@ fn ends_of_text(fields: &Map<String, Value>) -> Result<(u32, OtherEnds)> {
 /// The first of these fields that is there.
 fn first_number<'a>(
     fields: &Map<String, Value>,
-    mut names: impl Iterator<Item = &'a str>,
+    names: impl Iterator<Item = &'a str>,
 ) -> Result<Option<f32>> {
+    Ok(first_f64(fields, names)?.map(|number| number as f32))
+}
+
+fn first_f64<'a>(
+    fields: &Map<String, Value>,
+    mut names: impl Iterator<Item = &'a str>,
+) -> Result<Option<f64>> {
     let found = names.find_map(|name| Some((name, present(fields, name)?)));
     let Some((name, value)) = found else {
         return Ok(None);
     };
-    let number = value.as_f64().map(|number| Some(number as f32));
+    let number = value.as_f64().map(Some);
     number.ok_or_else(|| Error::format(format!("{name} {value}, expected a number")))
 }
 

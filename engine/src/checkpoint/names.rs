@@ -13,7 +13,7 @@ use super::tuned::{time_state_layer, TunedState};
 use crate::error::{Error, Result};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::known;
-use crate::networks::names::{is_of_adapter, split_layer, Cleaner, EMBEDDING, HEAD};
+use crate::networks::names::{is_of_adapter, split_layer, Cleaner, BLOCKS, EMBEDDING, HEAD};
 use crate::networks::state::StateLayout;
 use crate::networks::table::{Architecture, ShownBy, SizeSpec, TensorAt, TensorSpec};
 
@@ -317,7 +317,18 @@ impl Named {
             .collect();
         for (name, want) in &wanted {
             let Some(tensor) = self.tensors.get(name) else {
-                let message = format!("missing, expected shape {:?} by {source}", want.shape());
+                let names = &self.architecture.hugging_face;
+                let joined = split_layer(name).and_then(|(layer, leaf)| {
+                    let (one, held) = names.joined(leaf)?;
+                    Some((format!("{BLOCKS}{layer}.{one}"), held.len()))
+                });
+                // As files have it.
+                let (name, mut shape) = match &joined {
+                    Some((one, n)) => (one, vec![*n]),
+                    None => (name, Vec::new()),
+                };
+                shape.extend(want.shape());
+                let message = format!("missing, expected shape {shape:?} by {source}");
                 return Err(Error::format(message).at(format!("{}: tensor {name}", self.place)));
             };
             if !want.admits(&tensor.shape) {

@@ -189,17 +189,17 @@ fn finish(
     mapped: bool,
 ) -> Result<Checkpoint> {
     let mut named = Named::new(place.clone(), tensors)?;
-    let mut correction = None;
-    let (config, source, config_fields) = match stated {
+    let (config, source, config_fields, correction) = match stated {
         Some(stated) => {
             let config = stated.complete(&named)?;
-            correction = stated.correction(&config);
-            (config, stated.source(), stated.fields)
+            let correction = stated.correction(&config);
+            (config, stated.source(), stated.fields, correction)
         }
         None => {
             let config = named.infer_config()?;
-            correction = named.difference(&config);
-            (config, "the other tensors".to_owned(), Map::new())
+            let difference = named.difference(&config);
+            let source = "the other tensors".to_owned();
+            (config, source, Map::new(), difference)
         }
     };
     let tuned = named.take_tuned(&config)?;

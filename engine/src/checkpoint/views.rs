@@ -75,7 +75,8 @@ impl RawTensor {
         let part = |index: usize| RawTensor {
             shape: shape.to_vec(),
             strides: strides.to_vec(),
-            offset: self.offset + (index * stride / numbers * size) as u64,
+            // In 64 bits: files may be larger than what a `usize` of 32 counts.
+            offset: self.offset + index as u64 * stride as u64 / numbers as u64 * size as u64,
             ..self.clone()
         };
         Ok((0..n).map(part).collect())

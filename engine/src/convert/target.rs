@@ -165,8 +165,14 @@ pub(super) fn parts(
             }
         }
         let (name, source) = target;
+        let own = FloatType::keeping(source.dtype);
+        let is_own = |one: &&RawTensor| FloatType::keeping(one.dtype) == own;
+        let keeping = match more.iter().all(is_own) {
+            true => own,
+            false => FloatType::F32,
+        };
         Ok(TargetTensor {
-            dtype: dtype.unwrap_or(FloatType::keeping(source.dtype)),
+            dtype: dtype.unwrap_or(keeping),
             form: tensor.spec.form,
             is_matrix,
             shape,

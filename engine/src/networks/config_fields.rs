@@ -15,6 +15,11 @@ pub(crate) struct ConfigFields {
     pub(crate) context_length: &'static [&'static str],
     /// Written only where the names of tensors do not say it.
     pub(crate) head_norm_epsilon: Option<&'static str>,
+    /// What heads' outputs are divided by before norms of epsilon 1e-5: the same as an epsilon of 1e-5 times its square
+    /// without the division.
+    pub(crate) head_divisor: Option<&'static str>,
+    /// Fields that the programs of such directories do not look at, whatever they say.
+    pub(crate) ignored: &'static [&'static str],
     /// The end of the name that the norms of heads have where their epsilon is
     /// [scaled](super::config::Settings::scaled_head_norm_epsilon).
     pub(crate) scaled_head_norm: Option<&'static str>,

@@ -124,8 +124,10 @@ static KNOWN: &[Known] = &[
         "a variant of RWKV-6 with another norm, x060b or x060c",
         &["att.time_maa_rkvw"],
     ),
-    // As flash-linear-attention calls them.
-    other("RWKV-6", &["attn.x_proj.", "attn.bonus"]),
+    other(
+        "RWKV-6 as flash-linear-attention has it",
+        &["attn.x_proj.", "attn.bonus"],
+    ),
     other(
         "RWKV-7",
         &[
@@ -143,13 +145,16 @@ static KNOWN: &[Known] = &[
         ],
     )
     .runs(&v6::ARCHITECTURE),
-    // As GGUF files call them.
     other(
-        "RWKV-6",
+        "RWKV-6 by names that only GGUF files have",
         &["time_mix_first", "time_mix_decay", "time_mix_lerp_x"],
     ),
     // Their decays are one number a head.
-    other("RWKV-5.0 or 5.1", &["att.time_first"]).beside(&["att.ln_x."]),
+    other(
+        "RWKV-5.0 or 5.1, or a file of web-rwkv",
+        &["att.time_first"],
+    )
+    .beside(&["att.ln_x."]),
     other(
         "RWKV-5",
         &["att.ln_x.", "att.gate.", "att.time_mix_g", "att.time_faaaa"],

@@ -169,7 +169,10 @@ fn estimates_do_not_wrap() {
 #[test]
 fn other_networks_are_recognised() {
     for (name, title) in [
-        ("model.layers.0.attn.bonus", "RWKV-6"),
+        (
+            "model.layers.0.attn.bonus",
+            "RWKV-6 as flash-linear-attention has it",
+        ),
         (
             "blocks.0.att.qq.weight",
             "a variant of RWKV-4 with extra attention, such as RWKV-4a",

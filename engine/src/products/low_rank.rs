@@ -14,6 +14,9 @@ use crate::math::threads::{ColumnBlock, Columns};
 use crate::quant::matrix::{Layout, Matrix};
 use crate::quant::{ByInput, FloatSums};
 
+/// Outputs of one task where there are small matrices alone: those of RWKV-6's shares have 160.
+const NARROW_OUTPUTS: usize = 32;
+
 /// A product with a small matrix: `out[t, o] = then(sum over i of input[t, i] * matrix[i, o])`.
 pub(crate) struct LowRank<'a> {
     pub(crate) matrix: &'a Matrix,
@@ -112,9 +115,11 @@ pub(crate) fn multiply_with<const N: usize, const M: usize>(
         super::multiply(machine, scratch, products, &[]);
         return pool.run_blocks(&mut outputs, BLOCK_OUTPUTS, scratch, &ahead, small_work);
     }
-    let width = match by_gemm(kernels, products.iter()) {
-        true => GEMM_OUTPUTS,
-        false => BLOCK_OUTPUTS,
+    let width = match N {
+        // Few outputs are to be spread over all threads.
+        0 => NARROW_OUTPUTS,
+        _ if by_gemm(kernels, products.iter()) => GEMM_OUTPUTS,
+        _ => BLOCK_OUTPUTS,
     };
     let mut operands = [None; N];
     let mut large = {

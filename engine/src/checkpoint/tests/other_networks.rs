@@ -175,12 +175,12 @@ fn tensors_give_networks_away() {
                 "model.layers.0.attn.x_proj.0.weight",
             ],
             "model.layers.0.attn.x_proj.0.weight",
-            "RWKV-6",
+            "RWKV-6 as flash-linear-attention has it",
         ),
         (
             vec!["token_embd.weight", "blk.0.time_mix_first.weight"],
             "blk.0.time_mix_first.weight",
-            "RWKV-6",
+            "RWKV-6 by names that only GGUF files have",
         ),
         (
             vec![
@@ -189,7 +189,7 @@ fn tensors_give_networks_away() {
                 "blocks.0.att.time_first",
             ],
             "blocks.0.att.time_first",
-            "RWKV-5.0 or 5.1",
+            "RWKV-5.0 or 5.1, or a file of web-rwkv",
         ),
         (
             vec!["emb.weight", "blocks.1.att.qq.weight"],

@@ -3,9 +3,9 @@
 
 #![forbid(unsafe_code)]
 
-use serde_json::{json, Map, Value};
+use serde_json::{json, Value};
 
-use crate::networks::config::{Config, Sizes, WORLD_VOCABULARY};
+use crate::networks::config::{decimal, Config, WORLD_VOCABULARY};
 use crate::networks::config_fields::ConfigFields;
 
 pub(crate) const CONFIG: ConfigFields = ConfigFields {
@@ -13,10 +13,13 @@ pub(crate) const CONFIG: ConfigFields = ConfigFields {
     norm_epsilon: &["layer_norm_epsilon"],
     context_length: &["context_length", "max_position_embeddings"],
     head_norm_epsilon: None,
+    head_divisor: Some(DIVISOR),
+    // That code always has 3.5 times the width.
+    ignored: &["intermediate_size"],
     scaled_head_norm: None,
     n_vocab_ended_by_0: &[WORLD_VOCABULARY],
     has_tied_heads_only: true,
-    refuse,
+    refuse: |_, _| Ok(()),
     // Names of code that is not copied, and older names of what is written.
     obsolete: &[
         "auto_map",
@@ -31,17 +34,13 @@ pub(crate) const CONFIG: ConfigFields = ConfigFields {
 
 const DIVISOR: &str = "head_size_divisor";
 
-/// That code divides what heads give by 8 before their norms, whose epsilon is 1e-5: the same as an
-/// epsilon of 8^2 * 1e-5 without the division, which all these models were trained with.
-fn refuse(fields: &Map<String, Value>, _: &Sizes) -> Result<(), String> {
-    match fields.get(DIVISOR) {
-        None | Some(Value::Null) => Ok(()),
-        Some(found) if *found == 8 => Ok(()),
-        Some(Value::Number(found)) => Err(format!("{DIVISOR} {found}, expected 8")),
-        Some(_) => Err(format!("{DIVISOR} is no number, expected 8")),
-    }
-}
-
-fn computed(_: &Config) -> Vec<(&'static str, Value)> {
-    vec![(DIVISOR, json!(8))]
+fn computed(config: &Config) -> Vec<(&'static str, Value)> {
+    // 8 where the epsilon is the one that all published models were trained with.
+    let divisor = (decimal(config.settings.head_norm_epsilon) / 1e-5).sqrt();
+    let whole = divisor.round();
+    let divisor = match (divisor - whole).abs() < 1e-9 {
+        true => json!(whole as u64),
+        false => json!(divisor),
+    };
+    vec![(DIVISOR, divisor)]
 }

@@ -35,6 +35,8 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         norm_epsilon: &["layer_norm_epsilon"],
         context_length: &["context_length", "max_position_embeddings"],
         head_norm_epsilon: None,
+        head_divisor: None,
+        ignored: &[],
         scaled_head_norm: None,
         n_vocab_ended_by_0: &[WORLD_VOCABULARY],
         has_tied_heads_only: false,

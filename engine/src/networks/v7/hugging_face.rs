@@ -119,6 +119,8 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         norm_epsilon: &["norm_eps", "layer_norm_epsilon"],
         context_length: &["max_position_embeddings", "context_length"],
         head_norm_epsilon: Some(HEAD_NORM_EPSILON),
+        head_divisor: None,
+        ignored: &[],
         scaled_head_norm: Some("attn.g_norm.weight"),
         // World's and, of two sizes, those of the Pile models. Many directories say 1 and 2, which flash-linear-attention writes where it is told nothing, or
         // an id that no training text had. Nothing is said about it: the weights leave no doubt.
