@@ -13,6 +13,7 @@ use rwkv_edge_scoring::{Likelihood, Models, Outcome, Summary};
 use serde_json::{json, Value};
 
 use crate::bars;
+use crate::paths;
 use crate::perplexity::{add_summary, Report};
 
 /// Model 0 is the reference, 1 has all matrices quantised, the others one each.
@@ -175,6 +176,7 @@ pub(crate) struct Plot(OutputFile);
 
 impl Plot {
     pub(crate) fn create(path: &Path) -> Result<Self> {
+        paths::check_replaced(path, paths::Written::Chart)?;
         Ok(Plot(OutputFile::create(path)?))
     }
 

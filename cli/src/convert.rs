@@ -83,7 +83,8 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// A Hugging Face directory, of RWKV-4 as transformers writes it, of RWKV-7 as flash-linear-attention
+    /// A Hugging Face directory, of RWKV-4 as transformers writes it, of RWKV-7 as flash-linear-attention, of RWKV-5 and 6
+    /// as the code published with them
     Hf,
     /// A .pth file as the RWKV models are published
     Raw,

@@ -14,7 +14,7 @@ use crate::input::{Kept, TextArgs};
 use crate::numbers::{stop_text, whole};
 use crate::sampling::{draws_or_penalises, SamplingArgs};
 use crate::verbosity::{is_verbose, print};
-use crate::{devices, memory, model, note};
+use crate::{devices, memory, model, note, paths};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -118,6 +118,7 @@ impl Echo {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.save_state {
+        paths::check_replaced(path, paths::Written::State)?;
         // Not only at the end, when a text would be lost.
         drop(OutputFile::create(path)?);
     }

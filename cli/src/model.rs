@@ -48,7 +48,7 @@ pub(crate) fn open_without_text(args: &ModelArgs) -> Result<Model> {
     open_model(args, options(args), Purpose::Tokens)
 }
 
-/// Opens a model of which a quantised copy is made, and hints at no other way to make one.
+/// Opens a model that is only looked at, or of which a quantised copy is made, and hints at no other way to make one.
 pub(crate) fn open_to_copy(args: &ModelArgs) -> Result<Model> {
     open_model(args, options(args), Purpose::Copy)
 }

@@ -2,11 +2,12 @@
 //! is tried with them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Result};
 use clap::{ArgMatches, Command};
+use rwkv_edge::{Model, Options};
 use rwkv_edge_hub::{without_secrets, Address};
 
 /// Refuses a path that is a link to nothing, or one that leads nowhere for another reason.
@@ -24,6 +25,45 @@ pub(crate) fn check_link(path: &Path) -> Result<()> {
         path.display(),
         target.display()
     )
+}
+
+/// What a command writes, and may replace an older one of.
+#[derive(Clone, Copy)]
+pub(crate) enum Written {
+    State,
+    Chart,
+    ModelFile,
+}
+
+/// Refuses to write over a file that holds something else: a name that was mistyped must not cost a
+/// model. What is no ordinary file, or empty, holds nothing.
+pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
+    let found = fs::metadata(path);
+    if !found.is_ok_and(|found| found.is_file() && found.len() > 0) {
+        return Ok(());
+    }
+    let (what, is_one) = match written {
+        Written::State => ("a state", begins_with(path, &[b"RWKVST\0"])),
+        Written::Chart => ("an SVG file", begins_with(path, &[b"<svg", b"<?xml"])),
+        Written::ModelFile => {
+            let outline = Model::outline(path, &Options::default());
+            let is_one = outline.is_ok_and(|outline| outline.is_model_file);
+            ("a model file", is_one)
+        }
+    };
+    match is_one {
+        true => Ok(()),
+        false => bail!(
+            "{}: exists and is not {what}, expected a new file, or an older one to replace",
+            path.display()
+        ),
+    }
+}
+
+fn begins_with(path: &Path, starts: &[&[u8]]) -> bool {
+    let mut start = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(16).read_to_end(&mut start));
+    read.is_ok() && starts.iter().any(|one| start.starts_with(one))
 }
 
 /// Refuses links to nothing among all the paths of a command line.

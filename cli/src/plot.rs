@@ -6,6 +6,8 @@ use anyhow::{anyhow, Result};
 use plotters::prelude::*;
 use rwkv_edge::OutputFile;
 
+use crate::paths;
+
 /// One chart.
 pub(crate) struct Series {
     x_label: &'static str,
@@ -28,6 +30,7 @@ pub(crate) struct Plot(OutputFile);
 
 impl Plot {
     pub(crate) fn create(path: &Path) -> Result<Self> {
+        paths::check_replaced(path, paths::Written::Chart)?;
         Ok(Plot(OutputFile::create(path)?))
     }
 

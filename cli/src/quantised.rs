@@ -74,6 +74,8 @@ pub(crate) fn hint(source: &Located, quant: Quant) {
         return;
     }
     match Model::outline(&source.path, &Options::default()) {
+        // Model files are such copies themselves, and f32 is what nobody keeps.
+        Ok(outline) if outline.is_model_file || quant == Quant::F32 => {}
         Ok(outline) if outline.stored != quant => notice(format_args!(
             "quantising while loading; to do it once and for all: rwkv-edge pull {} --quant {quant}",
             shell_word(&name_of(source))

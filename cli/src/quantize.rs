@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};
 use crate::progress::Progress;
-use crate::{model, note};
+use crate::{model, note, paths};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             );
         }
     }
+    paths::check_replaced(&args.output, paths::Written::ModelFile)?;
     // Not only when everything is read, which may take minutes.
     drop(OutputFile::create(&args.output)?);
     let mut model_args = args.model.clone();

@@ -36,7 +36,7 @@ use crate::generate::per_second;
 use crate::numbers::{stop_text, whole};
 use crate::progress::Progress;
 use crate::sampling::{in_words, SamplingArgs};
-use crate::{cache_folder, hub, model, note, tell, text_of, UsageError};
+use crate::{cache_folder, hub, model, note, paths, tell, text_of, UsageError};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -138,6 +138,7 @@ impl FromStr for NamedTemplate {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.save_state {
+        paths::check_replaced(path, paths::Written::State)?;
         // Not only at the end, when a conversation would be lost.
         drop(OutputFile::create(path)?);
     }

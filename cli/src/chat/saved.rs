@@ -5,12 +5,13 @@ use std::path::Path;
 use anyhow::Result;
 use rwkv_edge_chat::Conversation;
 
-use crate::paths::check_link;
+use crate::paths::{check_link, check_replaced, Written};
 use crate::sampling::draws_or_penalises;
 
 /// Saves a conversation; returns what was written, in words.
 pub(crate) fn save(conversation: &Conversation, path: &Path) -> Result<String> {
     check_link(path)?;
+    check_replaced(path, Written::State)?;
     let saved = conversation.save(path)?;
     Ok(format!(
         "{}: the state after {} tokens; {}: the text, {} turns; not kept: options, seed, /undo",
