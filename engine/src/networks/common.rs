@@ -67,6 +67,50 @@ pub(crate) struct Pass<'a> {
     pub(crate) n_rows: usize,
     /// Of the norms in layers.
     pub(crate) epsilon: f32,
+    /// Of the norms of heads, where there are any.
+    pub(crate) head_epsilon: f32,
+}
+
+/// A layer of some version: both of its halves, for all rows of a pass. `index` is its number in the
+/// model.
+pub(crate) trait Block: Sized {
+    /// Memory that it needs besides the common buffers.
+    type Buffers;
+
+    /// What attention is to a transformer.
+    fn time_mixing(
+        &self,
+        index: usize,
+        pass: &Pass<'_>,
+        common: &mut Buffers,
+        own: &mut Self::Buffers,
+        spans: &mut [Span<'_>],
+    );
+
+    /// The feed-forward part. Fetches what is read first of what comes behind.
+    fn channel_mixing(
+        &self,
+        place: (usize, Behind<'_, Self>),
+        pass: &Pass<'_>,
+        common: &mut Buffers,
+        own: &mut Self::Buffers,
+        spans: &mut [Span<'_>],
+    );
+}
+
+/// Feeds the rows of a pass to layers, of which the first is number `first` of the model; `head`
+/// follows the last, where it does.
+pub(crate) fn forward<L: Block>(
+    (layers, first, head): (&[L], usize, Option<&Head>),
+    pass: &Pass<'_>,
+    (common, own): (&mut Buffers, &mut L::Buffers),
+    spans: &mut [Span<'_>],
+) {
+    for (at, layer) in layers.iter().enumerate() {
+        let behind = Behind::of(layers, at, head);
+        layer.time_mixing(first + at, pass, common, own, spans);
+        layer.channel_mixing((first + at, behind), pass, common, own, spans);
+    }
 }
 
 /// Memory for forward passes over at most so many rows; all are (rows, ..), row-major.
@@ -466,6 +510,31 @@ impl Pass<'_> {
             let row = &normed[last * n_embd..][..n_embd];
             state.part_mut(layer, previous).copy_from_slice(row);
         }
+    }
+
+    /// Multiplies rows, (rows, inputs) of the matrix, by it, and adds what comes of them to the
+    /// residual stream. `input` and `out`, (rows, n_embd), are memory for that, and `next` the
+    /// matrices of the product behind.
+    pub(crate) fn add_product(
+        &self,
+        buffers: &mut Buffers,
+        (matrix, rows): (&Matrix, &[f32]),
+        (input, out): (&mut Activations, &mut [f32]),
+        next: &[&Matrix],
+    ) {
+        let Machine { pool, kernels, .. } = self.machine;
+        let (n_embd, n_inputs) = (matrix.n_outputs(), matrix.n_inputs());
+        input.prepare(pool, kernels, matrix, self.n_rows, |row, out| {
+            out.copy_from_slice(&rows[row * n_inputs..][..n_inputs]);
+        });
+        let out = &mut out[..self.n_rows * n_embd];
+        let product = Product {
+            matrix,
+            input,
+            out: &mut *out,
+        };
+        multiply(self.machine, &mut buffers.scratch, [product], next);
+        self.add(buffers, n_embd, out);
     }
 
     /// Adds the rows of `delta`, (rows, n_embd), to the residual stream.

@@ -152,50 +152,26 @@ impl Network {
             segments,
             n_rows: segments.iter().map(|segment| segment.n_rows).sum(),
             epsilon: self.config.settings.layer_norm_epsilon,
+            head_epsilon: self.config.settings.head_norm_epsilon,
         };
         buffers.common.begin(&pass);
         if let Some(embedding) = &self.embedding {
             embedding.apply(&pass, &mut buffers.common, spans);
         }
         let (first, head) = (self.first_layer, self.head.as_ref());
-        let head_epsilon = self.config.settings.head_norm_epsilon;
+        let common = &mut buffers.common;
         match (&self.layers, &mut buffers.layers) {
             (Layers::V4(layers), LayerBuffers::V4(own)) => {
-                v4::forward(
-                    layers,
-                    first,
-                    head,
-                    &pass,
-                    (&mut buffers.common, own),
-                    spans,
-                );
+                common::forward((layers, first, head), &pass, (common, own), spans);
             }
             (Layers::V5(layers), LayerBuffers::Eagle(own)) => {
-                let part = v5::Part {
-                    layers,
-                    first,
-                    head,
-                    head_epsilon,
-                };
-                part.forward(&pass, (&mut buffers.common, own), spans);
+                common::forward((layers, first, head), &pass, (common, own), spans);
             }
             (Layers::V6(layers), LayerBuffers::Eagle(own)) => {
-                let part = v6::Part {
-                    layers,
-                    first,
-                    head,
-                    head_epsilon,
-                };
-                part.forward(&pass, (&mut buffers.common, own), spans);
+                common::forward((layers, first, head), &pass, (common, own), spans);
             }
             (Layers::V7(layers), LayerBuffers::V7(own)) => {
-                let part = v7::Part {
-                    layers,
-                    first,
-                    head,
-                    head_epsilon,
-                };
-                part.forward(&pass, (&mut buffers.common, own), spans);
+                common::forward((layers, first, head), &pass, (common, own), spans);
             }
             // A workspace is made for one network, which `Pipeline::fits` compares.
             (Layers::V4(_) | Layers::V5(_) | Layers::V6(_) | Layers::V7(_), _) => {}

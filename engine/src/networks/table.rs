@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::config::{Config, Sizes};
 use super::form::Form;
 use super::importance::NearbyNorm;
-use super::names::{split_layer, HuggingFace};
+use super::names::{split_layer, HuggingFace, EMBEDDING};
 use super::state::StateLayout;
 use crate::quant::matrix::Layout;
 use crate::quant::Quant;
@@ -183,6 +183,38 @@ macro_rules! size {
         }
     };
 }
+
+/// The sizes that every version has. Checkpoints show all of them.
+pub(crate) const N_VOCAB: SizeSpec = size!(
+    n_vocab <= 1 << 24,
+    "vocab_size",
+    None,
+    ShownBy::Matrix(EMBEDDING, 0)
+);
+pub(crate) const N_EMBD: SizeSpec = size!(
+    n_embd <= 1 << 16,
+    "hidden_size",
+    None,
+    ShownBy::Matrix(EMBEDDING, 1)
+);
+pub(crate) const N_LAYER: SizeSpec = size!(
+    n_layer <= 1 << 10,
+    "num_hidden_layers",
+    None,
+    ShownBy::LayerCount
+);
+pub(crate) const N_ATTENTION: SizeSpec = size!(
+    n_attention <= 1 << 16,
+    "attention_hidden_size",
+    None,
+    ShownBy::Matrix("blocks.0.att.key.weight", 0)
+);
+pub(crate) const N_HIDDEN: SizeSpec = size!(
+    n_hidden <= 1 << 20,
+    "intermediate_size",
+    None,
+    ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
+);
 
 /// Declares the weights of a part of a network, and in the same lines the table of its tensors: each field is a
 /// [`Vector`](crate::quant::matrix::Vector) or a [`Matrix`](crate::quant::matrix::Matrix) with its [`TensorSpec`].

@@ -10,24 +10,24 @@ use std::ops::Range;
 
 use super::batch::{Segment, Span};
 use super::common::{
-    mix, norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Embedding, Head, Norm, Pass,
-    Shares, Shifted,
+    mix, norm_bias, norm_weight, Behind, Block, Buffers as CommonBuffers, Embedding, Head, Norm,
+    Pass, Shares, Shifted,
 };
 use super::config::Sizes;
 use super::form::Form;
 use super::gated_mixing::{GatedBuffers, GatedMixing};
 use super::hidden::HiddenUnits;
-use super::names;
 use super::state::{State, StateLayout};
 use super::table::{
-    size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, StatePart, TensorSpec,
+    tensors, Architecture, Kind, RowPart, SizeSpec, StatePart, TensorSpec, N_ATTENTION, N_EMBD,
+    N_HIDDEN, N_LAYER, N_VOCAB,
 };
 use crate::error::Result;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::WkvChannels;
 use crate::math::threads::{ColumnBlock, Columns};
-use crate::products::{fetch_input_factors, multiply, Activations, Machine, Product, BUFFERS};
+use crate::products::{fetch_input_factors, Activations, Machine, BUFFERS};
 use crate::quant::matrix::{Matrix, Vector};
 
 mod hugging_face;
@@ -60,36 +60,26 @@ const TABLE: Architecture = Architecture {
     title: "RWKV-4",
     version: 4,
     sizes: &[
-        size!(
-            n_vocab <= 1 << 24,
-            "vocab_size",
-            Some(|_| 50_277),
-            ShownBy::Matrix(names::EMBEDDING, 0)
-        ),
-        size!(
-            n_embd <= 1 << 16,
-            "hidden_size",
-            Some(|_| 4096),
-            ShownBy::Matrix(names::EMBEDDING, 1)
-        ),
-        size!(
-            n_layer <= 1 << 10,
-            "num_hidden_layers",
-            Some(|_| 32),
-            ShownBy::LayerCount
-        ),
-        size!(
-            n_attention <= 1 << 16,
-            "attention_hidden_size",
-            Some(|s| s.n_embd),
-            ShownBy::Matrix("blocks.0.att.key.weight", 0)
-        ),
-        size!(
-            n_hidden <= 1 << 20,
-            "intermediate_size",
-            Some(|s| 4 * s.n_embd),
-            ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
-        ),
+        SizeSpec {
+            default: Some(|_| 50_277),
+            ..N_VOCAB
+        },
+        SizeSpec {
+            default: Some(|_| 4096),
+            ..N_EMBD
+        },
+        SizeSpec {
+            default: Some(|_| 32),
+            ..N_LAYER
+        },
+        SizeSpec {
+            default: Some(|s| s.n_embd),
+            ..N_ATTENTION
+        },
+        SizeSpec {
+            default: Some(|s| 4 * s.n_embd),
+            ..N_HIDDEN
+        },
     ],
     norm_out_epsilon: |_| NORM_OUT_EPSILON,
     numbers: &[
@@ -269,24 +259,10 @@ fn memory(layout: &StateLayout, layer: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// Feeds a batch to layers, of which the first is number `first` of the model.
-pub(super) fn forward(
-    layers: &[Layer],
-    first: usize,
-    head: Option<&Head>,
-    pass: &Pass<'_>,
-    (common, own): (&mut CommonBuffers, &mut Buffers),
-    spans: &mut [Span<'_>],
-) {
-    for (at, layer) in layers.iter().enumerate() {
-        let behind = Behind::of(layers, at, head);
-        layer.time_mixing(first + at, pass, common, own, spans);
-        layer.channel_mixing((first + at, behind), pass, common, own, spans);
-    }
-}
+impl Block for Layer {
+    type Buffers = Buffers;
 
-impl Layer {
-    /// Time mixing: what attention is to a transformer. `x += output * (sigmoid(r) * wkv(k, v))`
+    /// `x += output * (sigmoid(r) * wkv(k, v))`
     fn time_mixing(
         &self,
         index: usize,
@@ -295,9 +271,7 @@ impl Layer {
         own: &mut Buffers,
         spans: &mut [Span<'_>],
     ) {
-        let Machine { pool, kernels, .. } = pass.machine;
-        let n_rows = pass.n_rows;
-        let (n_embd, n_attention) = (self.att_mix_key.len(), self.decay_log.len());
+        let (n_rows, n_attention) = (pass.n_rows, self.decay_log.len());
         let b = own;
         let shifted = [
             Shifted {
@@ -329,24 +303,40 @@ impl Layer {
             self.wkv(pass.machine, segment, inputs, state, &mut b.gated);
         }
 
-        let (gated, input) = (&b.gated, &mut b.input_a);
-        input.prepare(pool, kernels, &self.att_output, n_rows, |row, out| {
-            out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
-        });
-        let product = Product {
-            matrix: &self.att_output,
-            input,
-            out: &mut b.key[..n_rows * n_embd],
-        };
         let ffn = self.ffn(pass);
         let state = &*spans[pass.segments[0].span].state;
         ffn.fetch_vectors(state, (index, FFN_PREVIOUS));
-        let scratch = &mut common.scratch;
-        multiply(pass.machine, scratch, [product], &ffn.inputs());
-        let delta = &b.key;
-        pass.add(common, n_embd, delta);
+        let memory = (&mut b.input_a, &mut b.key[..]);
+        let rows = (&self.att_output, &b.gated[..]);
+        pass.add_product(common, rows, memory, &ffn.inputs());
     }
 
+    fn channel_mixing(
+        &self,
+        (index, behind): (usize, Behind<'_, Layer>),
+        pass: &Pass<'_>,
+        common: &mut CommonBuffers,
+        own: &mut Buffers,
+        spans: &mut [Span<'_>],
+    ) {
+        let buffers = GatedBuffers {
+            input_a: &mut own.input_a,
+            input_b: &mut own.input_b,
+            receptance: &mut own.receptance,
+            value: &mut own.value,
+            hidden: &mut own.hidden,
+        };
+        let (place, mixing) = ((index, FFN_PREVIOUS), self.ffn(pass));
+        mixing.run(place, pass, common, buffers, spans, |state| {
+            behind.fetch(|layer| {
+                layer.fetch_att_vectors(pass, state, index + 1);
+                layer.att_inputs()
+            })
+        });
+    }
+}
+
+impl Layer {
     /// WKV over the rows of a segment in order, channels spread over the threads.
     fn wkv(
         &self,
@@ -407,31 +397,6 @@ impl Layer {
         machine
             .pool
             .run_paired_blocks(&mut out, &mut state, WKV_CHANNELS, work);
-    }
-
-    /// Channel mixing: the feed-forward part.
-    fn channel_mixing(
-        &self,
-        (index, behind): (usize, Behind<'_, Layer>),
-        pass: &Pass<'_>,
-        common: &mut CommonBuffers,
-        own: &mut Buffers,
-        spans: &mut [Span<'_>],
-    ) {
-        let buffers = GatedBuffers {
-            input_a: &mut own.input_a,
-            input_b: &mut own.input_b,
-            receptance: &mut own.receptance,
-            value: &mut own.value,
-            hidden: &mut own.hidden,
-        };
-        let (place, mixing) = ((index, FFN_PREVIOUS), self.ffn(pass));
-        mixing.run(place, pass, common, buffers, spans, |state| {
-            behind.fetch(|layer| {
-                layer.fetch_att_vectors(pass, state, index + 1);
-                layer.att_inputs()
-            })
-        });
     }
 
     fn ffn(&self, pass: &Pass<'_>) -> GatedMixing<'_> {

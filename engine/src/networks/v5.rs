@@ -9,19 +9,21 @@
 
 use super::batch::Span;
 use super::common::{
-    mix, norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Embedding, Head, Norm, Pass,
-    Shares, Shifted,
+    mix, norm_bias, norm_weight, Behind, Block, Buffers as CommonBuffers, Embedding, Head, Norm,
+    Pass, Shares, Shifted,
 };
 use super::config::Sizes;
 use super::eagle::{Buffers, Decay, Heads};
 use super::form::Form;
 use super::gated_mixing::GatedMixing;
 use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
-use super::names;
 use super::state::State;
-use super::table::{size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, TensorSpec};
+use super::table::{
+    size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, TensorSpec, N_ATTENTION, N_EMBD,
+    N_HIDDEN, N_LAYER, N_VOCAB,
+};
 use crate::math::kernels::fetch::fetch;
-use crate::products::{fetch_input_factors, multiply, Machine, Product};
+use crate::products::fetch_input_factors;
 use crate::quant::matrix::{Matrix, Vector};
 
 mod hugging_face;
@@ -32,36 +34,11 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     title: "RWKV-5",
     version: 5,
     sizes: &[
-        size!(
-            n_vocab <= 1 << 24,
-            "vocab_size",
-            None,
-            ShownBy::Matrix(names::EMBEDDING, 0)
-        ),
-        size!(
-            n_embd <= 1 << 16,
-            "hidden_size",
-            None,
-            ShownBy::Matrix(names::EMBEDDING, 1)
-        ),
-        size!(
-            n_layer <= 1 << 10,
-            "num_hidden_layers",
-            None,
-            ShownBy::LayerCount
-        ),
-        size!(
-            n_attention <= 1 << 16,
-            "attention_hidden_size",
-            None,
-            ShownBy::Matrix("blocks.0.att.key.weight", 0)
-        ),
-        size!(
-            n_hidden <= 1 << 20,
-            "intermediate_size",
-            None,
-            ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
-        ),
+        N_VOCAB,
+        N_EMBD,
+        N_LAYER,
+        N_ATTENTION,
+        N_HIDDEN,
         size!(
             head_size <= 1 << 12,
             "head_size",
@@ -146,48 +123,19 @@ tensors! {
     }
 }
 
-/// Layers of a network, and what belongs to all of them.
-pub(super) struct Part<'a> {
-    pub(super) layers: &'a [Layer],
-    /// Number in the model of the first of them.
-    pub(super) first: usize,
-    pub(super) head: Option<&'a Head>,
-    /// Of the norms of heads.
-    pub(super) head_epsilon: f32,
-}
+impl Block for Layer {
+    type Buffers = Buffers;
 
-impl Part<'_> {
-    /// Feeds a batch to the layers.
-    pub(super) fn forward(
-        &self,
-        pass: &Pass<'_>,
-        (common, own): (&mut CommonBuffers, &mut Buffers),
-        spans: &mut [Span<'_>],
-    ) {
-        for (at, layer) in self.layers.iter().enumerate() {
-            let behind = Behind::of(self.layers, at, self.head);
-            let index = self.first + at;
-            layer.time_mixing((index, self.head_epsilon), pass, common, own, spans);
-            layer.channel_mixing((index, behind), pass, common, own, spans);
-        }
-    }
-}
-
-impl Layer {
-    /// Time mixing: what attention is to a transformer.
     /// `x += output * (norm(heads(r, k, v)) * silu(g))`
     fn time_mixing(
         &self,
-        (index, head_epsilon): (usize, f32),
+        index: usize,
         pass: &Pass<'_>,
         common: &mut CommonBuffers,
         own: &mut Buffers,
         spans: &mut [Span<'_>],
     ) {
-        let Machine { pool, kernels, .. } = pass.machine;
-        let n_rows = pass.n_rows;
-        let (n_embd, n_attention) = (self.mix_key.len(), self.decay.len());
-        let (n, b) = (n_rows * n_attention, own);
+        let (n, b) = (pass.n_rows * self.decay.len(), own);
         let shifted = [
             Shifted {
                 mix: Shares::OfPresent(&self.mix_receptance),
@@ -218,38 +166,16 @@ impl Layer {
         let (place, norm) = ((index, ATT_PREVIOUS), self.att_norm(pass));
         pass.shifted_products(place, norm, common, spans, shifted, &[&self.output]);
 
-        self.heads(head_epsilon).run(index, pass, b, spans);
+        self.heads(pass).run(index, pass, b, spans);
 
-        let (gated, input) = (&b.gated, &mut b.input_a);
-        input.prepare(pool, kernels, &self.output, n_rows, |row, out| {
-            out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
-        });
-        let product = Product {
-            matrix: &self.output,
-            input,
-            out: &mut b.key[..n_rows * n_embd],
-        };
         let ffn = self.ffn(pass);
         let state = &*spans[pass.segments[0].span].state;
         ffn.fetch_vectors(state, (index, FFN_PREVIOUS));
-        let scratch = &mut common.scratch;
-        multiply(pass.machine, scratch, [product], &ffn.inputs());
-        let delta = &b.key;
-        pass.add(common, n_embd, delta);
+        let memory = (&mut b.input_a, &mut b.key[..]);
+        let rows = (&self.output, &b.gated[..]);
+        pass.add_product(common, rows, memory, &ffn.inputs());
     }
 
-    fn heads(&self, norm_epsilon: f32) -> Heads<'_> {
-        Heads {
-            bonus: &self.bonus,
-            norm_weight: &self.head_norm_weight,
-            norm_bias: &self.head_norm_bias,
-            norm_epsilon,
-            decay: Decay::Constant(&self.decay),
-            output: &self.output,
-        }
-    }
-
-    /// Channel mixing: the feed-forward part.
     fn channel_mixing(
         &self,
         (index, behind): (usize, Behind<'_, Layer>),
@@ -266,6 +192,19 @@ impl Layer {
                 layer.att_inputs()
             })
         });
+    }
+}
+
+impl Layer {
+    fn heads(&self, pass: &Pass<'_>) -> Heads<'_> {
+        Heads {
+            bonus: &self.bonus,
+            norm_weight: &self.head_norm_weight,
+            norm_bias: &self.head_norm_bias,
+            norm_epsilon: pass.head_epsilon,
+            decay: Decay::Constant(&self.decay),
+            output: &self.output,
+        }
     }
 
     fn ffn(&self, pass: &Pass<'_>) -> GatedMixing<'_> {

@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use super::batch::Span;
-use super::common::{norm_bias, norm_weight, Behind, Buffers as CommonBuffers, Head, Norm, Pass};
+use super::common::{norm_bias, norm_weight, Behind, Block, Buffers as CommonBuffers, Norm, Pass};
 use super::config::Sizes;
 use super::head_states::{ATT_PREVIOUS, FFN_PREVIOUS};
 use super::state::State;
@@ -99,38 +99,12 @@ tensors! {
     }
 }
 
-/// Layers of a network, and what belongs to all of them.
-pub(super) struct Part<'a> {
-    pub(super) layers: &'a [Layer],
-    /// Number in the model of the first of them.
-    pub(super) first: usize,
-    pub(super) head: Option<&'a Head>,
-    /// Of the norms of heads.
-    pub(super) head_epsilon: f32,
-}
+impl Block for Layer {
+    type Buffers = Buffers;
 
-impl Part<'_> {
-    /// Feeds a batch to the layers.
-    pub(super) fn forward(
-        &self,
-        pass: &Pass<'_>,
-        (common, own): (&mut CommonBuffers, &mut Buffers),
-        spans: &mut [Span<'_>],
-    ) {
-        for (at, layer) in self.layers.iter().enumerate() {
-            let behind = Behind::of(self.layers, at, self.head);
-            let index = self.first + at;
-            layer.time_mixing((index, self.head_epsilon), pass, common, own, spans);
-            layer.channel_mixing((index, behind), pass, common, own, spans);
-        }
-    }
-}
-
-impl Layer {
-    /// Time mixing: what attention is to a transformer.
     fn time_mixing(
         &self,
-        (index, head_epsilon): (usize, f32),
+        index: usize,
         pass: &Pass<'_>,
         common: &mut CommonBuffers,
         own: &mut Buffers,
@@ -176,65 +150,15 @@ impl Layer {
                 out[n_embd..][..n_attention].copy_from_slice(value);
             });
         }
-        self.heads((index, head_epsilon), pass, common, b, spans);
+        self.heads(index, pass, common, b, spans);
 
-        let (gated, input) = (&b.gated, &mut b.input_a);
-        input.prepare(pool, kernels, &self.output, n_rows, |row, out| {
-            out.copy_from_slice(&gated[row * n_attention..][..n_attention]);
-        });
-        let product = Product {
-            matrix: &self.output,
-            input,
-            out: &mut b.key[..n_rows * n_embd],
-        };
         self.fetch_ffn_vectors(pass, spans[pass.segments[0].span].state, index);
-        let scratch = &mut common.scratch;
-        multiply(pass.machine, scratch, [product], &[&self.ffn_key]);
-        let delta = &b.key;
-        pass.add(common, n_embd, delta);
+        let memory = (&mut b.input_a, &mut b.key[..]);
+        let rows = (&self.output, &b.gated[..]);
+        pass.add_product(common, rows, memory, &[&self.ffn_key]);
     }
 
-    /// `r = Wr xr`, `k = Wk xk`, `v = Wv xv`, and the first halves `tanh(xw w1)`, `xa a1`, `xv v1`, `sigmoid(xg g1)`.
-    fn products(&self, pass: &Pass<'_>, common: &mut CommonBuffers, b: &mut Buffers) {
-        let n_rows = pass.n_rows;
-        let (n_embd, n_attention) = (self.mix_key.len(), self.key_scale.len());
-        let n = n_rows * n_attention;
-        let products = [
-            (&self.receptance, &b.input_a, &mut b.receptance),
-            (&self.key, &b.input_b, &mut b.key),
-            (&self.value, &b.input_c, &mut b.value),
-        ];
-        let products = products.map(|(matrix, input, out)| Product {
-            matrix,
-            input,
-            out: &mut out[..n],
-        });
-        let inputs = &b.low_rank_inputs;
-        let [decay, iclr, value, gate] = &mut b.halves;
-        let small = [
-            (GATE, Some(&self.gate_1), gate, Then::Sigmoid),
-            (DECAY, Some(&self.decay_1), decay, Then::Tanh),
-            (ICLR, Some(&self.iclr_1), iclr, Then::Same),
-            (VALUE, self.value_1.as_ref(), value, Then::Same),
-        ];
-        let small = small.map(|(pair, matrix, out, then)| {
-            let matrix = matrix?;
-            Some(LowRank {
-                input: Rows {
-                    values: &inputs[pair * n_embd..],
-                    stride: PAIRS * n_embd,
-                    n: n_rows,
-                },
-                out: &mut out[..n_rows * matrix.n_cols],
-                matrix,
-                then,
-            })
-        });
-        let next = [&self.decay_2, &self.iclr_2, &self.gate_2];
-        multiply_with(pass.machine, &mut common.scratch, products, small, &next);
-    }
-
-    /// Channel mixing: the feed-forward part. `x += value * relu(key * xk)^2`
+    /// `x += value * relu(key * xk)^2`
     fn channel_mixing(
         &self,
         (index, behind): (usize, Behind<'_, Layer>),
@@ -278,6 +202,48 @@ impl Layer {
             .multiply(pass, scratch, &self.ffn_value, out, next.matrices());
         let delta = &b.value;
         pass.add(common, n_embd, delta);
+    }
+}
+
+impl Layer {
+    /// `r = Wr xr`, `k = Wk xk`, `v = Wv xv`, and the first halves `tanh(xw w1)`, `xa a1`, `xv v1`, `sigmoid(xg g1)`.
+    fn products(&self, pass: &Pass<'_>, common: &mut CommonBuffers, b: &mut Buffers) {
+        let n_rows = pass.n_rows;
+        let (n_embd, n_attention) = (self.mix_key.len(), self.key_scale.len());
+        let n = n_rows * n_attention;
+        let products = [
+            (&self.receptance, &b.input_a, &mut b.receptance),
+            (&self.key, &b.input_b, &mut b.key),
+            (&self.value, &b.input_c, &mut b.value),
+        ];
+        let products = products.map(|(matrix, input, out)| Product {
+            matrix,
+            input,
+            out: &mut out[..n],
+        });
+        let inputs = &b.low_rank_inputs;
+        let [decay, iclr, value, gate] = &mut b.halves;
+        let small = [
+            (GATE, Some(&self.gate_1), gate, Then::Sigmoid),
+            (DECAY, Some(&self.decay_1), decay, Then::Tanh),
+            (ICLR, Some(&self.iclr_1), iclr, Then::Same),
+            (VALUE, self.value_1.as_ref(), value, Then::Same),
+        ];
+        let small = small.map(|(pair, matrix, out, then)| {
+            let matrix = matrix?;
+            Some(LowRank {
+                input: Rows {
+                    values: &inputs[pair * n_embd..],
+                    stride: PAIRS * n_embd,
+                    n: n_rows,
+                },
+                out: &mut out[..n_rows * matrix.n_cols],
+                matrix,
+                then,
+            })
+        });
+        let next = [&self.decay_2, &self.iclr_2, &self.gate_2];
+        multiply_with(pass.machine, &mut common.scratch, products, small, &next);
     }
 
     /// Mixes of the inputs of the low-rank pairs, in their order.

@@ -19,7 +19,7 @@ impl Layer {
     /// All that a head does between the matrices, heads spread over the threads.
     pub(super) fn heads(
         &self,
-        (index, head_epsilon): (usize, f32),
+        index: usize,
         pass: &Pass<'_>,
         common: &CommonBuffers,
         b: &mut Buffers,
@@ -38,7 +38,6 @@ impl Layer {
             key: &b.key,
             value: &b.value,
             halves: &b.halves,
-            head_epsilon,
         };
         let next = [&self.output];
         let ahead = ahead_of(&next, pool.n_threads());
@@ -63,7 +62,6 @@ struct HeadInputs<'a> {
     key: &'a [f32],
     value: &'a [f32],
     halves: &'a [Aligned<f32>; PAIRS],
-    head_epsilon: f32,
 }
 
 impl HeadInputs<'_> {
@@ -85,7 +83,7 @@ impl HeadInputs<'_> {
             bonus: &layer.bonus[channels.clone()],
             norm_weight: &layer.head_norm_weight[channels.clone()],
             norm_bias: &layer.head_norm_bias[channels.clone()],
-            norm_epsilon: self.head_epsilon,
+            norm_epsilon: self.pass.head_epsilon,
         };
         let (residual, width, n_embd) = self.residual;
         let mut segments = SegmentOfRow::new(self.pass.segments);

@@ -6,8 +6,10 @@ use super::{hugging_face, Layer};
 use crate::networks::common::{Embedding, Head};
 use crate::networks::config::Sizes;
 use crate::networks::head_states::{self, WKV};
-use crate::networks::names;
-use crate::networks::table::{size, Architecture, Kind, RowPart, ShownBy, SizeSpec};
+use crate::networks::table::{
+    size, Architecture, Kind, RowPart, ShownBy, SizeSpec, N_ATTENTION, N_EMBD, N_HIDDEN, N_LAYER,
+    N_VOCAB,
+};
 
 pub(crate) static ARCHITECTURE: Architecture = Architecture {
     kind: Kind::V7,
@@ -15,36 +17,11 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     title: "RWKV-7",
     version: 7,
     sizes: &[
-        size!(
-            n_vocab <= 1 << 24,
-            "vocab_size",
-            None,
-            ShownBy::Matrix(names::EMBEDDING, 0)
-        ),
-        size!(
-            n_embd <= 1 << 16,
-            "hidden_size",
-            None,
-            ShownBy::Matrix(names::EMBEDDING, 1)
-        ),
-        size!(
-            n_layer <= 1 << 10,
-            "num_hidden_layers",
-            None,
-            ShownBy::LayerCount
-        ),
-        size!(
-            n_attention <= 1 << 16,
-            "attention_hidden_size",
-            None,
-            ShownBy::Matrix("blocks.0.att.key.weight", 0)
-        ),
-        size!(
-            n_hidden <= 1 << 20,
-            "intermediate_size",
-            None,
-            ShownBy::Matrix("blocks.0.ffn.key.weight", 0)
-        ),
+        N_VOCAB,
+        N_EMBD,
+        N_LAYER,
+        N_ATTENTION,
+        N_HIDDEN,
         size!(
             head_size <= 1 << 12,
             "head_dim",
