@@ -290,18 +290,25 @@ fn one_file_is_the_old_one_or_the_new_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let (model, file) = (golden("small-safetensors"), folder.path().join("file"));
     let (model, path) = (text(&model), text(&file));
-    for args in [
-        &["quantize", "-m", model, "-o", path][..],
-        &[
-            "-m",
-            model,
-            "--tokens",
-            "1,2",
-            "-n",
-            "0",
-            "--save-state",
-            path,
-        ],
+    // Nothing but an older one of its kind is replaced.
+    for (args, old) in [
+        (
+            &["quantize", "-m", model, "-o", path][..],
+            &b"12345678{\"__metadata__\":{\"architecture\":\"rwkv-4\""[..],
+        ),
+        (
+            &[
+                "-m",
+                model,
+                "--tokens",
+                "1,2",
+                "-n",
+                "0",
+                "--save-state",
+                path,
+            ],
+            b"RWKVST\0 and so on",
+        ),
     ] {
         let run_with = |pick: &dyn Fn(Step) -> Option<Fault>| run(command().args(args), pick);
         let whole = run_with(&|_| None);
@@ -313,10 +320,10 @@ fn one_file_is_the_old_one_or_the_new_one() {
                 Fault::Error(Errno::EIO),
                 Fault::Error(Errno::EINTR),
             ] {
-                fs::write(&file, "old").expect("can be written");
+                fs::write(&file, old).expect("can be written");
                 let outcome = run_with(&at(step, fault));
                 let found = fs::read(&file).expect("there");
-                assert!(found == b"old" || found == new, "{step:?}, {fault:?}");
+                assert!(found == old || found == new, "{step:?}, {fault:?}");
                 if let Fault::Error(Errno::EINTR) = fault {
                     assert_eq!(outcome.code, Some(0), "{step:?}");
                 }

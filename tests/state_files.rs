@@ -36,6 +36,9 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+/// The beginning of one: what is no state is not replaced by one.
+const OLDER_STATE: &str = "RWKVST\0 and so on";
+
 #[test]
 fn greedy_text_goes_on_as_if_it_had_never_stopped() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -268,7 +271,7 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
         cases.push((format!("a bit of the {what}"), bad, words));
     }
     fs::create_dir(path("folder")).expect("can be made");
-    fs::write(path("kept"), "an older state").expect("can be written");
+    fs::write(path("kept"), OLDER_STATE).expect("can be written");
     let mut failures = Vec::new();
     let mut refuse = |what: &str, file: &str, words: &str| {
         let before = contents(folder.path());
@@ -314,11 +317,11 @@ fn what_is_no_state_of_the_model_is_refused_and_nothing_is_lost() {
 fn a_state_replaces_an_older_one_whole_or_not_at_all() {
     let folder = tempfile::tempdir().expect("a folder");
     let (state, link) = (folder.path().join("state"), folder.path().join("link"));
-    fs::write(&state, "an older state").expect("can be written");
+    fs::write(&state, OLDER_STATE).expect("can be written");
     // A second name of the same file shows whether it is rewritten in place.
     fs::hard_link(&state, &link).expect("can be made");
     generate("int8", &["-n", "3", PROMPT, "--save-state", &text(&state)]);
-    assert_eq!(fs::read(&link).expect("there"), b"an older state");
+    assert_eq!(fs::read(&link).expect("there"), OLDER_STATE.as_bytes());
     assert!(fs::read(&state).expect("there").starts_with(b"RWKVST"));
     assert_eq!(names(folder.path()), ["link", "state"]);
 
@@ -341,7 +344,7 @@ fn a_state_replaces_an_older_one_whole_or_not_at_all() {
 fn a_killed_program_leaves_the_older_state() {
     let folder = tempfile::tempdir().expect("a folder");
     let state = folder.path().join("state");
-    fs::write(&state, "an older state").expect("can be written");
+    fs::write(&state, OLDER_STATE).expect("can be written");
     let mut child = command()
         .args([
             "-n",
@@ -359,7 +362,7 @@ fn a_killed_program_leaves_the_older_state() {
     pipe.read_exact(&mut first).expect("there is text");
     child.kill().expect("runs");
     child.wait().expect("ends");
-    assert_eq!(fs::read(&state).expect("there"), b"an older state");
+    assert_eq!(fs::read(&state).expect("there"), OLDER_STATE.as_bytes());
     assert_eq!(names(folder.path()), ["state"]);
 }
 

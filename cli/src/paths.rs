@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Result};
 use clap::{ArgMatches, Command};
-use rwkv_edge::{Model, Options};
 use rwkv_edge_hub::{without_secrets, Address};
 
 /// Refuses a path that is a link to nothing, or one that leads nowhere for another reason.
@@ -42,16 +41,21 @@ pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
     if !found.is_ok_and(|found| found.is_file() && found.len() > 0) {
         return Ok(());
     }
-    let (what, is_one) = match written {
-        Written::State => ("a state", begins_with(path, &[b"RWKVST\0"])),
-        Written::Chart => ("an SVG file", begins_with(path, &[b"<svg", b"<?xml"])),
-        Written::ModelFile => {
-            let outline = Model::outline(path, &Options::default());
-            let is_one = outline.is_ok_and(|outline| outline.is_model_file);
-            ("a model file", is_one)
-        }
+    // By how they begin: one that was cut short or damaged may be replaced, too.
+    let (what, at, starts): (_, _, &[&[u8]]) = match written {
+        Written::State => ("a state", 0, &[b"RWKVST\0"]),
+        Written::Chart => ("an SVG file", 0, &[b"<svg", b"<?xml"]),
+        // Behind the length of the header, whose keys are in order.
+        Written::ModelFile => (
+            "a model file",
+            8,
+            &[
+                br#"{"__metadata__":{"adapters":"#,
+                br#"{"__metadata__":{"architecture":"rwkv-"#,
+            ],
+        ),
     };
-    match is_one {
+    match begins_with(path, at, starts) {
         true => Ok(()),
         false => bail!(
             "{}: exists and is not {what}, expected a new file, or an older one to replace",
@@ -60,9 +64,10 @@ pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
     }
 }
 
-fn begins_with(path: &Path, starts: &[&[u8]]) -> bool {
+fn begins_with(path: &Path, at: usize, starts: &[&[u8]]) -> bool {
     let mut start = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(16).read_to_end(&mut start));
+    let read = fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    let start = start.get(at..).unwrap_or_default();
     read.is_ok() && starts.iter().any(|one| start.starts_with(one))
 }
 
