@@ -311,6 +311,7 @@ fn one_file_is_the_old_one_or_the_new_one() {
         ),
     ] {
         let run_with = |pick: &dyn Fn(Step) -> Option<Fault>| run(command().args(args), pick);
+        fs::write(&file, old).expect("can be written");
         let whole = run_with(&|_| None);
         assert_eq!(whole.code, Some(0), "{}", whole.stderr);
         let new = fs::read(&file).expect("was written");

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context as _, Result};
 use clap::{ArgMatches, Command};
 use rwkv_edge_hub::{without_secrets, Address};
 
@@ -55,7 +55,9 @@ pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
             ],
         ),
     };
-    match begins_with(path, at, starts) {
+    let start = start_of(path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let start = start.get(at..).unwrap_or_default();
+    match starts.iter().any(|one| start.starts_with(one)) {
         true => Ok(()),
         false => bail!(
             "{}: exists and is not {what}, expected a new file, or an older one to replace",
@@ -64,11 +66,10 @@ pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
     }
 }
 
-fn begins_with(path: &Path, at: usize, starts: &[&[u8]]) -> bool {
+fn start_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
-    let start = start.get(at..).unwrap_or_default();
-    read.is_ok() && starts.iter().any(|one| start.starts_with(one))
+    fs::File::open(path)?.take(64).read_to_end(&mut start)?;
+    Ok(start)
 }
 
 /// Refuses links to nothing among all the paths of a command line.
