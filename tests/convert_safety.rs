@@ -224,6 +224,39 @@ fn too_few_descriptors_leave_nothing() {
     assert!(n_refused > 0);
 }
 
+/// A name that was mistyped costs nothing: not a model, a tokenizer, or a text.
+#[test]
+fn nothing_but_an_older_one_of_its_kind_is_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    let texts = folder.path().join("text");
+    fs::write(&texts, "Ownership is a set of rules that govern memory.").expect("can be written");
+    let checkpoint = fs::read(golden("small-safetensors").join("model.safetensors"));
+    let checkpoint = checkpoint.expect("in the repository");
+    for args in [
+        &["quantize", "-o", text(&file)][..],
+        &["-n", "1", "A", "--save-state", text(&file)],
+        &["chat", "-n", "1", "--save-state", text(&file)],
+        &[
+            "perplexity",
+            "--by-tensor",
+            "--plot",
+            text(&file),
+            text(&texts),
+        ],
+        &["bench", "--plot", text(&file)],
+    ] {
+        for old in [&checkpoint[..], b"a text", b"{"] {
+            fs::write(&file, old).expect("can be written");
+            let output = run(args);
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+            assert!(said.contains("exists and is not a"), "{args:?}: {said}");
+            assert!(fs::read(&file).expect("there") == old, "{args:?}");
+        }
+    }
+}
+
 /// Whatever writes a file, stdout included.
 #[cfg(unix)]
 #[test]

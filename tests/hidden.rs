@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{golden, ids, json, open, Random, GOLDEN};
+use common::{golden, goldens, ids, json, open, Random};
 use rwkv_edge::{ErrorKind, Model, Output, Quant, Span, State};
 
 fn hidden(
@@ -70,7 +70,7 @@ fn hidden_rows_are_what_the_head_reads() {
 #[test]
 fn cutting_tokens_into_batches_and_spans_changes_nothing() {
     let mut random = Random(11);
-    for name in GOLDEN {
+    for name in goldens() {
         let model = open(golden(name), Quant::Int8, 2);
         let n_embd = model.info().n_embd;
         let n_vocab = model.n_vocab() as u64;

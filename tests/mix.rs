@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{golden, ids, json, open, GOLDEN};
+use common::{golden, goldens, ids, json, open};
 use rwkv_edge::{ErrorKind, Model, Options, Output, Quant, Span};
 
 /// Logits (tokens, n_vocab), fed in pieces of several lengths, in memory that another model made.
@@ -37,7 +37,7 @@ fn matrices(model: &Model) -> Vec<String> {
 
 #[test]
 fn all_matrices_of_another_quantisation_give_its_logits() {
-    for name in GOLDEN {
+    for name in goldens() {
         let mut tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
         tokens.truncate(48);
         for (from, to) in [

@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{golden, ids, json, open, repository, GOLDEN};
+use common::{golden, goldens, ids, json, open, repository};
 use rwkv_edge::{ErrorKind, Model, Options, Quant};
 
 fn save(model: &Model, folder: &tempfile::TempDir, name: &str) -> PathBuf {
@@ -18,12 +18,14 @@ fn save(model: &Model, folder: &tempfile::TempDir, name: &str) -> PathBuf {
 #[test]
 fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in GOLDEN {
+    for name in goldens() {
         let mut tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
         tokens.truncate(48);
         for quant in [Quant::F32, Quant::F16, Quant::Int8] {
             let model = open(golden(name), quant, 2);
             let path = save(&model, &folder, &format!("{name}-{quant}"));
+            let bytes = std::fs::read(&path).expect("just written");
+            assert!(Model::begins_model_file(&bytes[..64]), "{name} {quant}");
             for (no_mmap, huge_pages) in
                 [(false, false), (true, false), (false, true), (true, true)]
             {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context as _, Result};
 use clap::{ArgMatches, Command};
+use rwkv_edge::{Model, State};
 use rwkv_edge_hub::{without_secrets, Address};
 
 /// Refuses a path that is a link to nothing, or one that leads nowhere for another reason.
@@ -42,22 +43,13 @@ pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
         return Ok(());
     }
     // By how they begin: one that was cut short or damaged may be replaced, too.
-    let (what, at, starts): (_, _, &[&[u8]]) = match written {
-        Written::State => ("a state", 0, &[b"RWKVST\0"]),
-        Written::Chart => ("an SVG file", 0, &[b"<svg", b"<?xml"]),
-        // Behind the length of the header, whose keys are in order.
-        Written::ModelFile => (
-            "a model file",
-            8,
-            &[
-                br#"{"__metadata__":{"adapters":"#,
-                br#"{"__metadata__":{"architecture":"rwkv-"#,
-            ],
-        ),
-    };
     let start = start_of(path).with_context(|| format!("{}: cannot read", path.display()))?;
-    let start = start.get(at..).unwrap_or_default();
-    match starts.iter().any(|one| start.starts_with(one)) {
+    let (what, is_one) = match written {
+        Written::State => ("a state", State::begins_saved(&start)),
+        Written::Chart => ("an SVG file", start.starts_with(b"<svg")),
+        Written::ModelFile => ("a model file", Model::begins_model_file(&start)),
+    };
+    match is_one {
         true => Ok(()),
         false => bail!(
             "{}: exists and is not {what}, expected a new file, or an older one to replace",

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::Model;
 use crate::quant::Quant;
 
 /// What the headers of a model's files say.
@@ -22,4 +23,19 @@ pub struct Outline {
     pub stored_blocks: Option<&'static str>,
     /// Whether it is a model file: one whose matrices, if they stay so, are used in place.
     pub is_model_file: bool,
+}
+
+/// How model files begin behind the length of their header, whose keys are in order.
+const BEGINNINGS: [&[u8]; 2] = [
+    br#"{"__metadata__":{"adapters":"#,
+    br#"{"__metadata__":{"architecture":"rwkv-"#,
+];
+
+impl Model {
+    /// Whether bytes, of which 64 are enough, begin as those of a model file do. It may be damaged
+    /// behind them.
+    pub fn begins_model_file(bytes: &[u8]) -> bool {
+        let header = bytes.get(8..).unwrap_or_default();
+        BEGINNINGS.iter().any(|one| header.starts_with(one))
+    }
 }

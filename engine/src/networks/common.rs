@@ -10,6 +10,7 @@ use std::ops::Range;
 use super::batch::{Segment, Span};
 use super::config::Sizes;
 use super::names;
+use super::state::State;
 use super::table::{tensors, TensorSpec};
 use crate::error::Result;
 use crate::math::aligned::Aligned;
@@ -76,6 +77,14 @@ pub(crate) struct Pass<'a> {
 pub(crate) trait Block: Sized {
     /// Memory that it needs besides the common buffers.
     type Buffers;
+    /// The matrices of its first product.
+    type Firsts<'a>: AsRef<[&'a Matrix]>
+    where
+        Self: 'a;
+
+    /// Fetches the vectors that are read before its first product, and gives the matrices of that.
+    /// `state` is that of one sequence.
+    fn fetch_first(&self, pass: &Pass<'_>, state: &State, index: usize) -> Self::Firsts<'_>;
 
     /// What attention is to a transformer.
     fn time_mixing(
@@ -309,9 +318,9 @@ pub(crate) enum Behind<'a, L> {
     Nothing,
 }
 
-impl<'a, L> Behind<'a, L> {
+impl<'a, L: Block> Behind<'a, L> {
     /// Behind number `at` of these layers, which `head` follows.
-    pub(crate) fn of(layers: &'a [L], at: usize, head: Option<&'a Head>) -> Self {
+    fn of(layers: &'a [L], at: usize, head: Option<&'a Head>) -> Self {
         match (layers.get(at + 1), head) {
             (Some(next), _) => Behind::Layer(next),
             (None, Some(head)) => Behind::Head(head),
@@ -319,14 +328,10 @@ impl<'a, L> Behind<'a, L> {
         }
     }
 
-    /// Fetches the vectors that are read first there, those of a layer by `layer`, which gives the matrices of its first
-    /// product.
-    pub(crate) fn fetch<const N: usize>(
-        &self,
-        layer: impl FnOnce(&'a L) -> [&'a Matrix; N],
-    ) -> Next<'a, N> {
+    /// Fetches the vectors that are read first there; the layer, if it is one, is number `index`.
+    pub(crate) fn fetch(&self, pass: &Pass<'_>, state: &State, index: usize) -> Next<'a, L> {
         match self {
-            Behind::Layer(next) => Next::Layer(layer(next)),
+            Behind::Layer(next) => Next::Layer(next.fetch_first(pass, state, index)),
             Behind::Head(head) => {
                 head.fetch_vectors();
                 Next::Head([&head.matrix])
@@ -337,16 +342,16 @@ impl<'a, L> Behind<'a, L> {
 }
 
 /// The matrices of the first product behind a layer.
-pub(crate) enum Next<'a, const N: usize> {
-    Layer([&'a Matrix; N]),
+pub(crate) enum Next<'a, L: Block + 'a> {
+    Layer(L::Firsts<'a>),
     Head([&'a Matrix; 1]),
     Nothing,
 }
 
-impl<'a, const N: usize> Next<'a, N> {
+impl<'a, L: Block> Next<'a, L> {
     pub(crate) fn matrices(&self) -> &[&'a Matrix] {
         match self {
-            Next::Layer(matrices) => matrices,
+            Next::Layer(matrices) => matrices.as_ref(),
             Next::Head(matrix) => matrix,
             Next::Nothing => &[],
         }

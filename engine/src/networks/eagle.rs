@@ -10,6 +10,7 @@ use super::config::Sizes;
 use super::gated_mixing::GatedBuffers;
 use super::head_states::WKV;
 use super::hidden::HiddenUnits;
+use super::table::{size, ShownBy, SizeSpec};
 use crate::error::Result;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::{Rows, Wkv6Head, Wkv6Token};
@@ -19,6 +20,14 @@ use crate::products::{ahead_of, Activations, BUFFERS};
 use crate::quant::matrix::{Matrix, Vector};
 
 pub(super) mod hugging_face;
+
+/// Channels of a head.
+pub(super) const HEAD_SIZE: SizeSpec = size!(
+    head_size <= 1 << 12,
+    "head_size",
+    None,
+    ShownBy::Matrix("blocks.0.att.time_faaaa", 1)
+);
 
 /// Inputs of a token shift whose shares depend on the token: of the decay, and of the four large
 /// matrices. RWKV-6 has them.

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::batch::Span;
-use super::common::{Buffers as CommonBuffers, Next, Norm, Pass, Shares, Shifted};
+use super::common::{Behind, Block, Buffers as CommonBuffers, Norm, Pass, Shares, Shifted};
 use super::hidden::HiddenUnits;
 use super::state::State;
 use crate::math::kernels::fetch::fetch;
@@ -37,15 +37,14 @@ pub(crate) struct GatedBuffers<'a> {
 
 impl GatedMixing<'_> {
     /// The whole of it. `place` is the layer, and the state's part with the row of the token
-    /// before; `next` fetches what comes behind.
-    pub(crate) fn run<'n, const N: usize>(
+    /// before.
+    pub(crate) fn run<L: Block>(
         &self,
-        place: (usize, usize),
+        (place, behind): ((usize, usize), Behind<'_, L>),
         pass: &Pass<'_>,
         common: &mut CommonBuffers,
         b: GatedBuffers<'_>,
         spans: &mut [Span<'_>],
-        next: impl FnOnce(&State) -> Next<'n, N>,
     ) {
         let (kernels, n_rows) = (pass.machine.kernels, pass.n_rows);
         let (n_embd, n_hidden) = (self.norm.weight.len(), self.key.n_outputs());
@@ -67,7 +66,8 @@ impl GatedMixing<'_> {
         pass.shifted_products(place, self.norm, common, spans, shifted, &[self.value]);
 
         b.hidden.square(pass, self.value);
-        let next = next(&*spans[pass.segments[0].span].state);
+        let state = &*spans[pass.segments[0].span].state;
+        let next = behind.fetch(pass, state, place.0 + 1);
         let (scratch, out) = (&mut common.scratch, &mut *b.value);
         b.hidden
             .multiply(pass, scratch, self.value, out, next.matrices());

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::config::Sizes;
 use super::state::StateLayout;
-use super::table::StatePart;
+use super::table::{Number, StatePart};
 
 /// What a layer's state consists of.
 pub(crate) const STATE: &[StatePart] = &[
@@ -25,6 +25,15 @@ pub(crate) const STATE: &[StatePart] = &[
         len: |s| s.n_attention * s.head_size,
         empty: 0.0,
     },
+];
+
+/// Constants of the arithmetic.
+pub(crate) const NUMBERS: &[(&str, Number)] = &[
+    ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
+    ("norm_out_epsilon", |config| config.norm_out_epsilon()),
+    ("head_norm_epsilon", |config| {
+        config.settings.head_norm_epsilon
+    }),
 ];
 
 /// Its parts, as the list has them.

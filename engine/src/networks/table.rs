@@ -150,6 +150,12 @@ pub(crate) struct RowPart {
     pub(crate) len: Count,
 }
 
+/// The first part of every row, and of most versions' the only one.
+pub(crate) const RESIDUAL_STREAM: RowPart = RowPart {
+    name: "residual stream",
+    len: |s| s.n_embd,
+};
+
 /// Which part of a network a stage has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StageRange {

@@ -19,8 +19,8 @@ use super::gated_mixing::{GatedBuffers, GatedMixing};
 use super::hidden::HiddenUnits;
 use super::state::{State, StateLayout};
 use super::table::{
-    tensors, Architecture, Kind, RowPart, SizeSpec, StatePart, TensorSpec, N_ATTENTION, N_EMBD,
-    N_HIDDEN, N_LAYER, N_VOCAB,
+    tensors, Architecture, Kind, SizeSpec, StatePart, TensorSpec, N_ATTENTION, N_EMBD, N_HIDDEN,
+    N_LAYER, N_VOCAB, RESIDUAL_STREAM,
 };
 use crate::error::Result;
 use crate::math::aligned::Aligned;
@@ -46,7 +46,7 @@ pub(crate) static ARCHITECTURE: Architecture = TABLE;
 pub(crate) static WITH_WIDE_ROWS: Architecture = Architecture {
     row: &[
         TABLE.row[0],
-        RowPart {
+        super::table::RowPart {
             name: "something else",
             len: |s| s.n_embd + 3,
         },
@@ -117,10 +117,7 @@ const TABLE: Architecture = Architecture {
         },
     ],
     tuned_part: None,
-    row: &[RowPart {
-        name: "residual stream",
-        len: |s| s.n_embd,
-    }],
+    row: &[RESIDUAL_STREAM],
     hugging_face: hugging_face::HUGGING_FACE,
     context_length: 1024,
     check: |_| Ok(()),
@@ -261,6 +258,18 @@ fn memory(layout: &StateLayout, layer: &[f32]) -> Vec<f32> {
 
 impl Block for Layer {
     type Buffers = Buffers;
+    type Firsts<'a> = [&'a Matrix; 3];
+
+    fn fetch_first(&self, pass: &Pass<'_>, state: &State, index: usize) -> [&Matrix; 3] {
+        self.att_norm(pass).fetch();
+        fetch(&self.att_mix_key);
+        fetch(&self.att_mix_value);
+        fetch(&self.att_mix_receptance);
+        fetch(state.part(index, ATT_PREVIOUS));
+        let firsts = [&self.att_key, &self.att_value, &self.att_receptance];
+        firsts.into_iter().for_each(fetch_input_factors);
+        firsts
+    }
 
     /// `x += output * (sigmoid(r) * wkv(k, v))`
     fn time_mixing(
@@ -326,13 +335,8 @@ impl Block for Layer {
             value: &mut own.value,
             hidden: &mut own.hidden,
         };
-        let (place, mixing) = ((index, FFN_PREVIOUS), self.ffn(pass));
-        mixing.run(place, pass, common, buffers, spans, |state| {
-            behind.fetch(|layer| {
-                layer.fetch_att_vectors(pass, state, index + 1);
-                layer.att_inputs()
-            })
-        });
+        let place = ((index, FFN_PREVIOUS), behind);
+        self.ffn(pass).run(place, pass, common, buffers, spans);
     }
 }
 
@@ -419,21 +423,6 @@ impl Layer {
 /// reads them would wait for them one by one, and all others with it; so it fetches them before the product that
 /// comes first.
 impl Layer {
-    /// The matrices of the time mixing's first product.
-    fn att_inputs(&self) -> [&Matrix; 3] {
-        [&self.att_key, &self.att_value, &self.att_receptance]
-    }
-
-    /// The vectors before it; `index` is that of the layer.
-    fn fetch_att_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
-        self.att_norm(pass).fetch();
-        fetch(&self.att_mix_key);
-        fetch(&self.att_mix_value);
-        fetch(&self.att_mix_receptance);
-        fetch(state.part(index, ATT_PREVIOUS));
-        self.att_inputs().into_iter().for_each(fetch_input_factors);
-    }
-
     /// Those between it and the output matrix.
     fn fetch_wkv_vectors(&self, state: &State, index: usize) {
         fetch(&self.decay_log);

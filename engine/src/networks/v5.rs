@@ -13,14 +13,14 @@ use super::common::{
     Pass, Shares, Shifted,
 };
 use super::config::Sizes;
-use super::eagle::{Buffers, Decay, Heads};
+use super::eagle::{Buffers, Decay, Heads, HEAD_SIZE};
 use super::form::Form;
 use super::gated_mixing::GatedMixing;
 use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
 use super::state::State;
 use super::table::{
-    size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, TensorSpec, N_ATTENTION, N_EMBD,
-    N_HIDDEN, N_LAYER, N_VOCAB,
+    tensors, Architecture, Kind, TensorSpec, N_ATTENTION, N_EMBD, N_HIDDEN, N_LAYER, N_VOCAB,
+    RESIDUAL_STREAM,
 };
 use crate::math::kernels::fetch::fetch;
 use crate::products::fetch_input_factors;
@@ -33,36 +33,15 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     name: "rwkv-5",
     title: "RWKV-5",
     version: 5,
-    sizes: &[
-        N_VOCAB,
-        N_EMBD,
-        N_LAYER,
-        N_ATTENTION,
-        N_HIDDEN,
-        size!(
-            head_size <= 1 << 12,
-            "head_size",
-            None,
-            ShownBy::Matrix("blocks.0.att.time_faaaa", 1)
-        ),
-    ],
+    sizes: &[N_VOCAB, N_EMBD, N_LAYER, N_ATTENTION, N_HIDDEN, HEAD_SIZE],
     norm_out_epsilon: |config| config.settings.layer_norm_epsilon,
-    numbers: &[
-        ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
-        ("norm_out_epsilon", |config| config.norm_out_epsilon()),
-        ("head_norm_epsilon", |config| {
-            config.settings.head_norm_epsilon
-        }),
-    ],
+    numbers: head_states::NUMBERS,
     embedding: Embedding::TENSORS,
     layer: Layer::TENSORS,
     head: Head::TENSORS,
     state: head_states::STATE,
     tuned_part: Some(WKV.start),
-    row: &[RowPart {
-        name: "residual stream",
-        len: |s| s.n_embd,
-    }],
+    row: &[RESIDUAL_STREAM],
     hugging_face: hugging_face::HUGGING_FACE,
     context_length: 4096,
     check: head_states::check,
@@ -125,6 +104,19 @@ tensors! {
 
 impl Block for Layer {
     type Buffers = Buffers;
+    type Firsts<'a> = [&'a Matrix; 4];
+
+    fn fetch_first(&self, pass: &Pass<'_>, state: &State, index: usize) -> [&Matrix; 4] {
+        self.att_norm(pass).fetch();
+        fetch(&self.mix_receptance);
+        fetch(&self.mix_key);
+        fetch(&self.mix_value);
+        fetch(&self.mix_gate);
+        fetch(state.part(index, ATT_PREVIOUS));
+        let firsts = [&self.receptance, &self.key, &self.value, &self.gate];
+        firsts.into_iter().for_each(fetch_input_factors);
+        firsts
+    }
 
     /// `x += output * (norm(heads(r, k, v)) * silu(g))`
     fn time_mixing(
@@ -184,14 +176,9 @@ impl Block for Layer {
         own: &mut Buffers,
         spans: &mut [Span<'_>],
     ) {
-        let (place, mixing) = ((index, FFN_PREVIOUS), self.ffn(pass));
+        let place = ((index, FFN_PREVIOUS), behind);
         let buffers = own.for_channel_mixing();
-        mixing.run(place, pass, common, buffers, spans, |state| {
-            behind.fetch(|layer| {
-                layer.fetch_att_vectors(pass, state, index + 1);
-                layer.att_inputs()
-            })
-        });
+        self.ffn(pass).run(place, pass, common, buffers, spans);
     }
 }
 
@@ -227,22 +214,6 @@ impl Layer {
 /// thread that reads them would wait for them one by one, and all others with it; so it fetches them
 /// before the product that comes first.
 impl Layer {
-    /// The matrices of the time mixing's first product.
-    fn att_inputs(&self) -> [&Matrix; 4] {
-        [&self.receptance, &self.key, &self.value, &self.gate]
-    }
-
-    /// The vectors before it; `index` is that of the layer.
-    fn fetch_att_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
-        self.att_norm(pass).fetch();
-        fetch(&self.mix_receptance);
-        fetch(&self.mix_key);
-        fetch(&self.mix_value);
-        fetch(&self.mix_gate);
-        fetch(state.part(index, ATT_PREVIOUS));
-        self.att_inputs().into_iter().for_each(fetch_input_factors);
-    }
-
     /// Those between it and the output matrix.
     fn fetch_head_vectors(&self) {
         fetch(&self.decay);

@@ -14,13 +14,13 @@ use super::common::{
     Pass, Shares,
 };
 use super::config::Sizes;
-use super::eagle::{Buffers, Decay, Heads, MIXES};
+use super::eagle::{Buffers, Decay, Heads, HEAD_SIZE, MIXES};
 use super::gated_mixing::GatedMixing;
 use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
 use super::state::State;
 use super::table::{
-    size, tensors, Architecture, Kind, RowPart, ShownBy, SizeSpec, TensorSpec, N_ATTENTION, N_EMBD,
-    N_HIDDEN, N_LAYER, N_VOCAB,
+    size, tensors, Architecture, Kind, ShownBy, SizeSpec, TensorSpec, N_ATTENTION, N_EMBD,
+    N_HIDDEN, N_LAYER, N_VOCAB, RESIDUAL_STREAM,
 };
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::Rows;
@@ -41,12 +41,7 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
         N_LAYER,
         N_ATTENTION,
         N_HIDDEN,
-        size!(
-            head_size <= 1 << 12,
-            "head_size",
-            None,
-            ShownBy::Matrix("blocks.0.att.time_faaaa", 1)
-        ),
+        HEAD_SIZE,
         size!(
             rank_mixes <= 1 << 16,
             "time_mix_rank",
@@ -61,22 +56,13 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
         ),
     ],
     norm_out_epsilon: |config| config.settings.layer_norm_epsilon,
-    numbers: &[
-        ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
-        ("norm_out_epsilon", |config| config.norm_out_epsilon()),
-        ("head_norm_epsilon", |config| {
-            config.settings.head_norm_epsilon
-        }),
-    ],
+    numbers: head_states::NUMBERS,
     embedding: Embedding::TENSORS,
     layer: Layer::TENSORS,
     head: Head::TENSORS,
     state: head_states::STATE,
     tuned_part: Some(WKV.start),
-    row: &[RowPart {
-        name: "residual stream",
-        len: |s| s.n_embd,
-    }],
+    row: &[RESIDUAL_STREAM],
     hugging_face: hugging_face::HUGGING_FACE,
     context_length: 4096,
     check,
@@ -175,6 +161,20 @@ const GATE: usize = 4;
 
 impl Block for Layer {
     type Buffers = Buffers;
+    type Firsts<'a> = [&'a Matrix; 1];
+
+    fn fetch_first(&self, pass: &Pass<'_>, state: &State, index: usize) -> [&Matrix; 1] {
+        self.att_norm(pass).fetch();
+        fetch(&self.mix_x);
+        fetch(&self.mix_decay);
+        fetch(&self.mix_receptance);
+        fetch(&self.mix_key);
+        fetch(&self.mix_value);
+        fetch(&self.mix_gate);
+        fetch(state.part(index, ATT_PREVIOUS));
+        self.att_inputs().into_iter().for_each(fetch_input_factors);
+        [&self.mixes_1]
+    }
 
     /// `x += output * (norm(heads(r, k, v, w)) * silu(g))`
     fn time_mixing(
@@ -246,14 +246,9 @@ impl Block for Layer {
         own: &mut Buffers,
         spans: &mut [Span<'_>],
     ) {
-        let (place, mixing) = ((index, FFN_PREVIOUS), self.ffn(pass));
+        let place = ((index, FFN_PREVIOUS), behind);
         let buffers = own.for_channel_mixing();
-        mixing.run(place, pass, common, buffers, spans, |state| {
-            behind.fetch(|layer| {
-                layer.fetch_att_vectors(pass, state, index + 1);
-                [&layer.mixes_1]
-            })
-        });
+        self.ffn(pass).run(place, pass, common, buffers, spans);
     }
 }
 
@@ -304,10 +299,9 @@ impl Layer {
         let second = self.mix_seconds();
         multiply_with(pass.machine, scratch, [], [Some(first)], &second);
         let (halves, rank) = (&b.mix_halves, ranks / MIXES);
-        let mut which = 0..;
-        let mut outputs = b.mix_parts.iter_mut();
+        let mut parts = b.mix_parts.iter_mut().enumerate();
         let second = second.map(|matrix| {
-            let (which, out) = (which.next()?, outputs.next()?);
+            let (which, out) = parts.next()?;
             Some(LowRank {
                 matrix,
                 input: Rows {
@@ -371,19 +365,6 @@ impl Layer {
             &self.receptance_mix_2,
             &self.gate_mix_2,
         ]
-    }
-
-    /// The vectors before the first product; `index` is that of the layer.
-    fn fetch_att_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
-        self.att_norm(pass).fetch();
-        fetch(&self.mix_x);
-        fetch(&self.mix_decay);
-        fetch(&self.mix_receptance);
-        fetch(&self.mix_key);
-        fetch(&self.mix_value);
-        fetch(&self.mix_gate);
-        fetch(state.part(index, ATT_PREVIOUS));
-        self.att_inputs().into_iter().for_each(fetch_input_factors);
     }
 
     /// Those between the large matrices and the output matrix.

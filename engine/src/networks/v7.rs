@@ -101,6 +101,18 @@ tensors! {
 
 impl Block for Layer {
     type Buffers = Buffers;
+    type Firsts<'a> = [&'a Matrix; 3];
+
+    fn fetch_first(&self, pass: &Pass<'_>, state: &State, index: usize) -> [&Matrix; 3] {
+        self.att_norm(pass).fetch();
+        fetch(&self.mix_receptance);
+        fetch(&self.mix_key);
+        self.pair_mixes().into_iter().for_each(|mix| fetch(mix));
+        fetch(state.part(index, ATT_PREVIOUS));
+        let firsts = [&self.receptance, &self.key, &self.value];
+        firsts.into_iter().for_each(fetch_input_factors);
+        firsts
+    }
 
     fn time_mixing(
         &self,
@@ -192,11 +204,8 @@ impl Block for Layer {
         pass.remember((index, FFN_PREVIOUS), n_embd, common, spans);
 
         b.hidden.square(pass, &self.ffn_value);
-        let next = behind.fetch(|layer| {
-            let state = &*spans[pass.segments[0].span].state;
-            layer.fetch_att_vectors(pass, state, index + 1);
-            layer.att_inputs()
-        });
+        let state = &*spans[pass.segments[0].span].state;
+        let next = behind.fetch(pass, state, index + 1);
         let (scratch, out) = (&mut common.scratch, &mut b.value);
         b.hidden
             .multiply(pass, scratch, &self.ffn_value, out, next.matrices());
@@ -269,21 +278,6 @@ impl Layer {
 /// reads them would wait for them one by one, and all others with it; so it fetches them before the product that
 /// comes first.
 impl Layer {
-    /// The matrices of the time mixing's first product.
-    fn att_inputs(&self) -> [&Matrix; 3] {
-        [&self.receptance, &self.key, &self.value]
-    }
-
-    /// The vectors before it; `index` is that of the layer.
-    fn fetch_att_vectors(&self, pass: &Pass<'_>, state: &State, index: usize) {
-        self.att_norm(pass).fetch();
-        fetch(&self.mix_receptance);
-        fetch(&self.mix_key);
-        self.pair_mixes().into_iter().for_each(|mix| fetch(mix));
-        fetch(state.part(index, ATT_PREVIOUS));
-        self.att_inputs().into_iter().for_each(fetch_input_factors);
-    }
-
     /// Those between it and the output matrix.
     fn fetch_head_vectors(&self) {
         fetch(&self.decay_0);

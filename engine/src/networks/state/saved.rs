@@ -117,8 +117,8 @@ impl State {
         Ok(())
     }
 
-    /// Whether bytes begin as those of a saved state do.
-    pub(crate) fn begins_saved(bytes: &[u8]) -> bool {
+    /// Whether bytes, of which a few are enough, begin as those of a saved state do.
+    pub fn begins_saved(bytes: &[u8]) -> bool {
         bytes.starts_with(&MAGIC[..7])
     }
 

@@ -8,7 +8,7 @@ use crate::networks::config::Sizes;
 use crate::networks::head_states::{self, WKV};
 use crate::networks::table::{
     size, Architecture, Kind, RowPart, ShownBy, SizeSpec, N_ATTENTION, N_EMBD, N_HIDDEN, N_LAYER,
-    N_VOCAB,
+    N_VOCAB, RESIDUAL_STREAM,
 };
 
 pub(crate) static ARCHITECTURE: Architecture = Architecture {
@@ -58,23 +58,14 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
         ),
     ],
     norm_out_epsilon: |config| config.settings.layer_norm_epsilon,
-    numbers: &[
-        ("norm_epsilon", |config| config.settings.layer_norm_epsilon),
-        ("norm_out_epsilon", |config| config.norm_out_epsilon()),
-        ("head_norm_epsilon", |config| {
-            config.settings.head_norm_epsilon
-        }),
-    ],
+    numbers: head_states::NUMBERS,
     embedding: Embedding::TENSORS,
     layer: Layer::TENSORS,
     head: Head::TENSORS,
     state: head_states::STATE,
     tuned_part: Some(WKV.start),
     row: &[
-        RowPart {
-            name: "residual stream",
-            len: |s| s.n_embd,
-        },
+        RESIDUAL_STREAM,
         RowPart {
             name: "values of the first layer",
             len: |s| s.n_attention,
