@@ -245,6 +245,7 @@ fn nothing_but_an_older_one_of_its_kind_is_replaced() {
             text(&texts),
         ],
         &["bench", "--plot", text(&file)],
+        &["bench", "--save", text(&file)],
     ] {
         for old in [&checkpoint[..], b"a text", b"{"] {
             fs::write(&file, old).expect("can be written");

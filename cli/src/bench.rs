@@ -20,7 +20,7 @@ use crate::args::{ModelArgs, Quant};
 use crate::numbers::whole;
 use crate::plot::{Plot, Series};
 use crate::progress::Progress;
-use crate::{devices, model};
+use crate::{devices, model, paths};
 
 mod batch;
 mod on_cpu;
@@ -156,6 +156,9 @@ pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
         spin();
     }
     let plot = args.plot.as_deref().map(Plot::create).transpose()?;
+    if let Some(path) = &args.save {
+        paths::check_replaced(path, paths::Written::ModelFile)?;
+    }
     let model = open(args, args.model.threads)?;
     if let Some(path) = &args.save {
         let mut progress = Progress::at_once("writing");
