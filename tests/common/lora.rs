@@ -200,7 +200,8 @@ impl Base {
         let alone = logits(&open(&self.path, Quant::F32, &[]));
         let what = self.what(what);
         let [by_hand, alone] = [by_hand, alone].map(|other| difference(&found, &other));
-        assert!(by_hand < 2e-5, "{what}: {by_hand} of the deviation");
+        // The merged weights are rounded once more here; 3.3e-5 on a CPU whose kernels fuse nothing.
+        assert!(by_hand < 1e-4, "{what}: {by_hand} of the deviation");
         assert!(alone > 1e-2, "{what}: nothing changed");
     }
 }
