@@ -1,6 +1,6 @@
 //! A model and the threads that run it.
 
-use rwkv_edge::{Error, Model, Result};
+use rwkv_edge::{Error, ErrorKind, Model, Result};
 
 use crate::job::{Job, Owner};
 
@@ -66,7 +66,10 @@ impl Worker {
     ///
     /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument) when there is none of the first name, or one of the second.
     pub fn fork_session(&self, _owner: &Owner, from: &str, _to: &str) -> Result<SessionInfo> {
-        Err(Error::argument(format!("no session \"{from}\"")))
+        Err(Error::new(
+            ErrorKind::Argument,
+            format!("no session \"{from}\""),
+        ))
     }
 
     /// Forgets a session; whether there was one.
@@ -98,6 +101,6 @@ impl Worker {
         _name: &str,
         _bytes: &[u8],
     ) -> Result<SessionInfo> {
-        Err(Error::argument("not yet"))
+        Err(Error::new(ErrorKind::Argument, "not yet"))
     }
 }
