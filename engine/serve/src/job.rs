@@ -61,9 +61,9 @@ pub enum Start {
     },
 }
 
-/// What remains of an answer in the history: `None` stands for all of it. Of an answer behind a thought it is the text
-/// without the thought, which models were trained to go on from.
-pub type Kept = Box<dyn Fn(&str) -> Option<String> + Send>;
+/// What remains of an answer in the history, as it stands behind the prompt in the next one: `None` stands for all of it.
+/// Of an answer behind a thought it is the text without the thought, which models were trained to go on from.
+pub type Remains = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// One request for answers to one prompt.
 pub struct Job {
@@ -92,7 +92,7 @@ pub struct Job {
     /// What the answer must be; each choice has its own.
     pub constraint: Option<Constraint>,
     /// What remains of an answer in the history.
-    pub kept: Option<Kept>,
+    pub kept: Option<Remains>,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
 }
@@ -132,6 +132,8 @@ pub enum Event {
         /// text, or of a character.
         text: String,
     },
+    /// What is kept of an answer could not be written; the answer is as it should be.
+    NotWritten(Error),
     /// A choice has ended.
     Ended {
         /// Which one.

@@ -1,15 +1,39 @@
 //! A model and the threads that run it.
 
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
 use rwkv_edge::{Error, ErrorKind, Model, Result};
 
-use crate::job::{Job, Owner};
+use crate::job::{Event, Job, Owner};
+use crate::metrics::Counters;
+use crate::scheduler::{Command, OpenSessions, Preparer, Rooms, Scheduler};
+use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
 
 /// What a worker may use.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Limits {
+pub struct WorkerOptions {
     /// Sequences that run at once; more wait.
     pub n_sequences: usize,
+    /// Bytes of states that are kept in memory.
+    pub state_memory: u64,
+    /// Where states are kept, too.
+    pub disk: Option<DiskOptions>,
+    /// What the workers of one server take in turns: the CPU.
+    pub turn: Arc<Mutex<()>>,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        WorkerOptions {
+            n_sequences: 16,
+            state_memory: 256 << 20,
+            disk: None,
+            turn: Arc::default(),
+        }
+    }
 }
 
 /// What is known of a session.
@@ -18,7 +42,7 @@ pub struct Limits {
 pub struct SessionInfo {
     /// Its name.
     pub name: String,
-    /// Tokens that its state has read.
+    /// Tokens that it holds.
     pub n_tokens: u64,
     /// When it was made, in seconds since 1970.
     pub created: u64,
@@ -26,10 +50,27 @@ pub struct SessionInfo {
     pub used: u64,
 }
 
-/// Runs a model: one thread of its own makes batches of all jobs.
+impl SessionInfo {
+    fn of(session: &Session) -> Self {
+        SessionInfo {
+            name: session.name.clone(),
+            n_tokens: session.n_tokens + session.pending.len() as u64,
+            created: session.created,
+            used: session.used,
+        }
+    }
+}
+
+/// Runs a model: one thread of its own makes batches of all jobs, another finds out where they begin.
 pub struct Worker {
     name: String,
     model: Model,
+    store: Arc<Store>,
+    counters: Arc<Counters>,
+    sessions: Arc<OpenSessions>,
+    jobs: Option<Sender<Job>>,
+    commands: Option<Sender<Command>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Something else that needs the model, in steps between those of the jobs, such as texts to be embedded.
@@ -39,11 +80,85 @@ pub trait Work: Send {
 }
 
 impl Worker {
-    /// Gives a job to the model. It begins when there is room; until then events say nothing.
-    pub fn submit(&self, _job: Job) {}
+    /// Starts the threads. `name` is what clients call the model.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for the batches, no thread can be started, or the folder of states cannot be used.
+    pub fn start(name: &str, model: Model, options: &WorkerOptions) -> Result<Self> {
+        let store = Store::new(&model, options.state_memory, options.disk.as_ref())?;
+        let store = Arc::new(store);
+        let counters = Arc::new(Counters::default());
+        let sessions = Arc::new(OpenSessions::default());
+        let n_sequences = options.n_sequences.max(1);
+        let rooms = Arc::new(Rooms::new(n_sequences));
+        let (jobs, jobs_to_prepare) = mpsc::channel::<Job>();
+        let (commands, to_do) = mpsc::channel();
+        let (is_started, has_started) = mpsc::channel();
+
+        let (of_thread, its_store) = (model.clone(), store.clone());
+        let (its_counters, turn) = (counters.clone(), options.turn.clone());
+        let scheduler = spawn("rwkv-edge-batches", move || {
+            let made = Scheduler::new(&of_thread, its_store, its_counters, turn, n_sequences);
+            match made {
+                Ok(mut scheduler) => {
+                    let _ = is_started.send(Ok(()));
+                    scheduler.run(&to_do);
+                }
+                Err(error) => drop(is_started.send(Err(error))),
+            }
+        })?;
+        let gone = |_| Error::new(ErrorKind::Memory, "a thread ended before it began");
+        has_started.recv().map_err(gone)??;
+
+        let preparer = Preparer {
+            model: model.clone(),
+            store: store.clone(),
+            rooms,
+            sessions: sessions.clone(),
+        };
+        let begin = commands.clone();
+        let preparing = spawn("rwkv-edge-prompts", move || {
+            for job in jobs_to_prepare {
+                match preparer.prepare(job) {
+                    None => {}
+                    Some(Ok(prepared)) => {
+                        if begin.send(Command::Begin(Box::new(prepared))).is_err() {
+                            return;
+                        }
+                    }
+                    Some(Err((job, error))) => drop(job.events.send(Event::Failed(error))),
+                }
+            }
+        })?;
+        Ok(Worker {
+            name: name.into(),
+            model,
+            store,
+            counters,
+            sessions,
+            jobs: Some(jobs),
+            commands: Some(commands),
+            threads: vec![preparing, scheduler],
+        })
+    }
+
+    /// Gives a job to the model. It begins when there is room; until then there are no events.
+    pub fn submit(&self, job: Job) {
+        let events = job.events.clone();
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        if !matches!(sent, Some(Ok(()))) {
+            let _ = events.send(Event::Failed(ended()));
+        }
+    }
 
     /// Gives the model other work.
-    pub fn work(&self, _work: Box<dyn Work>) {}
+    pub fn work(&self, work: Box<dyn Work>) {
+        if let Some(commands) = &self.commands {
+            // Work that is dropped tells so by whatever it holds.
+            let _ = commands.send(Command::Work(work));
+        }
+    }
 
     /// What clients call the model.
     pub fn name(&self) -> &str {
@@ -55,52 +170,147 @@ impl Worker {
         &self.model
     }
 
-    /// The sessions of an owner, by name.
-    pub fn sessions(&self, _owner: &Owner) -> Vec<SessionInfo> {
-        Vec::new()
+    /// The states that are kept.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
-    /// Copies a session under another name.
+    /// What is counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The sessions of an owner, by name.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument) when there is none of the first name, or one of the second.
-    pub fn fork_session(&self, _owner: &Owner, from: &str, _to: &str) -> Result<SessionInfo> {
-        Err(Error::new(
-            ErrorKind::Argument,
-            format!("no session \"{from}\""),
-        ))
+    /// When the folder cannot be read.
+    pub fn sessions(&self, owner: &Owner) -> Result<Vec<SessionInfo>> {
+        let sessions = self.store.sessions(owner)?;
+        Ok(sessions.iter().map(SessionInfo::of).collect())
+    }
+
+    /// A session, if there is one of this name.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be read.
+    pub fn session(&self, owner: &Owner, name: &str) -> Result<Option<SessionInfo>> {
+        let session = self.store.session(owner, name)?;
+        Ok(session.as_ref().map(SessionInfo::of))
+    }
+
+    /// Copies a session under another name; `None` when there is none of the first.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] when there is one of the second name already; when it cannot be written.
+    pub fn fork_session(&self, owner: &Owner, from: &str, to: &str) -> Result<Option<SessionInfo>> {
+        let Some(session) = self.store.session(owner, from)? else {
+            return Ok(None);
+        };
+        let _is_open = self.sessions.open(owner, to)?;
+        if self.store.session(owner, to)?.is_some() {
+            let text = format!("there is a session {to:?}, expected a new name");
+            return Err(Error::new(ErrorKind::Argument, text));
+        }
+        let fork = session.renamed(to);
+        let info = SessionInfo::of(&fork);
+        self.keep(owner, Vec::new(), fork)?;
+        Ok(Some(info))
     }
 
     /// Forgets a session; whether there was one.
     ///
     /// # Errors
     ///
-    /// When its file cannot be removed.
-    pub fn delete_session(&self, _owner: &Owner, _name: &str) -> Result<bool> {
-        Ok(false)
+    /// When a job works on it, or its file cannot be removed.
+    pub fn delete_session(&self, owner: &Owner, name: &str) -> Result<bool> {
+        let _is_open = self.sessions.open(owner, name)?;
+        self.store.delete_session(owner, name)
     }
 
-    /// A session's state as bytes that any machine with the same model can go on from; `None` without such a session.
+    /// A session as bytes that any machine with the same model can go on from; `None` without such a session, or when
+    /// its state is no longer there.
     ///
     /// # Errors
     ///
     /// When the state cannot be read.
-    pub fn export_session(&self, _owner: &Owner, _name: &str) -> Result<Option<Vec<u8>>> {
-        Ok(None)
+    pub fn export_session(&self, owner: &Owner, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(session) = self.store.session(owner, name)? else {
+            return Ok(None);
+        };
+        let state = session.key().and_then(|key| self.store.find(owner, key));
+        let Some(state) = state else { return Ok(None) };
+        state.check()?;
+        // What is pending goes behind the state, which says its own size.
+        let mut bytes = state.to_bytes(&[]);
+        bytes.extend(session.pending.iter().flat_map(|token| token.to_le_bytes()));
+        Ok(Some(bytes))
     }
 
     /// Makes a session of such bytes, or replaces it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::State`](rwkv_edge::ErrorKind::State) when they are damaged, of another model, or not finite.
-    pub fn import_session(
-        &self,
-        _owner: &Owner,
-        _name: &str,
-        _bytes: &[u8],
-    ) -> Result<SessionInfo> {
-        Err(Error::new(ErrorKind::Argument, "not yet"))
+    /// [`ErrorKind::State`] when they are damaged, of another model, or not finite.
+    pub fn import_session(&self, owner: &Owner, name: &str, bytes: &[u8]) -> Result<SessionInfo> {
+        let _is_open = self.sessions.open(owner, name)?;
+        let mut state = self.model.try_new_state()?;
+        let size = state.to_bytes(&[]).len();
+        let (of_state, pending) = bytes.split_at(size.min(bytes.len()));
+        state.load_bytes(of_state)?;
+        let n_vocab = self.model.n_vocab();
+        let pending: Option<Vec<u32>> = pending
+            .chunks(4)
+            .map(|four| Some(u32::from_le_bytes(four.try_into().ok()?)))
+            .map(|token| token.filter(|&token| (token as usize) < n_vocab))
+            .collect();
+        let Some(pending) = pending else {
+            let text = "behind the state: expected token ids of 4 bytes each";
+            return Err(Error::new(ErrorKind::State, text));
+        };
+        // Nobody knows what it has read, but that it is the same bytes.
+        let key = Key::of_bytes(of_state);
+        let n_tokens = state.n_tokens();
+        let session = Session::new(name, key, n_tokens, pending, store::now());
+        let info = SessionInfo::of(&session);
+        let kept = Kept {
+            key,
+            text: None,
+            state: Arc::new(state),
+        };
+        self.keep(owner, vec![kept], session)?;
+        Ok(info)
     }
+
+    /// Keeps a session, and waits until it is written.
+    fn keep(&self, owner: &Owner, states: Vec<Kept>, session: Session) -> Result<()> {
+        let (done, is_done) = mpsc::channel();
+        self.store
+            .keep_whole(owner, states, Some(session), move |written| {
+                let _ = done.send(written);
+            });
+        is_done.recv().unwrap_or_else(|_| Err(ended()))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        self.commands = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.store.flush();
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Backend, "the server is ending")
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
+    spawned.map_err(|e| Error::new(ErrorKind::Memory, format!("cannot start a thread: {e}")))
 }
