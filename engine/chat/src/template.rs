@@ -98,6 +98,18 @@ impl Template {
         }
     }
 
+    /// Whether a model can be asked for such a thought in this form: for any with the form of the World models, and with
+    /// a template that came with a model for [`Think::On`] and [`Think::Fake`], if it knows `enable_thinking` as
+    /// transformers does.
+    pub fn can_think(&self, think: Think) -> bool {
+        match (think, self.own()) {
+            (Think::Off, _) => true,
+            (Think::On | Think::Fake, Some(own)) => own.has_thoughts,
+            (_, Some(_)) => false,
+            (_, None) => self.is_world(),
+        }
+    }
+
     fn named(name: &str) -> Self {
         let dialogue = |user: &str, assistant: &str| Form::Dialogue {
             user: user.into(),
@@ -346,6 +358,63 @@ mod tests {
             let raven: Template = "raven".parse().expect("a template");
             assert_eq!(raven.turn_with("Hi", think), "Bob: Hi\n\nAlice:");
             assert_eq!(raven.stop_with(think), "\n\n");
+        }
+    }
+
+    /// Conversations as they are published for these models, to the blank line.
+    #[test]
+    fn conversations_are_written_as_published() {
+        let list = crate::tools::system_text(["weather(city)", "time(zone)"]);
+        let output = crate::tools::output_message("{\"rain\": true}\n\n");
+        let call = "{\"weather\": \"Oslo\"}\n```";
+        // Name, system text, turns with how they are thought about, and all of it in front of the last answer.
+        type Said<'a> = &'a [(&'a str, &'a str, Think)];
+        let table: [(&str, &str, Said<'_>, &str); 8] = [
+            ("world", "", &[(" a\r\n\r\n\r\nb ", "", Think::Off)], "User: a\nb\n\nAssistant:"),
+            (
+                "world",
+                "\nBe kind.\n\n\nBe brief.\r\n",
+                &[("Hi\n", "Hello.", Think::Off), ("You?", "", Think::Off)],
+                "System: Be kind.\nBe brief.\n\nUser: Hi\n\nAssistant: Hello.\n\nUser: You?\n\nAssistant:",
+            ),
+            (
+                "g1",
+                "",
+                &[("1+1", "2", Think::Off), ("2+2 \n", "", Think::On)],
+                "User: 1+1\n\nAssistant: 2\n\nUser: 2+2\n\nAssistant: <think",
+            ),
+            ("g1", "", &[("Hi", "", Think::Short)], "User: Hi (think a bit)\n\nAssistant: <think"),
+            ("g1", "", &[("Hi\n\n", "", Think::Long)], "User: Hi (think a lot)\n\nAssistant: <think"),
+            ("g1", "", &[("Hi", "", Think::Fake)], "User: Hi\n\nAssistant: <think>\n</think"),
+            (
+                "g1",
+                &list,
+                &[("Rain in Oslo?", call, Think::Off), (&output, "", Think::Off)],
+                "System: Tools:\n- weather(city)\n- time(zone)\nReturn only a JSON function call.\n\n\
+                 User: Rain in Oslo?\n\nAssistant: ```json{\"weather\": \"Oslo\"}\n```\n\n\
+                 User: Function output:\n{\"rain\": true}\n\nAssistant:",
+            ),
+            (
+                "raven",
+                "",
+                &[("Hi\n\nyou", "Hello.", Think::Off), ("1", "", Think::Off)],
+                "Bob: Hi\nyou\n\nAlice: Hello.\n\nBob: 1\n\nAlice:",
+            ),
+        ];
+        for (name, system, turns, expected) in table {
+            let template: Template = name.parse().expect("a template");
+            let mut written = template.system(system);
+            for &(message, answer, think) in turns {
+                written += &template.turn_with(message, think);
+                if answer == call {
+                    written += crate::tools::CALL_BEGINS;
+                    written += answer;
+                    written += TURN_END;
+                } else if !answer.is_empty() {
+                    written += &format!(" {answer}{TURN_END}");
+                }
+            }
+            assert_eq!(written, expected);
         }
     }
 

@@ -84,6 +84,27 @@ fn thoughts_are_told_and_leave_no_trace() -> Result<()> {
     Ok(())
 }
 
+/// Behind an answer nothing of the prompt is read again but what is behind the words that ask for a length.
+#[test]
+fn what_stays_of_a_prompt_is_kept() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = thinker(folder.path())?;
+    let (mut conversation, _) = begin(&model, Think::Off)?;
+    for (think, kept) in [
+        (Think::Off, "User: Hi\n\nAssistant:"),
+        (Think::On, "User: Hi\n\nAssistant:"),
+        (Think::Fake, "User: Hi\n\nAssistant:"),
+        (Think::Short, "User: Hi"),
+        (Think::Long, "User: Hi"),
+    ] {
+        let prompt = conversation.prompt("Hi", think)?;
+        let kept = model.tokenizer()?.encode(kept)?;
+        assert_eq!(prompt.n_read, 0);
+        assert_eq!(prompt.tokens[..prompt.n_kept], kept, "{think}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_thought_that_is_cut_leaves_an_empty_answer() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder");
