@@ -217,13 +217,13 @@ fn the_chat_template_travels_inside() {
         let from = golden("small-safetensors").join(name);
         fs::copy(from, source.join(name)).expect("can be copied");
     }
-    let path = save(&open(&source, Quant::Int8, 1), &folder, "without");
+    let path = save(&open(source.clone(), Quant::Int8, 1), &folder, "without");
     assert_eq!(Model::chat_template(&path).expect("a model file"), None);
     let text = "{{ bos_token }}\u{1f980}\n\"checksum\":\"";
     let config =
         serde_json::json!({ "chat_template": text, "bos_token": "<s>", "eos_token": null });
     fs::write(source.join("tokenizer_config.json"), config.to_string()).expect("can be written");
-    let path = save(&open(&source, Quant::F16, 1), &folder, "wide");
+    let path = save(&open(source.clone(), Quant::F16, 1), &folder, "wide");
     // A copy of a copy has it, too.
     let path = save(&open(path, Quant::Int8, 1), &folder, "narrow");
     let found = Model::chat_template(&path)
@@ -235,7 +235,7 @@ fn the_chat_template_travels_inside() {
     );
     assert_eq!(found.eos_token, None);
     assert!(found.place.ends_with("narrow"), "{}", found.place);
-    open(&path, Quant::Int8, 1)
+    open(path.clone(), Quant::Int8, 1)
         .verify(&mut |_| {})
         .expect("not damaged");
     // A folder may hold a model file as its weights.

@@ -177,7 +177,7 @@ fn a_conversation_is_saved_at_its_end() {
     fs::remove_file(&path).unwrap();
     let failed = chat.run(
         &["--save-state", &path],
-        "Ownership is\n/frobnicate\nA trait is\n",
+        "Ownership is\n/set heat 1\nA trait is\n",
     );
     assert_eq!(failed.status.code(), Some(1));
     assert_eq!(fs::read(&path).unwrap(), good);

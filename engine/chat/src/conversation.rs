@@ -12,8 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rwkv_edge::{
-    Error, ErrorKind, Model, Progress, ProgressUnit, Reservation, Result, SamplerOptions, Session,
-    State,
+    Model, Progress, ProgressUnit, Reservation, Result, SamplerOptions, Session, State,
 };
 
 use self::draw::Written;
@@ -72,6 +71,7 @@ impl Conversation {
     /// When the model has no tokenizer, there is no memory for states to go back to, or the options make no
     /// sense, such as thoughts in a template that has none.
     pub fn new(model: &Model, template: Template, system: &str, options: Options) -> Result<Self> {
+        template.check_think(options.think)?;
         let session = model.session();
         // With little memory, an eighth of what is left.
         let left = model.memory_left().map_or(u64::MAX, |left| left / 8);
@@ -91,7 +91,6 @@ impl Conversation {
             options,
             n_answers: 0,
         };
-        conversation.check_think(conversation.options.think)?;
         if !system.trim().is_empty() {
             conversation.start_over(system)?;
             conversation.steps.clear();
@@ -150,7 +149,7 @@ impl Conversation {
     /// Whether the model thinks before it answers. It does not where a conversation was loaded whose template has
     /// no thoughts.
     pub fn think(&self) -> Think {
-        match self.check_think(self.options.think) {
+        match self.transcript.template.check_think(self.options.think) {
             Ok(()) => self.options.think,
             Err(_) => Think::Off,
         }
@@ -160,27 +159,11 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] when the template has no thoughts.
+    /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument) when the template has no thoughts.
     pub fn set_think(&mut self, think: Think) -> Result<()> {
-        self.check_think(think)?;
+        self.transcript.template.check_think(think)?;
         self.options.think = think;
         Ok(())
-    }
-
-    fn check_think(&self, think: Think) -> Result<()> {
-        let template = &self.transcript.template;
-        let text = match template.own() {
-            _ if template.can_think(think) => return Ok(()),
-            None => format!("think {think}: template {template} has no thoughts, expected world"),
-            Some(own) if own.has_thoughts => format!(
-                "think {think}: the model's own template knows thoughts of one length, expected on, fake or off"
-            ),
-            Some(_) => format!(
-                "think {think}: the model's own template has no thoughts to ask for (nothing in it depends on \
-                 enable_thinking)"
-            ),
-        };
-        Err(Error::new(ErrorKind::Argument, text))
     }
 
     /// Turns and other changes that can be undone, and the bytes that their states take.

@@ -8,7 +8,7 @@ use std::str;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{context, Environment, Value};
-use rwkv_edge::{ChatTemplate, Error, ErrorKind, Result};
+use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model, Result, Tokens};
 
 use crate::said::Transcript;
 use crate::template::cleaned;
@@ -19,7 +19,7 @@ const FUEL: u64 = 1 << 20;
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
 
 /// What the World models' templates write for token 0. Their vocabulary has no text for it.
-pub(crate) const WORLD_END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
+const WORLD_END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
 /// The name of token 0 in the 20B tokenizer.
 const END_OF_TEXT_20B: &str = "<|endoftext|>";
 
@@ -119,6 +119,20 @@ impl OwnTemplate {
             Think::Off => context,
             think => context! { enable_thinking => think != Think::Fake, ..context },
         })
+    }
+
+    /// Tokens of what [`render`](Self::render) has written.
+    pub(crate) fn encode(&self, model: &Model, text: &str) -> Result<Tokens> {
+        let encode = |text: &str| model.tokenize(text.as_bytes(), usize::MAX);
+        if !self.is_world {
+            return encode(text);
+        }
+        let mut tokens = Vec::new();
+        for (i, text) in text.split(WORLD_END_OF_TEXT).enumerate() {
+            tokens.extend((i > 0).then_some(0));
+            tokens.extend_from_slice(&encode(text)?);
+        }
+        Ok(tokens.into())
     }
 
     fn run(&self, context: Value) -> Result<String> {

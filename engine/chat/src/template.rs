@@ -8,9 +8,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model};
+use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model, Tokens};
 
-use crate::own::OwnTemplate;
+use crate::own::{Asked, OwnTemplate};
+use crate::said::{Transcript, Turn};
 use crate::think::Think;
 
 /// The form of a conversation.
@@ -50,6 +51,10 @@ pub(crate) const OWN: &str = "model";
 
 /// What older GGUF files say in place of a template: the form of the World models.
 const WORLD_IN_GGUF: &str = "rwkv-world";
+
+/// Texts of RWKV-7's training begin behind this token, which ends the one before. Other versions were trained so, too,
+/// but are used without it.
+const FIRST_TOKEN: u32 = 0;
 
 /// Ends every turn.
 pub const TURN_END: &str = "\n\n";
@@ -191,6 +196,73 @@ impl Template {
         format!("{turn}{}", think.opening())
     }
 
+    /// The tokens of a whole conversation, from the empty state up to where the answer to `message`, or the thought in
+    /// front of it, begins: for programs that keep conversations themselves. `turns` are messages with their answers,
+    /// the oldest first, without thoughts. A [`Conversation`](crate::Conversation) reads the same tokens, turn by turn.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Tokenizer`] where the model has none; [`ErrorKind::Format`] where a template that came with it
+    /// fails, or raises an error of its own; [`ErrorKind::Argument`] where it [cannot](Self::can_think) be asked for
+    /// such a thought.
+    pub fn prompt(
+        &self,
+        model: &Model,
+        system: &str,
+        turns: &[(&str, &str)],
+        message: &str,
+        think: Think,
+    ) -> Result<Tokens, Error> {
+        self.check_think(think)?;
+        if let Some(own) = self.own() {
+            let mut said = Transcript::new(self.clone());
+            said.system = system.to_owned();
+            said.turns.extend(turns.iter().map(|(user, answer)| Turn {
+                user: (*user).to_owned(),
+                answer: answer.trim().to_owned(),
+            }));
+            let asked = Asked {
+                message,
+                think,
+                asks: true,
+            };
+            return own.encode(model, &own.render(&said, None, &asked)?);
+        }
+        let mut tokens: Vec<u32> = self.first_token(model).into_iter().collect();
+        let mut read = |text: &str| -> Result<(), Error> {
+            tokens.extend_from_slice(&model.tokenize(text.as_bytes(), usize::MAX)?);
+            Ok(())
+        };
+        read(&self.system(system))?;
+        for (user, answer) in turns {
+            read(&self.turn(user))?;
+            read(&answered(answer))?;
+        }
+        read(&self.turn_with(message, think))?;
+        Ok(tokens.into())
+    }
+
+    /// The token that a conversation with this model begins with, where nothing else does.
+    pub(crate) fn first_token(&self, model: &Model) -> Option<u32> {
+        let is_world = self.is_world() && model.tokenizer().is_ok_and(|one| one.is_world());
+        (is_world && model.info().version == 7).then_some(FIRST_TOKEN)
+    }
+
+    pub(crate) fn check_think(&self, think: Think) -> Result<(), Error> {
+        let text = match self.own() {
+            _ if self.can_think(think) => return Ok(()),
+            None => format!("think {think}: template {self} has no thoughts, expected world"),
+            Some(own) if own.has_thoughts => format!(
+                "think {think}: the model's own template knows thoughts of one length, expected on, fake or off"
+            ),
+            Some(_) => format!(
+                "think {think}: the model's own template has no thoughts to ask for (nothing in it depends on \
+                 enable_thinking)"
+            ),
+        };
+        Err(Error::new(ErrorKind::Argument, text))
+    }
+
     /// The text that ends an answer without thoughts; empty where only the end of text does.
     pub fn stop(&self) -> &'static str {
         match &self.form {
@@ -270,6 +342,13 @@ impl fmt::Display for Template {
             _ => f.write_str(&self.name),
         }
     }
+}
+
+/// What stands behind [`Template::turn`] for an answer without the space around it.
+pub(crate) fn answered(answer: &str) -> String {
+    let answer = answer.trim();
+    let space = if answer.is_empty() { "" } else { " " };
+    format!("{space}{answer}{TURN_END}")
 }
 
 /// A text as those that the models were trained on were cleaned: lines end in `\n`, none is empty, since a

@@ -10,13 +10,9 @@ use rwkv_edge::{Result, State, Tokens};
 
 use super::known::{n_common, Known};
 use super::{Conversation, Written};
-use crate::own::{Asked, OwnTemplate, WORLD_END_OF_TEXT};
-use crate::template::{Template, TURN_END};
+use crate::own::{Asked, OwnTemplate};
+use crate::template::{answered, Template, TURN_END};
 use crate::think::{Parted, Think};
-
-/// Texts of RWKV-7's training begin behind this token, which ends the one before. Other versions were trained so, too,
-/// but are used without it.
-const FIRST_TOKEN: u32 = 0;
 
 /// Stands for what nobody has said yet, where a template is asked how it goes on.
 const PLACEHOLDERS: [&str; 2] = ["A", "B"];
@@ -99,9 +95,9 @@ impl Conversation {
             ..asked(true)
         };
         let next = own.render(said, Some((message, PLACEHOLDERS[0])), &next);
-        let tokens = self.encode_own(own, &text)?;
+        let tokens = own.encode(self.session.model(), &text)?;
         let n_kept = match next {
-            Ok(next) => n_common(&tokens, &self.encode_own(own, &next)?),
+            Ok(next) => n_common(&tokens, &own.encode(self.session.model(), &next)?),
             // What is wrong with it, the next turn will tell.
             Err(_) => tokens.len(),
         };
@@ -156,9 +152,7 @@ impl Conversation {
             let wanted = format!("{}{TURN_END}", written.text.trim_end_matches('\n'));
             (wanted, Some(model.tokenizer()?.decode(&written.tokens)?))
         } else {
-            let answer = written.parts.answer.trim();
-            let space = if answer.is_empty() { "" } else { " " };
-            (format!("{space}{answer}{TURN_END}"), None)
+            (answered(&written.parts.answer), None)
         };
         // Mostly the model has just written that, or its beginning.
         let missing = match decoded.and_then(|decoded| wanted.strip_prefix(&decoded)) {
@@ -236,8 +230,10 @@ impl Conversation {
             return Ok(None);
         };
         Ok(Some(GoesOn {
-            answered: self.encode_own(own, &all[..at + answer.len()])?.to_vec(),
-            all: self.encode_own(own, all)?.to_vec(),
+            answered: own
+                .encode(self.session.model(), &all[..at + answer.len()])?
+                .to_vec(),
+            all: own.encode(self.session.model(), all)?.to_vec(),
         }))
     }
 
@@ -248,29 +244,20 @@ impl Conversation {
         Ok(())
     }
 
-    /// Tokens of what a model's own template writes.
-    fn encode_own(&self, own: &OwnTemplate, text: &str) -> Result<Tokens> {
-        if !own.is_world {
-            return self.encode(text);
-        }
-        let mut tokens = Vec::new();
-        for (i, text) in text.split(WORLD_END_OF_TEXT).enumerate() {
-            tokens.extend((i > 0).then_some(FIRST_TOKEN));
-            tokens.extend_from_slice(&self.encode(text)?);
-        }
-        Ok(tokens.into())
-    }
-
     /// Tokens of a text that is fed next: at the beginning of a conversation behind the token that texts begin with.
     /// A tuned state is itself what comes in front of a text.
     pub(super) fn encode_next(&self, text: &str) -> Result<Tokens> {
         let tokens = self.encode(text)?;
         let (model, state) = (self.session.model(), self.session.state());
         let is_begin = state.n_tokens() == 0 && state.initial_hash().is_none();
-        let is_world = self.transcript.template.is_world() && model.tokenizer()?.is_world();
-        match is_begin && is_world && model.info().version == 7 {
-            true => tokens.behind(FIRST_TOKEN),
-            false => Ok(tokens),
+        match self
+            .transcript
+            .template
+            .first_token(model)
+            .filter(|_| is_begin)
+        {
+            Some(first) => tokens.behind(first),
+            None => Ok(tokens),
         }
     }
 

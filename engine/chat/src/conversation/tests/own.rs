@@ -1,6 +1,6 @@
 //! Conversations in the template that came with a model.
 
-use rwkv_edge::ChatTemplate;
+use rwkv_edge::{ChatTemplate, ErrorKind};
 
 use super::thoughts::{say, state_after, thinker};
 use super::*;
@@ -255,5 +255,51 @@ fn a_word_of_older_files_is_the_form_of_the_world_models() -> Result<()> {
         error.starts_with("here: chat template: line 2: "),
         "{error}"
     );
+    Ok(())
+}
+
+/// What a program that keeps conversations itself feeds is what a conversation has read.
+#[test]
+fn whole_prompts_are_those_of_conversations() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = thinker(folder.path())?;
+    let own = Template::of_files(ChatTemplate::new("here", THINKING), &model)?;
+    let first = Template::of_files(ChatTemplate::new("here", WORLD), &model)?;
+    for (template, think) in [
+        ("world".parse()?, Think::Off),
+        ("g1".parse()?, Think::On),
+        ("g1".parse()?, Think::Long),
+        ("raven".parse()?, Think::Off),
+        (own.clone(), Think::On),
+        (first, Think::Off),
+    ] {
+        let options = Options::new().think(think);
+        let mut conversation = Conversation::new(&model, template.clone(), "Be kind.", options)?;
+        let mut turns: Vec<(&str, String)> = Vec::new();
+        for message in ["Hi", "Hi\n\nyou", " Hi "] {
+            let said: Vec<(&str, &str)> = turns
+                .iter()
+                .map(|(user, answer)| (*user, &**answer))
+                .collect();
+            let whole = template.prompt(&model, "Be kind.", &said, message, think)?;
+            let before = conversation.session().state().clone();
+            let prompt = conversation.prompt(message, think)?;
+            let read = match template.own() {
+                Some(_) => 0,
+                None => before.n_tokens() as usize,
+            };
+            // This model begins its answers without the space that all others write.
+            let read = match (template.own(), think) {
+                (None, Think::Off) => whole.len() - prompt.tokens.len(),
+                _ => read,
+            };
+            assert_eq!(whole[read..], prompt.tokens[..], "{template} {think}");
+            conversation.session.restore(&before, &[])?;
+            let (answer, _) = say(&mut conversation, message)?;
+            turns.push((message, answer.text));
+        }
+    }
+    let error = own.prompt(&model, "", &[], "Hi", Think::Long).err();
+    assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Argument));
     Ok(())
 }

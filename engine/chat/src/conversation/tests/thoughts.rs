@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 
+use rwkv_edge::ErrorKind;
+
 use super::*;
 
 fn world() -> Template {
