@@ -42,6 +42,12 @@ fn a_directory_may_bring_one() {
         "{}",
         stderr(&found)
     );
+    let args = ["--template", "model", "--cache-prompt", "--system", "x"];
+    let found = chat.run(
+        &[&["--model", folder.to_str().unwrap()], &args[..]].concat(),
+        "",
+    );
+    assert!(stderr(&found).contains("--cache-prompt changes nothing here"));
     write("\n\n{{ raise_exception('no users') }}");
     let found = run("Hi\n");
     assert_eq!(found.status.code(), Some(1));
@@ -65,8 +71,6 @@ fn it_lies_beside_a_file_and_travels_in_a_model_file() {
     let chat = Chat::new();
     let folder = folder(&chat);
     let model = folder.join("model.safetensors");
-    // The blank line in front of what follows the answer is not that of the World models, so that only this template
-    // makes the model say this.
     let config = serde_json::json!({ "chat_template": TEMPLATE, "bos_token": "<s>" });
     fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
     let quantize = |to: &Path| {

@@ -169,6 +169,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         (None, None) => String::new(),
     };
+    if args.cache_prompt && matches!(args.template, Some(NamedTemplate::Own)) {
+        note!(
+            "--cache-prompt changes nothing here: the model's own template writes the system text with the first \
+             message"
+        );
+    }
     let interrupted = interrupt::flag();
     // Not by what was typed in the conversation before this one.
     interrupted.store(false, Ordering::Relaxed);
