@@ -121,7 +121,7 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::new`]; all stays as it was then.
+    /// Those of [`Sampler::new`](rwkv_edge::Sampler::new); all stays as it was then.
     pub fn set_sampling(&mut self, sampling: SamplerOptions) -> Result<()> {
         let is_new = sampling.seed != self.options.sampling.seed;
         let old = std::mem::replace(&mut self.options.sampling, sampling);
