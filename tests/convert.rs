@@ -192,6 +192,7 @@ fn directories_keep_their_configuration_and_tokenizer() {
         ("tokenizer.json", "{}"),
         ("rwkv_vocab_small.txt", "1 'a' 1\n"),
         ("tokenizer_config.json", "{\"a\": 1}"),
+        ("chat_template.jinja", "{{ messages }}"),
     ];
     for (name, content) in own.iter().chain(&[("README.md", "stays")]) {
         fs::write(source.join(name), content).expect("can be written");

@@ -24,8 +24,9 @@ const TRANSFORMERS_VERSION: &str = "4.57.6";
 /// Tokenizers have a few megabytes.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// Files of a tokenizer that transformers reads, beside World vocabularies.
-const TOKENIZER_FILES: [&str; 7] = [
+/// Files of a tokenizer that transformers reads, beside World vocabularies; the chat template is one of them.
+const TOKENIZER_FILES: [&str; 8] = [
+    "chat_template.jinja",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

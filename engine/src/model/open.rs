@@ -63,8 +63,9 @@ impl Model {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         options.check()?;
-        let opened = checkpoint::open_path(path.as_ref(), options.access())?;
-        Self::from_opened(opened, options, progress)
+        let path = path.as_ref();
+        let opened = checkpoint::open_path(path, options.access())?;
+        Self::from_opened((opened, Some(path)), options, progress)
     }
 
     /// Opens a model file, or a checkpoint of one file, that lies in memory, such as in memory-mapped flash.
@@ -78,7 +79,7 @@ impl Model {
     pub fn open_image(name: &str, image: &'static [u8], options: &Options) -> Result<Self> {
         options.check()?;
         let opened = checkpoint::open_image(name, image)?;
-        Self::from_opened(opened, options, &mut |_| {})
+        Self::from_opened((opened, None), options, &mut |_| {})
     }
 
     /// Opens a Hugging Face directory that is part of the program: (file name, content) pairs, such as
@@ -92,7 +93,7 @@ impl Model {
         options: &Options,
     ) -> Result<Self> {
         let opened = checkpoint::open_folder(Folder::Memory(files), true)?;
-        Self::from_opened(opened, options, &mut |_| {})
+        Self::from_opened((opened, None), options, &mut |_| {})
     }
 
     /// Opens only the tokenizer of a model, reading no weights.
@@ -136,8 +137,8 @@ impl Model {
     }
 
     /// The chat template that comes with a model: of a folder its `chat_template.jinja` or that in its
-    /// `tokenizer_config.json`, of a GGUF file that within it. `None` where there is none, and for other files. Weights
-    /// are not read.
+    /// `tokenizer_config.json`; of a GGUF or model file that within it, and of any file without one the same as of the
+    /// folder that it lies in. `None` where there is none. Weights are not read.
     ///
     /// # Errors
     ///
@@ -147,19 +148,19 @@ impl Model {
     }
 
     fn from_opened(
-        mut opened: Opened,
+        (mut opened, path): (Opened, Option<&Path>),
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         merge(&mut opened, options)?;
         let origin = Origin::new(opened)?;
         let watches = origin.watches();
-        let model = Self::from_origin(origin, options, progress);
+        let model = Self::from_origin((origin, path), options, progress);
         Watch::judge_all(&watches, model)
     }
 
     fn from_origin(
-        mut origin: Origin,
+        (mut origin, path): (Origin, Option<&Path>),
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
@@ -205,6 +206,7 @@ impl Model {
             no_sparsity: options.no_sparsity,
             budget,
             note: plan.note,
+            path: path.map(Path::to_owned),
         };
         Ok(Model::assemble(loaded, setup))
     }
