@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::output::{folder_of, sync_folder, OutputFile};
 use crate::files::{Access, Watch};
 use crate::networks::config::Settings;
+use crate::networks::known;
 use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
 
@@ -215,7 +216,7 @@ impl CheckpointSource {
     /// # Errors
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a folder with a model in it, unless
-    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type; `Format` for damaged numbers, `Tokenizer`, `Io`.
+    /// `overwrite`; `Unsupported` for RWKV-5.0, and for numbers beyond the range of the wanted type; `Format` for damaged numbers, `Tokenizer`, `Io`.
     pub fn to_hugging_face(
         &self,
         folder: impl AsRef<Path>,
@@ -223,6 +224,15 @@ impl CheckpointSource {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
         let (folder, checkpoint) = (folder.as_ref(), &self.0);
+        let architecture = checkpoint.config.sizes.architecture;
+        if architecture.is_only_raw {
+            let text = format!(
+                "{}, which has no form in Hugging Face directories, expected {}: only --to raw can write it",
+                architecture.title,
+                known::titles()
+            );
+            return Err(Error::unsupported(text).at(&checkpoint.place));
+        }
         let names = &checkpoint.config.sizes.architecture.hugging_face;
         let mut parts = target::parts(checkpoint, options.dtype, Spelling::HuggingFace)?;
         if self.head_is_embedding() {
