@@ -203,7 +203,7 @@ fn model_files_states_and_little_memory() {
             Model::open(&saved, &options).ok()
         });
         let paged = paged.expect("eight times its weights are enough");
-        assert!(run(&paged) == expected);
+        assert!(paged.info().paged_bytes > 0 && run(&paged) == expected);
     }
     // Of the two networks one has no use for the state of the other.
     let ungated = open(folder.checkpoint("ungated", &V5_0.tensors()), Quant::F32, 1);
@@ -270,6 +270,36 @@ fn conversions() {
             }
         }
     }
+}
+
+/// What the published code takes from the width, whatever `config.json` says, is told where the model has another.
+#[test]
+fn sizes_that_other_readers_refuse() {
+    let folder = Folder::new();
+    let notes = |path: &Path| {
+        let source = CheckpointSource::open(path).expect("a checkpoint");
+        let convert = ConvertOptions::new().overwrite(true);
+        let written = source.to_hugging_face(folder.path("written"), &convert, &mut |_| {});
+        written.expect("can be written").notes
+    };
+    let mut tensors = V5_1.tensors();
+    let found = notes(&folder.checkpoint("own", &tensors));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("hidden units: 160, "), "{found:?}");
+    assert!(found[0].contains("RWKV-5 models takes 448 "), "{found:?}");
+    for layer in 0..eagle::LAYERS {
+        for (name, shape) in [("key", vec![448, 128]), ("value", vec![128, 448])] {
+            let zeros = Tensor::from_f32(shape, &vec![0.0; 448 * 128]);
+            tensors.insert(format!("blocks.{layer}.ffn.{name}.weight"), zeros);
+        }
+    }
+    let found = notes(&folder.checkpoint("as published", &tensors));
+    assert!(found.is_empty(), "{found:?}");
+
+    let found = notes(&common::golden("v6-pth"));
+    let info = open(common::golden("v6-pth"), Quant::F32, 1).info();
+    assert!(info.version == 6 && !found.is_empty(), "{found:?}");
+    println!("{found:?}");
 }
 
 /// web-rwkv calls the bonus of 5.2 `time_first`, and leaves it as it is.

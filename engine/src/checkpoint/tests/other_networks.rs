@@ -183,15 +183,6 @@ fn tensors_give_networks_away() {
             "RWKV-6 by names that only GGUF files have",
         ),
         (
-            vec![
-                "emb.weight",
-                "blocks.0.att.ln_x.weight",
-                "blocks.0.att.time_first",
-            ],
-            "blocks.0.att.time_first",
-            "RWKV-5.0 or 5.1, or a file of web-rwkv",
-        ),
-        (
             vec!["emb.weight", "blocks.1.att.qq.weight"],
             "blocks.1.att.qq.weight",
             old,
