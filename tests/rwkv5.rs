@@ -256,6 +256,28 @@ fn conversions() {
                 let theirs = read_file(&target.join("model.safetensors"));
                 let bonus = &theirs["rwkv.blocks.1.attention.time_faaaa"];
                 assert_eq!(bonus.shape, [model.heads, model.head_size]);
+
+                // Directories may also have what raw checkpoints of these versions have.
+                let theirs = theirs.into_iter().map(|(name, tensor)| {
+                    let own = name.replace("rwkv.", "").replace("attention", "att");
+                    let own = own.replace("time_faaaa", model.bonus);
+                    match ["time_decay", "time_faaaa"]
+                        .iter()
+                        .any(|end| name.ends_with(end))
+                    {
+                        true => (
+                            name.replace("time_faaaa", model.bonus),
+                            tensors[&own].clone(),
+                        ),
+                        false => (name, tensor),
+                    }
+                });
+                let bytes = safetensors(&theirs.collect());
+                fs::write(target.join("model.safetensors"), bytes).expect("can be written");
+                assert!(
+                    run_file(&target, Quant::F32) == expected,
+                    "{model:?} {dtype}"
+                );
             } else {
                 let error = written.expect_err("no such form");
                 assert_eq!(error.kind(), ErrorKind::Unsupported);
