@@ -209,6 +209,33 @@ fn model_files_states_and_little_memory() {
     assert!(error.is_err(), "a state of another model");
 }
 
+/// (head, value, key) in checkpoints, (head, key, value) in states, as in 5.2.
+#[test]
+fn tuned_states() {
+    let folder = Folder::new();
+    for model in [V5_0, V5_1] {
+        let mut tensors = model.tensors();
+        let (d, n) = (model.width(), model.head_size);
+        let mut random = Random(3);
+        let tuned: Vec<f32> = (0..d * n).map(|_| random.float()).collect();
+        for layer in 0..eagle::LAYERS {
+            let state = Tensor::from_f32(vec![model.heads, n, n], &tuned);
+            tensors.insert(format!("blocks.{layer}.att.time_state"), state);
+        }
+        let opened = open(folder.checkpoint("model", &tensors), Quant::F32, 1);
+        assert!(opened.info().has_tuned_state);
+        let state = opened.new_state();
+        for layer in state.as_slice().chunks_exact(2 * d + d * n) {
+            let wkv = &layer[2 * d..];
+            let is_transposed = (0..d * n).all(|at| {
+                let (head, key, value) = (at / (n * n), at / n % n, at % n);
+                wkv[at] == tuned[head * n * n + value * n + key]
+            });
+            assert!(is_transposed, "{model:?}");
+        }
+    }
+}
+
 /// The numbers are written as they are: with names and shapes of 5.2 in a directory, and as they came in raw form.
 #[test]
 fn conversions() {
