@@ -139,13 +139,12 @@ static KNOWN: &[Known] = &[
     )
     .runs(&v7::ARCHITECTURE),
     other(
+        "RWKV-6 by the names of web-rwkv's converter",
+        &["att.time_mix_w1"],
+    ),
+    other(
         "RWKV-6",
-        &[
-            "att.time_maa",
-            "ffn.time_maa",
-            "att.time_decay_w",
-            "att.time_mix_w1",
-        ],
+        &["att.time_maa", "ffn.time_maa", "att.time_decay_w"],
     )
     .runs(&v6::ARCHITECTURE),
     other(

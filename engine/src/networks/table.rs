@@ -51,8 +51,7 @@ pub(crate) struct Architecture {
     /// What a row has that passes from stage to stage.
     pub(crate) row: &'static [RowPart],
     pub(crate) hugging_face: HuggingFace,
-    /// Whether it is only in raw checkpoints, because no program has directories of it. Names are spelt as above all
-    /// the same.
+    /// Whether no program has directories of it. Names are spelt as above all the same.
     pub(crate) is_only_raw: bool,
     /// Tokens that models were trained on at a time, where nothing says it.
     pub(crate) context_length: usize,

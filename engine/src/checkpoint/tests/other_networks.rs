@@ -183,6 +183,15 @@ fn tensors_give_networks_away() {
             "RWKV-6 by names that only GGUF files have",
         ),
         (
+            vec![
+                "emb.weight",
+                "blocks.0.att.time_mix_w1",
+                "blocks.0.att.time_decay_w1",
+            ],
+            "blocks.0.att.time_mix_w1",
+            "RWKV-6 by the names of web-rwkv's converter",
+        ),
+        (
             vec!["emb.weight", "blocks.1.att.qq.weight"],
             "blocks.1.att.qq.weight",
             old,
