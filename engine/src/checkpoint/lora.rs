@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::additions::{Addition, Inputs};
 use super::names::require_fit;
 use super::open::{read_weights, FileContent};
+use super::per_head::Heads;
 use super::tensor::RawTensor;
 use super::tuned::{time_state_layer, TunedState};
 use super::{Checkpoint, Dtype};
@@ -232,6 +233,11 @@ impl<'a> Adapter<'a> {
         if !line.is_there() {
             return Ok(());
         }
+        let heads = Heads::of_sizes(line.sizes).filter(|_| line.spec.row.is_some());
+        let tensor = match heads {
+            Some(heads) => heads.rows_of(tensor),
+            None => tensor,
+        };
         require_fit(&tensor, &line)?;
         twice(self.whole.insert(line.raw_name(), tensor))
     }
