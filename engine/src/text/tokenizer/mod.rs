@@ -313,6 +313,30 @@ impl Tokenizer {
         json.decode(&ordinary)
     }
 
+    /// Ids of the tokens whose whole text lies in `" \t0123456789"`: a space, a tab, both, a digit, or digits that
+    /// follow one another there. The `rwkv` package does not count these for its frequency penalty; see
+    /// [`SamplerOptions::uncounted_tokens`](crate::SamplerOptions::uncounted_tokens).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn tokens_of_spaces_and_digits(&self) -> Result<Vec<u32>> {
+        const TEXT: &str = " \t0123456789";
+        let mut tokens = Vec::new();
+        for start in 0..TEXT.len() {
+            for end in start + 1..=TEXT.len() {
+                let text = &TEXT[start..end];
+                if let [token] = self.encode(text)?[..] {
+                    // A tokenizer with rules of its own may make of a text what is not its token.
+                    if self.decode(&[token])? == text {
+                        tokens.push(token);
+                    }
+                }
+            }
+        }
+        Ok(tokens)
+    }
+
     /// Whether the token is special, such as the end of text: never part of decoded text.
     pub fn is_special(&self, token: u32) -> bool {
         self.special.binary_search(&token).is_ok()
