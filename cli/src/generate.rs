@@ -130,7 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.bos {
         prompt.tokens = prompt.tokens.behind(BEGIN_OF_TEXT)?;
     }
-    let sampler_options = args.sampling.options();
+    let sampler_options = args.sampling.options(&model)?;
     let seed = sampler_options.seed;
     let mut sampler = Sampler::new(sampler_options, model.n_vocab())?;
     let mut session = model.try_session()?;

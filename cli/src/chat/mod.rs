@@ -173,7 +173,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     interrupted.store(false, Ordering::Relaxed);
     let shows_thoughts = !args.json && io::stdout().is_terminal();
     let options = Options::new()
-        .sampling(args.sampling.options())
+        .sampling(args.sampling.options(&model)?)
         .max_new_tokens(args.max_new_tokens)
         .stop(&args.stop)
         .think(args.think)

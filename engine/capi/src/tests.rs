@@ -363,7 +363,7 @@ fn fields_that_are_0_are_off() {
     }
     for change in [
         |c: &mut Sampling| c.temperature_last = 2,
-        |c| c.reserved = 1,
+        |c: &mut Sampling| c.reserved = 1,
     ] {
         let mut given = sampling;
         change(&mut given);
