@@ -166,9 +166,9 @@ fn a_chat_has_the_same_settings() {
     for words in [
         "temperature 1.4, top-p 0.4, top-k 0, min-p 0.1, typical-p 0.9, mirostat tau 4 eta 0.2; \
          penalties 0.2 presence, 0.2 frequency, decay 0.9, 1 repetition; 2 tokens banned; \
-         12 tokens not counted; seed 7",
+         21 tokens not counted; seed 7",
         "typical-p 0.9; penalties 0.2 presence, 0.2 frequency, decay 0.9, 1 repetition; \
-         12 tokens not counted; seed 7",
+         21 tokens not counted; seed 7",
         "0.5 presence, 0.5 frequency, decay 0.996, 1 repetition; seed 7",
     ] {
         assert!(said.contains(words), "{said}");

@@ -31,6 +31,7 @@ mod json;
 mod lora;
 mod names;
 mod open;
+mod peft;
 mod pickle;
 mod rwkv_cpp;
 pub(crate) mod safetensors;
