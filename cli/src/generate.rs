@@ -124,7 +124,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let model = match &args.tokens {
         Some(_) => model::open_without_text(&args.model)?,
-        None => model::open(&args.model)?,
+        None if args.load_state.is_none() => model::open(&args.model)?,
+        // Without a prompt it is gone on from.
+        None => model::open_for_some_text(&args.model)?,
     };
     let mut prompt = read_prompt(args, &model)?;
     if args.bos {

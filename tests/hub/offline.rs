@@ -102,9 +102,19 @@ fn what_is_not_all_there_is_refused() {
         &[
             "RWKV/tiny: no such file or folder here",
             "HF_HUB_OFFLINE is set",
-            "does not have all of main",
+            "looked for RWKV/tiny, of which",
+            "has nothing",
         ],
     );
+    let output = world.run_with(&[("HF_ENDPOINT", &nobody())], &["info", "-m", MODEL]);
+    assert_refused(
+        &output,
+        &[
+            "the hub cannot be reached: http://127.0.0.1",
+            "looked for RWKV/tiny, of which",
+        ],
+    );
+    assert_eq!(stderr(&output).lines().count(), 1);
     let mut files = files_of(&golden("deep-sharded"));
     files.remove("model-00003-of-00004.safetensors");
     lay_out(&world.hub_cache(), MODEL, &files);
@@ -113,7 +123,10 @@ fn what_is_not_all_there_is_refused() {
     let output = world.run_with(&[("HF_ENDPOINT", &nobody())], &["info", "-m", MODEL]);
     assert_refused(
         &output,
-        &["cannot be downloaded", "does not have all of main"],
+        &[
+            "cannot be downloaded: the hub cannot be reached",
+            "does not have all of main",
+        ],
     );
     // A commit that no revision leads to.
     lay_out(

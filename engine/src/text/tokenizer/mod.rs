@@ -59,7 +59,12 @@ const ANY_MEMORY: usize = 12;
 /// Ids of the 20B tokenizer, and rows of the models that use it.
 const N_TOKENS_20B: usize = 50_277;
 /// Rows of the World models: the vocabulary's 65,530 ids, padded.
-const N_VOCAB_WORLD: usize = 65_536;
+pub(crate) const N_VOCAB_WORLD: usize = 65_536;
+
+/// Whether models of so many rows use the 20B tokenizer: as it is, or padded.
+pub(crate) fn is_of_20b(n_vocab: usize) -> bool {
+    matches!(n_vocab, N_TOKENS_20B | 50_304)
+}
 
 /// A tokenizer: immutable, and shared between threads without locks of our own.
 pub struct Tokenizer {
