@@ -1,8 +1,8 @@
 //! Commands with a slip of the finger, which would be prompts: without a command, a text is one.
 //!
-//! A prompt is refused only where it is a single word in small letters that is nearly a command's name, and the longer
-//! the name, the more may differ. Short names are near too many words (`chat`: that, what, cat), so that of those only two
-//! letters in the wrong order are taken for a slip.
+//! A prompt is refused only where it is a single word in small letters that is one slip away from a command's name. Short
+//! names are near too many words (`chat`: that, what, cat), so that of those only two letters in the wrong order are
+//! taken for a slip.
 
 use std::ffi::OsString;
 
@@ -55,8 +55,7 @@ fn is_slip(word: &str, name: &str) -> bool {
     match name.len() {
         0..=3 => false,
         4 | 5 => distance == 1 && sorted(word) == sorted(name),
-        6 | 7 => distance == 1,
-        _ => distance <= 2,
+        _ => distance == 1,
     }
 }
 

@@ -278,7 +278,11 @@ fn the_20b_vocabulary_is_fetched_when_text_needs_it() {
     );
     let output = world.run(&["generate", "-m", model, "-n", "1", "Ownership is"]);
     assert!(stdout(&output).starts_with("Ownership is"));
-    assert_eq!(stderr(&output), "");
+    // The demo's is much smaller than the one it stands for.
+    assert_eq!(
+        stderr(&output),
+        "the tokenizer has 4096 tokens, and the model rows for 50277: it may be another model's\n"
+    );
     assert_eq!(
         world.hub.take_log().len(),
         0,
