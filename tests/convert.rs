@@ -55,7 +55,7 @@ fn every_form_becomes_the_same_directory() {
         ("hf-bf16.safetensors", "BF16", "bfloat16"),
         ("hf-sharded-bin", "F32", "float32"),
     ] {
-        let target = folder.path().join(form);
+        let target = folder.path().join(format!("{form} as hf"));
         let said = convert(&checkpoint(form), &target, &[]);
         assert_eq!(
             names(&target),

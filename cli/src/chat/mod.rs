@@ -181,7 +181,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let shows_thoughts = !args.json && io::stdout().is_terminal();
     let thought_shown = Arc::new(AtomicBool::new(false));
     let options = Options::new()
-        .sampling(args.sampling.options())
+        .sampling(args.sampling.options(&model)?)
         .max_new_tokens(args.max_new_tokens)
         .stop(&args.stop)
         .think(args.think)

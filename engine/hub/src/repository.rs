@@ -132,6 +132,11 @@ impl<'a> Repository<'a> {
         missing.into_iter().collect()
     }
 
+    /// Whether nothing of it is in the cache, not even a part.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.cache.commits().is_empty() && self.cache.commit(self.id.revision()).is_none()
+    }
+
     /// The commits of which all of the model is in the cache.
     pub(crate) fn commits(&self) -> Vec<String> {
         let mut commits = self.cache.commits();

@@ -31,6 +31,7 @@ mod json;
 mod lora;
 mod names;
 mod open;
+mod peft;
 mod per_head;
 mod pickle;
 mod rwkv_cpp;

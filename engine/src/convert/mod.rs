@@ -60,7 +60,7 @@ pub struct ConvertOptions {
     /// them in one file. By default 5 GB, as transformers does.
     pub shard_bytes_max: Option<NonZeroU64>,
     /// Hugging Face directory: a tokenizer file that becomes part of it: `tokenizer.json`, or a World
-    /// vocabulary. `None` takes over the source's, if that is a directory or has one inside.
+    /// vocabulary. `None` takes over the source's: that of a directory, one inside, or one beside it that fits.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -242,7 +242,8 @@ impl CheckpointSource {
         }
         let mut converted = Converted::of(&parts);
         converted.notes = self.refused_sizes();
-        let tokenizer = hugging_face::tokenizer(checkpoint, options.tokenizer.as_deref())?;
+        let file = options.tokenizer.as_deref();
+        let tokenizer = hugging_face::tokenizer(checkpoint, file, &mut converted.notes)?;
         let generation = hugging_face::generation(checkpoint)?;
         let config = hugging_face::config(checkpoint, converted.dtype.torch_name());
         let shard_bytes_max = options.shard_bytes_max.map_or(u64::MAX, NonZeroU64::get);
@@ -312,6 +313,9 @@ impl CheckpointSource {
         converted.weight_files.push(file.to_owned());
         converted.notes = self.lost_settings();
         converted.tokenizer_files = self.write_tokenizer_inside(folder_of(file))?;
+        converted
+            .notes
+            .extend(self.left_tokenizer(folder_of(file))?);
         Ok(converted)
     }
 
@@ -352,6 +356,21 @@ impl CheckpointSource {
             )
         });
         texts.collect()
+    }
+
+    /// What is said of a tokenizer that stays where it is, beside the source, unless the new file lies there, too.
+    fn left_tokenizer(&self, folder: &Path) -> Result<Option<String>> {
+        let beside = self.0.tokenizer.as_ref();
+        let Some(beside) = beside.filter(|_| !self.0.has_tokenizer_inside) else {
+            return Ok(None);
+        };
+        if canonical(&folder.join(&beside.name))? == canonical(Path::new(&beside.place))? {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "{}: no part of a raw checkpoint: copy it beside the new file, too",
+            beside.place
+        )))
     }
 
     /// The vocabulary of a file that has it inside, beside its weights in raw form.

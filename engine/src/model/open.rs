@@ -102,7 +102,8 @@ impl Model {
     ///
     /// Those of [`open`](Self::open) and [`tokenizer`](Self::tokenizer).
     pub fn open_tokenizer(path: impl AsRef<Path>, options: &Options) -> Result<Tokenizer> {
-        let origin = Origin::new(checkpoint::open_path(path.as_ref(), options.access())?)?;
+        let opened = checkpoint::open_path(path.as_ref(), options.access())?;
+        let origin = Origin::new(opened, options.tokenizer.is_some())?;
         let n_vocab = origin.config().sizes.n_vocab;
         let is_limited = options.memory_max.is_some();
         let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
@@ -126,7 +127,8 @@ impl Model {
     ///
     /// Those of [`open`](Self::open) that concern names, shapes and sizes.
     pub fn outline(path: impl AsRef<Path>, options: &Options) -> Result<Outline> {
-        let origin = Origin::new(checkpoint::open_path(path.as_ref(), options.access())?)?;
+        let opened = checkpoint::open_path(path.as_ref(), options.access())?;
+        let origin = Origin::new(opened, options.tokenizer.is_some())?;
         Ok(Outline {
             n_vocab: origin.config().sizes.n_vocab,
             has_tokenizer: origin.tokenizer().is_some(),
@@ -153,7 +155,7 @@ impl Model {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         merge(&mut opened, options)?;
-        let origin = Origin::new(opened)?;
+        let origin = Origin::new(opened, options.tokenizer.is_some())?;
         let watches = origin.watches();
         let model = Self::from_origin((origin, path), options, progress);
         Watch::judge_all(&watches, model)
