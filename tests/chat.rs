@@ -8,6 +8,8 @@ mod command;
 mod common;
 #[path = "chat/files.rs"]
 mod files;
+#[path = "chat/own_template.rs"]
+mod own_template;
 #[cfg(unix)]
 #[path = "chat/terminal.rs"]
 mod terminal;
@@ -422,49 +424,14 @@ fn thoughts_are_apart_from_answers() {
     assert!(said.contains("template plain has no thoughts"), "{said}");
 }
 
-/// That of a directory; what is wrong with it is told before anything is said.
-#[test]
-fn a_model_may_bring_its_own_template() {
-    let chat = Chat::new();
-    let folder = chat.folder.path().join("model");
-    fs::create_dir(&folder).unwrap();
-    tiny::write_thinker(&folder);
-    let model = folder.to_str().unwrap();
-    let run = |input: &str| chat.run(&["--model", model, "--template", "model"], input);
-    let found = run("Hi\n");
-    assert_eq!(found.status.code(), Some(1));
-    assert!(stderr(&found).contains("model: no chat template: looked for"));
-    let write = |text: &str| fs::write(folder.join("chat_template.jinja"), text).unwrap();
-    write(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}\n\
-         {% if add_generation_prompt %}\nassistant:\n{%- endif %}",
-    );
-    let found = run("Hi\nHi\n/show\n/stats\n");
-    assert_eq!(stdout(&found), "Yes\n\nNo\nYes\n\nNo\n");
-    assert!(
-        stderr(&found).contains("template model"),
-        "{}",
-        stderr(&found)
-    );
-    write("\n\n{{ raise_exception('no users') }}");
-    let found = run("Hi\n");
-    assert_eq!(found.status.code(), Some(1));
-    let said = stderr(&found);
-    assert!(
-        said.contains("chat_template.jinja: chat template: line 3: no users"),
-        "{said}"
-    );
-}
-
 #[test]
 fn what_cannot_be_done_ends_a_script() {
     let chat = Chat::new();
     let odd = golden("odd-bin");
     let odd = odd.to_str().unwrap();
     for (args, input, code, part) in [
-        (&[][..], "/frobnicate\n", 1, "/frobnicate: no such command"),
         (
-            &[],
+            &[][..],
             "/set heat 1\n",
             1,
             "no setting heat, expected temperature",
@@ -498,6 +465,56 @@ fn what_cannot_be_done_ends_a_script() {
             "{said}: no {part}"
         );
     }
+}
+
+/// Nothing was done, so what follows is as it was meant.
+#[test]
+fn lines_that_say_nothing_are_told_and_passed_over() {
+    let chat = Chat::new();
+    let expected = chat.answers(&[], "Ownership is\nA trait is\n");
+    for (line, part) in [
+        ("/frobnicate", "/frobnicate: no such command; /help"),
+        ("/undo 3", "/undo takes nothing behind it"),
+        ("/save", "/save FILE"),
+        ("/set temperature", "/set NAME VALUE"),
+    ] {
+        let found = chat.run(&[], &format!("Ownership is\n{line}\nA trait is\n"));
+        assert_eq!(stdout(&found), expected, "{line}");
+        let said = stderr(&found);
+        assert!(said.contains(part), "{said}: no {part}");
+    }
+}
+
+/// A line for every message, and for an empty one a reason.
+#[test]
+fn answers_that_are_all_thought_say_so() {
+    let chat = Chat::new();
+    let (model, tokenizer) = tiny::write_thinker(chat.folder.path());
+    let model = [
+        "--model",
+        model.to_str().unwrap(),
+        "--tokenizer",
+        tokenizer.to_str().unwrap(),
+        "--think",
+        "on",
+    ];
+    let found = chat.run(&[&model[..], &["-n", "7"]].concat(), "Hi\n");
+    assert_eq!(stdout(&found), "\n");
+    let said = stderr(&found);
+    let reason = "(no answer: all 7 tokens went into the thought; see --max-new-tokens)";
+    assert!(said.contains(reason), "{said}");
+    let found = chat.run(&[&model[..], &["--stop", "c"]].concat(), "Hi\n");
+    assert_eq!(stdout(&found), "\n");
+    let said = stderr(&found);
+    let reason = "(an empty answer while it was still thought about";
+    assert!(said.contains(reason), "{said}");
+    // JSON says it all, and --quiet is quiet.
+    let found = chat.run(&[&model[..], &["-n", "7", "--json"]].concat(), "Hi\n");
+    let object: Value = serde_json::from_str(&stdout(&found)).unwrap();
+    assert_eq!(object["thought"], "Ab\n\nc</");
+    assert!(!stderr(&found).contains("no answer"));
+    let found = chat.run(&[&model[..], &["-n", "7", "--quiet"]].concat(), "Hi\n");
+    assert_eq!((&*stdout(&found), &*stderr(&found)), ("\n", ""));
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn every_form_becomes_the_same_directory() {
         ("hf-bf16.safetensors", "BF16", "bfloat16"),
         ("hf-sharded-bin", "F32", "float32"),
     ] {
-        let target = folder.path().join(form);
+        let target = folder.path().join(format!("{form} as hf"));
         let said = convert(&checkpoint(form), &target, &[]);
         assert_eq!(
             names(&target),
@@ -192,6 +192,7 @@ fn directories_keep_their_configuration_and_tokenizer() {
         ("tokenizer.json", "{}"),
         ("rwkv_vocab_small.txt", "1 'a' 1\n"),
         ("tokenizer_config.json", "{\"a\": 1}"),
+        ("chat_template.jinja", "{{ messages }}"),
     ];
     for (name, content) in own.iter().chain(&[("README.md", "stays")]) {
         fs::write(source.join(name), content).expect("can be written");

@@ -46,6 +46,51 @@ fn lora_of_every_kind_of_file() {
     }
 }
 
+/// As PEFT saves an adapter: its own names around those of a directory, or of a raw checkpoint.
+#[test]
+fn a_folder_of_peft_says_alpha() {
+    for base in bases() {
+        let base = Base::new(base);
+        let key = base.name("blocks.1.ffn.key.weight");
+        let key = key.trim_end_matches(".weight");
+        let (adapter, _) = lora(&base, 4, 8.0, 21);
+        let theirs = |raw: &str| {
+            let (module, part) = raw.rsplit_once('.').expect("a part");
+            let module = base.name(&format!("{module}.weight"));
+            let module = module.trim_end_matches(".weight");
+            format!("base_model.model.{module}.{part}.weight")
+        };
+        let tensors: Tensors = adapter
+            .iter()
+            .map(|(n, t)| (theirs(n), t.clone()))
+            .collect();
+        let folder = base.folder.path().join("peft");
+        std::fs::create_dir_all(&folder).expect("can be made");
+        let file = folder.join("adapter_model.safetensors");
+        std::fs::write(&file, tensors::safetensors(&tensors)).expect("can be written");
+        for (more, alpha_of_all, alpha_of_key) in [
+            (String::new(), 8.0, 8.0),
+            (r#","use_rslora":true"#.to_owned(), 16.0, 16.0),
+            (format!(r#","alpha_pattern":{{"{key}":2}}"#), 8.0, 2.0),
+        ] {
+            let config = format!(r#"{{"peft_type":"LORA","r":4,"lora_alpha":8{more}}}"#);
+            std::fs::write(folder.join("adapter_config.json"), config).expect("can be written");
+            let mut merged = Tensors::new();
+            for name in MATRICES {
+                let [a, b] = ["A", "B"].map(|x| Matrix::of(&adapter[&format!("{name}.lora_{x}")]));
+                let alpha = match name {
+                    "blocks.1.ffn.key" => alpha_of_key,
+                    _ => alpha_of_all,
+                };
+                let sum = base.matrix(name).plus_product(&b, &a, alpha / 4.0);
+                merged.insert(format!("{name}.weight"), sum.tensor());
+            }
+            base.check(&[Lora::new(&folder, None)], &merged, &more);
+            base.check(&[Lora::new(&file, None)], &merged, &more);
+        }
+    }
+}
+
 #[test]
 fn tensors_trained_as_a_whole_replace_the_models() {
     for base in bases() {

@@ -36,6 +36,61 @@ fn assert_refused(output: &Output, words: &[&str]) {
     assert!(words.iter().all(|word| told.contains(word)), "{told}");
 }
 
+/// What reads texts, too, here by a vocabulary of the bytes.
+#[test]
+fn commands_that_read_texts_have_the_merged_model() {
+    let (base, lora) = base_and_lora("small-safetensors");
+    let inside = |name: &str| base.folder.path().join(name);
+    let line = |byte: u8| format!("{} b'\\x{byte:02x}' 1\n", u32::from(byte) + 1);
+    let write = |name: &str, text: &str| {
+        std::fs::write(inside(name), text).expect("can be written");
+        inside(name).to_str().expect("UTF-8").to_owned()
+    };
+    let tokenizer = write("bytes.txt", &(0..=255).map(line).collect::<String>());
+    let lines = write("text.txt", "Ownership is\na trait\n");
+    let passages = write("passages.jsonl", "{\"text\": \"one two three\"}\n");
+    let more = ["--dtype", "f32", &lora];
+    conversion::convert(&base.path, &inside("directory"), &more);
+    for command in [
+        &["embed", "--file", &lines][..],
+        &["perplexity", "--json", &lines],
+        &["eval", "lambada", "--json", &passages],
+        &["generate", "-n", "8", "--no-echo", "a"],
+        &["tokenize", "a"],
+    ] {
+        let told = |model: &std::path::Path, more: &[&str]| {
+            let options = ["-m", text(model), "--tokenizer", &tokenizer];
+            let all = stdout(&run([command, &options, more].concat()));
+            // Times and sizes differ.
+            let is_result = |line: &&str| !line.contains("seconds") && !line.contains("_per_s");
+            let parsed: Result<Value, _> = serde_json::from_str(&all);
+            match parsed {
+                Ok(Value::Object(fields)) => {
+                    let mut fields = fields;
+                    fields.retain(|name, _| {
+                        [
+                            "perplexity",
+                            "accuracy",
+                            "nats",
+                            "bits_per_byte",
+                            "n_tokens",
+                        ]
+                        .contains(&name.as_str())
+                    });
+                    assert!(!fields.is_empty(), "{all}");
+                    Value::Object(fields).to_string()
+                }
+                _ => all.lines().filter(is_result).collect(),
+            }
+        };
+        let merged = told(&base.path, &[&lora]);
+        assert_eq!(merged, told(&inside("directory"), &[]), "{command:?}");
+        if command[0] != "tokenize" {
+            assert_ne!(merged, told(&base.path, &[]), "{command:?}");
+        }
+    }
+}
+
 /// A base, an adapter file and an option that names it with its alpha.
 fn base_and_lora(name: &str) -> (Base, String) {
     let base = Base::new(golden(name));

@@ -206,3 +206,58 @@ fn an_outline_says_what_opening_would_give() {
     let error = Model::outline(&file, &plain).expect_err("half a file");
     assert_eq!(error.kind(), ErrorKind::Format);
 }
+
+/// With the names of tokens that it writes; files of before have none, and a damaged one is named.
+#[test]
+fn the_chat_template_travels_inside() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().join("model");
+    fs::create_dir(&source).expect("can be made");
+    for name in ["config.json", "model.safetensors"] {
+        let from = golden("small-safetensors").join(name);
+        fs::copy(from, source.join(name)).expect("can be copied");
+    }
+    let path = save(&open(source.clone(), Quant::Int8, 1), &folder, "without");
+    assert_eq!(Model::chat_template(&path).expect("a model file"), None);
+    let text = "{{ bos_token }}\u{1f980}\n\"checksum\":\"";
+    let config =
+        serde_json::json!({ "chat_template": text, "bos_token": "<s>", "eos_token": null });
+    fs::write(source.join("tokenizer_config.json"), config.to_string()).expect("can be written");
+    let path = save(&open(source.clone(), Quant::F16, 1), &folder, "wide");
+    // A copy of a copy has it, too.
+    let path = save(&open(path, Quant::Int8, 1), &folder, "narrow");
+    let found = Model::chat_template(&path)
+        .expect("a model file")
+        .expect("is inside");
+    assert_eq!(
+        (&*found.text, found.bos_token.as_deref()),
+        (text, Some("<s>"))
+    );
+    assert_eq!(found.eos_token, None);
+    assert!(found.place.ends_with("narrow"), "{}", found.place);
+    open(path.clone(), Quant::Int8, 1)
+        .verify(&mut |_| {})
+        .expect("not damaged");
+    // A folder may hold a model file as its weights.
+    let other = folder.path().join("other");
+    fs::create_dir(&other).expect("can be made");
+    fs::copy(&path, other.join("model.safetensors")).expect("can be copied");
+    let found = Model::chat_template(&other)
+        .expect("a folder")
+        .expect("is inside");
+    assert_eq!(found.text, text);
+
+    let bytes = fs::read(&path).expect("just written");
+    let key = br#""chat_template":"{"#;
+    let at = bytes.windows(key.len()).position(|window| window == key);
+    let mut damaged = bytes;
+    damaged[at.expect("is there") + key.len() - 1] = b'x';
+    fs::write(&path, damaged).expect("can be written");
+    let error = Model::chat_template(&path)
+        .expect_err("damaged")
+        .to_string();
+    assert!(
+        error.contains("narrow: metadata: damaged `chat_template`"),
+        "{error}"
+    );
+}

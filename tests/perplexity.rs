@@ -171,6 +171,38 @@ fn divergence_is_that_of_the_raw_logits() {
     assert!(number(&f16, "kl_mean") < 0.01 * number(&found, "kl_mean"));
 }
 
+/// Then the first token of the text is predicted, too.
+#[test]
+fn token_0_stands_in_front_where_it_is_asked_for() {
+    let args = ["--quant", "int8", "--limit", "60"];
+    let (without, with) = (
+        perplexity(&args),
+        perplexity(&[&args[..], &["--bos"]].concat()),
+    );
+    assert_eq!(
+        (&without["predicted"], &with["predicted"]),
+        (&59.into(), &60.into())
+    );
+    let output = stdout(&run(["tokenize", "--json", "--", &validation_text()]));
+    let object: Value = serde_json::from_str(&output).expect("JSON");
+    let tokens = &ids(&object["tokens"])[..60];
+    let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
+    let rows = logits("int8", &format!("0,{}", list.join(",")));
+    let losses = rows
+        .iter()
+        .zip(tokens)
+        .map(|(row, &token)| -softmax(row)[token as usize].ln());
+    let loss = losses.sum::<f64>() / 60.0;
+    assert_close(number(&with, "loss"), loss, 1e-5, "with token 0");
+    assert!((number(&without, "loss") / loss - 1.0).abs() > 1e-3);
+}
+
+/// The beginning of the validation text.
+fn validation_text() -> String {
+    let text = std::fs::read_to_string(validation()).expect("is there");
+    text.chars().take(2000).collect()
+}
+
 #[test]
 fn a_model_file_is_compared_with_its_checkpoint() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -336,8 +336,14 @@ fn banned_tokens_never_come() {
     }
 }
 
-/// The loop of ChatRWKV's `PIPELINE.generate`, line by line, with the likeliest token for its draw.
-fn chat_rwkv(rows: &[Vec<f32>], presence: f64, frequency: f64, decay: f64, ban: u32) -> Vec<u32> {
+/// The loop of `PIPELINE.generate` of the `rwkv` package (0.8.32), line by line, with the likeliest token for its draw.
+/// `uncounted` are those whose text is in ' \t0123456789'.
+fn chat_rwkv(
+    rows: &[Vec<f32>],
+    [presence, frequency, decay]: [f64; 3],
+    ban: u32,
+    uncounted: &[u32],
+) -> Vec<u32> {
     let mut occurrence: BTreeMap<u32, f64> = BTreeMap::new();
     let mut all_tokens = Vec::new();
     for row in rows {
@@ -357,7 +363,8 @@ fn chat_rwkv(rows: &[Vec<f32>], presence: f64, frequency: f64, decay: f64, ban: 
         for count in occurrence.values_mut() {
             *count *= decay;
         }
-        *occurrence.entry(token).or_insert(0.0) += 1.0;
+        let www = if uncounted.contains(&token) { 0.0 } else { 1.0 };
+        *occurrence.entry(token).or_insert(0.0) += www;
     }
     all_tokens
 }
@@ -367,6 +374,7 @@ fn penalties_decay_as_in_chat_rwkv() {
     let mut noise = Noise { state: 3 };
     let rows: Vec<_> = (0..1500).map(|_| noise.row(30, 3.0)).collect();
     let mut different = Vec::new();
+    let mut with_uncounted = Vec::new();
     for (presence, frequency, decay) in [
         (0.2_f32, 0.2_f32, 0.996_f32),
         (0.5, 0.5, 0.996),
@@ -380,22 +388,31 @@ fn penalties_decay_as_in_chat_rwkv() {
             .frequency_penalty(frequency)
             .penalty_decay(decay)
             .banned_tokens([5]);
-        let mut sampler = sampler(&options, 30);
-        let tokens: Vec<u32> = rows
-            .iter()
-            .map(|row| {
-                let token = sampler.sample(row);
-                sampler.accept(token);
-                token
-            })
-            .collect();
-        let [presence, frequency, decay] = [presence, frequency, decay].map(f64::from);
-        let expected = chat_rwkv(&rows, presence, frequency, decay, 5);
-        assert!(tokens == expected, "{options:?}");
-        different.push(tokens);
+        let penalties = [presence, frequency, decay].map(f64::from);
+        for (uncounted, all) in [
+            (&[][..], &mut different),
+            (&[2, 11, 29], &mut with_uncounted),
+        ] {
+            let options = options.clone().uncounted_tokens(uncounted);
+            let mut sampler = sampler(&options, 30);
+            let tokens: Vec<u32> = rows
+                .iter()
+                .map(|row| {
+                    let token = sampler.sample(row);
+                    sampler.accept(token);
+                    token
+                })
+                .collect();
+            let expected = chat_rwkv(&rows, penalties, 5, uncounted);
+            assert!(tokens == expected, "{options:?}");
+            all.push(tokens);
+        }
     }
     different.dedup();
     assert_eq!(different.len(), 6, "the settings matter");
+    for (with, without) in with_uncounted.iter().zip(&different) {
+        assert!(with != without, "what is not counted matters");
+    }
 }
 
 /// What is left of the logit of token 0, by how high another must be to win.
@@ -460,6 +477,8 @@ fn wrong_options_are_refused_by_name() {
     cases.push(("banned_tokens: 10, expected", base().banned_tokens([1, 10])));
     let all: Vec<u32> = (0..10).rev().collect();
     cases.push(("banned_tokens: all 10, expected", base().banned_tokens(all)));
+    let not_there = base().uncounted_tokens([10]);
+    cases.push(("uncounted_tokens: 10, expected", not_there));
     for (words, options) in cases {
         let error = Sampler::new(options.clone(), 10).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Argument);

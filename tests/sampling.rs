@@ -161,12 +161,15 @@ fn a_chat_has_the_same_settings() {
     assert_eq!(set, with);
     let lines = "/set ban-token 5,6\n/set preset creative\n/set min-p 0.1\n/set typical-p 0.9\n\
                  /set mirostat-tau 4\n/set mirostat-eta 0.2\n/set penalty-decay 0.9\n\
-                 /set temperature-last false\n/stats\n/set ban-token none\n/set mirostat-tau 0\n/stats\n";
+                 /set temperature-last false\n/stats\n/set ban-token none\n/set mirostat-tau 0\n/stats\n/set preset chat\n/stats\n";
     let said = stderr(&chat(&[], lines));
     for words in [
         "temperature 1.4, top-p 0.4, top-k 0, min-p 0.1, typical-p 0.9, mirostat tau 4 eta 0.2; \
-         penalties 0.2 presence, 0.2 frequency, decay 0.9, 1 repetition; 2 tokens banned; seed 7",
-        "typical-p 0.9; penalties 0.2 presence, 0.2 frequency, decay 0.9, 1 repetition; seed 7",
+         penalties 0.2 presence, 0.2 frequency, decay 0.9, 1 repetition; 2 tokens banned; \
+         21 tokens not counted; seed 7",
+        "typical-p 0.9; penalties 0.2 presence, 0.2 frequency, decay 0.9, 1 repetition; \
+         21 tokens not counted; seed 7",
+        "0.5 presence, 0.5 frequency, decay 0.996, 1 repetition; seed 7",
     ] {
         assert!(said.contains(words), "{said}");
     }

@@ -382,3 +382,57 @@ fn links_to_nothing_are_named() {
         }
     }
 }
+
+/// A word is a prompt, unless it is nearly a command.
+#[test]
+fn a_mistyped_command_is_no_prompt() {
+    for (args, name) in [
+        (&["quantise"][..], "quantize"),
+        (&["chta"], "chat"),
+        (&["conver", "x"], "convert"),
+        (&["quantise", "-m", "x", "-o", "y"], "quantize"),
+        (&["perplexty", "--limit", "3", "x.txt"], "perplexity"),
+        (&["tokenise", "--quant", "int8"], "tokenize"),
+    ] {
+        let said = [
+            format!("no command `{}`", args[0]),
+            format!("did you mean `{name}`?"),
+            format!("rwkv-edge generate {}", args[0]),
+        ];
+        assert_wrong_usage(args, &said.each_ref().map(String::as_str));
+    }
+    // What is no slip, and what is said to be a prompt.
+    for args in [
+        &["that"][..],
+        &["Quantise"],
+        &["quantise it"],
+        &["generate", "quantise"],
+        &["--", "once"],
+    ] {
+        let output = run([&["-n", "1"][..], args].concat());
+        let output = match args[0] {
+            "generate" => run([args, &["-n", "1"]].concat()),
+            _ => output,
+        };
+        assert!(
+            stdout(&output).starts_with(args.last().expect("a prompt")),
+            "{args:?}"
+        );
+    }
+    // Another mistake is told as it is.
+    let output = run(["once", "upon"]);
+    assert!(stderr(&output).contains("unexpected argument 'upon'"));
+}
+
+#[test]
+fn quantize_says_its_own_default() {
+    for (help, default) in [("-h", "[default: int8]"), ("--help", "[default: int8]")] {
+        let text = stdout(&run(["quantize", help]));
+        assert!(
+            text.contains(default) && !text.contains("as stored]"),
+            "{text}"
+        );
+        let other = stdout(&run(["generate", help]));
+        assert!(other.contains("[default: as stored]"), "{other}");
+    }
+}

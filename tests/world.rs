@@ -133,6 +133,23 @@ fn the_whole_vocabulary_agrees_with_python() {
 }
 
 /// The file of the Python package `rwkv` ends its lines as Windows does.
+/// Found by their texts, and by decoding every id as the `rwkv` package does it.
+#[test]
+fn tokens_of_spaces_and_digits() {
+    let whole = whole_file().map(|path| Tokenizer::open(path).unwrap());
+    for tokenizer in [Some(small()), whole].into_iter().flatten() {
+        let mut found = tokenizer.tokens_of_spaces_and_digits().unwrap();
+        found.sort_unstable();
+        let is_one = |id: &u32| {
+            let text = tokenizer.decode(&[*id]).unwrap();
+            !text.is_empty() && " \t0123456789".contains(&text)
+        };
+        let expected: Vec<u32> = (0..tokenizer.n_tokens() as u32).filter(is_one).collect();
+        assert_eq!(found, expected);
+        assert!(found.len() >= 12, "{found:?}");
+    }
+}
+
 #[test]
 fn line_ends_do_not_matter() {
     let text = std::fs::read_to_string(fixture("world_small.txt")).unwrap();

@@ -31,7 +31,7 @@ pub(crate) struct ModelArgs {
     /// f32, f16 or int8 [default: as stored]
     ///
     /// What the weight matrices are turned into while loading; quantised GGUF and rwkv.cpp files become f16. A
-    /// model file of int8 weights stays as it is: it cannot become more exact.
+    /// model file of int8 weights can only stay so: f16 and f32 would make it no more exact, and are refused.
     #[arg(short, long, hide_possible_values = true)]
     pub(crate) quant: Option<Quant>,
 

@@ -164,6 +164,15 @@ impl Args {
             ("--push-to-hub", self.push_to_hub),
             ("--model-name", self.model_name.is_some()),
         ];
+        let extension = self.output_dir.extension().and_then(|e| e.to_str());
+        let names_file = matches!(extension, Some("pth" | "pt" | "bin" | "safetensors"));
+        if self.to == Form::Hf && names_file && !self.output_dir.is_dir() {
+            let text = format!(
+                "{}: a directory is written here, expected a name for one; one .pth file is written with --to raw",
+                self.output_dir.display()
+            );
+            return Err(UsageError(text).into());
+        }
         match of_directories.iter().find(|(_, is_given)| *is_given) {
             Some((name, _)) if self.to == Form::Raw => {
                 let text = format!("{name}: --to raw writes one file, which has no use for it");

@@ -124,13 +124,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let model = match &args.tokens {
         Some(_) => model::open_without_text(&args.model)?,
-        None => model::open(&args.model)?,
+        None if args.load_state.is_none() => model::open(&args.model)?,
+        // Without a prompt it is gone on from.
+        None => model::open_for_some_text(&args.model)?,
     };
     let mut prompt = read_prompt(args, &model)?;
     if args.bos {
         prompt.tokens = prompt.tokens.behind(BEGIN_OF_TEXT)?;
     }
-    let sampler_options = args.sampling.options();
+    let sampler_options = args.sampling.options(&model)?;
     let seed = sampler_options.seed;
     let mut sampler = Sampler::new(sampler_options, model.n_vocab())?;
     let mut session = model.try_session()?;

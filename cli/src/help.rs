@@ -5,12 +5,12 @@
 
 use std::ffi::OsString;
 
-use clap::builder::Resettable;
+use clap::builder::{Resettable, StyledStr};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use crate::{environment, numbers, paths, Cli};
+use crate::{environment, mistyped, numbers, paths, Cli};
 
 /// Options that only `--help` shows: `-h` is to fit on a screen.
 const ADVANCED: &[&str] = &[
@@ -174,7 +174,19 @@ pub(crate) fn command() -> Command {
             false => only_in_long_help(arg),
         });
     let command = command.mut_subcommands(|command| with_examples(hide_advanced(command)));
+    let command = command.mut_subcommand("quantize", |command| {
+        command.mut_arg("quant", quantised_to_int8)
+    });
     numbers::allow_hyphens(command)
+}
+
+/// `quantize` is there to make models smaller, and has another default than all others.
+fn quantised_to_int8(arg: Arg) -> Arg {
+    let of_this = |help: &StyledStr| help.to_string().replace("as stored", "int8");
+    let help = arg.get_help().map(of_this);
+    let long = arg.get_long_help().map(of_this);
+    arg.help(help.unwrap_or_default())
+        .long_help(long.unwrap_or_default())
 }
 
 fn hide_advanced(command: Command) -> Command {
@@ -222,8 +234,16 @@ pub(crate) fn parse(
             let help = self::command().try_get_matches_from(&args);
             help.err().unwrap_or(error)
         }
+        // It would be a prompt, with options of another command behind it.
+        ErrorKind::UnknownArgument => match mistyped::first_word(&command, &args) {
+            Some(text) => command.error(ErrorKind::InvalidSubcommand, text),
+            None => error,
+        },
         _ => error,
     })?;
+    if let Some(text) = mistyped::prompt(&command, &matches) {
+        return Err(command.error(ErrorKind::InvalidSubcommand, text));
+    }
     if let Some(text) = misplaced(&command, &matches) {
         return Err(command.error(ErrorKind::ArgumentConflict, text));
     }

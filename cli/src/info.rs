@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.devices {
         return Ok(devices::list(args.json, &mut io::stdout().lock())?);
     }
-    let model = model::open_to_copy(&args.model)?;
+    let model = model::open_to_look(&args.model)?;
     if args.verify {
         let mut progress = Progress::at_once("verifying");
         model.verify(&mut |p| progress.show(p.done, p.total))?;

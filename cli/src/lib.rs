@@ -35,6 +35,7 @@ mod logits;
 mod lora;
 mod man;
 mod memory;
+mod mistyped;
 mod model;
 mod numbers;
 mod paths;

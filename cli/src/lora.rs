@@ -16,7 +16,7 @@ pub(crate) struct LoraArgs {
     ///
     /// A .pth or .safetensors file as RWKV-PEFT saves it: LoRA, which needs the lora_alpha that it was trained with,
     /// as a number behind the last colon, such as rwkv-0.pth:32; DiSHA (MiSS) or Bone; or PiSSA, behind a --lora of its
-    /// init_lora.pth. Several are merged in the order given. What is saved of a merged model (states, conversations) is
+    /// init_lora.pth. Or a folder of PEFT with LoRA, whose adapter_config.json says alpha. Several are merged in the order given. What is saved of a merged model (states, conversations) is
     /// of that and not of its base. A file made by `quantize` is refused: merge before that.
     #[arg(
         long = "lora",

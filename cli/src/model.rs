@@ -40,7 +40,12 @@ fn is_20b(n_vocab: usize) -> bool {
 /// Opens a model that will be given text: where its tokenizer is missing and known, that is found
 /// too.
 pub(crate) fn open(args: &ModelArgs) -> Result<Model> {
-    open_model(args, options(args), Purpose::Text)
+    open_model(args, options(args), Purpose::Text { is_sure: true })
+}
+
+/// Opens a model that may be given text.
+pub(crate) fn open_for_some_text(args: &ModelArgs) -> Result<Model> {
+    open_model(args, options(args), Purpose::Text { is_sure: false })
 }
 
 /// Opens a model that will be given token ids at most.
@@ -48,7 +53,12 @@ pub(crate) fn open_without_text(args: &ModelArgs) -> Result<Model> {
     open_model(args, options(args), Purpose::Tokens)
 }
 
-/// Opens a model that is only looked at, or of which a quantised copy is made, and hints at no other way to make one.
+/// Opens a model that is only looked at.
+pub(crate) fn open_to_look(args: &ModelArgs) -> Result<Model> {
+    open_model(args, options(args), Purpose::Look)
+}
+
+/// Opens a model of which a quantised copy is made, and hints at no other way to make one.
 pub(crate) fn open_to_copy(args: &ModelArgs) -> Result<Model> {
     open_model(args, options(args), Purpose::Copy)
 }
@@ -61,9 +71,13 @@ pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {
 /// What a model is opened for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    Text,
+    /// Whether surely: a state can be gone on from without any text.
+    Text {
+        is_sure: bool,
+    },
     Tokens,
     Copy,
+    Look,
 }
 
 /// The model with another empty state, where one is named.
@@ -78,7 +92,7 @@ pub(crate) fn begin_with(model: Model, initial: Option<&Path>) -> Result<Model> 
 }
 
 fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Result<Model> {
-    let needs_text = purpose == Purpose::Text;
+    let needs_text = matches!(purpose, Purpose::Text { .. });
     options.memory_for_text = needs_text;
     args.lora.checked()?;
     let start = Instant::now();
@@ -88,6 +102,9 @@ fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Resul
         }
         let model = open_demo(&options)?;
         describe(&model, start.elapsed());
+        if needs_text || purpose == Purpose::Copy {
+            tell_of_small_tokenizer(&model);
+        }
         return Ok(model);
     };
     let source = hub::locate(model)?;
@@ -95,7 +112,7 @@ fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Resul
         // Copies are of models without adapters.
         Some(quant) if options.loras.is_empty() => {
             quantised::find(&source, quant).unwrap_or_else(|| {
-                if purpose != Purpose::Copy {
+                if !matches!(purpose, Purpose::Copy | Purpose::Look) {
                     quantised::hint(&source, quant);
                 }
                 source.path.clone()
@@ -107,6 +124,11 @@ fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Resul
         paths::check_tokenizer(&path)?;
         options.tokenizer = missing_tokenizer(&path)?;
     }
+    match purpose {
+        Purpose::Text { is_sure: true } => check_tokenizer(&path, &options, true)?,
+        Purpose::Copy => check_tokenizer(&path, &options, false)?,
+        _ => {}
+    }
     let mut progress = Progress::after_a_second("loading");
     let model =
         Model::open_with_progress(&path, &options, &mut |p| progress.show(p.done, p.total))?;
@@ -115,6 +137,9 @@ fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Resul
     if options.quant.is_none() {
         tell_of_blocks(&path, &model);
     }
+    if needs_text || purpose == Purpose::Copy {
+        tell_of_small_tokenizer(&model);
+    }
     if options.huge_pages && model.info().huge_page_bytes == 0 {
         note!(
             "--huge-pages changes nothing here: it is for a model on the CPU whose weights are used as they are \
@@ -122,6 +147,38 @@ fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Resul
         );
     }
     Ok(model)
+}
+
+/// Whether texts can be turned into tokens, before weights are converted, which may take minutes. A model file is used in
+/// place, and where memory is limited the tokenizer is not read twice.
+fn check_tokenizer(path: &Path, options: &Options, is_needed: bool) -> Result<()> {
+    // What is wrong with a model that has no outline, opening it tells.
+    let Ok(outline) = Model::outline(path, options) else {
+        return Ok(());
+    };
+    let is_there = outline.has_tokenizer || options.tokenizer.is_some();
+    let is_read_now = is_there && !outline.is_model_file && options.memory_max.is_none();
+    if is_read_now || is_needed && !is_there {
+        Model::open_tokenizer(path, options)?;
+    }
+    Ok(())
+}
+
+/// A vocabulary is padded by some rows; one with far fewer tokens is of another model, mostly.
+fn tell_of_small_tokenizer(model: &Model) {
+    if !model.has_tokenizer() {
+        return;
+    }
+    // What is wrong with it, whoever needs it tells.
+    let Ok(tokenizer) = model.tokenizer() else {
+        return;
+    };
+    let (n_tokens, n_vocab) = (tokenizer.n_tokens(), model.n_vocab());
+    if n_tokens < n_vocab / 10 * 9 {
+        note!(
+            "the tokenizer has {n_tokens} tokens, and the model rows for {n_vocab}: it may be another model's"
+        );
+    }
 }
 
 /// Says what became of weights that are stored as nothing here computes with.

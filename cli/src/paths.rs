@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Context as _, Result};
 use clap::{ArgMatches, Command};
 use rwkv_edge::{Model, State};
+use rwkv_edge_chat::Saved;
 use rwkv_edge_hub::{without_secrets, Address};
 
 /// Refuses a path that is a link to nothing, or one that leads nowhere for another reason.
@@ -33,6 +34,8 @@ pub(crate) enum Written {
     State,
     Chart,
     ModelFile,
+    /// The text of a conversation.
+    Conversation,
 }
 
 /// Refuses to write over a file that holds something else: a name that was mistyped must not cost a
@@ -48,6 +51,7 @@ pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
         Written::State => ("a state", State::begins_saved(&start)),
         Written::Chart => ("an SVG file", start.starts_with(b"<svg")),
         Written::ModelFile => ("a model file", Model::begins_model_file(&start)),
+        Written::Conversation => ("the text of a conversation", Saved::begins_text(&start)),
     };
     match is_one {
         true => Ok(()),
@@ -122,6 +126,17 @@ pub(crate) fn check_tokenizer(model: &Path) -> Result<()> {
         .map(|entry| entry.path())
         .filter(|path| is_tokenizer(path));
     tokenizers.try_for_each(|path| check_link(&path))
+}
+
+/// The same for the chat template of a model, in its folder or beside it.
+pub(crate) fn check_template(model: &Path) -> Result<()> {
+    let folder = match model.is_dir() {
+        true => model,
+        false => model.parent().unwrap_or(model),
+    };
+    let names = ["chat_template.jinja", "tokenizer_config.json"];
+    let mut paths = names.iter().map(|name| folder.join(name));
+    paths.try_for_each(|path| check_link(&path))
 }
 
 fn is_tokenizer(path: &Path) -> bool {

@@ -214,12 +214,12 @@ fn source_files(source: &Path) -> Result<Vec<PathBuf>> {
     let failed = |path: &Path| format!("{}: cannot read", path.display());
     let metadata = fs::metadata(source).with_context(|| failed(source))?;
     let (folder, is_part): (&Path, fn(&str) -> bool) = if metadata.is_dir() {
-        (source, |name| is_model_part(name) || is_tokenizer(name))
+        (source, |name| is_model_part(name) || goes_beside(name))
     } else {
         let parent = source
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
-        (parent.unwrap_or(Path::new(".")), is_tokenizer)
+        (parent.unwrap_or(Path::new(".")), goes_beside)
     };
     let mut files = Vec::new();
     // Where a conversion was killed, part of the model is still in this folder.
@@ -244,9 +244,11 @@ fn is_model_part(name: &str) -> bool {
     name == "config.json" || endings.iter().any(|ending| name.ends_with(ending))
 }
 
-fn is_tokenizer(name: &str) -> bool {
+/// What a copy holds beside weights: a tokenizer, and a chat template.
+fn goes_beside(name: &str) -> bool {
     let is_list = name.starts_with("rwkv_vocab") && name.ends_with(".txt");
-    matches!(name, "tokenizer.json" | "vocab.txt") || is_list
+    let is_template = matches!(name, "chat_template.jinja" | "tokenizer_config.json");
+    matches!(name, "tokenizer.json" | "vocab.txt") || is_list || is_template
 }
 
 /// The identity of a source, when the clock has moved on since its last change: a change from now

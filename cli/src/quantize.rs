@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{bail, Context, Result};
-use rwkv_edge::OutputFile;
+use rwkv_edge::{Model, OutputFile};
 use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};
 use crate::progress::Progress;
-use crate::{model, note, paths};
+use crate::{hub, model, note, paths};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut model_args = args.model.clone();
     model_args.quant.get_or_insert(Quant::Int8);
     let model = model::open_to_copy(&model_args)?;
+    let template = chat_template(args)?;
     let mut progress = Progress::at_once("writing");
     model.save(&args.output, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);
@@ -62,6 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "bytes": size_bytes,
             "bits_per_weight": info.bits_per_weight,
             "tokenizer": info.tokenizer,
+            "chat_template": template,
         });
         writeln!(io::stdout().lock(), "{object}")?;
         return Ok(());
@@ -80,4 +82,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     );
     Ok(())
+}
+
+/// Where the chat template is that the file will hold. A model is whole without one: one that cannot be read is left
+/// out, and that is said.
+fn chat_template(args: &Args) -> Result<Option<String>> {
+    let Some(source) = &args.model.model else {
+        return Ok(None);
+    };
+    let found = Model::chat_template(hub::locate(source)?.path).unwrap_or_else(|error| {
+        note!("{error}; the file is written without a chat template");
+        None
+    });
+    Ok(found.map(|template| template.place))
 }

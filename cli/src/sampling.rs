@@ -2,8 +2,9 @@
 
 use std::hash::{BuildHasher, Hasher};
 
+use anyhow::Result;
 use clap::ValueEnum;
-use rwkv_edge::SamplerOptions;
+use rwkv_edge::{Model, SamplerOptions};
 
 use crate::args::{some_tokens, TokenList};
 use crate::note;
@@ -16,7 +17,7 @@ pub(crate) struct SamplingArgs {
     ///
     /// What RWKV's author and rwkv.cn recommend, all with --temperature-last; options beside it replace its own.
     /// pip, of the rwkv package: temperature 1, top-p 0.85, presence and frequency penalty 0.2, penalty
-    /// decay 0.996. chat, of the official demo: temperature 1, top-p 0.3, both penalties 0.5, decay 0.996.
+    /// decay 0.996; the frequency penalty does not count spaces and digits. chat, of the official demo: temperature 1, top-p 0.3, both penalties 0.5, decay 0.996.
     /// creative: temperature 1.4, top-p 0.4, penalties of pip. precise: temperature 1, top-p 0.2, no
     /// penalties. maths: temperature 0.3, top-p 0.3, no penalties.
     #[arg(long, value_name = "NAME", hide_possible_values = true)]
@@ -108,7 +109,16 @@ pub(crate) struct SamplingArgs {
 
 impl SamplingArgs {
     /// What was asked for; a line on stderr names options that do nothing.
-    pub(crate) fn options(&self) -> SamplerOptions {
+    pub(crate) fn options(&self, model: &Model) -> Result<SamplerOptions> {
+        let options = self.options_without_text();
+        match self.preset {
+            Some(preset) => Ok(options.uncounted_tokens(preset.uncounted_tokens(model)?)),
+            None => Ok(options),
+        }
+    }
+
+    /// All but what depends on the texts of tokens.
+    fn options_without_text(&self) -> SamplerOptions {
         let mut options = self.preset.map(Preset::options).unwrap_or_default();
         let set = |field: &mut f32, given: Option<f32>| *field = given.unwrap_or(*field);
         set(&mut options.temperature, self.temperature);
@@ -195,6 +205,19 @@ impl Preset {
     }
 }
 
+impl Preset {
+    /// Tokens whose frequency does not matter: the `rwkv` package leaves out spaces and digits, the official chat
+    /// demo nothing. Without a tokenizer nobody knows them.
+    pub(crate) fn uncounted_tokens(self, model: &Model) -> Result<Vec<u32>> {
+        match self {
+            Preset::Pip | Preset::Creative if model.has_tokenizer() => {
+                Ok(model.tokenizer()?.tokens_of_spaces_and_digits()?)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
 /// All settings but the seed, in words.
 pub(crate) fn in_words(options: &SamplerOptions) -> String {
     let last = match options.temperature_last {
@@ -210,9 +233,13 @@ pub(crate) fn in_words(options: &SamplerOptions) -> String {
         0 => String::new(),
         n => format!("; {n} tokens banned"),
     };
+    let uncounted = match options.uncounted_tokens.len() {
+        0 => String::new(),
+        n => format!("; {n} tokens not counted"),
+    };
     format!(
         "temperature {}{last}, top-p {}, top-k {top_k}, min-p {}, typical-p {}{mirostat}; penalties {} \
-         presence, {} frequency, decay {}, {} repetition{banned}",
+         presence, {} frequency, decay {}, {} repetition{banned}{uncounted}",
         options.temperature,
         options.top_p,
         options.min_p,
@@ -252,7 +279,7 @@ mod tests {
 
     fn options(args: &[&str]) -> SamplerOptions {
         let all = ["x", "--seed", "7"].iter().chain(args);
-        Command::parse_from(all).sampling.options()
+        Command::parse_from(all).sampling.options_without_text()
     }
 
     fn recommended(temperature: f32, top_p: f32, penalty: f32, decay: f32) -> SamplerOptions {

@@ -37,7 +37,7 @@ static bool all_are(const void *memory, unsigned char byte, size_t size) {
 
 /* Every call but those that give the session another state, and none writes a result. */
 static void check_lost(rwkv_edge_session *session, uint32_t n_vocab, size_t state_size) {
-  const rwkv_edge_sampling sampling = {sizeof sampling, 0, 1, 0, 0, 0, 0};
+  const rwkv_edge_sampling sampling = {.struct_size = sizeof sampling, .top_p = 1};
   const uint32_t tokens[] = {1, 2};
   float *logits = allocate(n_vocab * sizeof *logits);
   void *state = allocate(state_size);

@@ -67,6 +67,12 @@ static void run(const char *path, uint32_t quant, uint32_t threads, int n_evals)
     sampling.top_k = i % 5 ? 40 : 0;
     sampling.presence_penalty = i % 6 ? 0.1f : 0;
     sampling.frequency_penalty = i % 8 ? 0.1f : 0;
+    sampling.min_p = i % 9 ? 0 : 0.05f;
+    sampling.typical_p = i % 10 ? 0 : 0.9f;
+    sampling.mirostat_tau = i % 11 ? 0 : 4;
+    sampling.penalty_decay = i % 12 ? 0 : 0.9f;
+    sampling.repetition_penalty = i % 13 ? 0 : 1.2f;
+    sampling.temperature_last = (uint32_t)i % 2;
     sampling.seed = (uint64_t)i;
     OK(rwkv_edge_set_sampling(session, &sampling));
     OK(rwkv_edge_sample(session, &token));

@@ -21,7 +21,7 @@ int main(int argc, char **argv) {
   rwkv_edge_model *model, *none = NULL;
   rwkv_edge_session *session, *no_session = NULL;
   rwkv_edge_model_info info = {sizeof info, 0, 0, 0, 0, 0, 0, 0, 0};
-  rwkv_edge_sampling sampling = {sizeof sampling, 0, 1, 0, 0, 0, 0};
+  rwkv_edge_sampling sampling = {.struct_size = sizeof sampling, .top_p = 1};
   uint32_t tokens[8] = {1, 2, 3, 4, 5, 6, 7, 8};
   char text[64];
   void *block;

@@ -46,7 +46,8 @@ static unsigned char state[1 << 22];
 static void child(size_t limit) {
   const struct rlimit limits = {limit, limit};
   rwkv_edge_options options = default_options();
-  rwkv_edge_sampling sampling = {sizeof sampling, 1, 0.9f, 40, 0.1f, 0.1f, 7};
+  rwkv_edge_sampling sampling = {.struct_size = sizeof sampling, .temperature = 1, .top_p = 0.9f, .top_k = 40,
+                                 .presence_penalty = 0.1f, .frequency_penalty = 0.1f, .seed = 7};
   rwkv_edge_model *model = NULL;
   rwkv_edge_session *session = NULL, *second = NULL;
   uint32_t tokens[300], token, i;

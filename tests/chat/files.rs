@@ -177,7 +177,7 @@ fn a_conversation_is_saved_at_its_end() {
     fs::remove_file(&path).unwrap();
     let failed = chat.run(
         &["--save-state", &path],
-        "Ownership is\n/frobnicate\nA trait is\n",
+        "Ownership is\n/set heat 1\nA trait is\n",
     );
     assert_eq!(failed.status.code(), Some(1));
     assert_eq!(fs::read(&path).unwrap(), good);
@@ -340,4 +340,34 @@ fn links_to_nothing_are_neither_loaded_nor_replaced() {
         assert!(said.contains("a link to nothing"), "{command}: {said}");
     }
     assert!(std::path::Path::new(&link).is_symlink());
+}
+
+/// A name that was mistyped costs nobody a file: neither that of the state nor that of the text beside it.
+#[test]
+fn only_older_conversations_are_replaced() {
+    let chat = Chat::new();
+    let path = chat.text_path("talk");
+    let text_path = format!("{path}.json");
+    let save = ["--save-state", &path];
+    chat.answers(&save, "Hello\n");
+    chat.answers(&save, "Hello\nYou?\n");
+    let text: Value = serde_json::from_slice(&fs::read(&text_path).unwrap()).unwrap();
+    assert_eq!(text["turns"].as_array().unwrap().len(), 2);
+    let state = fs::read(&path).unwrap();
+    let mine = "{\"mine\": true}";
+    fs::write(&text_path, mine).unwrap();
+    for (args, input) in [
+        (&save[..], "Hello\n"),
+        (&[], &*format!("Hello\n/save {path}\n")),
+    ] {
+        let found = chat.run(args, input);
+        assert_eq!(found.status.code(), Some(1), "{args:?}");
+        let said = stderr(&found);
+        assert!(
+            said.contains("talk.json: exists and is not the text of a conversation"),
+            "{said}"
+        );
+        assert_eq!(fs::read_to_string(&text_path).unwrap(), mine);
+        assert_eq!(fs::read(&path).unwrap(), state);
+    }
 }

@@ -303,3 +303,54 @@ fn a_tokenizer_is_downloaded_without_its_model() {
         .iter()
         .all(|request| !request.path.ends_with("model.safetensors")));
 }
+
+/// Of a whole model and of one file of a repository: what writes its conversations comes along.
+#[test]
+fn chat_templates_are_downloaded() {
+    let (world, _) = World::with_model("small-safetensors");
+    let mut files = files_of(&repository("cli/demo"));
+    let template = b"{% for m in messages %}{{ m.content }}\n\n{% endfor %}";
+    let config = serde_json::json!({ "chat_template": "{{ nothing.at.all }}" }).to_string();
+    files.insert("chat_template.jinja".into(), template.to_vec());
+    files.insert("tokenizer_config.json".into(), config.clone().into_bytes());
+    let weights = files["model.safetensors"].clone();
+    let tokenizer = files["tokenizer.json"].clone();
+    files.insert("old/model.safetensors".into(), weights);
+    files.insert("old/tokenizer.json".into(), tokenizer);
+    files.insert("old/chat_template.jinja".into(), template.to_vec());
+    let commit = world.hub.commit(MODEL, "main", files);
+    stdout(&world.run(&["pull", MODEL]));
+    let snapshot = world.cache().join("snapshots").join(&commit);
+    for name in ["chat_template.jinja", "tokenizer_config.json"] {
+        assert!(snapshot.join(name).is_file(), "{name}");
+    }
+    let lone = format!("{MODEL}/old/model.safetensors");
+    for (model, offline) in [(MODEL, ""), (&*lone, ""), (MODEL, "1"), (&lone, "1")] {
+        let mut command = world.command();
+        command.args(["chat", "--model", model, "--template", "model", "-n", "4"]);
+        command
+            .args(["--quant", "int8"])
+            .env("HF_HUB_OFFLINE", offline);
+        let output = talk(command, b"Ownership is\n");
+        assert!(!stdout(&output).trim().is_empty(), "{}", stderr(&output));
+    }
+    // What the cache has lost comes again.
+    fs::remove_file(snapshot.join("chat_template.jinja")).expect("was there");
+    stdout(&world.run(&["pull", MODEL]));
+    assert!(snapshot.join("chat_template.jinja").is_file());
+}
+
+/// Runs a command that reads this.
+fn talk(mut command: std::process::Command, input: &[u8]) -> std::process::Output {
+    use std::io::Write;
+    use std::process::Stdio;
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    let mut pipe = child.stdin.take().expect("was asked for");
+    pipe.write_all(input).expect("is read");
+    drop(pipe);
+    child.wait_with_output().expect("the binary ends")
+}

@@ -102,9 +102,19 @@ fn what_is_not_all_there_is_refused() {
         &[
             "RWKV/tiny: no such file or folder here",
             "HF_HUB_OFFLINE is set",
-            "does not have all of main",
+            "looked for RWKV/tiny, of which",
+            "has nothing",
         ],
     );
+    let output = world.run_with(&[("HF_ENDPOINT", &nobody())], &["info", "-m", MODEL]);
+    assert_refused(
+        &output,
+        &[
+            "the hub cannot be reached: http://127.0.0.1",
+            "looked for RWKV/tiny, of which",
+        ],
+    );
+    assert_eq!(stderr(&output).lines().count(), 1);
     let mut files = files_of(&golden("deep-sharded"));
     files.remove("model-00003-of-00004.safetensors");
     lay_out(&world.hub_cache(), MODEL, &files);
@@ -113,7 +123,10 @@ fn what_is_not_all_there_is_refused() {
     let output = world.run_with(&[("HF_ENDPOINT", &nobody())], &["info", "-m", MODEL]);
     assert_refused(
         &output,
-        &["cannot be downloaded", "does not have all of main"],
+        &[
+            "cannot be downloaded: the hub cannot be reached",
+            "does not have all of main",
+        ],
     );
     // A commit that no revision leads to.
     lay_out(
@@ -265,7 +278,11 @@ fn the_20b_vocabulary_is_fetched_when_text_needs_it() {
     );
     let output = world.run(&["generate", "-m", model, "-n", "1", "Ownership is"]);
     assert!(stdout(&output).starts_with("Ownership is"));
-    assert_eq!(stderr(&output), "");
+    // The demo's is much smaller than the one it stands for.
+    assert_eq!(
+        stderr(&output),
+        "the tokenizer has 4096 tokens, and the model rows for 50277: it may be another model's\n"
+    );
     assert_eq!(
         world.hub.take_log().len(),
         0,

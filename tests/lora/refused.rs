@@ -342,3 +342,56 @@ fn files_that_are_no_adapters_and_models_that_take_none() {
     let error = error.with_loras(&[one(&good, None)]).expect_err("no alpha");
     assert_eq!(error.kind(), ErrorKind::Argument);
 }
+
+/// Folders of PEFT that are none, or hold what is not plain LoRA.
+#[test]
+fn other_folders_of_peft_are_refused_by_name() {
+    let base = Base::new(golden("small-safetensors"));
+    let folder = base.folder.path().join("peft");
+    std::fs::create_dir_all(&folder).expect("can be made");
+    let refused = |alpha: Option<f64>, words: &[&str]| {
+        let error = try_open(&base.path, Quant::F32, &[Lora::new(&folder, alpha)]);
+        let text = error.expect_err("must be refused").to_string();
+        for word in words {
+            assert!(text.contains(word), "{text}");
+        }
+    };
+    refused(
+        None,
+        &["peft", "adapter_model.safetensors", "adapter_config.json"],
+    );
+    let (adapter, _) = lora(&base, 2, 2.0, 3);
+    let file = folder.join("adapter_model.safetensors");
+    std::fs::write(&file, crate::tensors::safetensors(&adapter)).expect("can be written");
+    refused(None, &["without adapter_config.json"]);
+    refused(Some(2.0), &["without adapter_config.json"]);
+    for (config, words) in [
+        ("{", &["adapter_config.json"][..]),
+        (
+            r#"{"peft_type":"LOHA"}"#,
+            &["adapter_config.json", "peft_type LORA"],
+        ),
+        (r#"{"peft_type":"LORA","r":2}"#, &["no lora_alpha"]),
+        (
+            r#"{"peft_type":"LORA","r":2,"lora_alpha":-1}"#,
+            &["lora_alpha -1"],
+        ),
+        (
+            r#"{"peft_type":"LORA","lora_alpha":2,"use_dora":true}"#,
+            &["use_dora is set"],
+        ),
+        (
+            r#"{"peft_type":"LORA","lora_alpha":2,"r":3}"#,
+            &["blocks.0.att.key.lora_A", "rank 2, expected 3"],
+        ),
+    ] {
+        std::fs::write(folder.join("adapter_config.json"), config).expect("can be written");
+        refused(None, words);
+    }
+    refused(
+        Some(2.0),
+        &["an alpha, expected none", "adapter_config.json says it"],
+    );
+    // The file itself, with its alpha, asks nobody.
+    open(&base.path, Quant::F32, &[Lora::new(&file, 2.0)]);
+}

@@ -22,7 +22,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use anyhow::{anyhow, bail, Context, Result};
+use anyhow::{bail, Context, Result};
 use rwkv_edge::{Model, OutputFile};
 use rwkv_edge_chat::{
     Answer, Conversation, Ending, Event, Options, PromptCache, Template, Think, Undone,
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     /// How the conversation is written: raven (Bob/Alice), world or g1 (User/Assistant, and System for a system
     /// text), qa (Question/Answer), instruct (a task and its response), plain (the text alone, which the
     /// model goes on with), or any two names. Without it, that of the model's family, known by its
-    /// vocabulary. Or model: the chat template that came with the model, in its directory or GGUF file. RWKV-7 with the World vocabulary reads token 0 first, as it was trained.
+    /// vocabulary. Or model: the chat template that came with the model, in its directory, or in its GGUF or model file. RWKV-7 with the World vocabulary reads token 0 first, as it was trained.
     #[arg(long, value_name = "NAME")]
     template: Option<NamedTemplate>,
 
@@ -74,7 +74,8 @@ pub(crate) struct Args {
     /// As RWKV-7 G1 models have learnt, in the template world: on, as long as the model likes; short and long ask
     /// for less and more of it; fake tells it that it has thought, for an answer at once in the same manner.
     /// Answers then may have blank lines. Thoughts are shown on a terminal, and apart from the answer with
-    /// --json; the conversation goes on without them. They count as new tokens, and --stop ends them, too.
+    /// --json; the conversation goes on without them. They count as new tokens, and --stop ends them, too. With
+    /// --template model on and fake set its enable_thinking to true and false, if it has that; off leaves it unset.
     #[arg(long, value_name = "HOW", default_value_t = Think::Off, hide_default_value = true)]
     think: Think,
 
@@ -138,7 +139,7 @@ impl FromStr for NamedTemplate {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.save_state {
-        paths::check_replaced(path, paths::Written::State)?;
+        saved::check(path)?;
         // Not only at the end, when a conversation would be lost.
         drop(OutputFile::create(path)?);
     }
@@ -168,18 +169,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         (None, None) => String::new(),
     };
+    if args.cache_prompt && matches!(args.template, Some(NamedTemplate::Own)) {
+        note!(
+            "--cache-prompt changes nothing here: the model's own template writes the system text with the first \
+             message"
+        );
+    }
     let interrupted = interrupt::flag();
     // Not by what was typed in the conversation before this one.
     interrupted.store(false, Ordering::Relaxed);
     let shows_thoughts = !args.json && io::stdout().is_terminal();
+    let thought_shown = Arc::new(AtomicBool::new(false));
     let options = Options::new()
-        .sampling(args.sampling.options())
+        .sampling(args.sampling.options(&model)?)
         .max_new_tokens(args.max_new_tokens)
         .stop(&args.stop)
         .think(args.think)
         .cache(args.cache_prompt.then(|| prompt_cache(args)))
         .interrupted(interrupted.clone())
-        .on_event(on_event(shows_thoughts));
+        .on_event(on_event(shows_thoughts, thought_shown.clone()));
     let mut conversation = Conversation::new(&model, template, &system, options)?;
     let input = Input::new(!args.no_history)?;
     if let Some(path) = tuned {
@@ -201,7 +209,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         conversation,
         interrupted,
         labels: input.is_terminal() && io::stdout().is_terminal(),
-        shows_thoughts,
+        thought_shown,
         interactive: input.is_terminal(),
         json: args.json,
         last: None,
@@ -223,11 +231,12 @@ fn own_template(args: &Args, model: &Model) -> Result<Template> {
         None => bail!("--template model: the demo model has no chat template"),
         Some(name) => hub::locate(name)?.path,
     };
+    paths::check_template(&place)?;
     match Model::chat_template(&place)? {
         Some(found) => Ok(Template::of_files(found, model)?),
         None => bail!(
-            "{}: no chat template: looked for chat_template.jinja and tokenizer_config.json in a directory, and for \
-             tokenizer.chat_template in a GGUF file",
+            "{}: no chat template: looked for chat_template.jinja and tokenizer_config.json in its directory, and \
+             within a GGUF or model file",
             place.display()
         ),
     }
@@ -254,18 +263,18 @@ fn prompt_cache(args: &Args) -> PromptCache {
 }
 
 /// A bar while a long text is read, notes on stderr, and thoughts where they are shown.
-fn on_event(shows_thoughts: bool) -> impl FnMut(Event<'_>) + Send {
+fn on_event(shows_thoughts: bool, shown: Arc<AtomicBool>) -> impl FnMut(Event<'_>) + Send {
     let mut bar: Option<Progress> = None;
-    let mut has_thought = false;
     move |event| match event {
         Event::Thought(piece) if shows_thoughts => {
-            let piece = if has_thought {
-                piece
-            } else {
-                piece.trim_start()
+            let piece = match shown.load(Ordering::Relaxed) {
+                true => piece,
+                false => piece.trim_start(),
             };
-            has_thought |= !piece.is_empty();
-            print_dimmed(piece);
+            if !piece.is_empty() {
+                shown.store(true, Ordering::Relaxed);
+                print_dimmed(piece);
+            }
         }
         Event::Thought(_) => {}
         Event::Reading(progress) => bar
@@ -274,7 +283,7 @@ fn on_event(shows_thoughts: bool) -> impl FnMut(Event<'_>) + Send {
         Event::Note(text) => note!("{text}"),
         _ => {
             bar = None;
-            has_thought = false;
+            shown.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -307,7 +316,8 @@ struct Chat {
     interactive: bool,
     /// Whether names stand before the answers.
     labels: bool,
-    shows_thoughts: bool,
+    /// Whether there was a thought in front of the answer that is being given, on the terminal.
+    thought_shown: Arc<AtomicBool>,
     json: bool,
     last: Option<Answer>,
 }
@@ -336,7 +346,11 @@ impl Chat {
             let done = match Line::parse(&line) {
                 Ok(Line::Quit) => return Ok(()),
                 Ok(line) => self.act(line),
-                Err(error) => Err(anyhow!(error)),
+                // Nothing was done, and what follows is as it was meant.
+                Err(error) => {
+                    tell!("{error}");
+                    continue;
+                }
             };
             match done {
                 Err(error) if self.interactive && !crate::is_closed_pipe(&error) => {
@@ -402,16 +416,15 @@ impl Chat {
             true => self.conversation.transcript().template.answer_label(),
             false => String::new(),
         };
-        // A thought stands on lines of its own.
-        let shows_thought =
-            self.shows_thoughts && !matches!(self.conversation.think(), Think::Off | Think::Fake);
-        if shows_thought {
-            label.insert(0, '\n');
-        }
         let json = self.json;
         let mut begun = false;
         let mut printed = Ok(());
+        let shown = self.thought_shown.clone();
         let mut print = |piece: &str| {
+            // A thought stands on lines of its own.
+            if shown.swap(false, Ordering::Relaxed) {
+                stdout.write_all(b"\n")?;
+            }
             stdout.write_all(std::mem::take(&mut label).as_bytes())?;
             stdout.write_all(piece.as_bytes())?;
             stdout.flush()
@@ -433,23 +446,48 @@ impl Chat {
         match &answer {
             Some(answer) if json => writeln!(stdout, "{}", to_json(message, answer))?,
             // From a pipe there is a line for every message, even if there is nothing on it.
-            _ if begun || shows_thought || !self.interactive => writeln!(stdout)?,
+            _ if begun || shown.load(Ordering::Relaxed) || !self.interactive => writeln!(stdout)?,
             _ => {}
         }
         stdout.flush()?;
-        if self.interactive {
-            match answer.as_ref().map(|answer| answer.ending) {
-                None => tell!("(interrupted before the answer: nothing was said)"),
-                Some(Ending::Interrupted) => tell!("(interrupted; /undo takes the turn back)"),
-                Some(Ending::Length) => tell!("(cut: see --max-new-tokens)"),
-                Some(_) if !begun => tell!("(an empty answer; /retry asks again)"),
-                Some(_) => {}
-            }
-        }
+        self.tell_ending(answer.as_ref());
         if answer.is_some() {
             self.last = answer;
         }
         Ok(())
+    }
+
+    /// Says why there is no more of an answer; of those that a script reads only where there is nothing of it.
+    fn tell_ending(&self, answer: Option<&Answer>) {
+        let Some(answer) = answer else {
+            if self.interactive {
+                tell!("(interrupted before the answer: nothing was said)");
+            }
+            return;
+        };
+        let has_thought = answer.thought.as_ref().is_some_and(|text| !text.is_empty());
+        let is_empty = answer.text.is_empty();
+        let thinking = match (is_empty, has_thought) {
+            (true, true) => " while it was still thought about",
+            _ => "",
+        };
+        let text = match answer.ending {
+            Ending::Interrupted => {
+                format!("(interrupted{thinking}; /undo takes the turn back)")
+            }
+            Ending::Length if is_empty && has_thought => format!(
+                "(no answer: all {} tokens went into the thought; see --max-new-tokens)",
+                answer.n_tokens
+            ),
+            Ending::Length => "(cut: see --max-new-tokens)".into(),
+            _ if is_empty => format!("(an empty answer{thinking}; /retry asks again)"),
+            _ => return,
+        };
+        match self.interactive {
+            true => tell!("{text}"),
+            false if is_empty && !self.json => note!("{text}"),
+            false => {}
+        }
     }
 
     fn show(&self) {

@@ -3,15 +3,23 @@
 use std::path::Path;
 
 use anyhow::Result;
-use rwkv_edge_chat::Conversation;
+use rwkv_edge_chat::{text_path, Conversation};
 
 use crate::paths::{check_link, check_replaced, Written};
 use crate::sampling::draws_or_penalises;
 
+/// Refuses to save a conversation over files that hold something else.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    let text_path = text_path(path);
+    check_link(path)?;
+    check_link(&text_path)?;
+    check_replaced(path, Written::State)?;
+    check_replaced(&text_path, Written::Conversation)
+}
+
 /// Saves a conversation; returns what was written, in words.
 pub(crate) fn save(conversation: &Conversation, path: &Path) -> Result<String> {
-    check_link(path)?;
-    check_replaced(path, Written::State)?;
+    check(path)?;
     let saved = conversation.save(path)?;
     Ok(format!(
         "{}: the state after {} tokens; {}: the text, {} turns; not kept: options, seed, /undo",

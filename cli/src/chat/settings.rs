@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::{anyhow, bail, Context, Result};
 use clap::ValueEnum;
-use rwkv_edge::SamplerOptions;
+use rwkv_edge::{Model, SamplerOptions};
 use rwkv_edge_chat::Conversation;
 
 use crate::args::some_tokens;
@@ -21,7 +21,8 @@ pub(crate) fn set(conversation: &mut Conversation, name: &str, value: &str) -> R
             conversation.set_think(think.map_err(|e| anyhow!("{name} {value}: {e}"))?)?;
         }
         _ => {
-            let sampling = changed(conversation.sampling().clone(), name, value)?;
+            let model = conversation.session().model();
+            let sampling = changed(conversation.sampling().clone(), model, name, value)?;
             conversation.set_sampling(sampling)?;
         }
     }
@@ -34,7 +35,12 @@ fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
 }
 
 /// What the sampler itself looks at is not looked at here.
-fn changed(mut sampling: SamplerOptions, name: &str, value: &str) -> Result<SamplerOptions> {
+fn changed(
+    mut sampling: SamplerOptions,
+    model: &Model,
+    name: &str,
+    value: &str,
+) -> Result<SamplerOptions> {
     match name {
         "preset" => {
             let preset = Preset::from_str(value, false).map_err(|_| {
@@ -44,6 +50,7 @@ fn changed(mut sampling: SamplerOptions, name: &str, value: &str) -> Result<Samp
             let old = sampling;
             sampling = preset.options().seed(old.seed);
             sampling.banned_tokens = old.banned_tokens;
+            sampling.uncounted_tokens = preset.uncounted_tokens(model)?;
         }
         "temperature" => {
             let number = not_negative(value);

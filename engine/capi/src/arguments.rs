@@ -3,9 +3,11 @@
 //! This module holds `unsafe` code: what cannot be checked is the caller's promise (see `lib.rs`).
 
 use std::ffi::{c_char, CStr};
+use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
 use crate::fence::{fail, wrong, Failed, Result, MEMORY};
+use crate::types::{ModelInfo, Options, Sampling};
 
 /// Paths and device maps, which are copied, are no longer; no system has longer paths.
 const TEXT_BYTES_MAX: usize = 32 << 10;
@@ -198,34 +200,62 @@ pub(crate) unsafe fn path(pointer: *const c_char, name: &str) -> Result<PathBuf>
     }
 }
 
+/// A struct of the header. Later versions of the library add fields at its end, whose value 0 means what there was
+/// without them.
+///
+/// # Safety
+/// All fields may be 0.
+pub(crate) unsafe trait Versioned: Copy {
+    /// Its sizes in all versions, the oldest first.
+    const SIZES: &'static [usize];
+}
+
+// SAFETY: numbers and pointers.
+unsafe impl Versioned for Options {
+    const SIZES: &'static [usize] = &[size_of::<Self>()];
+}
+
+// SAFETY: numbers.
+unsafe impl Versioned for ModelInfo {
+    const SIZES: &'static [usize] = &[size_of::<Self>()];
+}
+
+// SAFETY: numbers and pointers.
+unsafe impl Versioned for Sampling {
+    const SIZES: &'static [usize] = &[Self::SIZE_WITH_SEED, size_of::<Self>()];
+}
+
 /// The size that a struct says it has in its first field, which is that of the version that the caller was compiled
 /// with. Nothing else is read: of a struct for results C sets no other field, and memory that was never written
 /// must not be read as numbers.
 ///
 /// # Safety
 /// The pointer is NULL or to a struct whose first field, a `u32`, is set.
-pub(crate) unsafe fn check_size<T>(pointer: *const T, name: &str) -> Result<u32> {
+pub(crate) unsafe fn check_size<T: Versioned>(pointer: *const T, name: &str) -> Result<u32> {
     check(pointer, name)?;
     // SAFETY: not NULL, aligned, and every version starts with this field.
     let size = unsafe { pointer.cast::<u32>().read() };
-    // Version 1 is the only one so far. When fields are added, the sizes of all versions are accepted
-    // here, and what a shorter one lacks is 0.
-    if size as usize != size_of::<T>() {
-        let expected = size_of::<T>();
-        let text = format_args!("{name}: struct_size is {size}, expected {expected}");
+    if !T::SIZES.contains(&(size as usize)) {
+        let sizes = T::SIZES;
+        let text = format_args!("{name}: struct_size is {size}, expected one of {sizes:?}");
         return Err(wrong(text));
     }
     Ok(size)
 }
 
-/// A struct that C has filled in, as [`check_size`] wants it.
+/// A struct that C has filled in, as [`check_size`] wants it; what one of an older version lacks is 0.
 ///
 /// # Safety
 /// The pointer is NULL or to a struct of as many bytes as its first field says, of which all fields are set and all
 /// bits are valid.
-pub(crate) unsafe fn versioned<T: Copy>(pointer: *const T, name: &str) -> Result<T> {
+pub(crate) unsafe fn versioned<T: Versioned>(pointer: *const T, name: &str) -> Result<T> {
     // SAFETY: the caller's promise is more.
-    unsafe { check_size(pointer, name) }?;
-    // SAFETY: it has the size of this version, and its fields are set.
-    Ok(unsafe { pointer.read() })
+    let size = unsafe { check_size(pointer, name) }? as usize;
+    let mut whole = MaybeUninit::<T>::zeroed();
+    // SAFETY: it has the size of a version, none of which is larger than this one; its fields are set, and those that
+    // it lacks may be 0.
+    Ok(unsafe {
+        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), whole.as_mut_ptr().cast(), size);
+        whole.assume_init()
+    })
 }

@@ -8,7 +8,7 @@ use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use engine::{GenerateOptions, Sampler, SamplerOptions, Tokens};
+use engine::{GenerateOptions, Sampler, Tokens};
 
 use crate::arguments::{copy_out, elements, object, room_for, versioned, Buffer, Out};
 use crate::fence::{fail, fence, fence_quietly, outside, wrong, Result, Status, PANIC};
@@ -190,19 +190,31 @@ pub unsafe extern "C" fn rwkv_edge_set_sampling(
     // SAFETY: the pointers are what the header says, by the caller's promise; any bits are valid in the
     // struct's fields.
     let set = || unsafe {
-        let given = versioned(sampling, "sampling")?;
+        let given: Sampling = versioned(sampling, "sampling")?;
+        let (n_banned, n_uncounted) = (given.n_banned_tokens, given.n_uncounted_tokens);
+        let banned = copied(given.banned_tokens, n_banned, "banned_tokens")?;
+        let uncounted = copied(given.uncounted_tokens, n_uncounted, "uncounted_tokens")?;
         with_session(session, |parts| {
-            let options = SamplerOptions::new()
-                .temperature(given.temperature)
-                .top_p(given.top_p)
-                .top_k(given.top_k as usize)
-                .presence_penalty(given.presence_penalty)
-                .frequency_penalty(given.frequency_penalty)
-                .seed(given.seed);
+            let options = given
+                .options()?
+                .banned_tokens(banned)
+                .uncounted_tokens(uncounted);
             Ok(parts.sampler.set_options(options)?)
         })
     };
     fence(set)
+}
+
+/// A list of tokens, whose length is the caller's, so that there may be no memory for it.
+///
+/// # Safety
+/// As for [`elements`].
+unsafe fn copied(tokens: *const u32, n_tokens: u32, name: &str) -> Result<Vec<u32>> {
+    // SAFETY: the caller's promise is the same.
+    let tokens = unsafe { elements(tokens, n_tokens as usize, name) }?;
+    // Every copy of the sampler has the list, too.
+    room_for(2 * size_of_val(tokens), name)?;
+    Ok(tokens.to_vec())
 }
 
 /// Draws the next token, and counts it for the penalties.
@@ -273,8 +285,11 @@ fn generate(
     }
     // Turning tokens into text may fail with some tokenizers, and a call that fails changes nothing.
     let row = session.logits().unwrap_or_default();
-    // Of the sampler at most 16 bytes a token of the vocabulary.
-    let bytes = size_of_val(row) + 16 * model.n_vocab();
+    // Of the sampler at most 16 bytes a token of the vocabulary, and its lists of tokens.
+    let options = sampler.options();
+    let lists = [&options.banned_tokens[..], &options.uncounted_tokens];
+    let bytes =
+        size_of_val(row) + 16 * model.n_vocab() + lists.map(size_of_val).iter().sum::<usize>();
     room_for(bytes, "a copy of the session")?;
     let (logits, sampler_before) = (row.to_vec(), sampler.clone());
     let before = (session.state().try_clone()?, logits, sampler_before);

@@ -254,6 +254,7 @@ fn c_layout(fields: &[(String, String)]) -> (Vec<(String, usize)>, usize) {
             "uint32_t" => (4, align_of::<u32>()),
             "float" => (4, align_of::<f32>()),
             "uint64_t" => (8, align_of::<u64>()),
+            "const uint32_t*" => (size_of::<*const u32>(), align_of::<*const u32>()),
             "const char*" => (size_of::<*const c_char>(), align_of::<*const c_char>()),
             _ => panic!("{kind} {name}: a type that this test does not know"),
         };
@@ -287,7 +288,9 @@ fn structs_are_those_of_the_header() {
         (
             "rwkv_edge_sampling",
             layout!(Sampling: struct_size, temperature, top_p, top_k, presence_penalty,
-                frequency_penalty, seed),
+                frequency_penalty, seed, min_p, typical_p, mirostat_tau, mirostat_eta, penalty_decay,
+                repetition_penalty, temperature_last, reserved, n_banned_tokens, n_uncounted_tokens,
+                banned_tokens, uncounted_tokens),
         ),
     ];
     let ours: BTreeMap<String, _> = ours.map(|(name, layout)| (name.to_owned(), layout)).into();
@@ -299,7 +302,73 @@ fn structs_are_those_of_the_header() {
     // Types of fields, which a layout does not tell apart: floats are those of the sampling.
     let floats = |fields: &[(String, String)]| fields.iter().filter(|f| f.0 == "float").count();
     let counts: Vec<usize> = structs().values().map(|fields| floats(fields)).collect();
-    assert_eq!(counts, [0, 0, 4]);
+    assert_eq!(counts, [0, 0, 10]);
+}
+
+/// Sizes of structs in versions of the library that are out there. None is ever taken away.
+#[test]
+fn structs_of_all_versions_are_taken() {
+    use crate::arguments::Versioned;
+    let pointer = size_of::<*const u32>();
+    let sizes = [32, 72 + 2 * pointer];
+    assert_eq!(<Sampling as Versioned>::SIZES, sizes);
+    assert_eq!(<Options as Versioned>::SIZES, [24 + 2 * pointer]);
+    assert_eq!(<ModelInfo as Versioned>::SIZES, [48]);
+    assert_eq!(sizes[1], size_of::<Sampling>());
+}
+
+/// A caller's struct of the first version, and one of this with nothing but zeros behind it, mean the same.
+#[test]
+fn fields_that_are_0_are_off() {
+    #[repr(C, align(8))]
+    struct First(u32, [f32; 2], u32, [f32; 2], u64);
+    assert_eq!(size_of::<First>(), 32);
+    let first = First(32, [0.7, 0.9], 40, [0.1, 0.2], 7);
+    // SAFETY: as large as it says.
+    let read = unsafe { crate::arguments::versioned(std::ptr::from_ref(&first).cast(), "x") };
+    let sampling: Sampling = read.unwrap_or_else(|_| panic!("refused"));
+    let old = engine::SamplerOptions::new()
+        .temperature(0.7)
+        .top_p(0.9)
+        .top_k(40)
+        .presence_penalty(0.1)
+        .frequency_penalty(0.2)
+        .seed(7);
+    let options = |sampling: Sampling| sampling.options().unwrap_or_else(|_| panic!("refused"));
+    assert_eq!(options(sampling), old);
+    assert!(sampling.banned_tokens.is_null() && sampling.uncounted_tokens.is_null());
+    assert_eq!(
+        (sampling.n_banned_tokens, sampling.n_uncounted_tokens),
+        (0, 0)
+    );
+    // Each new field arrives as its own option, and no other.
+    type Change = (fn(&mut Sampling), fn(&mut engine::SamplerOptions));
+    let changes: [Change; 7] = [
+        (|c| c.min_p = 0.1, |o| o.min_p = 0.1),
+        (|c| c.typical_p = 0.2, |o| o.typical_p = 0.2),
+        (|c| c.mirostat_tau = 3.0, |o| o.mirostat_tau = Some(3.0)),
+        (|c| c.mirostat_eta = 0.4, |o| o.mirostat_eta = 0.4),
+        (|c| c.penalty_decay = 0.5, |o| o.penalty_decay = 0.5),
+        (
+            |c| c.repetition_penalty = 1.6,
+            |o| o.repetition_penalty = 1.6,
+        ),
+        (|c| c.temperature_last = 1, |o| o.temperature_last = true),
+    ];
+    for (change, expected) in changes {
+        let (mut given, mut wanted) = (sampling, old.clone());
+        change(&mut given);
+        expected(&mut wanted);
+        assert_eq!(options(given), wanted);
+    }
+    for change in [
+        |c: &mut Sampling| c.temperature_last = 2,
+        |c: &mut Sampling| c.reserved = 1,
+    ] {
+        let mut given = sampling;
+        change(&mut given);
+        assert!(given.options().is_err());
+    }
 }
 
 #[test]

@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
+use std::mem::offset_of;
 
-use engine::Quant;
+use engine::{Quant, SamplerOptions};
 
 use crate::fence::{wrong, Result};
 
@@ -54,6 +55,49 @@ pub struct Sampling {
     pub(crate) presence_penalty: f32,
     pub(crate) frequency_penalty: f32,
     pub(crate) seed: u64,
+    pub(crate) min_p: f32,
+    pub(crate) typical_p: f32,
+    pub(crate) mirostat_tau: f32,
+    pub(crate) mirostat_eta: f32,
+    pub(crate) penalty_decay: f32,
+    pub(crate) repetition_penalty: f32,
+    pub(crate) temperature_last: u32,
+    pub(crate) reserved: u32,
+    pub(crate) n_banned_tokens: u32,
+    pub(crate) n_uncounted_tokens: u32,
+    pub(crate) banned_tokens: *const u32,
+    pub(crate) uncounted_tokens: *const u32,
+}
+
+impl Sampling {
+    /// The struct of callers that know no field behind the seed.
+    pub(crate) const SIZE_WITH_SEED: usize = offset_of!(Sampling, min_p);
+
+    /// All but the lists of tokens. In C 0 is off for every field behind the seed, whatever it is for the engine.
+    pub(crate) fn options(&self) -> Result<SamplerOptions> {
+        if self.temperature_last > 1 || self.reserved != 0 {
+            return Err(wrong(format_args!(
+                "temperature_last is {}, expected 0 or 1, and reserved {}, expected 0",
+                self.temperature_last, self.reserved
+            )));
+        }
+        let or = |value: f32, instead: f32| if value == 0.0 { instead } else { value };
+        let off = SamplerOptions::new();
+        Ok(SamplerOptions::new()
+            .temperature(self.temperature)
+            .temperature_last(self.temperature_last == 1)
+            .top_p(self.top_p)
+            .top_k(self.top_k as usize)
+            .min_p(self.min_p)
+            .typical_p(or(self.typical_p, off.typical_p))
+            .mirostat_tau(self.mirostat_tau)
+            .mirostat_eta(or(self.mirostat_eta, off.mirostat_eta))
+            .presence_penalty(self.presence_penalty)
+            .frequency_penalty(self.frequency_penalty)
+            .penalty_decay(or(self.penalty_decay, off.penalty_decay))
+            .repetition_penalty(or(self.repetition_penalty, off.repetition_penalty))
+            .seed(self.seed))
+    }
 }
 
 /// `rwkv_edge_on_text`. Not `"C"`, with which Rust relies on nothing ever unwinding out of it: a C++ exception would be

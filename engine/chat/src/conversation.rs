@@ -12,47 +12,47 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use rwkv_edge::{
-    Error, ErrorKind, Model, Progress, ProgressUnit, Reservation, Result, Sampler, SamplerOptions,
-    Session, State, StopTexts, TextStream, Tokens,
+    Model, Progress, ProgressUnit, Reservation, Result, SamplerOptions, Session, State,
 };
+
+use self::draw::Written;
+pub(crate) use self::known::Known;
 
 use crate::options::{Event, Options};
 use crate::said::{Answer, Ending, Transcript, Turn};
-use crate::template::{cleaned, Template, TURN_END};
-use crate::think::{Parted, Think};
+use crate::template::{cleaned, Template};
+use crate::think::Think;
 
+mod draw;
+mod known;
 mod prompt;
 
 /// What `undo` undoes: the state before, and the text where more than the last turn changed.
 struct Step {
     state: State,
+    read: Option<Known>,
     replaced: Option<Transcript>,
-}
-
-/// What the model wrote after a prompt.
-struct Written {
-    tokens: Vec<u32>,
-    /// Up to the stop text.
-    text: String,
-    parts: Parted,
-    ending: Ending,
 }
 
 /// States that are kept to go back to take at most so much memory; the oldest go first.
 const UNDO_BYTES_MAX: usize = 64 << 20;
 
-/// A vocabulary has a few dozen tokens of line breaks and spaces; a model that wants nothing else may
-/// have its way.
-const PASSED_OVER_MAX: usize = 64;
-
 /// A conversation with a model: what was said, the state behind it, and the way back.
 ///
-/// The state is always that behind the text, every turn ended by a blank line, however an answer ended.
+/// The state is always that behind the text, every turn ended by a blank line, however an answer ended. With a
+/// template that came with the model, which alone knows what ends a turn, it is that behind the answer, or behind what
+/// the model wrote next where the template writes the same.
 pub struct Conversation {
     session: Session,
     transcript: Transcript,
     /// The state behind the system text, where it is known.
     begun: Option<State>,
+    /// Which tokens the session has read, where a template that came with the model wrote them.
+    read: Option<Known>,
+    /// The state behind what of the last prompt stays in such a conversation.
+    kept: Option<(Known, State)>,
+    /// Memory of a state that is kept behind a prompt.
+    kept_memory: Reservation,
     undo_bytes_max: usize,
     _undo: Reservation,
     /// Memory of what was said, and of a message that is being read.
@@ -71,6 +71,7 @@ impl Conversation {
     /// When the model has no tokenizer, there is no memory for states to go back to, or the options make no
     /// sense, such as thoughts in a template that has none.
     pub fn new(model: &Model, template: Template, system: &str, options: Options) -> Result<Self> {
+        template.check_think(options.think)?;
         let session = model.session();
         // With little memory, an eighth of what is left.
         let left = model.memory_left().map_or(u64::MAX, |left| left / 8);
@@ -81,13 +82,15 @@ impl Conversation {
             undo_bytes_max,
             _undo: model.reserve_memory(undo_bytes_max as u64)?,
             texts: model.reserve_memory(0)?,
+            read: Some(Known::of(&[])),
+            kept: None,
+            kept_memory: model.reserve_memory(0)?,
             transcript: Transcript::new(template),
             begun: Some(model.new_state()),
             steps: VecDeque::new(),
             options,
             n_answers: 0,
         };
-        conversation.check_think(conversation.options.think)?;
         if !system.trim().is_empty() {
             conversation.start_over(system)?;
             conversation.steps.clear();
@@ -118,7 +121,7 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// Those of [`Sampler::new`]; all stays as it was then.
+    /// Those of [`Sampler::new`](rwkv_edge::Sampler::new); all stays as it was then.
     pub fn set_sampling(&mut self, sampling: SamplerOptions) -> Result<()> {
         let is_new = sampling.seed != self.options.sampling.seed;
         let old = std::mem::replace(&mut self.options.sampling, sampling);
@@ -146,9 +149,9 @@ impl Conversation {
     /// Whether the model thinks before it answers. It does not where a conversation was loaded whose template has
     /// no thoughts.
     pub fn think(&self) -> Think {
-        match self.transcript.template.is_world() {
-            true => self.options.think,
-            false => Think::Off,
+        match self.transcript.template.check_think(self.options.think) {
+            Ok(()) => self.options.think,
+            Err(_) => Think::Off,
         }
     }
 
@@ -156,20 +159,11 @@ impl Conversation {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] when the template has no thoughts.
+    /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument) when the template has no thoughts.
     pub fn set_think(&mut self, think: Think) -> Result<()> {
-        self.check_think(think)?;
+        self.transcript.template.check_think(think)?;
         self.options.think = think;
         Ok(())
-    }
-
-    fn check_think(&self, think: Think) -> Result<()> {
-        let template = &self.transcript.template;
-        if think == Think::Off || template.is_world() {
-            return Ok(());
-        }
-        let text = format!("think {think}: template {template} has no thoughts, expected world");
-        Err(Error::new(ErrorKind::Argument, text))
     }
 
     /// Turns and other changes that can be undone, and the bytes that their states take.
@@ -194,8 +188,8 @@ impl Conversation {
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Answer>> {
         self.hold_texts(message)?;
-        let before = self.session.state().clone();
-        let answer = match self.answer(&before, message, on_text) {
+        let (before, read) = (self.session.state().clone(), self.read);
+        let answer = match self.answer(message, on_text) {
             Ok(Some(answer)) => answer,
             other => {
                 self.session.restore(&before, &[])?;
@@ -207,7 +201,7 @@ impl Conversation {
             user: cleaned(message),
             answer: answer.text.clone(),
         });
-        self.push_step(before, None);
+        self.push_step((before, read), None);
         Ok(Some(answer))
     }
 
@@ -224,19 +218,23 @@ impl Conversation {
 
     fn answer(
         &mut self,
-        before: &State,
         message: &str,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Option<Answer>> {
         let think = self.think();
         let prompt = self.prompt(message, think)?;
+        // Until the turn has ended, that behind the last prompt is kept, too.
+        let n_states = 1 + u64::from(self.kept.is_some());
+        let size = self.session.state().size_bytes() as u64;
+        self.kept_memory
+            .grow_to(n_states * size, "the state behind a prompt")?;
         let start = Instant::now();
-        if !self.feed(&prompt)? {
+        let Some(kept) = self.feed(prompt.unread(), prompt.n_kept - prompt.n_read)? else {
             return Ok(None);
-        }
+        };
         let prefill_time = start.elapsed();
         let start = Instant::now();
-        let Some(written) = self.generate(think, on_text)? else {
+        let Some(written) = self.generate(prompt.parts.clone(), on_text)? else {
             return Ok(None);
         };
         let decode_time = start.elapsed();
@@ -244,108 +242,18 @@ impl Conversation {
         if written.ending == Ending::Interrupted && answer.is_empty() {
             return Ok(None);
         }
-        let is_own = self.transcript.template.own().is_some();
-        match think {
-            Think::Off if !is_own => self.end_turn(before, &prompt, &written)?,
-            _ => self.read_again(before, message, answer.trim())?,
-        }
+        self.end_turn(message, &prompt, kept, &written)?;
         let thought = written.parts.thought.trim();
+        let has_thought = think != Think::Off || !written.parts.begins_with_answer();
         Ok(Some(Answer {
             text: answer.trim().to_owned(),
-            thought: (think != Think::Off).then(|| thought.to_owned()),
+            thought: has_thought.then(|| thought.to_owned()),
             ending: written.ending,
-            n_prompt_tokens: prompt.len(),
+            n_prompt_tokens: prompt.unread().len(),
             n_tokens: written.tokens.len(),
             prefill_time,
             decode_time,
         }))
-    }
-
-    /// Draws and feeds tokens up to the end of the answer. `None` where `on_text` breaks off.
-    fn generate(
-        &mut self,
-        think: Think,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Option<Written>> {
-        let model = self.session.model().clone();
-        let mut sampler = self.sampler()?;
-        let mut stops = self.stop_texts()?;
-        let mut stream = TextStream::new(model.tokenizer()?);
-        let mut tokens = Vec::new();
-        let mut text = String::new();
-        let mut parts = Parted::behind(think);
-        let mut tell = |piece: &str, on_event: &mut dyn FnMut(Event<'_>)| {
-            let (thought, answer) = parts.push(piece);
-            if !thought.is_empty() {
-                on_event(Event::Thought(thought));
-            }
-            on_text(answer)
-        };
-        let ending = loop {
-            if self.options.interrupted.load(Ordering::Relaxed) {
-                break Ending::Interrupted;
-            }
-            if tokens.len() == self.options.max_new_tokens {
-                break Ending::Length;
-            }
-            let Some(logits) = self.session.logits() else {
-                break Ending::EndOfText;
-            };
-            let token = match text.trim().is_empty() {
-                true => first_word(&mut sampler, logits, &model)?,
-                false => sampler.sample(logits),
-            };
-            if model.ends_text(token) {
-                break Ending::EndOfText;
-            }
-            sampler.accept(token);
-            tokens.push(token);
-            let piece = stops.push(stream.push(token)?);
-            text.push_str(piece);
-            if tell(piece, &mut self.options.on_event).is_break() {
-                return Ok(None);
-            }
-            self.session.eval(&[token])?;
-            if stops.hit().is_some() {
-                break Ending::Stop;
-            }
-        };
-        // What might have become a stop text is text; a character that is not whole is left out.
-        let rest = stops.flush();
-        text.push_str(rest);
-        if tell(rest, &mut self.options.on_event).is_break() {
-            return Ok(None);
-        }
-        let rest = parts.finish();
-        if !rest.is_empty() {
-            (self.options.on_event)(Event::Thought(rest));
-        }
-        Ok(Some(Written {
-            tokens,
-            text,
-            parts,
-            ending,
-        }))
-    }
-
-    /// Moves the state behind the answer's text and a blank line. Mostly the model has just written
-    /// that, or its beginning; else the turn is read again as it is shown.
-    fn end_turn(&mut self, before: &State, prompt: &[u32], written: &Written) -> Result<()> {
-        let wanted = format!("{}{TURN_END}", written.text.trim_end_matches('\n'));
-        let model = self.session.model().clone();
-        let decoded = model.tokenizer()?.decode(&written.tokens)?;
-        let missing = match wanted.strip_prefix(&decoded) {
-            Some(rest) => self.encode(rest)?,
-            None => {
-                self.session.restore(before, &[])?;
-                self.session.eval(prompt)?;
-                self.encode(&wanted)?
-            }
-        };
-        if !missing.is_empty() {
-            self.session.eval(&missing)?;
-        }
-        Ok(())
     }
 
     /// Goes back before the last turn, or the last change of the whole conversation. `None` when there
@@ -359,6 +267,7 @@ impl Conversation {
             return Ok(None);
         };
         self.session.restore(&step.state, &[])?;
+        self.read = step.read;
         match step.replaced {
             None => Ok(self.transcript.turns.pop().map(Undone::Turn)),
             Some(transcript) => {
@@ -380,8 +289,9 @@ impl Conversation {
             let system = self.transcript.system.clone();
             return self.start_over(&system);
         };
-        let before = self.session.state().clone();
+        let before = (self.session.state().clone(), self.read);
         self.session.restore(&begun, &[])?;
+        self.read = self.nothing_read();
         let mut old = self.transcript.clone();
         std::mem::swap(&mut old, &mut self.transcript);
         self.transcript.turns.clear();
@@ -420,6 +330,8 @@ impl Conversation {
         }
         let template = self.transcript.template.clone();
         self.begun = Some(self.session.state().clone());
+        let before = (before, self.read);
+        self.read = self.nothing_read();
         self.replace(
             before,
             Transcript {
@@ -432,15 +344,32 @@ impl Conversation {
     }
 
     /// Goes on from a saved conversation. What [`reset`](Self::reset) goes back to is no part of it.
-    pub(crate) fn resume(&mut self, state: &State, transcript: Transcript) -> Result<()> {
-        let before = self.session.state().clone();
+    pub(crate) fn resume(
+        &mut self,
+        state: &State,
+        transcript: Transcript,
+        read: Option<Known>,
+    ) -> Result<()> {
+        let before = (self.session.state().clone(), self.read);
         self.session.restore(state, &[])?;
         self.begun = None;
+        self.read = read;
         self.replace(before, transcript);
         Ok(())
     }
 
-    fn replace(&mut self, before: State, transcript: Transcript) {
+    /// Which tokens a template that came with the model has written.
+    pub(crate) fn read(&self) -> Option<Known> {
+        self.transcript.template.own().and(self.read)
+    }
+
+    /// At the beginning of a conversation.
+    fn nothing_read(&self) -> Option<Known> {
+        let is_empty = self.session.state().n_tokens() == 0;
+        is_empty.then(|| Known::of(&[]))
+    }
+
+    fn replace(&mut self, before: (State, Option<Known>), transcript: Transcript) {
         let old = std::mem::replace(&mut self.transcript, transcript);
         self.push_step(before, Some(old));
     }
@@ -460,7 +389,7 @@ impl Conversation {
                 return Ok(true);
             }
         }
-        if !self.feed(&tokens)? {
+        if self.feed(&tokens, tokens.len())?.is_none() {
             return Ok(false);
         }
         let Options {
@@ -473,77 +402,46 @@ impl Conversation {
         Ok(true)
     }
 
-    /// Feeds tokens piece by piece. False when interrupted between two of them.
-    fn feed(&mut self, tokens: &[u32]) -> Result<bool> {
-        let fed = self.feed_pieces(tokens);
+    /// Feeds tokens piece by piece, and gives the state behind the first `n_kept`. `None` when interrupted between two
+    /// of them.
+    fn feed(&mut self, tokens: &[u32], n_kept: usize) -> Result<Option<State>> {
+        let fed = self.feed_pieces(tokens, n_kept);
         (self.options.on_event)(Event::ReadingEnded);
         fed
     }
 
-    fn feed_pieces(&mut self, tokens: &[u32]) -> Result<bool> {
+    fn feed_pieces(&mut self, tokens: &[u32], n_kept: usize) -> Result<Option<State>> {
         let (mut done, total) = (0, tokens.len() as u64);
         let reading = |done| Event::Reading(Progress::new(ProgressUnit::Tokens, done, total));
         (self.options.on_event)(reading(done));
-        for piece in tokens.chunks(self.session.model().prefill_rows()) {
-            if self.options.interrupted.load(Ordering::Relaxed) {
-                return Ok(false);
+        let n_rows = self.session.model().prefill_rows();
+        let (first, rest) = tokens.split_at(n_kept);
+        let mut kept = None;
+        for part in [first, rest] {
+            for piece in part.chunks(n_rows) {
+                if self.options.interrupted.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                self.session.eval(piece)?;
+                done += piece.len() as u64;
+                (self.options.on_event)(reading(done));
             }
-            self.session.eval(piece)?;
-            done += piece.len() as u64;
-            (self.options.on_event)(reading(done));
+            kept.get_or_insert_with(|| self.session.state().clone());
         }
-        Ok(true)
+        Ok(kept)
     }
 
-    fn push_step(&mut self, state: State, replaced: Option<Transcript>) {
+    fn push_step(&mut self, (state, read): (State, Option<Known>), replaced: Option<Transcript>) {
         let n_max = (self.undo_bytes_max / state.size_bytes()).max(1);
-        self.steps.push_back(Step { state, replaced });
+        self.steps.push_back(Step {
+            state,
+            read,
+            replaced,
+        });
         while self.steps.len() > n_max {
             self.steps.pop_front();
         }
     }
-
-    fn encode(&self, text: &str) -> Result<Tokens> {
-        self.session.model().tokenize(text.as_bytes(), usize::MAX)
-    }
-
-    /// Penalties count the tokens of one answer. Every answer has another seed, the first the one
-    /// that was given.
-    fn sampler(&self) -> Result<Sampler> {
-        let mut options = self.options.sampling.clone();
-        options.seed = options.seed.wrapping_add(self.n_answers);
-        Sampler::new(options, self.session.model().n_vocab())
-    }
-
-    fn stop_texts(&self) -> Result<StopTexts> {
-        let own = self.transcript.template.stop_with(self.think());
-        let own = Some(own).filter(|own| !own.is_empty());
-        let all = own.into_iter().chain(self.options.stop.iter().cloned());
-        StopTexts::new(all.collect())
-    }
-}
-
-/// Draws the token that an answer begins with, passing over those that would end it before there is a
-/// word: small models often see the blank line behind a question as the end of everything.
-fn first_word(sampler: &mut Sampler, logits: &[f32], model: &Model) -> Result<u32> {
-    let tokenizer = model.tokenizer()?;
-    let mut changed = Vec::new();
-    changed.try_reserve_exact(logits.len()).map_err(|e| {
-        let text = format!("not enough memory for a row of logits: {e}");
-        Error::new(ErrorKind::Memory, text)
-    })?;
-    changed.extend_from_slice(logits);
-    let mut logits = changed;
-    for _ in 0..PASSED_OVER_MAX {
-        let token = sampler.sample(&logits);
-        let text = tokenizer.decode(&[token])?;
-        let is_line_break = text.contains('\n') && text.trim().is_empty();
-        if !model.ends_text(token) && !is_line_break {
-            return Ok(token);
-        }
-        logits[token as usize] = f32::NEG_INFINITY;
-    }
-    Ok(sampler.sample(&logits))
 }
 
 impl fmt::Debug for Conversation {

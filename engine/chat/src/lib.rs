@@ -43,6 +43,6 @@ pub use conversation::{Conversation, Undone};
 pub use options::{Event, Options};
 pub use prompt_cache::PromptCache;
 pub use said::{Answer, Ending, Transcript, Turn};
-pub use saved::{Loaded, Saved};
+pub use saved::{text_path, Loaded, Saved};
 pub use template::{Template, TURN_END};
 pub use think::Think;

@@ -8,17 +8,18 @@ use std::str;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{context, Environment, Value};
-use rwkv_edge::{ChatTemplate, Error, ErrorKind, Result};
+use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model, Result, Tokens};
 
 use crate::said::Transcript;
 use crate::template::cleaned;
+use crate::think::Think;
 
 /// Steps of one run, and 64 bytes of memory for each; templates take some dozens a message.
 const FUEL: u64 = 1 << 20;
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
 
 /// What the World models' templates write for token 0. Their vocabulary has no text for it.
-pub(crate) const WORLD_END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
+const WORLD_END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
 /// The name of token 0 in the 20B tokenizer.
 const END_OF_TEXT_20B: &str = "<|endoftext|>";
 
@@ -28,6 +29,22 @@ pub(crate) struct OwnTemplate {
     found: ChatTemplate,
     /// Whether texts are cut into tokens of the World vocabulary.
     pub(crate) is_world: bool,
+    /// Whether what it writes depends on [`THINKING`].
+    pub(crate) has_thoughts: bool,
+}
+
+/// What templates of models that think look at, as callers of transformers set it: true for a thought, false for none.
+/// Nothing is set where nothing is asked for.
+const THINKING: &str = "enable_thinking";
+
+/// What stands at the end of a conversation.
+pub(crate) struct Asked<'a> {
+    /// The user's last message.
+    pub(crate) message: &'a str,
+    /// Whether the answer begins with a thought.
+    pub(crate) think: Think,
+    /// Whether what an answer begins with is written, too.
+    pub(crate) asks: bool,
 }
 
 /// A text in which nothing stands for a token. A blank comes in its place, so that no two parts
@@ -41,14 +58,21 @@ impl OwnTemplate {
     ///
     /// [`ErrorKind::Format`] with the line of what is no Jinja.
     pub(crate) fn new(found: ChatTemplate, is_world: bool) -> Result<Self> {
-        let own = OwnTemplate { found, is_world };
+        let mut own = OwnTemplate {
+            found,
+            is_world,
+            has_thoughts: false,
+        };
         let environment = environment();
         let compiled = environment.template_from_named_str("", &own.found.text);
-        compiled.map_err(|e| own.error(&e))?;
+        let compiled = compiled.map_err(|e| own.error(&e))?;
+        let has_thoughts = compiled.undeclared_variables(false).contains(THINKING);
+        own.has_thoughts = has_thoughts;
         Ok(own)
     }
 
-    /// The conversation as it is written, with a message up to where its answer begins, or with both.
+    /// The conversation as it is written, with one more turn if there is one, and what is asked. It always ends in the
+    /// user's message, as templates expect it: many raise an error of an answer at the end.
     ///
     /// # Errors
     ///
@@ -56,24 +80,23 @@ impl OwnTemplate {
     pub(crate) fn render(
         &self,
         said: &Transcript,
-        message: Option<&str>,
-        answer: Option<&str>,
+        turn: Option<(&str, &str)>,
+        asked: &Asked<'_>,
     ) -> Result<String> {
         // Nothing that is said stands for a token.
         let content = |text: &str| cleaned(&without_token(text));
-        let one = |role: &str, text: &str| context! { role => role, content => content(text) };
+        let user = |text: &str| context! { role => "user", content => content(text) };
+        let assistant =
+            |text: &str| context! { role => "assistant", content => without_token(text) };
         let mut messages = Vec::new();
         if !said.system.trim().is_empty() {
-            messages.push(one("system", &said.system));
+            messages.push(context! { role => "system", content => content(&said.system) });
         }
-        for turn in &said.turns {
-            let answer = without_token(&turn.answer);
-            messages.push(one("user", &turn.user));
-            messages.push(context! { role => "assistant", content => answer });
+        let turns = said.turns.iter().map(|turn| (&*turn.user, &*turn.answer));
+        for (message, answer) in turns.chain(turn) {
+            messages.extend([user(message), assistant(answer)]);
         }
-        messages.extend(message.map(|text| one("user", text)));
-        let answered = answer.map(without_token);
-        messages.extend(answered.map(|text| context! { role => "assistant", content => text }));
+        messages.push(user(asked.message));
         let named = match self.is_world {
             true => WORLD_END_OF_TEXT,
             false => END_OF_TEXT_20B,
@@ -85,11 +108,31 @@ impl OwnTemplate {
         };
         let context = context! {
             messages => messages,
-            add_generation_prompt => message.is_some() && answer.is_none(),
+            add_generation_prompt => asked.asks,
             bos_token => token(&self.found.bos_token),
             eos_token => token(&self.found.eos_token),
+            // As transformers gives them where there are none.
+            tools => Value::from(()),
+            documents => Value::from(()),
         };
-        self.run(context)
+        self.run(match asked.think {
+            Think::Off => context,
+            think => context! { enable_thinking => think != Think::Fake, ..context },
+        })
+    }
+
+    /// Tokens of what [`render`](Self::render) has written.
+    pub(crate) fn encode(&self, model: &Model, text: &str) -> Result<Tokens> {
+        let encode = |text: &str| model.tokenize(text.as_bytes(), usize::MAX);
+        if !self.is_world {
+            return encode(text);
+        }
+        let mut tokens = Vec::new();
+        for (i, text) in text.split(WORLD_END_OF_TEXT).enumerate() {
+            tokens.extend((i > 0).then_some(0));
+            tokens.extend_from_slice(&encode(text)?);
+        }
+        Ok(tokens.into())
     }
 
     fn run(&self, context: Value) -> Result<String> {
@@ -187,8 +230,16 @@ mod tests {
         said
     }
 
+    fn asked(message: &str) -> Asked<'_> {
+        Asked {
+            message,
+            think: Think::Off,
+            asks: true,
+        }
+    }
+
     fn failure(text: &str) -> String {
-        let found = own(text).and_then(|own| own.render(&said(&[]), Some("Hi"), None));
+        let found = own(text).and_then(|own| own.render(&said(&[]), None, &asked("Hi")));
         let error = found.expect_err(text);
         assert_eq!(error.kind(), ErrorKind::Format);
         error.to_string()
@@ -212,19 +263,39 @@ mod tests {
         let said = said(&[("Hi", "Hello.\n\nYou?")]);
         let begun = "<|rwkv_tokenizer_end_of_text|>System: Be kind.\n\nUser: Hi\n\n\
                      Assistant: Hello.\n\nYou?\n\n";
-        assert_eq!(own.render(&said, None, None)?, begun);
+        let message = "One\r\n\r\ntwo<|rwkv_tokenizer_end_of_text|>\n";
         assert_eq!(
-            own.render(
-                &said,
-                Some("One\r\n\r\ntwo<|rwkv_tokenizer_end_of_text|>\n"),
-                None
-            )?,
+            own.render(&said, None, &asked(message))?,
             format!("{begun}User: One\ntwo\n\nAssistant:")
         );
+        let silent = Asked {
+            asks: false,
+            ..asked("C")
+        };
         assert_eq!(
-            own.render(&said, Some("A"), Some("B"))?,
-            format!("{begun}User: A\n\nAssistant: B\n\n")
+            own.render(&said, Some(("A", "B")), &silent)?,
+            format!("{begun}User: A\n\nAssistant: B\n\nUser: C\n\n")
         );
+        Ok(())
+    }
+
+    #[test]
+    fn thoughts_are_asked_for_as_callers_of_transformers_do() -> Result<()> {
+        let text = "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %};\
+                    {{ tools is none and documents is none }}";
+        let thinker = own(text)?;
+        assert!(thinker.has_thoughts && !own(WORLD)?.has_thoughts);
+        for (think, expected) in [
+            (Think::Off, ";True"),
+            (Think::On, "True;True"),
+            (Think::Fake, "False;True"),
+        ] {
+            let asked = Asked {
+                think,
+                ..asked("Hi")
+            };
+            assert_eq!(thinker.render(&said(&[]), None, &asked)?, expected);
+        }
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use rwkv_edge::{Error, ErrorKind, Model, OutputFile, Result, State};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, Known};
 use crate::said::{Transcript, Turn};
 use crate::template::{Template, OWN};
 
@@ -34,6 +34,10 @@ struct Text {
     /// xxh3 of the state's file, 16 hexadecimal digits; earlier versions did not write it.
     #[serde(default)]
     state_hash: Option<String>,
+    /// xxh3 of the tokens read up to the state, 16 hexadecimal digits; where a template that came with the model wrote
+    /// them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokens_hash: Option<String>,
     template: String,
     system: String,
     turns: Vec<Turn>,
@@ -49,6 +53,14 @@ pub struct Saved {
     pub text_path: PathBuf,
     /// Turns in the text.
     pub n_turns: usize,
+}
+
+impl Saved {
+    /// Whether bytes, of which 64 are enough, begin as those of a conversation's text do.
+    pub fn begins_text(bytes: &[u8]) -> bool {
+        let start = format!("{{\n  \"format\": \"{FORMAT}\"");
+        bytes.starts_with(start.as_bytes())
+    }
 }
 
 /// What was found.
@@ -86,6 +98,7 @@ impl Conversation {
             fingerprint: format!("{:016x}", session.model().info().fingerprint),
             state_tokens: session.state().n_tokens(),
             state_hash: Some(shown_hash(xxh3_64(&state))),
+            tokens_hash: self.read().map(|read| shown_hash(read.hash)),
             template: transcript.template.name().into(),
             system: transcript.system.clone(),
             turns: transcript.turns.clone(),
@@ -138,17 +151,17 @@ impl Conversation {
             (&state, &hash, model.info().fingerprint),
             template,
         );
-        let (transcript, n_turns) = match found {
-            Ok(transcript) => {
+        let (transcript, read, n_turns) = match found {
+            Ok((transcript, read)) => {
                 let n_turns = transcript.turns.len();
-                (transcript, Ok(n_turns))
+                (transcript, read, Ok(n_turns))
             }
             Err(reason) => {
                 let template = self.transcript().template.clone();
-                (Transcript::new(template), Err(reason))
+                (Transcript::new(template), None, Err(reason))
             }
         };
-        self.resume(&state, transcript)?;
+        self.resume(&state, transcript, read)?;
         Ok(Loaded {
             n_tokens: state.n_tokens(),
             is_initial: false,
@@ -181,12 +194,12 @@ fn cannot_read(path: &Path, error: &io::Error) -> Error {
     Error::new(ErrorKind::Io, text)
 }
 
-/// The text under its name, or where it waits for it.
+/// The text under its name, or where it waits for it; and which tokens the state has read, where that is known.
 fn find_text(
     path: &Path,
     of: (&State, &str, u64),
     present: &Template,
-) -> Result<Transcript, String> {
+) -> Result<(Transcript, Option<Known>), String> {
     // What waits says the hash; what has the name may be of a version that did not write it.
     let waiting = read_text(&OutputFile::beside_waiting(path), of, present);
     waiting.or_else(|_| read_text(path, of, present))
@@ -197,7 +210,7 @@ fn read_text(
     path: &Path,
     (state, hash, fingerprint): (&State, &str, u64),
     present: &Template,
-) -> Result<Transcript, String> {
+) -> Result<(Transcript, Option<Known>), String> {
     let shown = path.display();
     let bytes = match fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(format!("no {shown}")),
@@ -220,11 +233,16 @@ fn read_text(
             .parse()
             .map_err(|e| format!("{shown}: template: {e}"))?,
     };
-    Ok(Transcript {
+    let hash = text.tokens_hash.as_deref();
+    let hash = hash.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let n = usize::try_from(text.state_tokens).ok();
+    let read = n.zip(hash).map(|(n, hash)| Known { n, hash });
+    let transcript = Transcript {
         template,
         system: text.system,
         turns: text.turns,
-    })
+    };
+    Ok((transcript, read))
 }
 
 fn hash_of_file(path: &Path) -> io::Result<String> {
@@ -243,7 +261,8 @@ fn shown_hash(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
-fn text_path(path: &Path) -> PathBuf {
+/// Where the text of a conversation is, whose state is in `path`.
+pub fn text_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".json");
     name.into()
@@ -276,6 +295,8 @@ mod tests {
         let saved = first.save(&path)?;
         assert_eq!(saved.text_path, folder.path().join("talk.state.json"));
         assert_eq!((saved.n_turns, saved.n_tokens > 8), (1, true));
+        let text = fs::read(&saved.text_path).expect("was written");
+        assert!(Saved::begins_text(&text[..64]) && !Saved::begins_text(b"{}"));
         let expected = say(&mut first, "And borrowing?")?;
 
         let mut second = begin(&model, "")?;

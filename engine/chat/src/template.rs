@@ -8,9 +8,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model};
+use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model, Tokens};
 
-use crate::own::OwnTemplate;
+use crate::own::{Asked, OwnTemplate};
+use crate::said::{Transcript, Turn};
 use crate::think::Think;
 
 /// The form of a conversation.
@@ -50,6 +51,10 @@ pub(crate) const OWN: &str = "model";
 
 /// What older GGUF files say in place of a template: the form of the World models.
 const WORLD_IN_GGUF: &str = "rwkv-world";
+
+/// Texts of RWKV-7's training begin behind this token, which ends the one before. Other versions were trained so, too,
+/// but are used without it.
+const FIRST_TOKEN: u32 = 0;
 
 /// Ends every turn.
 pub const TURN_END: &str = "\n\n";
@@ -95,6 +100,18 @@ impl Template {
         match &self.form {
             Form::Own(own) => Some(own),
             _ => None,
+        }
+    }
+
+    /// Whether a model can be asked for such a thought in this form: for any with the form of the World models, and with
+    /// a template that came with a model for [`Think::On`] and [`Think::Fake`], if it knows `enable_thinking` as
+    /// transformers does.
+    pub fn can_think(&self, think: Think) -> bool {
+        match (think, self.own()) {
+            (Think::Off, _) => true,
+            (Think::On | Think::Fake, Some(own)) => own.has_thoughts,
+            (_, Some(_)) => false,
+            (_, None) => self.is_world(),
         }
     }
 
@@ -179,6 +196,73 @@ impl Template {
         format!("{turn}{}", think.opening())
     }
 
+    /// The tokens of a whole conversation, from the empty state up to where the answer to `message`, or the thought in
+    /// front of it, begins: for programs that keep conversations themselves. `turns` are messages with their answers,
+    /// the oldest first, without thoughts. A [`Conversation`](crate::Conversation) reads the same tokens, turn by turn.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Tokenizer`] where the model has none; [`ErrorKind::Format`] where a template that came with it
+    /// fails, or raises an error of its own; [`ErrorKind::Argument`] where it [cannot](Self::can_think) be asked for
+    /// such a thought.
+    pub fn prompt(
+        &self,
+        model: &Model,
+        system: &str,
+        turns: &[(&str, &str)],
+        message: &str,
+        think: Think,
+    ) -> Result<Tokens, Error> {
+        self.check_think(think)?;
+        if let Some(own) = self.own() {
+            let mut said = Transcript::new(self.clone());
+            said.system = system.to_owned();
+            said.turns.extend(turns.iter().map(|(user, answer)| Turn {
+                user: (*user).to_owned(),
+                answer: answer.trim().to_owned(),
+            }));
+            let asked = Asked {
+                message,
+                think,
+                asks: true,
+            };
+            return own.encode(model, &own.render(&said, None, &asked)?);
+        }
+        let mut tokens: Vec<u32> = self.first_token(model).into_iter().collect();
+        let mut read = |text: &str| -> Result<(), Error> {
+            tokens.extend_from_slice(&model.tokenize(text.as_bytes(), usize::MAX)?);
+            Ok(())
+        };
+        read(&self.system(system))?;
+        for (user, answer) in turns {
+            read(&self.turn(user))?;
+            read(&answered(answer))?;
+        }
+        read(&self.turn_with(message, think))?;
+        Ok(tokens.into())
+    }
+
+    /// The token that a conversation with this model begins with, where nothing else does.
+    pub(crate) fn first_token(&self, model: &Model) -> Option<u32> {
+        let is_world = self.is_world() && model.tokenizer().is_ok_and(|one| one.is_world());
+        (is_world && model.info().version == 7).then_some(FIRST_TOKEN)
+    }
+
+    pub(crate) fn check_think(&self, think: Think) -> Result<(), Error> {
+        let text = match self.own() {
+            _ if self.can_think(think) => return Ok(()),
+            None => format!("think {think}: template {self} has no thoughts, expected world"),
+            Some(own) if own.has_thoughts => format!(
+                "think {think}: the model's own template knows thoughts of one length, expected on, fake or off"
+            ),
+            Some(_) => format!(
+                "think {think}: the model's own template has no thoughts to ask for (nothing in it depends on \
+                 enable_thinking)"
+            ),
+        };
+        Err(Error::new(ErrorKind::Argument, text))
+    }
+
     /// The text that ends an answer without thoughts; empty where only the end of text does.
     pub fn stop(&self) -> &'static str {
         match &self.form {
@@ -258,6 +342,13 @@ impl fmt::Display for Template {
             _ => f.write_str(&self.name),
         }
     }
+}
+
+/// What stands behind [`Template::turn`] for an answer without the space around it.
+pub(crate) fn answered(answer: &str) -> String {
+    let answer = answer.trim();
+    let space = if answer.is_empty() { "" } else { " " };
+    format!("{space}{answer}{TURN_END}")
 }
 
 /// A text as those that the models were trained on were cleaned: lines end in `\n`, none is empty, since a
@@ -346,6 +437,63 @@ mod tests {
             let raven: Template = "raven".parse().expect("a template");
             assert_eq!(raven.turn_with("Hi", think), "Bob: Hi\n\nAlice:");
             assert_eq!(raven.stop_with(think), "\n\n");
+        }
+    }
+
+    /// Conversations as they are published for these models, to the blank line.
+    #[test]
+    fn conversations_are_written_as_published() {
+        let list = crate::tools::system_text(["weather(city)", "time(zone)"]);
+        let output = crate::tools::output_message("{\"rain\": true}\n\n");
+        let call = "{\"weather\": \"Oslo\"}\n```";
+        // Name, system text, turns with how they are thought about, and all of it in front of the last answer.
+        type Said<'a> = &'a [(&'a str, &'a str, Think)];
+        let table: [(&str, &str, Said<'_>, &str); 8] = [
+            ("world", "", &[(" a\r\n\r\n\r\nb ", "", Think::Off)], "User: a\nb\n\nAssistant:"),
+            (
+                "world",
+                "\nBe kind.\n\n\nBe brief.\r\n",
+                &[("Hi\n", "Hello.", Think::Off), ("You?", "", Think::Off)],
+                "System: Be kind.\nBe brief.\n\nUser: Hi\n\nAssistant: Hello.\n\nUser: You?\n\nAssistant:",
+            ),
+            (
+                "g1",
+                "",
+                &[("1+1", "2", Think::Off), ("2+2 \n", "", Think::On)],
+                "User: 1+1\n\nAssistant: 2\n\nUser: 2+2\n\nAssistant: <think",
+            ),
+            ("g1", "", &[("Hi", "", Think::Short)], "User: Hi (think a bit)\n\nAssistant: <think"),
+            ("g1", "", &[("Hi\n\n", "", Think::Long)], "User: Hi (think a lot)\n\nAssistant: <think"),
+            ("g1", "", &[("Hi", "", Think::Fake)], "User: Hi\n\nAssistant: <think>\n</think"),
+            (
+                "g1",
+                &list,
+                &[("Rain in Oslo?", call, Think::Off), (&output, "", Think::Off)],
+                "System: Tools:\n- weather(city)\n- time(zone)\nReturn only a JSON function call.\n\n\
+                 User: Rain in Oslo?\n\nAssistant: ```json{\"weather\": \"Oslo\"}\n```\n\n\
+                 User: Function output:\n{\"rain\": true}\n\nAssistant:",
+            ),
+            (
+                "raven",
+                "",
+                &[("Hi\n\nyou", "Hello.", Think::Off), ("1", "", Think::Off)],
+                "Bob: Hi\nyou\n\nAlice: Hello.\n\nBob: 1\n\nAlice:",
+            ),
+        ];
+        for (name, system, turns, expected) in table {
+            let template: Template = name.parse().expect("a template");
+            let mut written = template.system(system);
+            for &(message, answer, think) in turns {
+                written += &template.turn_with(message, think);
+                if answer == call {
+                    written += crate::tools::CALL_BEGINS;
+                    written += answer;
+                    written += TURN_END;
+                } else if !answer.is_empty() {
+                    written += &format!(" {answer}{TURN_END}");
+                }
+            }
+            assert_eq!(written, expected);
         }
     }
 

@@ -31,6 +31,8 @@ const NAMES: [(Think, &str); 5] = [
     (Think::Long, "long"),
 ];
 
+/// Begins a thought.
+const BEGIN: &str = "<think>";
 /// Ends a thought.
 const END: &str = "</think>";
 
@@ -75,18 +77,23 @@ impl FromStr for Think {
 }
 
 /// What a model writes, taken apart into the thought and the answer as it comes.
+#[derive(Clone)]
 pub(crate) struct Parted {
     /// Without the brackets around it.
     pub(crate) thought: String,
     pub(crate) answer: String,
     part: Part,
-    /// What may be the beginning of the thought's end.
+    /// What may be the beginning of the thought's end, or of a thought.
     held: String,
+    /// Whether all of it is the answer.
+    is_answer: bool,
 }
 
 /// Where the next character belongs.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
+    /// A thought that the model opens itself, or the answer.
+    Start,
     /// The `>` of the prompt's `<think`, or no bracket and already the thought.
     Opening,
     Thought,
@@ -98,22 +105,67 @@ enum Part {
 impl Parted {
     /// Behind a prompt that ends as this wants it.
     pub(crate) fn behind(think: Think) -> Self {
+        Self::at(match think {
+            Think::Off => Part::Answer,
+            Think::Fake => Part::Closing,
+            Think::On | Think::Short | Think::Long => Part::Opening,
+        })
+    }
+
+    /// Behind what a template that came with a model writes for an answer to come: it may open a thought, open and
+    /// close one, or leave that to the model.
+    pub(crate) fn behind_text(text: &str) -> Self {
+        let behind = |mark: &str| text.rfind(mark).map(|at| (at, &text[at + mark.len()..]));
+        let (opened, closed) = (behind("<think"), behind("</think"));
+        Self::at(match (opened, closed) {
+            (opened, Some((at, rest))) if opened.is_none_or(|(open, _)| open < at) => {
+                match rest.is_empty() {
+                    true => Part::Closing,
+                    false => Part::Answer,
+                }
+            }
+            (Some((_, "")), _) => Part::Opening,
+            (Some(_), _) => Part::Thought,
+            (None, _) => Part::Start,
+        })
+    }
+
+    fn at(part: Part) -> Self {
         Parted {
             thought: String::new(),
             answer: String::new(),
-            part: match think {
-                Think::Off => Part::Answer,
-                Think::Fake => Part::Closing,
-                Think::On | Think::Short | Think::Long => Part::Opening,
-            },
+            part,
             held: String::new(),
+            is_answer: matches!(part, Part::Start | Part::Answer),
         }
+    }
+
+    /// Whether the text so far, from the prompt on, has neither a thought nor the end of one.
+    pub(crate) fn begins_with_answer(&self) -> bool {
+        self.is_answer
     }
 
     /// Takes more of the text, and gives what has come to the thought and to the answer.
     pub(crate) fn push(&mut self, piece: &str) -> (&str, &str) {
         let (n_thought, n_answer) = (self.thought.len(), self.answer.len());
         let mut rest = piece;
+        let begun;
+        if self.part == Part::Start {
+            self.held.push_str(piece);
+            let word = self.held.trim_start();
+            rest = "";
+            if let Some(thought) = word.strip_prefix(BEGIN) {
+                begun = thought.to_owned();
+                rest = &begun;
+                self.held.clear();
+                self.is_answer = false;
+                self.part = Part::Thought;
+            } else if !BEGIN.starts_with(word) {
+                self.answer.push_str(&self.held);
+                self.held.clear();
+                self.part = Part::Answer;
+            }
+        }
         if matches!(self.part, Part::Opening | Part::Closing) && !rest.is_empty() {
             rest = rest.strip_prefix('>').unwrap_or(rest);
             self.part = match self.part {
@@ -138,12 +190,16 @@ impl Parted {
         (&self.thought[n_thought..], &self.answer[n_answer..])
     }
 
-    /// Ends the text: what might have become the thought's end is part of it. Gives that.
-    pub(crate) fn finish(&mut self) -> &str {
-        let n = self.thought.len();
-        self.thought.push_str(&self.held);
+    /// Ends the text: what might have become a thought's beginning or end is part of the answer or the thought. Gives
+    /// what comes to the thought and to the answer.
+    pub(crate) fn finish(&mut self) -> (&str, &str) {
+        let (n_thought, n_answer) = (self.thought.len(), self.answer.len());
+        match self.part {
+            Part::Start => self.answer.push_str(&self.held),
+            _ => self.thought.push_str(&self.held),
+        }
         self.held.clear();
-        &self.thought[n..]
+        (&self.thought[n_thought..], &self.answer[n_answer..])
     }
 }
 
@@ -169,7 +225,11 @@ mod tests {
     }
 
     fn parted_in(think: Think, text: &str, size: usize) -> (String, String) {
-        let (mut parts, mut given) = (Parted::behind(think), (String::new(), String::new()));
+        parted_behind(Parted::behind(think), text, size)
+    }
+
+    fn parted_behind(mut parts: Parted, text: &str, size: usize) -> (String, String) {
+        let mut given = (String::new(), String::new());
         let bytes: Vec<char> = text.chars().collect();
         for piece in bytes.chunks(size.max(1)) {
             let piece: String = piece.iter().collect();
@@ -177,7 +237,9 @@ mod tests {
             given.0 += thought;
             given.1 += answer;
         }
-        given.0 += parts.finish();
+        let (thought, answer) = parts.finish();
+        given.0 += thought;
+        given.1 += answer;
         assert_eq!((&given.0, &given.1), (&parts.thought, &parts.answer));
         given
     }
@@ -195,6 +257,36 @@ mod tests {
         assert_eq!(parted(Think::Fake, ">\nYes."), texts("", "\nYes."));
         assert_eq!(parted(Think::Fake, "Yes>"), texts("", "Yes>"));
         assert_eq!(parted(Think::Off, ">a</think>"), texts("", ">a</think>"));
+    }
+
+    /// Where templates of others leave off.
+    #[test]
+    fn thoughts_may_be_opened_by_the_prompt_or_by_the_model() {
+        for (prompt, text, thought, answer) in [
+            ("Assistant:", " Yes <think>", "", " Yes <think>"),
+            (
+                "Assistant:",
+                "\n<think>\nWell</think> Yes",
+                "\nWell",
+                " Yes",
+            ),
+            ("Assistant:", " <thin", "", " <thin"),
+            ("", "<think>Well", "Well", ""),
+            ("Assistant: <think", ">Well</think>Yes", "Well", "Yes"),
+            ("Assistant: <think>\n", "Well</think>Yes", "Well", "Yes"),
+            ("<think>\nOkay,", " so</think>Yes", " so", "Yes"),
+            ("<think></think", ">\nYes", "", "\nYes"),
+            ("<think>\n\n</think>\n\n", "Yes</think>", "", "Yes</think>"),
+        ] {
+            for size in 1..=text.len() {
+                let found = parted_behind(Parted::behind_text(prompt), text, size);
+                assert_eq!(
+                    found,
+                    (thought.into(), answer.into()),
+                    "{prompt:?} {text:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -18,15 +18,22 @@ const MODELS_MAX: usize = 1000;
 pub(crate) fn explain(client: &Client, id: &ModelId, failure: Failure) -> Error {
     match failure {
         Failure::Other(error) => error,
-        Failure::Network(text) | Failure::Unreachable(text) => Error::new(
-            ErrorKind::Network,
-            format!(
-                "{id}: no such file or folder here, and it cannot be downloaded: {text}; {}",
-                not_in_cache(client, id)
-            ),
-        ),
+        Failure::Network(text) => not_downloaded(client, id, &text),
+        Failure::Unreachable(text) => {
+            not_downloaded(client, id, &format!("the hub cannot be reached: {text}"))
+        }
         Failure::Refused(refusal) => refused(client, id, &refusal),
     }
+}
+
+fn not_downloaded(client: &Client, id: &ModelId, why: &str) -> Error {
+    Error::new(
+        ErrorKind::Network,
+        format!(
+            "{id}: no such file or folder here, and it cannot be downloaded: {why}; {}",
+            not_in_cache(client, id)
+        ),
+    )
 }
 
 /// A model that is asked for while the network is forbidden by an environment variable.
@@ -46,6 +53,12 @@ fn not_in_cache(client: &Client, id: &ModelId) -> String {
         return format!("what {cache} has cannot be seen: {error}");
     }
     let repository = Repository::new(client, id);
+    if repository.is_unknown() {
+        return format!(
+            "looked for {}, of which {cache} has nothing",
+            id.repository()
+        );
+    }
     let known = match repository.commits().first() {
         Some(commit) => format!(", but it has commit {commit}, which @{commit} names"),
         None => String::new(),

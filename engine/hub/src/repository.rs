@@ -1,6 +1,6 @@
 //! Which files of a repository a model needs, and bringing them into the cache.
 //!
-//! Small files come first: configuration, tokenizer, index; a repository of another kind of model
+//! Small files come first: configuration, tokenizer, chat template, index; a repository of another kind of model
 //! is refused by them before gigabytes are fetched. Weights are taken in the order in which the
 //! engine looks for them; what a snapshot already has whole, in whatever form, is enough.
 
@@ -79,7 +79,7 @@ impl<'a> Repository<'a> {
                 let is_whole = path.is_file()
                     && !links_to_nothing(beside)
                         .iter()
-                        .any(|name| is_tokenizer(name));
+                        .any(|name| goes_beside(name));
                 is_whole.then_some(path)
             }
             None => {
@@ -103,7 +103,7 @@ impl<'a> Repository<'a> {
             Some(file) => {
                 let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
                 let beside = links_to_nothing(&snapshot.join(folder));
-                let beside = beside.into_iter().filter(|name| is_tokenizer(name));
+                let beside = beside.into_iter().filter(|name| goes_beside(name));
                 missing.extend(beside.map(|name| format!("{folder}{name}")));
                 if !snapshot.join(file).is_file() {
                     missing.insert(file.to_owned());
@@ -130,6 +130,11 @@ impl<'a> Repository<'a> {
             }
         }
         missing.into_iter().collect()
+    }
+
+    /// Whether nothing of it is in the cache, not even a part.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.cache.commits().is_empty() && self.cache.commit(self.id.revision()).is_none()
     }
 
     /// The commits of which all of the model is in the cache.
@@ -226,7 +231,7 @@ impl<'a> Repository<'a> {
         Ok((snapshot, tokenizer))
     }
 
-    /// One named file, and the tokenizer beside it.
+    /// One named file, and the tokenizer and the chat template beside it.
     fn fetch_file(&self, file: &str, listing: &Listing) -> Result<(), Failure> {
         if !listing.files.contains(file) {
             let near = near_names(file, listing.files.iter().map(String::as_str));
@@ -234,7 +239,7 @@ impl<'a> Repository<'a> {
             return Err(Error::new(ErrorKind::NotFound, text).into());
         }
         let folder = file.rfind('/').map_or("", |slash| &file[..=slash]);
-        let is_beside = |name: &&String| name.strip_prefix(folder).is_some_and(is_tokenizer);
+        let is_beside = |name: &&String| name.strip_prefix(folder).is_some_and(goes_beside);
         let mut wanted: Vec<&str> = Vec::new();
         if is_weights(file) && !file.ends_with(GGUF_ENDING) {
             wanted.extend(listing.files.iter().filter(is_beside).map(String::as_str));
@@ -417,9 +422,14 @@ fn check_model_type(config: &Path, known: &[(&str, &str)]) -> Result<()> {
     }
 }
 
+/// Whether a file goes with weights of one file, too: what cuts texts into tokens, and what writes conversations.
+fn goes_beside(name: &str) -> bool {
+    matches!(name, "chat_template.jinja" | "tokenizer_config.json") || is_tokenizer(name)
+}
+
 /// Whether a file goes with the weights of a model.
 fn is_small(name: &str) -> bool {
-    matches!(name, "config.json" | "generation_config.json") || is_tokenizer(name)
+    matches!(name, "config.json" | "generation_config.json") || goes_beside(name)
 }
 
 /// Names of a folder that are links to nothing: what they led to was removed.

@@ -10,7 +10,7 @@ use crate::files::SourceFile;
 pub(super) const CONFIG: &str = "adapter_config.json";
 
 /// Such a file has some thirty lines.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
+pub(super) const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// What is said of the adapter.
 #[derive(serde::Deserialize)]

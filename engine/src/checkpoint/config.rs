@@ -185,7 +185,7 @@ pub(crate) fn has_ends_of_0(config: &Config) -> bool {
 
 /// The architecture whose directory this is: its name says more than the first tensor that is missing.
 fn architecture(fields: &Map<String, Value>) -> Result<&'static Architecture> {
-    let all = known::architectures;
+    let all = known::in_directories;
     let expected = |name: fn(&Architecture) -> &str| {
         let names: Vec<_> = all()
             .map(|one| format!("\"{}\" ({})", name(one), one.title))
@@ -238,9 +238,9 @@ fn by_version(
         return Ok(None);
     };
     let name = |one: &Architecture| format!("rwkv{}", one.version);
-    let one = known::architectures().find(|one| *found == *name(one));
+    let one = known::in_directories().find(|one| *found == *name(one));
     one.map(Some).ok_or_else(|| {
-        let names: Vec<_> = known::architectures()
+        let names: Vec<_> = known::in_directories()
             .map(|one| format!("\"{}\"", name(one)))
             .collect();
         Error::unsupported(format!(

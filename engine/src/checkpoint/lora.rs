@@ -1,4 +1,4 @@
-//! Adapters, as RWKV-PEFT trains them, merged with a checkpoint: LoRA, PiSSA, DiSHA and Bone.
+//! Adapters, as RWKV-PEFT and PEFT train them, merged with a checkpoint: LoRA, PiSSA, DiSHA and Bone.
 //!
 //! Input: a checkpoint and files of tensors, `X.lora_A` and `X.lora_B`, `X.disha` or `X.bone` beside the `X.weight` of the
 //! model, and tensors of the model that were trained as a whole. Output: the checkpoint, whose matrices know what is added
@@ -15,6 +15,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::additions::{Addition, Inputs};
 use super::names::require_fit;
 use super::open::{read_weights, FileContent};
+use super::peft::{self, Scaling};
+use super::per_head::Heads;
 use super::tensor::RawTensor;
 use super::tuned::{time_state_layer, TunedState};
 use super::{Checkpoint, Dtype};
@@ -32,7 +34,8 @@ const HASH_BYTES: u64 = 8 << 20;
 /// It is a `.pth` or `.safetensors` file of RWKV-PEFT, with these tensors beside a matrix `X.weight` (outputs, inputs) of
 /// the model, here W:
 ///
-/// * LoRA: `X.lora_A` (rank, inputs) and `X.lora_B` (outputs, rank). W + (alpha / rank) B A.
+/// * LoRA: `X.lora_A` (rank, inputs) and `X.lora_B` (outputs, rank). W + (alpha / rank) B A. Also a folder of PEFT, or the
+///   file in it: its `adapter_config.json` says alpha, for each matrix, and whether the rank's square root is meant.
 /// * PiSSA: the same, behind another file, of `X.init_lora_A` and `X.init_lora_B`, which training has written when it
 ///   began. W - B0 A0 + B A.
 /// * DiSHA, also called MiSS: `X.disha` (r, outputs). Column j of W gets row j mod r added.
@@ -44,9 +47,10 @@ const HASH_BYTES: u64 = 8 << 20;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Lora {
-    /// The file.
+    /// The file, or a folder of PEFT.
     pub file: PathBuf,
-    /// Of LoRA, what it was trained with; its files do not hold it. None of the others has one.
+    /// Of LoRA, what it was trained with; its files do not hold it, but a configuration of PEFT beside them does. None
+    /// of the others has one.
     pub alpha: Option<f64>,
 }
 
@@ -116,8 +120,11 @@ const ROLES: [(&str, Role); 6] = [
 const BEHIND_ROLES: [&str; 4] = ["", "weight", "default", "default.weight"];
 
 /// The tensors of a file by the raw names of the model's tensors.
-struct Adapter<'a> {
-    lora: &'a Lora,
+struct Adapter {
+    /// Of LoRA.
+    scaling: Option<Scaling>,
+    /// It was named, and does not only lie beside.
+    is_named: bool,
     file: SourceFile,
     parts: BTreeMap<String, BTreeMap<Role, RawTensor>>,
     /// Those that replace the model's.
@@ -131,8 +138,8 @@ struct Adapter<'a> {
 /// # Errors
 /// What cannot be read or does not fit, with its file and tensor.
 pub(crate) fn merge_all(checkpoint: &mut Checkpoint, loras: &[Lora], access: Access) -> Result<()> {
-    let mut init: Option<Adapter<'_>> = None;
-    let alone = |init: Adapter<'_>| {
+    let mut init: Option<Adapter> = None;
+    let alone = |init: Adapter| {
         let text = "what PiSSA began with (init_lora_A and init_lora_B), expected the adapter that was trained from it \
                     behind it";
         Err(Error::argument(text).at(init.file.name()))
@@ -149,8 +156,8 @@ pub(crate) fn merge_all(checkpoint: &mut Checkpoint, loras: &[Lora], access: Acc
     init.map_or(Ok(()), alone)
 }
 
-impl<'a> Adapter<'a> {
-    fn read(checkpoint: &Checkpoint, lora: &'a Lora, access: Access) -> Result<Self> {
+impl Adapter {
+    fn read(checkpoint: &Checkpoint, lora: &Lora, access: Access) -> Result<Self> {
         let place = lora.file.display();
         if let Some(alpha) = lora
             .alpha
@@ -159,22 +166,45 @@ impl<'a> Adapter<'a> {
             let text = format!("alpha {alpha}, expected a finite number above 0");
             return Err(Error::argument(text).at(place));
         }
-        let file = SourceFile::open_with(&lora.file, access)?;
+        let (path, config) = peft::find(&lora.file)?;
+        let is_folder = path != lora.file;
+        let scaling = match (lora.alpha, config) {
+            (Some(_), Some(config)) if is_folder => {
+                let text = format!("an alpha, expected none: {} says it", config.display());
+                return Err(Error::argument(text).at(place));
+            }
+            (Some(alpha), _) => Some(Scaling::of_alpha(alpha)),
+            (None, Some(config)) => match peft::read(&config, access)? {
+                None if is_folder => {
+                    let text = "of another kind of adapter, expected peft_type LORA";
+                    return Err(Error::unsupported(text).at(config.display()));
+                }
+                scaling => scaling,
+            },
+            (None, None) => None,
+        };
+        let file = SourceFile::open_with(&path, access)?;
         let FileContent::Tensors(found) = read_weights(file.clone())? else {
             let text = "a whole model, expected an adapter in a .pth or .safetensors file";
             return Err(Error::unsupported(text).at(place));
         };
         let mut adapter = Adapter {
-            lora,
+            scaling,
+            is_named: lora.alpha.is_some() || is_folder,
             file,
             parts: BTreeMap::new(),
             whole: BTreeMap::new(),
             tuned: BTreeMap::new(),
         };
-        let names: Vec<String> = found.iter().map(|tensor| tensor.name.clone()).collect();
+        let name_of = |tensor: &RawTensor| peft::without_prefix(&tensor.name).to_owned();
+        let names: Vec<String> = found.iter().map(name_of).collect();
         let cleaner = Cleaner::new(names.iter().map(String::as_str));
         for (tensor, name) in found.into_iter().zip(&names) {
             adapter.add(checkpoint, tensor, &cleaner.name(name))?;
+        }
+        let mut roles = adapter.parts.values().flat_map(BTreeMap::keys);
+        if !adapter.is_named && !roles.any(|role| *role <= Role::LoraB) {
+            adapter.scaling = None;
         }
         if adapter.parts.is_empty() {
             let text =
@@ -232,6 +262,11 @@ impl<'a> Adapter<'a> {
         if !line.is_there() {
             return Ok(());
         }
+        let heads = Heads::of_sizes(line.sizes).filter(|_| line.spec.row.is_some());
+        let tensor = match heads {
+            Some(heads) => heads.rows_of(tensor),
+            None => tensor,
+        };
         require_fit(&tensor, &line)?;
         twice(self.whole.insert(line.raw_name(), tensor))
     }
@@ -245,7 +280,7 @@ impl<'a> Adapter<'a> {
         let first = others.next().or(self.whole.values().next());
         match (init.is_empty(), first.or(self.tuned.values().next())) {
             (true, _) => Ok(false),
-            (false, None) if self.lora.alpha.is_some() => Err(self.needs_no_alpha()),
+            (false, None) if self.scaling.is_some() => Err(self.needs_no_alpha()),
             (false, None) => Ok(true),
             (false, Some(tensor)) => {
                 let text =
@@ -256,7 +291,7 @@ impl<'a> Adapter<'a> {
     }
 
     /// `init`: what PiSSA began with, for one that it has trained.
-    fn merge(self, checkpoint: &mut Checkpoint, init: Option<Adapter<'_>>) -> Result<()> {
+    fn merge(mut self, checkpoint: &mut Checkpoint, init: Option<Adapter>) -> Result<()> {
         let tied = checkpoint.config.settings.tie_word_embeddings;
         let mut changed = self.parts.keys().chain(self.whole.keys());
         if let (true, Some(name)) = (
@@ -274,10 +309,13 @@ impl<'a> Adapter<'a> {
         let is_lora =
             |parts: &BTreeMap<Role, RawTensor>| parts.keys().any(|role| *role <= Role::LoraB);
         let has_alpha = init.is_none() && self.parts.values().any(is_lora);
-        match (has_alpha, self.lora.alpha) {
+        if !has_alpha && !self.is_named {
+            self.scaling = None;
+        }
+        match (has_alpha, &self.scaling) {
             (true, None) => {
                 let text = "LoRA without its alpha, which such files do not hold, expected the lora_alpha that it was \
-                            trained with: FILE:ALPHA on the command line";
+                            trained with: FILE:ALPHA on the command line, or adapter_config.json of PEFT beside it";
                 return Err(Error::argument(text).at(self.file.name()));
             }
             (false, Some(_)) => return Err(self.needs_no_alpha()),
@@ -290,8 +328,8 @@ impl<'a> Adapter<'a> {
                 add_to(checkpoint, &name, parts, Scale::Fixed(-1.0))?;
             }
         }
-        let scale = match self.lora.alpha {
-            Some(alpha) => Scale::Alpha(alpha),
+        let scale = match &self.scaling {
+            Some(scaling) => Scale::Of(scaling),
             None => Scale::Fixed(1.0),
         };
         adapters.push(self.merged()?);
@@ -309,7 +347,7 @@ impl<'a> Adapter<'a> {
     }
 
     /// Whether both have the same matrices.
-    fn require_pair(&self, init: &Adapter<'_>) -> Result<()> {
+    fn require_pair(&self, init: &Adapter) -> Result<()> {
         let pair = [(self, init, Role::LoraA), (init, self, Role::InitA)];
         for (one, other, role) in pair {
             let parts = one
@@ -338,7 +376,11 @@ impl<'a> Adapter<'a> {
 
     /// Reads all of the file.
     fn merged(&self) -> Result<MergedAdapter> {
-        let mut hash = Xxh3::with_seed(self.lora.alpha.map_or(0, f64::to_bits));
+        let alpha = self.scaling.as_ref().map(Scaling::alpha);
+        let more = self.scaling.as_ref().map(Scaling::beyond_alpha);
+        let more = more.unwrap_or_default();
+        let mut hash = Xxh3::with_seed(alpha.map_or(0, f64::to_bits));
+        hash.update(more.as_bytes());
         let mut start = 0;
         while start < self.file.len() {
             let range = start..self.file.len().min(start + HASH_BYTES);
@@ -348,8 +390,8 @@ impl<'a> Adapter<'a> {
         }
         let name = self.file.name();
         Ok(MergedAdapter {
-            text: match self.lora.alpha {
-                Some(alpha) => format!("{name}, alpha {alpha}"),
+            text: match alpha {
+                Some(alpha) => format!("{name}, alpha {alpha}{more}"),
                 None => name.to_owned(),
             },
             identity: hash.digest(),
@@ -360,9 +402,8 @@ impl<'a> Adapter<'a> {
 
 /// By what a product of two matrices is multiplied.
 #[derive(Clone, Copy)]
-enum Scale {
-    /// By this divided by its rank.
-    Alpha(f64),
+enum Scale<'a> {
+    Of(&'a Scaling),
     Fixed(f64),
 }
 
@@ -371,7 +412,7 @@ fn add_to(
     checkpoint: &mut Checkpoint,
     name: &str,
     mut parts: BTreeMap<Role, RawTensor>,
-    scale: Scale,
+    scale: Scale<'_>,
 ) -> Result<()> {
     let Some(matrix) = checkpoint.tensors.get_mut(name) else {
         let place = format!("{}: tensor {name}", checkpoint.place);
@@ -412,7 +453,7 @@ fn product(
     a: RawTensor,
     b: RawTensor,
     (outputs, inputs): (usize, usize),
-    scale: Scale,
+    scale: Scale<'_>,
 ) -> Result<Addition> {
     let rank = match a.shape[..] {
         [rank, n] if n == inputs && rank > 0 => rank,
@@ -425,7 +466,7 @@ fn product(
         return Err(wrong_shape(&b, &format!("[{outputs}, {rank}]")));
     }
     let scale = match scale {
-        Scale::Alpha(alpha) => alpha / rank as f64,
+        Scale::Of(scaling) => scaling.factor(&a.name, rank).map_err(|e| e.at(a.place()))?,
         Scale::Fixed(scale) => scale,
     };
     Ok(Addition::Product {

@@ -31,6 +31,8 @@ mod json;
 mod lora;
 mod names;
 mod open;
+mod peft;
+mod per_head;
 mod pickle;
 mod rwkv_cpp;
 pub(crate) mod safetensors;
@@ -43,8 +45,8 @@ mod tuned;
 mod views;
 mod zip;
 
-pub(crate) use chat_template::read as read_chat_template;
 pub use chat_template::ChatTemplate;
+pub(crate) use chat_template::{read as read_chat_template, METADATA as CHAT_TEMPLATE};
 pub(crate) use config::has_ends_of_0;
 pub(crate) use dtype::Dtype;
 pub(crate) use forms::Forms;

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::per_head::{is_time_first, Heads};
 use super::tensor::RawTensor;
 use super::tuned::{time_state_layer, TunedState};
 use crate::error::{Error, Result};
@@ -130,9 +131,10 @@ impl Named {
             named.add(&clean, tensor)?;
         }
         let turned = named.turn_low_rank_matrices();
-        if let (Some(name), Some(state)) = (turned, named.tuned.values().next()) {
+        let renamed = named.give_heads_rows();
+        if let (Some(name), Some(state)) = (turned.or(renamed), named.tuned.values().next()) {
             let text = format!(
-                "an initial state beside {name}, which another program has transposed, and maybe the state as well: \
+                "an initial state beside {name}, which another program has changed, and maybe the state as well: \
                  expected the tensors as they were trained"
             );
             return Err(Error::unsupported(text).at(state.place()));
@@ -189,6 +191,24 @@ impl Named {
             }
         }
         turned
+    }
+
+    /// Gives the decays and bonuses of RWKV-5 a row for each head, whichever of its versions they are of. Gives the name
+    /// of a bonus that another program has renamed.
+    fn give_heads_rows(&mut self) -> Option<String> {
+        let heads = Heads::shown_by(self.architecture, &self.tensors)?;
+        let mut renamed = None;
+        for (name, tensor) in &mut self.tensors {
+            let line = self.architecture.find(name);
+            if line.is_none_or(|(spec, _)| spec.row.is_none()) {
+                continue;
+            }
+            *tensor = heads.rows_of(tensor.clone());
+            if is_time_first(&tensor.name) && !tensor.is_per_head() {
+                renamed = Some(tensor.name.clone());
+            }
+        }
+        renamed
     }
 
     /// The line of a low-rank matrix of that raw name.

@@ -37,7 +37,7 @@ const WEIGHT_FILES: [&str; 4] = [
 ];
 
 /// `__metadata__` of this project's own model files.
-const MODEL_FILE_FORMAT: &str = "rwkv-edge";
+pub(super) const MODEL_FILE_FORMAT: &str = "rwkv-edge";
 
 /// Opens a checkpoint file, a model file, or a folder of either; the files of a folder are mapped or read.
 pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
@@ -47,11 +47,16 @@ pub(crate) fn open_path(path: &Path, access: Access) -> Result<Opened> {
         return open_folder(Folder::Disk(path.to_owned()), mapped);
     }
     let file = SourceFile::open_with(path, access)?;
+    open_file(file, &folder_of(path), mapped)
+}
+
+/// The folder in which a lone file lies.
+pub(super) fn folder_of(path: &Path) -> Folder {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    open_file(file, &Folder::Disk(parent.to_owned()), mapped)
+    Folder::Disk(parent.to_owned())
 }
 
 /// Opens a checkpoint file or a model file that lies in memory. Only the latter and GGUF files may bring a

@@ -14,6 +14,7 @@
 use super::blocks::BlockFormat;
 use super::dtype::Dtype;
 use super::names;
+use super::per_head::is_time_first;
 use super::tensor::RawTensor;
 use crate::error::{Error, Result};
 use crate::files::{FileBytes, SourceFile};
@@ -21,7 +22,7 @@ use crate::math::push;
 use crate::networks::form::Form;
 use crate::networks::known;
 use crate::networks::names::EMBEDDING;
-use crate::networks::table::Architecture;
+use crate::networks::table::{Architecture, Kind};
 
 /// `ggmf`, as a little-endian number.
 const MAGIC: &[u8] = b"fmgg";
@@ -115,7 +116,9 @@ fn as_in_raw(mut tensor: RawTensor, architecture: &Architecture) -> RawTensor {
     let Some((spec, _)) = architecture.find(&tensor.name) else {
         return tensor;
     };
-    tensor.is_in_network_form = spec.form != Form::Same;
+    // Its converter writes what `time_first` of RWKV-5.0 and 5.1 is the logarithm of.
+    let is_bonus = architecture.kind == Kind::V5 && is_time_first(&tensor.name);
+    tensor.is_in_network_form = spec.form != Form::Same || is_bonus;
     if spec.is_low_rank() {
         return tensor.transposed();
     }

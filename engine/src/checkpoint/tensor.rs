@@ -16,6 +16,7 @@ use half::{bf16, f16};
 use super::additions::Addition;
 use super::checksum::Checksum;
 use super::dtype::Dtype;
+use super::per_head::exponentials;
 use crate::error::{Error, Result};
 use crate::files::{FileBytes, SourceFile};
 use crate::math::reserve;
@@ -46,6 +47,8 @@ pub(crate) struct RawTensor {
     pub(crate) is_in_network_form: bool,
     /// How often its numbers were halved when the file was written: they are doubled as often here.
     pub(crate) n_halved: u32,
+    /// Whether the file holds the logarithms of its numbers.
+    pub(crate) is_logarithm: bool,
     /// What adapters add to it, one after the other.
     pub(super) additions: Vec<Addition>,
 }
@@ -111,6 +114,7 @@ impl RawTensor {
             checksum: None,
             is_in_network_form: false,
             n_halved: 0,
+            is_logarithm: false,
             additions: Vec::new(),
         })
     }
@@ -155,6 +159,7 @@ impl RawTensor {
             checksum: None,
             is_in_network_form: false,
             n_halved: 0,
+            is_logarithm: false,
             additions: Vec::new(),
         };
         let end = tensor.end();
@@ -238,6 +243,9 @@ impl RawTensor {
         if self.n_halved > 0 {
             let factor = 2f32.powi(self.n_halved.min(127) as i32);
             out.iter_mut().for_each(|x| *x *= factor);
+        }
+        if self.is_logarithm {
+            exponentials(out);
         }
         self.file.watch().check()
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 impl RawTensor {
     /// Whether the numbers lie side by side in row-major order, and are meant as they are.
     pub(crate) fn is_usable_in_place(&self) -> bool {
-        self.is_contiguous() && self.n_halved == 0 && !self.is_merged()
+        self.is_contiguous() && self.n_halved == 0 && !self.is_logarithm && !self.is_merged()
     }
 
     /// Whether the elements lie side by side in row-major order.

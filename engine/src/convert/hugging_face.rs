@@ -24,8 +24,9 @@ const TRANSFORMERS_VERSION: &str = "4.57.6";
 /// Tokenizers have a few megabytes.
 const FILE_BYTES_MAX: u64 = 256 << 20;
 
-/// Files of a tokenizer that transformers reads, beside World vocabularies.
-const TOKENIZER_FILES: [&str; 7] = [
+/// Files of a tokenizer that transformers reads, beside World vocabularies; the chat template is one of them.
+const TOKENIZER_FILES: [&str; 8] = [
+    "chat_template.jinja",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -124,9 +125,13 @@ pub(super) fn generation(checkpoint: &Checkpoint) -> Result<SideFile> {
     Ok(SideFile::json(GENERATION, &fields))
 }
 
-/// The files of a tokenizer: of the file that was asked for, the one within the source, or those of the source
-/// directory.
-pub(super) fn tokenizer(checkpoint: &Checkpoint, file: Option<&Path>) -> Result<Vec<SideFile>> {
+/// The files of a tokenizer: of the file that was asked for, the one within the source, those of the source
+/// directory, or the one beside a lone file. `notes` gets why one is left out.
+pub(super) fn tokenizer(
+    checkpoint: &Checkpoint,
+    file: Option<&Path>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<SideFile>> {
     let inside = checkpoint.tokenizer.as_ref();
     if let (None, Some(inside), true) = (file, inside, checkpoint.has_tokenizer_inside) {
         let bytes = copied(&inside.bytes, "a tokenizer")?;
@@ -134,7 +139,10 @@ pub(super) fn tokenizer(checkpoint: &Checkpoint, file: Option<&Path>) -> Result<
         return Ok(vec![SideFile { name, bytes }]);
     }
     match (file, &checkpoint.folder) {
-        (Some(path), _) => tokenizer_of_file(&checkpoint.config, path),
+        (Some(path), _) => {
+            let file = SourceFile::open_without_mapping(path)?;
+            tokenizer_files(&checkpoint.config, path, file.name(), whole(&file)?)
+        }
         (None, Some(folder)) => {
             let mut files = Vec::new();
             for name in folder
@@ -148,7 +156,22 @@ pub(super) fn tokenizer(checkpoint: &Checkpoint, file: Option<&Path>) -> Result<
             }
             Ok(files)
         }
-        (None, None) => Ok(Vec::new()),
+        (None, None) => {
+            let Some(beside) = inside else {
+                return Ok(Vec::new());
+            };
+            let bytes = copied(&beside.bytes, "a tokenizer")?;
+            let path = Path::new(&beside.name);
+            let files = tokenizer_files(&checkpoint.config, path, &beside.place, bytes);
+            // It may be that of another model.
+            files.or_else(|error| match error.kind() {
+                ErrorKind::Tokenizer => {
+                    notes.push(format!("passed over {error}"));
+                    Ok(Vec::new())
+                }
+                _ => Err(error),
+            })
+        }
     }
 }
 
@@ -157,10 +180,14 @@ pub(super) fn is_tokenizer_file(name: &str) -> bool {
     TOKENIZER_FILES.contains(&name) || (name.starts_with("rwkv_vocab") && name.ends_with(".txt"))
 }
 
-fn tokenizer_of_file(config: &Config, path: &Path) -> Result<Vec<SideFile>> {
-    let file = SourceFile::open_without_mapping(path)?;
-    let bytes = whole(&file)?;
-    match Tokenizer::from_bytes(file.name(), &bytes) {
+/// Those of a directory that has the tokenizer of a file; `path` may be nothing but its name.
+fn tokenizer_files(
+    config: &Config,
+    path: &Path,
+    place: &str,
+    bytes: Vec<u8>,
+) -> Result<Vec<SideFile>> {
+    match Tokenizer::from_bytes(place, &bytes) {
         Ok(tokenizer) => tokenizer.check_fits(config.sizes.n_vocab)?,
         // A sound file of a kind that this build cannot read is passed on all the same.
         Err(e) if e.kind() == ErrorKind::Unsupported => {}
@@ -173,7 +200,7 @@ fn tokenizer_of_file(config: &Config, path: &Path) -> Result<Vec<SideFile>> {
         return Ok(vec![SideFile { name, bytes }]);
     }
     let parsed: Value = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::new(ErrorKind::Tokenizer, e.to_string()).at(file.name()))?;
+        .map_err(|e| Error::new(ErrorKind::Tokenizer, e.to_string()).at(place))?;
     let mut added = Map::new();
     let mut special = Map::new();
     for token in parsed["added_tokens"].as_array().into_iter().flatten() {

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::output::{folder_of, sync_folder, OutputFile};
 use crate::files::{Access, Watch};
 use crate::networks::config::Settings;
+use crate::networks::known;
 use crate::networks::names::{EMBEDDING, HEAD};
 use crate::progress::{Counter, Progress, ProgressUnit};
 
@@ -59,7 +60,7 @@ pub struct ConvertOptions {
     /// them in one file. By default 5 GB, as transformers does.
     pub shard_bytes_max: Option<NonZeroU64>,
     /// Hugging Face directory: a tokenizer file that becomes part of it: `tokenizer.json`, or a World
-    /// vocabulary. `None` takes over the source's, if that is a directory or has one inside.
+    /// vocabulary. `None` takes over the source's: that of a directory, one inside, or one beside it that fits.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -126,7 +127,7 @@ pub struct Converted {
     /// Why the system may not have kept yet that the files are there, which they are, whole: a power failure might
     /// bring the folder back as it was before.
     pub unsynced: Option<String>,
-    /// What the new form does not hold of the model.
+    /// What the new form does not hold of the model, and what other readers of it do not take.
     pub notes: Vec<String>,
 }
 
@@ -215,7 +216,7 @@ impl CheckpointSource {
     /// # Errors
     ///
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a folder with a model in it, unless
-    /// `overwrite`; `Unsupported` for numbers beyond the range of the wanted type; `Format` for damaged numbers, `Tokenizer`, `Io`.
+    /// `overwrite`; `Unsupported` for RWKV-5.0, and for numbers beyond the range of the wanted type; `Format` for damaged numbers, `Tokenizer`, `Io`.
     pub fn to_hugging_face(
         &self,
         folder: impl AsRef<Path>,
@@ -223,6 +224,15 @@ impl CheckpointSource {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Converted> {
         let (folder, checkpoint) = (folder.as_ref(), &self.0);
+        let architecture = checkpoint.config.sizes.architecture;
+        if architecture.is_only_raw {
+            let text = format!(
+                "{}, which has no form in Hugging Face directories, expected {}: only --to raw can write it",
+                architecture.title,
+                known::titles()
+            );
+            return Err(Error::unsupported(text).at(&checkpoint.place));
+        }
         let names = &checkpoint.config.sizes.architecture.hugging_face;
         let mut parts = target::parts(checkpoint, options.dtype, Spelling::HuggingFace)?;
         if self.head_is_embedding() {
@@ -231,7 +241,9 @@ impl CheckpointSource {
             parts.retain(|part| part.name != head);
         }
         let mut converted = Converted::of(&parts);
-        let tokenizer = hugging_face::tokenizer(checkpoint, options.tokenizer.as_deref())?;
+        converted.notes = self.refused_sizes();
+        let file = options.tokenizer.as_deref();
+        let tokenizer = hugging_face::tokenizer(checkpoint, file, &mut converted.notes)?;
         let generation = hugging_face::generation(checkpoint)?;
         let config = hugging_face::config(checkpoint, converted.dtype.torch_name());
         let shard_bytes_max = options.shard_bytes_max.map_or(u64::MAX, NonZeroU64::get);
@@ -301,7 +313,26 @@ impl CheckpointSource {
         converted.weight_files.push(file.to_owned());
         converted.notes = self.lost_settings();
         converted.tokenizer_files = self.write_tokenizer_inside(folder_of(file))?;
+        converted
+            .notes
+            .extend(self.left_tokenizer(folder_of(file))?);
         Ok(converted)
+    }
+
+    /// Sizes with which the programs of Hugging Face directories refuse a model, although `config.json` says them.
+    fn refused_sizes(&self) -> Vec<String> {
+        let sizes = &self.0.config.sizes;
+        let architecture = sizes.architecture;
+        let derived = (architecture.hugging_face.config.derived)(sizes).into_iter();
+        let refused = derived.filter(|(_, found, theirs)| found != theirs);
+        let texts = refused.map(|(what, found, theirs)| {
+            format!(
+                "{what}: {found}, where the code that is published with {} models takes {theirs} whatever config.json says: it \
+                 will refuse this model, which rwkv-edge reads",
+                architecture.title
+            )
+        });
+        texts.collect()
     }
 
     /// Constants that a raw checkpoint has no place for, and that its readers take to be what they mostly are.
@@ -325,6 +356,21 @@ impl CheckpointSource {
             )
         });
         texts.collect()
+    }
+
+    /// What is said of a tokenizer that stays where it is, beside the source, unless the new file lies there, too.
+    fn left_tokenizer(&self, folder: &Path) -> Result<Option<String>> {
+        let beside = self.0.tokenizer.as_ref();
+        let Some(beside) = beside.filter(|_| !self.0.has_tokenizer_inside) else {
+            return Ok(None);
+        };
+        if canonical(&folder.join(&beside.name))? == canonical(Path::new(&beside.place))? {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "{}: no part of a raw checkpoint: copy it beside the new file, too",
+            beside.place
+        )))
     }
 
     /// The vocabulary of a file that has it inside, beside its weights in raw form.

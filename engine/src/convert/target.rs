@@ -164,8 +164,18 @@ pub(super) fn parts(
                 shape.reverse();
             }
         }
+        if !theirs && source.is_per_head() {
+            // As RWKV-5.0 and 5.1 were published, whose programs read nothing else.
+            let (name, source) = source.as_per_head(&target.0);
+            shape = vec![source.len()];
+            target = (name, Cow::Owned(source));
+        }
         let (name, source) = target;
-        let own = FloatType::keeping(source.dtype);
+        let own = match source.is_logarithm {
+            // What it is of has more digits.
+            true => FloatType::F32,
+            false => FloatType::keeping(source.dtype),
+        };
         let is_own = |one: &&RawTensor| FloatType::keeping(one.dtype) == own;
         let keeping = match more.iter().all(is_own) {
             true => own,

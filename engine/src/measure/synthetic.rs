@@ -149,6 +149,7 @@ impl Model {
             no_sparsity: options.no_sparsity,
             budget: Budget::default(),
             note: plan.note,
+            path: None,
         };
         Ok(Model::assemble(loaded, setup))
     }

@@ -277,7 +277,8 @@ impl Demand {
         let base = self.program.saturating_add(self.fixed);
         let needed = base.saturating_add(running.max(self.loading()));
         Error::memory(format!(
-            "needs {needed} bytes of memory ({weights}{parts}), expected at most {max} (the memory limit){}",
+            "needs {needed} bytes of memory ({weights}{parts}), expected at most {max} (the memory limit): {} will do{}",
+            in_megabytes(needed),
             self.hint(needed)
         ))
     }
@@ -291,10 +292,20 @@ impl Demand {
             .saturating_add(self.low_rank)
             .saturating_add(piece);
         match PAGES_CAN_BE_DROPPED && self.mapped == 0 && enough < needed {
-            true => format!("; a mapped model file, as `quantize` writes them, does with {enough}"),
+            true => format!(
+                "; a mapped model file, as `quantize` writes them, does with {}",
+                in_megabytes(enough)
+            ),
             false => String::new(),
         }
     }
+}
+
+/// A limit that people can give, which surely is enough: what the program itself takes differs from run to run by much
+/// less than what is added here.
+fn in_megabytes(bytes: u64) -> String {
+    const SLACK: u64 = 1 << 20;
+    format!("{}M", bytes.saturating_add(SLACK).div_ceil(1 << 20))
 }
 
 #[cfg(test)]
@@ -372,6 +383,10 @@ mod tests {
             demand.fit(Some(needed)).expect("is enough");
             demand.fit(Some(needed - 1)).expect_err("is not enough");
             assert!(text.contains("the program 8388608"), "{text}");
+            let (_, behind) = text.split_once("limit): ").expect("a limit to give");
+            let (megabytes, _) = behind.split_once("M will do").expect("a limit to give");
+            let enough = MIB * megabytes.parse::<u64>().expect("a number");
+            assert!((MIB..=2 * MIB).contains(&(enough - needed)), "{text}");
             assert_eq!(text.contains("`quantize`"), demand.mapped == 0, "{text}");
             assert_eq!(text.contains("the tokenizer "), demand.needs_text, "{text}");
         }

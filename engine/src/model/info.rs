@@ -90,7 +90,8 @@ pub struct Info {
     /// Why a device map `auto` chose the CPU.
     pub device_note: Option<String>,
     /// What was corrected of what the model's files say, in words for people, such as a token that ends no text in
-    /// its vocabulary; or where the model is taken otherwise than by the program whose file it is.
+    /// its vocabulary; or where the model is taken otherwise than by the program whose file it is, or what
+    /// beside it belongs to another model.
     pub correction: Option<String>,
 }
 

@@ -61,6 +61,7 @@ impl Model {
             no_sparsity: base.no_sparsity,
             budget: Budget::default(),
             note: None,
+            path: None,
         };
         Ok(Model::assemble(loaded, setup))
     }

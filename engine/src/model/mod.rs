@@ -5,10 +5,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::checkpoint::TokenizerFile;
+use crate::checkpoint::{self, ChatTemplate, TokenizerFile};
 use crate::devices::plugin::DeviceLimits;
 use crate::devices::stages::{Pipeline, Stages, Wanted};
 use crate::devices::{data_parallel, device_state};
@@ -80,6 +80,8 @@ pub(crate) struct Inner {
     pub(crate) note: Option<String>,
     /// See [`Info::correction`].
     pub(crate) correction: Option<String>,
+    /// The file or folder that it was opened from, if it was.
+    path: Option<PathBuf>,
     /// Of the mapped files in which matrices are used in place, each once.
     watches: Vec<Watch>,
 }
@@ -116,6 +118,8 @@ pub(crate) struct Setup {
     pub(crate) budget: Budget,
     /// Why a device map `auto` chose the CPU.
     pub(crate) note: Option<String>,
+    /// The file or folder that it was opened from, if it was.
+    pub(crate) path: Option<PathBuf>,
 }
 
 /// The tokenizer is parsed when text is first needed: the 20B one takes longer than mapping a model.
@@ -149,6 +153,7 @@ impl Model {
             stored_blocks: loaded.stored_blocks,
             adapters: loaded.adapters,
             note: setup.note,
+            path: setup.path,
             correction: loaded.correction,
             watches,
         });
@@ -536,6 +541,13 @@ impl Model {
 }
 
 impl Inner {
+    /// For a copy in one file: what came with the files that this was opened from. A model is whole without it, so
+    /// that one which cannot be read is left out.
+    fn chat_template(&self) -> Option<ChatTemplate> {
+        let found = checkpoint::read_chat_template(self.path.as_deref()?);
+        found.unwrap_or_default()
+    }
+
     fn state_layout(&self) -> StateLayout {
         StateLayout::new(&self.config.sizes, self.fingerprint)
     }

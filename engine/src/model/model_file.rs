@@ -2,7 +2,7 @@
 //!
 //! docs/FORMAT.md is the specification. Reading checks structure, names, shapes, scales and vectors;
 //! the weights themselves are not touched, so that a file opens in milliseconds whatever its size.
-//! [`verify`] reads everything. Writing goes through a temporary file.
+//! [`verify_checksum`] reads everything. Writing goes through a temporary file.
 
 #![forbid(unsafe_code)]
 
@@ -15,14 +15,14 @@ use serde_json::{json, Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkpoint::safetensors::{SafetensorsFile, TensorEntry};
-use crate::checkpoint::{Dtype, RawTensor, TokenizerFile};
+use crate::checkpoint::{Dtype, RawTensor, TokenizerFile, CHAT_TEMPLATE};
 use crate::devices::plan::Plan;
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::files::output::OutputFile;
 use crate::files::{FileBytes, GrowingBytes, SourceFile, Watch};
+use crate::math::numbers_of;
 use crate::math::threads::Pool;
-use crate::math::{copied, numbers_of};
 use crate::model::load::{convert, convert_in_pieces};
 use crate::model::{Inner, Loaded};
 use crate::networks::config::Config;
@@ -37,14 +37,16 @@ use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::parts::{BadPart, Numbers, PartKind, Stored};
 use crate::quant::{Quant, Weights};
 
+mod checksum;
+
+pub(crate) use checksum::verify as verify_checksum;
+use checksum::{find as find_checksum, BLANK as CHECKSUM_BLANK};
+
 /// Value of the metadata key `format`.
 pub(crate) const FORMAT: &str = "rwkv-edge";
 const FORMAT_VERSION: u32 = 1;
 /// The data section and every tensor in it start at a multiple of this.
 const ALIGNMENT: usize = 64;
-/// The checksum's place in the header, with what is hashed in its stead.
-const CHECKSUM_KEY: &str = "\"checksum\":\"";
-const CHECKSUM_BLANK: &str = "0000000000000000";
 /// Files of version 0.1 of the program do not have it.
 const FINGERPRINT_OF_ROWS: &str = "fingerprint_of_rows";
 const TOKENIZER: &str = "tokenizer";
@@ -191,6 +193,9 @@ fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Result<Vec<u8>> {
         let name = Path::new(&file.name).file_name().unwrap_or_default();
         metadata[TOKENIZER] = json!(name.to_string_lossy());
     }
+    if let Some(template) = model.chat_template() {
+        metadata[CHAT_TEMPLATE] = json!(template.to_metadata());
+    }
     if !model.adapters.is_empty() {
         metadata[ADAPTERS] = json!(json!(model.adapters).to_string());
     }
@@ -214,52 +219,6 @@ fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Result<Vec<u8>> {
     let size = header.len() as u64 - 8;
     header[..8].copy_from_slice(&size.to_le_bytes());
     Ok(header)
-}
-
-/// Where the digits of the checksum begin.
-fn find_checksum(header: &[u8]) -> Option<usize> {
-    let key = CHECKSUM_KEY.as_bytes();
-    let at = header.windows(key.len()).position(|window| window == key)? + key.len();
-    (at + CHECKSUM_BLANK.len() <= header.len()).then_some(at)
-}
-
-/// Reads a whole model file and compares its checksum; `progress` counts bytes.
-pub(crate) fn verify_checksum(file: &SourceFile, progress: &mut dyn FnMut(Progress)) -> Result<()> {
-    let failed = |text: String| Error::format(text).at(file.name());
-    let mut counter = Counter::new(ProgressUnit::Bytes, file.len(), progress);
-    let mut hash = Xxh3::new();
-    let mut written = None;
-    let mut begin = 0;
-    while begin < file.len() {
-        let end = (begin + WRITE_BYTES as u64).min(file.len());
-        let bytes = file.bytes(begin..end)?;
-        if begin == 0 {
-            // Of a header larger than a piece only the beginning is searched: metadata comes first.
-            let mut first = copied(&bytes, "the beginning of a file")?;
-            let at = find_checksum(&first).ok_or_else(|| failed("no checksum".into()))?;
-            let digits = &mut first[at..at + CHECKSUM_BLANK.len()];
-            written = Some(String::from_utf8_lossy(digits).into_owned());
-            digits.copy_from_slice(CHECKSUM_BLANK.as_bytes());
-            hash.update(&first);
-        } else {
-            hash.update(&bytes);
-        }
-        drop(bytes);
-        file.watch().check()?;
-        file.release(begin..end);
-        counter.advance(end - begin);
-        begin = end;
-    }
-    let computed = format!("{:016x}", hash.digest());
-    match written {
-        Some(written) if written == computed => Ok(()),
-        written => {
-            let written = written.unwrap_or_default();
-            Err(failed(format!(
-                "damaged: checksum {computed}, expected {written}"
-            )))
-        }
-    }
 }
 
 /// An open model file whose weights have not been looked at.

@@ -63,8 +63,9 @@ impl Model {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         options.check()?;
-        let opened = checkpoint::open_path(path.as_ref(), options.access())?;
-        Self::from_opened(opened, options, progress)
+        let path = path.as_ref();
+        let opened = checkpoint::open_path(path, options.access())?;
+        Self::from_opened((opened, Some(path)), options, progress)
     }
 
     /// Opens a model file, or a checkpoint of one file, that lies in memory, such as in memory-mapped flash.
@@ -78,7 +79,7 @@ impl Model {
     pub fn open_image(name: &str, image: &'static [u8], options: &Options) -> Result<Self> {
         options.check()?;
         let opened = checkpoint::open_image(name, image)?;
-        Self::from_opened(opened, options, &mut |_| {})
+        Self::from_opened((opened, None), options, &mut |_| {})
     }
 
     /// Opens a Hugging Face directory that is part of the program: (file name, content) pairs, such as
@@ -92,7 +93,7 @@ impl Model {
         options: &Options,
     ) -> Result<Self> {
         let opened = checkpoint::open_folder(Folder::Memory(files), true)?;
-        Self::from_opened(opened, options, &mut |_| {})
+        Self::from_opened((opened, None), options, &mut |_| {})
     }
 
     /// Opens only the tokenizer of a model, reading no weights.
@@ -101,7 +102,8 @@ impl Model {
     ///
     /// Those of [`open`](Self::open) and [`tokenizer`](Self::tokenizer).
     pub fn open_tokenizer(path: impl AsRef<Path>, options: &Options) -> Result<Tokenizer> {
-        let origin = Origin::new(checkpoint::open_path(path.as_ref(), options.access())?)?;
+        let opened = checkpoint::open_path(path.as_ref(), options.access())?;
+        let origin = Origin::new(opened, options.tokenizer.is_some())?;
         let n_vocab = origin.config().sizes.n_vocab;
         let is_limited = options.memory_max.is_some();
         let tokenizer = match (&options.tokenizer, origin.tokenizer()) {
@@ -125,7 +127,8 @@ impl Model {
     ///
     /// Those of [`open`](Self::open) that concern names, shapes and sizes.
     pub fn outline(path: impl AsRef<Path>, options: &Options) -> Result<Outline> {
-        let origin = Origin::new(checkpoint::open_path(path.as_ref(), options.access())?)?;
+        let opened = checkpoint::open_path(path.as_ref(), options.access())?;
+        let origin = Origin::new(opened, options.tokenizer.is_some())?;
         Ok(Outline {
             n_vocab: origin.config().sizes.n_vocab,
             has_tokenizer: origin.tokenizer().is_some(),
@@ -136,8 +139,8 @@ impl Model {
     }
 
     /// The chat template that comes with a model: of a folder its `chat_template.jinja` or that in its
-    /// `tokenizer_config.json`, of a GGUF file that within it. `None` where there is none, and for other files. Weights
-    /// are not read.
+    /// `tokenizer_config.json`; of a GGUF or model file that within it, and of any file without one the same as of the
+    /// folder that it lies in. `None` where there is none. Weights are not read.
     ///
     /// # Errors
     ///
@@ -147,19 +150,19 @@ impl Model {
     }
 
     fn from_opened(
-        mut opened: Opened,
+        (mut opened, path): (Opened, Option<&Path>),
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         merge(&mut opened, options)?;
-        let origin = Origin::new(opened)?;
+        let origin = Origin::new(opened, options.tokenizer.is_some())?;
         let watches = origin.watches();
-        let model = Self::from_origin(origin, options, progress);
+        let model = Self::from_origin((origin, path), options, progress);
         Watch::judge_all(&watches, model)
     }
 
     fn from_origin(
-        mut origin: Origin,
+        (mut origin, path): (Origin, Option<&Path>),
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
@@ -205,6 +208,7 @@ impl Model {
             no_sparsity: options.no_sparsity,
             budget,
             note: plan.note,
+            path: path.map(Path::to_owned),
         };
         Ok(Model::assemble(loaded, setup))
     }

@@ -16,7 +16,7 @@ use crate::networks::config::Config;
 use crate::networks::state::StateLayout;
 use crate::progress::Progress;
 use crate::quant::Quant;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::tokenizer::{self, Tokenizer};
 
 /// A checkpoint, or a model file.
 pub(super) enum Origin {
@@ -25,13 +25,19 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// Reads what no reader has read yet: a model file's metadata.
+    /// Reads what no reader has read yet: a model file's metadata. A tokenizer that lies beside a checkpoint and is not
+    /// its own is passed over, unless another one is named.
     ///
     /// # Errors
     /// Damaged metadata.
-    pub(super) fn new(opened: Opened) -> Result<Self> {
+    pub(super) fn new(opened: Opened, names_tokenizer: bool) -> Result<Self> {
         Ok(match opened {
-            Opened::Checkpoint(checkpoint) => Origin::Checkpoint(checkpoint),
+            Opened::Checkpoint(mut checkpoint) => {
+                if !names_tokenizer {
+                    pass_over_misfit(&mut checkpoint);
+                }
+                Origin::Checkpoint(checkpoint)
+            }
             Opened::ModelFile(file) => Origin::ModelFile(Box::new(ModelFile::new(file)?)),
         })
     }
@@ -151,5 +157,37 @@ impl Origin {
             }
             Origin::ModelFile(file) => file.load(plan, pool, is_short),
         }
+    }
+}
+
+/// Whether a tokenizer beside a checkpoint belongs to it is seen by its size. Models of several vocabularies may lie in one
+/// folder, so that one that does not fit is another model's. One that cannot be read is left: who needs it says why.
+fn pass_over_misfit(checkpoint: &mut Checkpoint) {
+    let Some(file) = checkpoint
+        .tokenizer
+        .as_ref()
+        .filter(|_| !checkpoint.has_tokenizer_inside)
+    else {
+        return;
+    };
+    let is_world = tokenizer::are_world(&file.bytes);
+    let n_vocab = checkpoint.config.sizes.n_vocab;
+    let is_usual_pair = is_world == (n_vocab == tokenizer::N_VOCAB_WORLD);
+    // A folder's own tokenizer.json is what its model was published with, and takes long to read.
+    let is_own = !is_world && checkpoint.folder.is_some();
+    if is_own || is_usual_pair && (is_world || tokenizer::is_of_20b(n_vocab)) {
+        return;
+    }
+    let Ok(tokenizer) = Tokenizer::from_bytes_within(&file.place, &file.bytes, true) else {
+        return;
+    };
+    if let Err(misfit) = tokenizer.check_fits(n_vocab) {
+        let text = format!("passed over {misfit}");
+        checkpoint.tokenizer_search = format!("{}; {text}", checkpoint.tokenizer_search);
+        checkpoint.correction = Some(match checkpoint.correction.take() {
+            Some(correction) => format!("{correction}; {text}"),
+            None => text,
+        });
+        checkpoint.tokenizer = None;
     }
 }

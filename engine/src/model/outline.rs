@@ -14,7 +14,8 @@ use crate::quant::Quant;
 pub struct Outline {
     /// Tokens of the vocabulary.
     pub n_vocab: usize,
-    /// Whether a tokenizer is in or beside the model. It has not been looked at.
+    /// Whether a tokenizer is in or beside the model. One beside it that is another model's does not count; else it has not
+    /// been looked at.
     pub has_tokenizer: bool,
     /// What the matrices stay when no quant is asked for.
     pub stored: Quant,

@@ -29,6 +29,9 @@ pub(crate) struct ConfigFields {
     pub(crate) has_tied_heads_only: bool,
     /// What of the fields says that the model is another one. Sizes that are not known yet are 0.
     pub(crate) refuse: fn(&Map<String, Value>, &Sizes) -> Result<(), String>,
+    /// Sizes that the programs of such directories take from others, whatever is said of them: what each is called, what
+    /// the model has, and what they take it to be.
+    pub(crate) derived: fn(&Sizes) -> Vec<(&'static str, usize, usize)>,
     /// Fields of a directory that do not go into the one that is made of it.
     pub(crate) obsolete: &'static [&'static str],
     /// What is written where such a directory does not say it.

@@ -210,6 +210,8 @@ pub(super) struct Heads<'a> {
     pub(super) norm_bias: &'a Vector,
     pub(super) norm_epsilon: f32,
     pub(super) decay: Decay<'a>,
+    /// Whether their outputs are multiplied with a gate's: in all but RWKV-5.0.
+    pub(super) has_gate: bool,
     /// (n_embd, n_attention) what comes behind
     pub(super) output: &'a Matrix,
 }
@@ -246,7 +248,7 @@ impl Heads<'_> {
             receptance: &b.receptance,
             key: &b.key,
             value: &b.value,
-            gate: &b.gate,
+            gate: self.has_gate.then_some(&b.gate[..]),
             decay_half: &b.decay_half,
         };
         let next = [self.output];
@@ -269,7 +271,7 @@ struct HeadInputs<'a> {
     receptance: &'a [f32],
     key: &'a [f32],
     value: &'a [f32],
-    gate: &'a [f32],
+    gate: Option<&'a [f32]>,
     decay_half: &'a [f32],
 }
 
@@ -320,7 +322,7 @@ impl HeadInputs<'_> {
                     key: &self.key[at.clone()],
                     value: &self.value[at.clone()],
                     decay,
-                    gate: &self.gate[at],
+                    gate: self.gate.map(|gate| &gate[at]),
                 };
                 let state = states.get_mut(segments.of(row));
                 kernels.wkv6_step(constants, token, state, out.row_mut(row));

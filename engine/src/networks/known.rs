@@ -62,6 +62,9 @@ const TIME_MIXING: &[&str] = &[
     "attn.bonus",
 ];
 
+/// The gate of RWKV-5.1 and 5.2.
+const GATE: &[&str] = &["att.gate.", "att.time_mix_g"];
+
 const QWEN_6: &str = "QRWKV6, a Qwen2 with RWKV-6 for its attention";
 const QWEN_7: &str = "ARWKV7, a Qwen2 with RWKV-7 for its attention";
 
@@ -136,30 +139,22 @@ static KNOWN: &[Known] = &[
     )
     .runs(&v7::ARCHITECTURE),
     other(
+        "RWKV-6 by the names of web-rwkv's converter",
+        &["att.time_mix_w1"],
+    ),
+    other(
         "RWKV-6",
-        &[
-            "att.time_maa",
-            "ffn.time_maa",
-            "att.time_decay_w",
-            "att.time_mix_w1",
-        ],
+        &["att.time_maa", "ffn.time_maa", "att.time_decay_w"],
     )
     .runs(&v6::ARCHITECTURE),
     other(
         "RWKV-6 by names that only GGUF files have",
         &["time_mix_first", "time_mix_decay", "time_mix_lerp_x"],
     ),
-    // Their decays are one number a head.
-    other(
-        "RWKV-5.0 or 5.1, or a file of web-rwkv",
-        &["att.time_first"],
-    )
-    .beside(&["att.ln_x."]),
-    other(
-        "RWKV-5",
-        &["att.ln_x.", "att.gate.", "att.time_mix_g", "att.time_faaaa"],
-    )
-    .runs(&v5::ARCHITECTURE),
+    other("RWKV-5.0", &["att.ln_x."])
+        .without(GATE)
+        .runs(&v5::WITHOUT_GATE),
+    other("RWKV-5", GATE).runs(&v5::ARCHITECTURE),
     other(
         "a variant of RWKV-4 with extra attention, such as RWKV-4a",
         &[
@@ -192,6 +187,11 @@ static FOREIGN_TYPES: &[(&str, &str)] = &[
 /// Those that run here.
 pub(crate) fn architectures() -> impl Iterator<Item = &'static Architecture> + Clone {
     KNOWN.iter().filter_map(|known| known.architecture)
+}
+
+/// Those that there are Hugging Face directories of.
+pub(crate) fn in_directories() -> impl Iterator<Item = &'static Architecture> + Clone {
+    architectures().filter(|one| !one.is_only_raw)
 }
 
 /// That of made-up models of version 4.
@@ -231,13 +231,14 @@ pub(crate) fn by_name(name: &str) -> Result<&'static Architecture> {
 /// The `model_type` that a `config.json` has for each architecture that this crate runs, and the architecture's name for
 /// people.
 pub fn model_types() -> Vec<(&'static str, &'static str)> {
-    let types = architectures().map(|one| (one.hugging_face.model_type, one.title));
+    let types = in_directories().map(|one| (one.hugging_face.model_type, one.title));
     types.collect()
 }
 
-/// The titles of those that run here, for texts, oldest first.
+/// The titles of those that run here, for texts, oldest first; without variants, whose titles begin with that of their
+/// version.
 pub(crate) fn titles() -> String {
-    let mut all: Vec<_> = architectures().collect();
+    let mut all: Vec<_> = in_directories().collect();
     all.sort_by_key(|architecture| architecture.version);
     let titles: Vec<_> = all.iter().map(|architecture| architecture.title).collect();
     either(&titles)

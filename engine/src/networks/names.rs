@@ -33,7 +33,7 @@ pub(crate) struct HuggingFace {
     pub(crate) parts: &'static [Rule],
     /// (raw, Hugging Face's) ends of names.
     pub(crate) leaves: &'static [Rule],
-    /// More `parts`, for readers.
+    /// More `parts`, for readers, which look here first.
     pub(crate) also_read: &'static [Rule],
     /// Ends of the names, in files, of matrices that are the transposes of those of raw checkpoints.
     pub(crate) transposed: &'static [&'static str],
@@ -73,7 +73,7 @@ impl HuggingFace {
             Some(rest) => Cow::Owned([BLOCKS, rest].concat()),
             None => Cow::Borrowed(name),
         };
-        let parts = self.parts.iter().chain(self.also_read);
+        let parts = self.also_read.iter().chain(self.parts);
         renamed(&name, parts, self.leaves, |(ours, theirs)| (theirs, ours))
     }
 

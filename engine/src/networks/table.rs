@@ -51,6 +51,8 @@ pub(crate) struct Architecture {
     /// What a row has that passes from stage to stage.
     pub(crate) row: &'static [RowPart],
     pub(crate) hugging_face: HuggingFace,
+    /// Whether no program has directories of it. Names are spelt as above all the same.
+    pub(crate) is_only_raw: bool,
     /// Tokens that models were trained on at a time, where nothing says it.
     pub(crate) context_length: usize,
     /// What sizes must have in common beside their bounds.
@@ -98,6 +100,7 @@ pub(crate) enum ShownBy {
 }
 
 /// A tensor of a network.
+#[derive(Clone, Copy)]
 pub(crate) struct TensorSpec {
     /// In model files and for devices; without its layer.
     pub(crate) name: &'static str,
@@ -118,6 +121,8 @@ pub(crate) struct TensorSpec {
     pub(crate) is_behind_first_layer: bool,
     /// Of a vector that checkpoints write with a row for each head: channels of a row.
     pub(crate) row: Option<Count>,
+    /// Whether it belongs to a gate that variants of its network do without.
+    pub(crate) is_of_gate: bool,
 }
 
 /// What a tensor is, and how large.
@@ -367,6 +372,7 @@ impl TensorSpec {
             nearby_norm: NearbyNorm::None,
             is_behind_first_layer: false,
             row: None,
+            is_of_gate: false,
         }
     }
 
@@ -392,6 +398,12 @@ impl TensorSpec {
     /// Checkpoints write it in rows of so many channels.
     pub(crate) const fn in_rows_of(mut self, row: Count) -> Self {
         self.row = Some(row);
+        self
+    }
+
+    /// It belongs to a gate.
+    pub(crate) const fn of_gate(mut self) -> Self {
+        self.is_of_gate = true;
         self
     }
 
@@ -555,7 +567,9 @@ impl TensorAt<'_> {
 
     /// Whether this layer has it.
     pub(crate) fn is_there(&self) -> bool {
-        self.layer != Some(0) || !self.spec.is_behind_first_layer
+        let mut listed = self.sizes.architecture.layer.iter();
+        let is_listed = self.layer.is_none() || listed.any(|spec| spec.name == self.spec.name);
+        is_listed && (self.layer != Some(0) || !self.spec.is_behind_first_layer)
     }
 
     /// How it is stored in a model whose matrices are stored as `quant`.

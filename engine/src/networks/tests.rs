@@ -192,6 +192,7 @@ fn other_networks_are_recognised() {
         ("rwkv.blocks.3.attention.gate.weight", 5),
         ("rwkv.blocks.0.attention.time_mix_gate", 5),
         ("rwkv.blocks.0.attention.ln_x.weight", 5),
+        ("blocks.0.att.ln_x.weight", 5),
         ("rwkv.blocks.0.attention.time_first", 4),
         ("model.layers.0.attn.x_r", 7),
     ] {

@@ -119,6 +119,7 @@ const TABLE: Architecture = Architecture {
     tuned_part: None,
     row: &[RESIDUAL_STREAM],
     hugging_face: hugging_face::HUGGING_FACE,
+    is_only_raw: false,
     context_length: 1024,
     check: |_| Ok(()),
     memory,

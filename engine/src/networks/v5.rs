@@ -1,9 +1,12 @@
-//! RWKV-5 "Eagle" (5.2): its table, and its arithmetic for a batch of rows.
+//! RWKV-5 "Eagle": its table, and its arithmetic for a batch of rows.
 //!
-//! The formulas are those of the paper on RWKV-5 and 6 (arXiv 2404.05892, section 3); the names are
+//! The formulas are those of the paper on RWKV-5 and 6 (arXiv 2404.05892, section 3), which are of 5.2; the names are
 //! in the table of docs/ARCHITECTURE.md. A layer is four runs of the thread pool: the four large
 //! matrices of the time mixing; all heads (`eagle.rs`); the output matrix; and the two of the
 //! channel mixing.
+//!
+//! Of the versions before, 5.1 has one decay and one bonus for all channels of a head, and is the same network with equal
+//! numbers (`checkpoint/per_head.rs`). 5.0 is like 5.1 and has no gate: the same layer without it.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +31,9 @@ use crate::quant::matrix::{Matrix, Vector};
 
 mod hugging_face;
 
-pub(crate) static ARCHITECTURE: Architecture = Architecture {
+pub(crate) static ARCHITECTURE: Architecture = EAGLE;
+
+const EAGLE: Architecture = Architecture {
     kind: Kind::V5,
     name: "rwkv-5",
     title: "RWKV-5",
@@ -43,9 +48,36 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     tuned_part: Some(WKV.start),
     row: &[RESIDUAL_STREAM],
     hugging_face: hugging_face::HUGGING_FACE,
+    is_only_raw: false,
     context_length: 4096,
     check: head_states::check,
     memory: head_states::memory,
+};
+
+/// RWKV-5.0.
+pub(crate) static WITHOUT_GATE: Architecture = Architecture {
+    name: "rwkv-5.0",
+    title: "RWKV-5.0",
+    layer: &LAYER_WITHOUT_GATE,
+    is_only_raw: true,
+    ..EAGLE
+};
+
+const N_TENSORS_OF_GATE: usize = 2;
+
+/// The table of a layer but for its gate.
+const LAYER_WITHOUT_GATE: [TensorSpec; Layer::TENSORS.len() - N_TENSORS_OF_GATE] = {
+    let mut specs = [Layer::TENSORS[0]; Layer::TENSORS.len() - N_TENSORS_OF_GATE];
+    let (mut from, mut to) = (0, 0);
+    while from < Layer::TENSORS.len() {
+        if !Layer::TENSORS[from].is_of_gate {
+            specs[to] = Layer::TENSORS[from];
+            to += 1;
+        }
+        from += 1;
+    }
+    assert!(to == specs.len());
+    specs
 };
 
 tensors! {
@@ -58,7 +90,7 @@ tensors! {
         mix_key: Vector = mix("att.time_mix_k"),
         mix_value: Vector = mix("att.time_mix_v"),
         mix_receptance: Vector = mix("att.time_mix_r"),
-        mix_gate: Vector = mix("att.time_mix_g"),
+        mix_gate: Option<Vector> = mix("att.time_mix_g").of_gate(),
         /// (n_attention, n_embd)
         receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_mix_r")),
@@ -66,8 +98,9 @@ tensors! {
             .behind_norm("ln1", Some("att.time_mix_k")),
         value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_mix_v")),
-        gate: Matrix = TensorSpec::matrix("att.gate.weight", |s| s.n_attention, |s| s.n_embd)
-            .behind_norm("ln1", Some("att.time_mix_g")),
+        gate: Option<Matrix> = TensorSpec::matrix("att.gate.weight", |s| s.n_attention, |s| s.n_embd)
+            .behind_norm("ln1", Some("att.time_mix_g"))
+            .of_gate(),
         /// (n_attention) what the state is multiplied with each step
         decay: Vector = TensorSpec::vector("att.decay", |s| s.n_attention)
             .stored_as("att.time_decay", Form::ExpOfMinusExp)
@@ -104,21 +137,32 @@ tensors! {
 
 impl Block for Layer {
     type Buffers = Buffers;
-    type Firsts<'a> = [&'a Matrix; 4];
+    type Firsts<'a> = Firsts<'a>;
 
-    fn fetch_first(&self, pass: &Pass<'_>, state: &State, index: usize) -> [&Matrix; 4] {
+    fn fetch_first(&self, pass: &Pass<'_>, state: &State, index: usize) -> Firsts<'_> {
         self.att_norm(pass).fetch();
         fetch(&self.mix_receptance);
         fetch(&self.mix_key);
         fetch(&self.mix_value);
-        fetch(&self.mix_gate);
+        let gate = self.gate();
+        if let Some((mix, _)) = gate {
+            fetch(mix);
+        }
         fetch(state.part(index, ATT_PREVIOUS));
-        let firsts = [&self.receptance, &self.key, &self.value, &self.gate];
-        firsts.into_iter().for_each(fetch_input_factors);
+        let ungated = [&self.receptance, &self.key, &self.value];
+        let firsts = match gate {
+            Some((_, gate)) => {
+                let [receptance, key, value] = ungated;
+                Firsts::Gated([receptance, key, value, gate])
+            }
+            None => Firsts::Ungated(ungated),
+        };
+        let matrices = firsts.as_ref().iter();
+        matrices.for_each(|matrix| fetch_input_factors(matrix));
         firsts
     }
 
-    /// `x += output * (norm(heads(r, k, v)) * silu(g))`
+    /// `x += output * (norm(heads(r, k, v)) * silu(g))`, without the last factor where there is no gate
     fn time_mixing(
         &self,
         index: usize,
@@ -128,35 +172,43 @@ impl Block for Layer {
         spans: &mut [Span<'_>],
     ) {
         let (n, b) = (pass.n_rows * self.decay.len(), own);
-        let shifted = [
-            Shifted {
-                mix: Shares::OfPresent(&self.mix_receptance),
-                matrix: &self.receptance,
-                input: &mut b.input_a,
-                out: &mut b.receptance[..n],
-            },
-            Shifted {
-                mix: Shares::OfPresent(&self.mix_key),
-                matrix: &self.key,
-                input: &mut b.input_b,
-                out: &mut b.key[..n],
-            },
-            Shifted {
-                mix: Shares::OfPresent(&self.mix_value),
-                matrix: &self.value,
-                input: &mut b.input_c,
-                out: &mut b.value[..n],
-            },
-            Shifted {
-                mix: Shares::OfPresent(&self.mix_gate),
-                matrix: &self.gate,
-                input: &mut b.input_d,
-                out: &mut b.gate[..n],
-            },
-        ];
+        let receptance = Shifted {
+            mix: Shares::OfPresent(&self.mix_receptance),
+            matrix: &self.receptance,
+            input: &mut b.input_a,
+            out: &mut b.receptance[..n],
+        };
+        let key = Shifted {
+            mix: Shares::OfPresent(&self.mix_key),
+            matrix: &self.key,
+            input: &mut b.input_b,
+            out: &mut b.key[..n],
+        };
+        let value = Shifted {
+            mix: Shares::OfPresent(&self.mix_value),
+            matrix: &self.value,
+            input: &mut b.input_c,
+            out: &mut b.value[..n],
+        };
         self.fetch_head_vectors();
         let (place, norm) = ((index, ATT_PREVIOUS), self.att_norm(pass));
-        pass.shifted_products(place, norm, common, spans, shifted, &[&self.output]);
+        let next = [&self.output];
+        match self.gate() {
+            Some((mix, gate)) => {
+                let gate = Shifted {
+                    mix: Shares::OfPresent(mix),
+                    matrix: gate,
+                    input: &mut b.input_d,
+                    out: &mut b.gate[..n],
+                };
+                let shifted = [receptance, key, value, gate];
+                pass.shifted_products(place, norm, common, spans, shifted, &next);
+            }
+            None => {
+                let shifted = [receptance, key, value];
+                pass.shifted_products(place, norm, common, spans, shifted, &next);
+            }
+        }
 
         self.heads(pass).run(index, pass, b, spans);
 
@@ -182,13 +234,34 @@ impl Block for Layer {
     }
 }
 
+/// The matrices of a layer's first product.
+pub(crate) enum Firsts<'a> {
+    Gated([&'a Matrix; 4]),
+    Ungated([&'a Matrix; 3]),
+}
+
+impl<'a> AsRef<[&'a Matrix]> for Firsts<'a> {
+    fn as_ref(&self) -> &[&'a Matrix] {
+        match self {
+            Firsts::Gated(matrices) => matrices,
+            Firsts::Ungated(matrices) => matrices,
+        }
+    }
+}
+
 impl Layer {
+    /// The gate's shares of the present token, and its matrix.
+    fn gate(&self) -> Option<(&Vector, &Matrix)> {
+        self.mix_gate.as_ref().zip(self.gate.as_ref())
+    }
+
     fn heads(&self, pass: &Pass<'_>) -> Heads<'_> {
         Heads {
             bonus: &self.bonus,
             norm_weight: &self.head_norm_weight,
             norm_bias: &self.head_norm_bias,
             norm_epsilon: pass.head_epsilon,
+            has_gate: self.gate().is_some(),
             decay: Decay::Constant(&self.decay),
             output: &self.output,
         }

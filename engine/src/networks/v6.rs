@@ -64,6 +64,7 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
     tuned_part: Some(WKV.start),
     row: &[RESIDUAL_STREAM],
     hugging_face: hugging_face::HUGGING_FACE,
+    is_only_raw: false,
     context_length: 4096,
     check,
     memory: head_states::memory,
@@ -259,6 +260,7 @@ impl Layer {
             norm_weight: &self.head_norm_weight,
             norm_bias: &self.head_norm_bias,
             norm_epsilon: pass.head_epsilon,
+            has_gate: true,
             decay: Decay::OfToken {
                 base: &self.decay,
                 second: &self.decay_2,

@@ -29,8 +29,9 @@
 //!
 //! Penalties are ChatRWKV's, too: whenever a token is counted all counts are first multiplied by
 //! `penalty_decay`. The presence penalty asks only whether a token was ever generated: it stays whole
-//! while the count of a token decays, and so does the repetition penalty. What is not done here is that
-//! the `rwkv` package never counts spaces and digits (their presence penalty it does subtract).
+//! while the count of a token decays, and so does the repetition penalty. The `rwkv` package, but not the
+//! official chat demo, never counts spaces and digits, whose presence penalty it does subtract:
+//! [`SamplerOptions::uncounted_tokens`] is for that.
 //!
 //! Mirostat's limit begins at 2 tau. When the token that was drawn is counted the limit goes down by
 //! eta * (surprise - tau), with the surprise, -log2, of the probability by which it was drawn: what is
@@ -237,8 +238,13 @@ impl Sampler {
                 *count = if *count > 0.0 { decayed } else { 0.0 };
             }
         }
+        let is_counted = !self.options.uncounted_tokens.contains(&token);
         if let Some(count) = self.counts.get_mut(token as usize) {
-            *count += 1.0;
+            *count = match is_counted {
+                true => *count + 1.0,
+                // Generated, but no number that the frequency penalty would see.
+                false => count.max(f32::MIN_POSITIVE),
+            };
         }
     }
 

@@ -279,14 +279,14 @@ fn models_that_are_not_rwkv_4() {
         file(
             "v5",
             with_extra("blocks.0.att.ln_x.weight"),
-            Unsupported,
-            &["RWKV-5.0", "time_first"],
+            Format,
+            &["tensor blocks.0.att.time_first: shape [6], expected a matrix"],
         ),
         file(
             "v5 hf",
             with_extra("rwkv.blocks.1.attention.gate.weight"),
             Format,
-            &["tensor blocks.0.att.time_faaaa: missing"],
+            &["tensor blocks.0.att.time_first: shape [6], expected a matrix"],
         ),
         file(
             "v6",

@@ -185,11 +185,11 @@ fn tensors_give_networks_away() {
         (
             vec![
                 "emb.weight",
-                "blocks.0.att.ln_x.weight",
-                "blocks.0.att.time_first",
+                "blocks.0.att.time_mix_w1",
+                "blocks.0.att.time_decay_w1",
             ],
-            "blocks.0.att.time_first",
-            "RWKV-5.0 or 5.1, or a file of web-rwkv",
+            "blocks.0.att.time_mix_w1",
+            "RWKV-6 by the names of web-rwkv's converter",
         ),
         (
             vec!["emb.weight", "blocks.1.att.qq.weight"],

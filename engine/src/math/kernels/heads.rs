@@ -86,8 +86,8 @@ pub struct Wkv6Token<'a> {
     pub value: &'a [f32],
     /// w, what the state is multiplied with: between 0 and 1.
     pub decay: &'a [f32],
-    /// g, as its matrix gives it.
-    pub gate: &'a [f32],
+    /// g, as its matrix gives it; RWKV-5.0 has none.
+    pub gate: Option<&'a [f32]>,
 }
 
 impl Wkv6Head<'_> {
@@ -99,8 +99,9 @@ impl Wkv6Head<'_> {
 
 impl Wkv6Token<'_> {
     pub(super) fn check(&self, n: usize) {
-        let vectors = [self.receptance, self.key, self.value, self.decay, self.gate];
-        assert!(vectors.iter().all(|vector| vector.len() == n));
+        let vectors = [self.receptance, self.key, self.value, self.decay];
+        let vectors = vectors.into_iter().chain(self.gate);
+        assert!(vectors.map(<[f32]>::len).all(|len| len == n));
     }
 }
 

@@ -74,7 +74,12 @@ fn step(n: usize, head: Wkv6Head<'_>, token: Wkv6Token<'_>, state: &mut [f32], o
     }
     let (mean, inverse) = head_norm(out, head.norm_epsilon);
     let (weight, bias) = (&head.norm_weight[..n], &head.norm_bias[..n]);
-    let gate = &token.gate[..n];
+    let Some(gate) = token.gate.map(|gate| &gate[..n]) else {
+        for i in 0..n {
+            out[i] = (out[i] - mean) * inverse * weight[i] + bias[i];
+        }
+        return;
+    };
     for i in 0..n {
         let normed = (out[i] - mean) * inverse * weight[i] + bias[i];
         out[i] = normed * (gate[i] * sigmoid(gate[i]));

@@ -5,8 +5,10 @@
 
 use serde_json::{json, Value};
 
-use crate::networks::config::{decimal, Config, WORLD_VOCABULARY};
+use super::MIXES;
+use crate::networks::config::{decimal, Config, Sizes, WORLD_VOCABULARY};
 use crate::networks::config_fields::ConfigFields;
+use crate::networks::table::Kind;
 
 pub(crate) const CONFIG: ConfigFields = ConfigFields {
     other_sizes: &[],
@@ -20,6 +22,7 @@ pub(crate) const CONFIG: ConfigFields = ConfigFields {
     n_vocab_ended_by_0: &[WORLD_VOCABULARY],
     has_tied_heads_only: true,
     refuse: |_, _| Ok(()),
+    derived,
     // Names of code that is not copied, and older names of what is written.
     obsolete: &[
         "auto_map",
@@ -33,6 +36,19 @@ pub(crate) const CONFIG: ConfigFields = ConfigFields {
 };
 
 const DIVISOR: &str = "head_size_divisor";
+
+/// Hidden units, and the ranks of RWKV-6, for which `config.json` has no field.
+fn derived(sizes: &Sizes) -> Vec<(&'static str, usize, usize)> {
+    let wide = if sizes.n_embd == 4096 { 2 } else { 1 };
+    let hidden = (sizes.n_embd * 7 / 2) / 32 * 32;
+    let mut all = vec![("hidden units", sizes.n_hidden, hidden)];
+    if sizes.architecture.kind == Kind::V6 {
+        let mixes = sizes.rank_mixes / MIXES;
+        all.push(("the rank of each token shift", mixes, 32 * wide));
+        all.push(("the rank of the decay", sizes.rank_decay, 64 * wide));
+    }
+    all
+}
 
 fn computed(config: &Config) -> Vec<(&'static str, Value)> {
     // 8 where the epsilon is the one that all published models were trained with.

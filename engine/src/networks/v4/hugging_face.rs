@@ -41,6 +41,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         n_vocab_ended_by_0: &[WORLD_VOCABULARY],
         has_tied_heads_only: false,
         refuse: |_, _| Ok(()),
+        derived: |_| Vec::new(),
         // Older names of what is written.
         obsolete: &["torch_dtype", "max_position_embeddings"],
         defaults: || vec![("rescale_every", json!(6)), ("use_cache", json!(true))],

@@ -23,7 +23,11 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         ("time_mix_r", "time_mix_receptance"),
         ("time_mix_g", "time_mix_gate"),
     ],
-    also_read: &[],
+    // In RWKV-5.0 and 5.1, and by web-rwkv's converter.
+    also_read: &[
+        ("att.time_faaaa", "att.time_first"),
+        ("att.time_faaaa", "attention.time_first"),
+    ],
     transposed: &[],
     in_one: &[],
     joined: &[],

@@ -127,6 +127,7 @@ pub(super) const HUGGING_FACE: HuggingFace = HuggingFace {
         n_vocab_ended_by_0: &[WORLD_VOCABULARY, 50_304, 50_277],
         has_tied_heads_only: true,
         refuse,
+        derived: |_| Vec::new(),
         // Of transformers' own code, which says the same in other fields; and of code that is not copied.
         obsolete: &[
             "architecture_version",

@@ -72,6 +72,7 @@ pub(crate) static ARCHITECTURE: Architecture = Architecture {
         },
     ],
     hugging_face: hugging_face::HUGGING_FACE,
+    is_only_raw: false,
     context_length: 4096,
     check,
     memory: head_states::memory,

@@ -50,6 +50,10 @@ pub struct SamplerOptions {
     pub repetition_penalty: f32,
     /// Ids of tokens that are never chosen.
     pub banned_tokens: Vec<u32>,
+    /// Ids of tokens that the frequency penalty does not count, however often they are generated; the other
+    /// two penalties see them. The `rwkv` package does so with
+    /// [`tokens_of_spaces_and_digits`](crate::Tokenizer::tokens_of_spaces_and_digits).
+    pub uncounted_tokens: Vec<u32>,
     /// Of the random numbers.
     pub seed: u64,
 }
@@ -70,6 +74,7 @@ impl Default for SamplerOptions {
             penalty_decay: 1.0,
             repetition_penalty: 1.0,
             banned_tokens: Vec::new(),
+            uncounted_tokens: Vec::new(),
             seed: 0,
         }
     }
@@ -159,6 +164,12 @@ impl SamplerOptions {
         self
     }
 
+    /// Sets [`uncounted_tokens`](field@Self::uncounted_tokens).
+    pub fn uncounted_tokens(mut self, uncounted_tokens: impl Into<Vec<u32>>) -> Self {
+        self.uncounted_tokens = uncounted_tokens.into();
+        self
+    }
+
     /// Sets [`seed`](field@Self::seed).
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -205,16 +216,12 @@ impl SamplerOptions {
         finite("frequency_penalty", self.frequency_penalty)?;
         share("penalty_decay", self.penalty_decay)?;
         above_zero("repetition_penalty", self.repetition_penalty)?;
+        check_tokens("uncounted_tokens", &self.uncounted_tokens, n_vocab)?;
+        check_tokens("banned_tokens", &self.banned_tokens, n_vocab)?;
         self.check_banned(n_vocab)
     }
 
     fn check_banned(&self, n_vocab: usize) -> Result<()> {
-        let is_token = |&id: &u32| (id as usize) < n_vocab;
-        if let Some(id) = self.banned_tokens.iter().find(|id| !is_token(id)) {
-            return Err(Error::argument(format!(
-                "banned_tokens: {id}, expected ids below {n_vocab}"
-            )));
-        }
         // An id may stand there twice, so the length alone does not tell. A shorter list bans no whole
         // vocabulary, and is not searched.
         if self.banned_tokens.len() >= n_vocab && self.first_allowed(n_vocab).is_none() {
@@ -229,6 +236,15 @@ impl SamplerOptions {
     pub(super) fn first_allowed(&self, n_vocab: usize) -> Option<u32> {
         let n_vocab = u32::try_from(n_vocab).unwrap_or(u32::MAX);
         (0..n_vocab).find(|id| !self.banned_tokens.contains(id))
+    }
+}
+
+fn check_tokens(name: &str, ids: &[u32], n_vocab: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= n_vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::argument(format!(
+            "{name}: {id}, expected ids below {n_vocab}"
+        ))),
     }
 }
 

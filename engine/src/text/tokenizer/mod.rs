@@ -59,7 +59,12 @@ const ANY_MEMORY: usize = 12;
 /// Ids of the 20B tokenizer, and rows of the models that use it.
 const N_TOKENS_20B: usize = 50_277;
 /// Rows of the World models: the vocabulary's 65,530 ids, padded.
-const N_VOCAB_WORLD: usize = 65_536;
+pub(crate) const N_VOCAB_WORLD: usize = 65_536;
+
+/// Whether models of so many rows use the 20B tokenizer: as it is, or padded.
+pub(crate) fn is_of_20b(n_vocab: usize) -> bool {
+    matches!(n_vocab, N_TOKENS_20B | 50_304)
+}
 
 /// A tokenizer: immutable, and shared between threads without locks of our own.
 pub struct Tokenizer {
@@ -311,6 +316,30 @@ impl Tokenizer {
         let size = tokens.len().saturating_mul(TOKEN_BYTES_USUAL);
         drop(black_box(reserve::<u8>(size, "the text of tokens")?));
         json.decode(&ordinary)
+    }
+
+    /// Ids of the tokens whose whole text lies in `" \t0123456789"`: a space, a tab, both, a digit, or digits that
+    /// follow one another there. The `rwkv` package does not count these for its frequency penalty; see
+    /// [`SamplerOptions::uncounted_tokens`](crate::SamplerOptions::uncounted_tokens).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn tokens_of_spaces_and_digits(&self) -> Result<Vec<u32>> {
+        const TEXT: &str = " \t0123456789";
+        let mut tokens = Vec::new();
+        for start in 0..TEXT.len() {
+            for end in start + 1..=TEXT.len() {
+                let text = &TEXT[start..end];
+                if let [token] = self.encode(text)?[..] {
+                    // A tokenizer with rules of its own may make of a text what is not its token.
+                    if self.decode(&[token])? == text {
+                        tokens.push(token);
+                    }
+                }
+            }
+        }
+        Ok(tokens)
     }
 
     /// Whether the token is special, such as the end of text: never part of decoded text.

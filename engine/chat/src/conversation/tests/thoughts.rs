@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 
+use rwkv_edge::ErrorKind;
+
 use super::*;
 
 fn world() -> Template {
@@ -81,6 +83,27 @@ fn thoughts_are_told_and_leave_no_trace() -> Result<()> {
     let (answer, text) = say(&mut conversation, "Hi")?;
     assert!(text.starts_with("Ab\n\nc"), "{text}");
     assert_eq!(answer.thought.as_deref(), Some(""));
+    Ok(())
+}
+
+/// Behind an answer nothing of the prompt is read again but what is behind the words that ask for a length.
+#[test]
+fn what_stays_of_a_prompt_is_kept() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = thinker(folder.path())?;
+    let (mut conversation, _) = begin(&model, Think::Off)?;
+    for (think, kept) in [
+        (Think::Off, "User: Hi\n\nAssistant:"),
+        (Think::On, "User: Hi\n\nAssistant:"),
+        (Think::Fake, "User: Hi\n\nAssistant:"),
+        (Think::Short, "User: Hi"),
+        (Think::Long, "User: Hi"),
+    ] {
+        let prompt = conversation.prompt("Hi", think)?;
+        let kept = model.tokenizer()?.encode(kept)?;
+        assert_eq!(prompt.n_read, 0);
+        assert_eq!(prompt.tokens[..prompt.n_kept], kept, "{think}");
+    }
     Ok(())
 }
 
