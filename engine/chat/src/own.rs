@@ -13,6 +13,8 @@ use rwkv_edge::{ChatTemplate, Error, ErrorKind, Result};
 use crate::said::Transcript;
 use crate::template::cleaned;
 
+mod messages;
+
 /// Steps of one run, and 64 bytes of memory for each; templates take some dozens a message.
 const FUEL: u64 = 1 << 20;
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
