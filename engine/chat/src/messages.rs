@@ -222,12 +222,23 @@ mod tests {
             written("world", &[(User, "a"), (User, "b")], Think::Off),
             "User: a\n\nUser: b\n\nAssistant:"
         );
-        assert_eq!(written("plain", &[(User, "Ownership is")], Think::Off), "Ownership is");
         assert_eq!(
-            written("plain", &[(User, "One"), (Assistant, " two "), (User, "three")], Think::Off),
+            written("plain", &[(User, "Ownership is")], Think::Off),
+            "Ownership is"
+        );
+        assert_eq!(
+            written(
+                "plain",
+                &[(User, "One"), (Assistant, " two "), (User, "three")],
+                Think::Off
+            ),
             "One two\n\nthree"
         );
-        let instruct = written("instruct", &[(User, "Add."), (Assistant, "3"), (User, "So?")], Think::Off);
+        let instruct = written(
+            "instruct",
+            &[(User, "Add."), (Assistant, "3"), (User, "So?")],
+            Think::Off,
+        );
         assert!(instruct.contains("# Response:\n3\n\nBelow"), "{instruct}");
         assert!(instruct.ends_with("So?\n\n# Response:\n"), "{instruct}");
     }
@@ -236,7 +247,11 @@ mod tests {
     fn an_answer_stands_in_the_next_prompt_as_it_was_kept() {
         let template: Template = "world".parse().expect("a template");
         let first = written("world", &[(Role::User, "Hi")], Think::Off);
-        let next = [(Role::User, "Hi"), (Role::Assistant, "Hello."), (Role::User, "So?")];
+        let next = [
+            (Role::User, "Hi"),
+            (Role::Assistant, "Hello."),
+            (Role::User, "So?"),
+        ];
         let next = written("world", &next, Think::Off);
         let begun = first + &template.answer(" Hello.");
         assert_eq!(next.strip_prefix(&begun), Some("User: So?\n\nAssistant:"));
@@ -254,7 +269,9 @@ mod tests {
         let world: Template = "world".parse().expect("a template");
         let mut reply = Reply::new(&world, Think::On);
         let (mut thought, mut answer) = (String::new(), String::new());
-        for piece in [">", "\nWell", " then", "\n</th", "ink>\n\n", " Yes", ",  ", "no", " \n"] {
+        for piece in [
+            ">", "\nWell", " then", "\n</th", "ink>\n\n", " Yes", ",  ", "no", " \n",
+        ] {
             let (more, text) = reply.push(piece);
             thought += &more;
             answer += &text;
