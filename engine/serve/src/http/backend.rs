@@ -164,3 +164,15 @@ pub(super) fn seconds_since_1970() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |time| time.as_secs())
 }
+
+impl SessionInfo {
+    /// A session, for backends of other crates. Times are in seconds since 1970.
+    pub fn new(name: &str, n_tokens: u64, created: u64, used: u64) -> Self {
+        SessionInfo {
+            name: name.to_owned(),
+            n_tokens,
+            created,
+            used,
+        }
+    }
+}
