@@ -70,7 +70,7 @@ pub(super) async fn embed(State(app): State<Arc<App>>, request: Request<Body>) -
     let data = vectors.iter().enumerate().map(|(index, vector)| {
         let embedding = match is_base64 {
             true => Value::from(base64(vector)),
-            false => json!(vector),
+            false => vector.iter().copied().map(short).collect(),
         };
         json!({"object": "embedding", "index": index, "embedding": embedding})
     });
@@ -111,6 +111,11 @@ fn pooling(fields: &mut Fields, model: &Model) -> Result<Pooling> {
             Err(ApiError::field("pooling", &text.into(), expected))
         }
     }
+}
+
+/// A number by as few digits as tell it from every other f32.
+fn short(x: f32) -> Value {
+    x.to_string().parse().map_or(Value::Null, |x: f64| x.into())
 }
 
 /// Numbers as numpy reads them: f32, the lowest byte first.

@@ -221,12 +221,12 @@ fn a_client_that_does_not_read_is_given_up() {
     stream
         .write_all(b"GET /v1/sessions/s/state HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
-    until("it was given up", || {
-        let lines = server.lines.lock().unwrap();
-        lines.iter().any(|line| {
-            line.contains("GET /v1/sessions/s/state 200") && line.contains("client gone")
-        })
-    });
+    let is_open = |n: usize| {
+        let line = format!("rwkv_edge_connections {n}\n");
+        server.get("/metrics").text().contains(&line)
+    };
+    until("it is open beside the one that asks", || is_open(2));
+    until("it was given up", || is_open(1));
 }
 
 #[test]

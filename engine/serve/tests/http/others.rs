@@ -78,6 +78,11 @@ fn expected(texts: &[&str], pooling: Pooling) -> Vec<Vec<f32>> {
     vectors
 }
 
+fn floats(list: &Value) -> Vec<f32> {
+    let list = list.as_array().unwrap().iter();
+    list.map(|x| x.as_f64().unwrap() as f32).collect()
+}
+
 #[test]
 fn texts_become_vectors() {
     let server = start(script());
@@ -104,7 +109,8 @@ fn texts_become_vectors() {
             (&one["object"], &one["index"]),
             (&json!("embedding"), &json!(i))
         );
-        assert_eq!(one["embedding"], json!(vector));
+        assert_eq!(floats(&one["embedding"]), *vector);
+        assert!(one["embedding"][0].to_string().len() < 14);
     }
     let body = json!({"input": [encode(texts[0])], "encoding_format": "base64", "dimensions": vectors[0].len()});
     let json = server.post("/v1/embeddings", &body).json();
@@ -118,10 +124,8 @@ fn texts_become_vectors() {
     assert_eq!(numbers, vectors[0]);
     let body = json!({"input": texts[1], "pooling": "state:0"});
     let json = server.post("/v1/embeddings", &body).json();
-    assert_eq!(
-        json["data"][0]["embedding"],
-        json!(expected(&texts[1..], Pooling::State(0))[0])
-    );
+    let state = expected(&texts[1..], Pooling::State(0));
+    assert_eq!(floats(&json["data"][0]["embedding"]), state[0]);
     for (name, value) in [
         ("encoding_format", json!("hex")),
         ("dimensions", json!(3)),
