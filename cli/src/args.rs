@@ -77,7 +77,8 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// The same for this program when it starts again, but for adapters, which are merged in a file that it is given.
     pub(crate) fn to_arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec!["--threads".into(), self.threads.to_string().into()];
+        let mut arguments: Vec<OsString> =
+            vec!["--threads".into(), self.threads.to_string().into()];
         let mut add = |name: &str, value: &OsStr| arguments.extend([name.into(), value.to_owned()]);
         if let Some(quant) = self.quant.and_then(|quant| quant.to_possible_value()) {
             add("--quant", quant.get_name().as_ref());

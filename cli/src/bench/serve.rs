@@ -92,7 +92,11 @@ impl Server {
             }
             line.clear();
         }
-        ensure!(status.contains(" 200 "), "the server said {}", status.trim());
+        ensure!(
+            status.contains(" 200 "),
+            "the server said {}",
+            status.trim()
+        );
         // The end of the stream is an event, too.
         stream.times.pop();
         Ok(stream)
@@ -116,7 +120,9 @@ struct Stream {
 
 impl Stream {
     fn first_ms(&self) -> f64 {
-        self.times.first().map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
+        self.times
+            .first()
+            .map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
     }
 
     /// Median of the times between tokens.
@@ -320,7 +326,10 @@ pub(super) fn print(report: &Value, out: &mut impl Write) -> io::Result<()> {
     )?;
     for one in report["conversations"].as_array().into_iter().flatten() {
         let (n, ms) = (&one["tokens"], number(&one["first_token_ms"]));
-        writeln!(out, "serve     a turn behind {n} tokens: first token after {ms:.1} ms")?;
+        writeln!(
+            out,
+            "serve     a turn behind {n} tokens: first token after {ms:.1} ms"
+        )?;
     }
     let long = &report["long_prompt"];
     writeln!(

@@ -14,6 +14,8 @@ use crate::said::Transcript;
 use crate::template::cleaned;
 use crate::think::Think;
 
+mod messages;
+
 /// Steps of one run, and 64 bytes of memory for each; templates take some dozens a message.
 const FUEL: u64 = 1 << 20;
 const OUTPUT_BYTES_MAX: usize = 16 << 20;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use rwkv_edge::{Error, ErrorKind, Model, Result};
 
 use crate::job::{Event, Job, Owner};
-use crate::metrics::Counters;
+use crate::metrics::{Metrics, ModelMetrics};
 use crate::scheduler::{Command, OpenSessions, Preparer, Rooms, Scheduler};
 use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
 
@@ -23,6 +23,8 @@ pub struct WorkerOptions {
     pub disk: Option<DiskOptions>,
     /// What the workers of one server take in turns: the CPU.
     pub turn: Arc<Mutex<()>>,
+    /// What is counted.
+    pub metrics: ModelMetrics,
 }
 
 impl Default for WorkerOptions {
@@ -32,6 +34,7 @@ impl Default for WorkerOptions {
             state_memory: 256 << 20,
             disk: None,
             turn: Arc::default(),
+            metrics: Metrics::new().model(""),
         }
     }
 }
@@ -66,7 +69,7 @@ pub struct Worker {
     name: String,
     model: Model,
     store: Arc<Store>,
-    counters: Arc<Counters>,
+    metrics: ModelMetrics,
     sessions: Arc<OpenSessions>,
     jobs: Option<Sender<Job>>,
     commands: Option<Sender<Command>>,
@@ -86,9 +89,14 @@ impl Worker {
     ///
     /// When there is no memory for the batches, no thread can be started, or the folder of states cannot be used.
     pub fn start(name: &str, model: Model, options: &WorkerOptions) -> Result<Self> {
-        let store = Store::new(&model, options.state_memory, options.disk.as_ref())?;
+        let store = Store::new(
+            &model,
+            options.state_memory,
+            options.disk.as_ref(),
+            &options.metrics,
+        )?;
         let store = Arc::new(store);
-        let counters = Arc::new(Counters::default());
+        let metrics = options.metrics.clone();
         let sessions = Arc::new(OpenSessions::default());
         let n_sequences = options.n_sequences.max(1);
         let rooms = Arc::new(Rooms::new(n_sequences));
@@ -97,9 +105,9 @@ impl Worker {
         let (is_started, has_started) = mpsc::channel();
 
         let (of_thread, its_store) = (model.clone(), store.clone());
-        let (its_counters, turn) = (counters.clone(), options.turn.clone());
+        let (its_metrics, turn) = (metrics.clone(), options.turn.clone());
         let scheduler = spawn("rwkv-edge-batches", move || {
-            let made = Scheduler::new(&of_thread, its_store, its_counters, turn, n_sequences);
+            let made = Scheduler::new(&of_thread, its_store, its_metrics, turn, n_sequences);
             match made {
                 Ok(mut scheduler) => {
                     let _ = is_started.send(Ok(()));
@@ -117,10 +125,12 @@ impl Worker {
             rooms,
             sessions: sessions.clone(),
         };
-        let begin = commands.clone();
+        let (begin, waiting) = (commands.clone(), metrics.sequences_waiting.clone());
         let preparing = spawn("rwkv-edge-prompts", move || {
             for job in jobs_to_prepare {
-                match preparer.prepare(job) {
+                let prepared = preparer.prepare(job);
+                waiting.dec();
+                match prepared {
                     None => {}
                     Some(Ok(prepared)) => {
                         if begin.send(Command::Begin(Box::new(prepared))).is_err() {
@@ -135,7 +145,7 @@ impl Worker {
             name: name.into(),
             model,
             store,
-            counters,
+            metrics,
             sessions,
             jobs: Some(jobs),
             commands: Some(commands),
@@ -146,6 +156,7 @@ impl Worker {
     /// Gives a job to the model. It begins when there is room; until then there are no events.
     pub fn submit(&self, job: Job) {
         let events = job.events.clone();
+        self.metrics.sequences_waiting.inc();
         let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
         if !matches!(sent, Some(Ok(()))) {
             let _ = events.send(Event::Failed(ended()));
@@ -176,8 +187,8 @@ impl Worker {
     }
 
     /// What is counted.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn metrics(&self) -> &ModelMetrics {
+        &self.metrics
     }
 
     /// The sessions of an owner, by name.

@@ -372,7 +372,7 @@ fn who_has_gone_is_in_no_further_step() {
     while !matches!(tokens.blocking_recv(), Some(Event::Token { .. })) {}
     drop((events, tokens));
     for _ in 0..200 {
-        if worker.counters().running() == 0 {
+        if worker.metrics().sequences_running.get() == 0 {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -392,7 +392,7 @@ fn more_jobs_than_places_wait() {
         .collect();
     for events in receivers {
         assert_eq!(wait(events).expect("an answer")[0].tokens.len(), 12);
-        assert!(worker.counters().running() <= 2);
+        assert!(worker.metrics().sequences_running.get() <= 2);
     }
 }
 

@@ -17,15 +17,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rwkv_edge::{Error, ErrorKind, Model, Output, Result, Span, Workspace};
 
 use crate::job::Event;
-use crate::metrics::Counters;
+use crate::metrics::ModelMetrics;
 use crate::store::Store;
 use crate::worker::Work;
 
 pub(crate) use prepare::{Prepared, Preparer};
 use reading::Reading;
 pub(crate) use rooms::{OpenSessions, Rooms};
-pub(crate) use running::Ended;
-use running::Running;
+use running::{Ended, Running};
 use sequence::Sequence;
 
 /// Rows of prompts in a step for each answer that is drawn beside them, and at least: so many that a step takes about
@@ -45,7 +44,7 @@ pub(crate) enum Command {
 pub(crate) struct Scheduler<'m> {
     model: &'m Model,
     store: Arc<Store>,
-    counters: Arc<Counters>,
+    metrics: ModelMetrics,
     /// Models of one server take turns: a step uses all threads.
     turn: Arc<Mutex<()>>,
     workspace: Workspace,
@@ -64,7 +63,7 @@ impl<'m> Scheduler<'m> {
     pub(crate) fn new(
         model: &'m Model,
         store: Arc<Store>,
-        counters: Arc<Counters>,
+        metrics: ModelMetrics,
         turn: Arc<Mutex<()>>,
         n_sequences: usize,
     ) -> Result<Self> {
@@ -74,7 +73,7 @@ impl<'m> Scheduler<'m> {
             n_threads: model.info().threads.max(1),
             model,
             store,
-            counters,
+            metrics,
             turn,
             rows_max,
             reading: VecDeque::new(),
@@ -133,8 +132,8 @@ impl<'m> Scheduler<'m> {
     }
 
     fn count(&self) {
-        self.counters
-            .set_running(self.reading.len() + self.drawing.len());
+        let n = self.reading.len() + self.drawing.len();
+        self.metrics.sequences_running.set(n as i64);
     }
 
     fn work_step(&mut self) {
@@ -165,7 +164,7 @@ impl<'m> Scheduler<'m> {
             if n_left == 0 {
                 break;
             }
-            reading.begin();
+            reading.begin(&self.metrics);
             let n = reading.n_next(n_left);
             n_left -= n;
             shares.push(n);
@@ -178,9 +177,8 @@ impl<'m> Scheduler<'m> {
         if shares.is_empty() && self.drawing.is_empty() {
             return;
         }
-        let begin = std::time::Instant::now();
         let n_vocab = self.model.n_vocab();
-        let (n_drawing, n_prompt) = (self.drawing.len(), shares.iter().sum());
+        let (n_drawing, n_prompt) = (self.drawing.len(), shares.iter().sum::<usize>());
         let mut spans: Vec<Span<'_>> = Vec::with_capacity(n_drawing + shares.len());
         for one in &mut self.drawing {
             let tokens = std::slice::from_ref(&one.next);
@@ -201,8 +199,11 @@ impl<'m> Scheduler<'m> {
             self.model
                 .forward(&mut self.workspace, &mut spans, &mut self.logits)
         };
+        self.metrics.tokens_read.inc_by(n_prompt as u64);
         let passed = catch_unwind(AssertUnwindSafe(forward)).unwrap_or_else(|_| Err(panicked()));
-        self.counters.step(n_drawing, n_prompt, begin.elapsed());
+        self.metrics
+            .rows_per_step
+            .observe((n_drawing + n_prompt) as f64);
         if let Err(error) = passed {
             self.fail(shares.len(), &error);
             return;
@@ -254,10 +255,11 @@ impl<'m> Scheduler<'m> {
             });
         }
         let mut outcomes = outcomes.into_iter();
-        let (store, counters) = (&self.store, &self.counters);
+        let store = &self.store;
+        self.metrics.tokens_made.inc_by(self.drawing.len() as u64);
         self.drawing.retain(|one| {
             let outcome = outcomes.next().unwrap_or_else(|| Err(panicked()));
-            goes_on(&one.running, outcome, store, counters)
+            goes_on(&one.running, outcome, store)
         });
     }
 
@@ -291,6 +293,7 @@ impl<'m> Scheduler<'m> {
     /// The first tokens of a job's answers, all behind the same prompt.
     fn begin_drawing(&mut self, reading: Reading, row: &mut [f32]) {
         let n_choices = reading.job.n_choices.max(1);
+        self.metrics.tokens_made.inc_by(n_choices as u64);
         let (running, state) = reading.end();
         let mut state = Some(state);
         for choice in 0..n_choices {
@@ -309,12 +312,12 @@ impl<'m> Scheduler<'m> {
             });
             match begun {
                 Ok((sequence, outcome)) => {
-                    if goes_on(&running, Ok(outcome), &self.store, &self.counters) {
+                    if goes_on(&running, Ok(outcome), &self.store) {
                         self.drawing.push(sequence);
                     }
                 }
                 Err(error) => {
-                    goes_on(&running, Err(error), &self.store, &self.counters);
+                    goes_on(&running, Err(error), &self.store);
                     return;
                 }
             }
@@ -336,16 +339,10 @@ fn draw_all(
 }
 
 /// Whether an answer goes on; tells what became of it if it does not.
-fn goes_on(
-    running: &Arc<Running>,
-    outcome: Result<Option<Ended>>,
-    store: &Store,
-    counters: &Counters,
-) -> bool {
+fn goes_on(running: &Arc<Running>, outcome: Result<Option<Ended>>, store: &Store) -> bool {
     match outcome {
         Ok(None) => true,
         Ok(Some(ended)) => {
-            counters.ended(&ended);
             running.end(ended, store);
             false
         }

@@ -9,6 +9,7 @@ use super::rooms::Room;
 use super::running::{PromptEnd, Running};
 use crate::job::{Event, Job};
 use crate::logprobs;
+use crate::metrics::ModelMetrics;
 use crate::store::{Kept, Key, Store, TextHash};
 
 /// A state is kept behind so many tokens of a prompt, counted from the beginning of all that was read.
@@ -75,10 +76,11 @@ impl Reading {
     }
 
     /// Tells the client that reading begins, once.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, metrics: &ModelMetrics) {
         if !self.has_begun {
             self.has_begun = true;
             let n_cached = self.n_cached;
+            metrics.tokens_reused.inc_by(n_cached as u64);
             let n_prompt = n_cached + self.tokens.len();
             let _ = self.job.events.send(Event::Began { n_prompt, n_cached });
         }

@@ -10,6 +10,7 @@ use super::keys::{Key, TextHash, TextKey};
 use super::sessions::Sessions;
 use super::{Kept, Size};
 use crate::job::Owner;
+use crate::metrics::ModelMetrics;
 
 /// What an entry takes beside the numbers of its state, about: in the maps here, and for the state's own fields.
 const ENTRY_BYTES: u64 = 512;
@@ -29,8 +30,8 @@ pub(super) fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
     index.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[derive(Default)]
 pub(super) struct Index {
+    metrics: ModelMetrics,
     trees: HashMap<OwnerId, Tree>,
     memory: Order,
     disk: Order,
@@ -100,6 +101,30 @@ impl Order {
 }
 
 impl Index {
+    pub(super) fn new(metrics: &ModelMetrics) -> Self {
+        Index {
+            metrics: metrics.clone(),
+            trees: HashMap::new(),
+            memory: Order::default(),
+            disk: Order::default(),
+            clock: 0,
+            sessions: Sessions::default(),
+        }
+    }
+
+    /// Tells what there is, after each change of it.
+    fn count(&self) {
+        let (memory, disk) = (self.memory.size(), self.disk.size());
+        for (gauge, n) in [
+            (&self.metrics.states_memory, memory.n_states),
+            (&self.metrics.states_memory_bytes, memory.n_bytes),
+            (&self.metrics.states_disk, disk.n_states),
+            (&self.metrics.states_disk_bytes, disk.n_bytes),
+        ] {
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+    }
+
     pub(super) fn in_memory(&self) -> Size {
         self.memory.size()
     }
@@ -145,6 +170,7 @@ impl Index {
             self.memory.remove(older.place);
         }
         self.memory.add(owner, kept.key, place);
+        self.count();
     }
 
     /// A file of a state is there.
@@ -164,6 +190,7 @@ impl Index {
             self.disk.remove(older.place);
         }
         self.disk.add(owner, key, place);
+        self.count();
     }
 
     pub(super) fn has_file(&self, owner: OwnerId, key: Key) -> bool {
@@ -240,6 +267,7 @@ impl Index {
         let text = entry.text;
         self.memory.remove(place);
         self.remove_if_nowhere(owner, key);
+        self.count();
         Some(Kept { key, text, state })
     }
 
@@ -250,6 +278,7 @@ impl Index {
         if let Some(OnDisk { place }) = entry.and_then(|entry| entry.disk.take()) {
             self.disk.remove(place);
             self.remove_if_nowhere(owner, key);
+            self.count();
         }
     }
 

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rwkv_edge::{Model, Result, State};
 
 use crate::job::Owner;
+use crate::metrics::ModelMetrics;
 use disk::{Disk, Write};
 use index::{Index, OwnerId};
 
@@ -68,9 +69,14 @@ impl Store {
     /// # Errors
     ///
     /// When the folder cannot be made, read or written.
-    pub fn new(model: &Model, memory_max: u64, disk: Option<&DiskOptions>) -> Result<Self> {
+    pub fn new(
+        model: &Model,
+        memory_max: u64,
+        disk: Option<&DiskOptions>,
+        metrics: &ModelMetrics,
+    ) -> Result<Self> {
         let root = Key::root(model);
-        let index = Arc::new(Mutex::new(Index::default()));
+        let index = Arc::new(Mutex::new(Index::new(metrics)));
         let disk = disk.map(|options| Disk::open(options, root, index.clone()));
         Ok(Store {
             model: model.clone(),
