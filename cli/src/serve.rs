@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 use clap::ValueEnum;
-use rwkv_edge::Model;
+use rwkv_edge::{Model, Reservation};
 use rwkv_edge_chat::Template;
-use rwkv_edge_serve::http::{Backend, Config, LogFormat, Served, Server};
+use rwkv_edge_serve::http::{Config, LogFormat, Served, Server, WorkerBackend};
+use rwkv_edge_serve::metrics::Metrics;
+use rwkv_edge_serve::store::DiskOptions;
+use rwkv_edge_serve::{Worker, WorkerOptions};
 
 use crate::args::{ModelArgs, Quant};
 use crate::byte_size::ByteSize;
@@ -17,7 +20,7 @@ use crate::devices::DeviceArgs;
 use crate::environment;
 use crate::lora::LoraArgs;
 use crate::numbers::{whole, THREADS_MAX};
-use crate::{hub, model, note};
+use crate::{hub, memory, model, note};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -70,11 +73,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>(1..=4096))]
     parallel: usize,
 
-    /// Memory for states that are kept of each model
+    /// Memory for states that are kept, of all models together [default: a quarter of what is free]
     ///
-    /// What was read is not read again as long as its state is kept. Units are as of --max-memory.
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
-    state_memory: ByteSize,
+    /// What was read is not read again as long as its state is kept. Units are as of --max-memory, under which the
+    /// default is half of what the models leave.
+    #[arg(long, value_name = "SIZE")]
+    state_memory: Option<ByteSize>,
 
     /// Directory for states, so that they outlive the server
     #[arg(long, value_name = "DIR")]
@@ -196,22 +200,103 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .filter(|name| *name != "model")
         .map(str::parse::<Template>);
     let fixed = fixed.transpose()?;
-    let mut models = Vec::new();
+    let mut served = Vec::new();
+    // Counted against --max-memory as long as the server runs.
+    let mut reserved = Vec::new();
+    let mut opened = Vec::new();
     let demo = [None];
     let named: Vec<Option<&NamedModel>> = args.models.iter().map(Some).collect();
     for named in if named.is_empty() { &demo[..] } else { &named } {
-        let model = model::open(&model_args(args, named.map(|one| one.model.clone())))?;
+        let path = named.map(|one| one.model.clone());
+        let path = path.filter(|path| path.as_os_str() != DEMO || path.exists());
+        opened.push((named, model::open(&model_args(args, path))?));
+    }
+    let metrics = Arc::new(Metrics::new());
+    let turn = Arc::default();
+    let n_models = opened.len() as u64;
+    for (named, model) in opened {
         let template = match (&fixed, template) {
             (Some(template), _) => template.clone(),
             (None, Some(_)) => own_template(*named, &model)?,
             (None, None) => Template::of(&model),
         };
-        let name = named.map_or("demo", |one| &one.name);
-        models.push(Served::new(name, backend(name, model, args)?, template));
+        let name = named.map_or(DEMO, |one| &one.name);
+        let states = StateMemory::of(args, &model, n_models)?;
+        states.tell(name, args, &model);
+        let mut options = WorkerOptions::default();
+        options.n_sequences = args.parallel;
+        options.state_memory = states.n_bytes;
+        options.disk = args.state_dir.as_ref().map(|folder| DiskOptions {
+            folder: folder.clone(),
+            n_bytes_max: args.state_disk.0 / n_models,
+        });
+        options.turn = Arc::clone(&turn);
+        options.metrics = metrics.model(name);
+        let worker = Worker::start(name, model, &options)?;
+        served.push(Served::new(
+            name,
+            Arc::new(WorkerBackend::new(worker)),
+            template,
+        ));
+        reserved.extend(states.reservation);
     }
-    let server = Server::bind(config(args, models))?;
-    note!("listening on http://{}", server.address());
+    let server = Server::bind(config(args, served, metrics))?;
+    // Scripts wait for it, also where nothing else is told.
+    eprintln!("listening on http://{}", server.address());
     Ok(server.run()?)
+}
+
+/// What clients call the model that is part of the program.
+const DEMO: &str = "demo";
+/// Shares of what is free that states may take where nobody says it.
+const SHARE_OF_FREE: u64 = 4;
+const SHARE_OF_LIMIT: u64 = 2;
+/// What is taken for free where the system does not say.
+const FREE_BYTES: u64 = 1 << 30;
+
+/// Memory for the states of one of several models.
+struct StateMemory {
+    n_bytes: u64,
+    /// Of what --max-memory allows.
+    reservation: Option<Reservation>,
+}
+
+impl StateMemory {
+    fn of(args: &Args, model: &Model, n_models: u64) -> Result<Self> {
+        let given = args.state_memory.map(|size| size.0 / n_models);
+        let Some(left) = model.memory_left() else {
+            let free = memory::available_bytes().unwrap_or(FREE_BYTES);
+            return Ok(StateMemory {
+                n_bytes: given.unwrap_or(free / SHARE_OF_FREE / n_models),
+                reservation: None,
+            });
+        };
+        // Each answer has a state of its own, and what its sampler and logits take.
+        let info = model.info();
+        let each = info.state_bytes as u64 + 24 * info.n_vocab as u64;
+        let of_answers = each * args.parallel as u64;
+        let n_bytes = given.unwrap_or(left.saturating_sub(of_answers) / SHARE_OF_LIMIT);
+        let reservation = model
+            .reserve_memory(of_answers + n_bytes)
+            .with_context(|| {
+                format!("--parallel {} and {n_bytes} bytes of states", args.parallel)
+            })?;
+        Ok(StateMemory {
+            n_bytes,
+            reservation: Some(reservation),
+        })
+    }
+
+    fn tell(&self, name: &str, args: &Args, model: &Model) {
+        let each = model.info().state_bytes as u64;
+        note!(
+            "{name}: {} answers at once; {:.0} MB for states, of {:.2} MB each: {}",
+            args.parallel,
+            self.n_bytes as f64 / 1e6,
+            each as f64 / 1e6,
+            self.n_bytes / each.max(1)
+        );
+    }
 }
 
 fn model_args(args: &Args, model: Option<PathBuf>) -> ModelArgs {
@@ -239,8 +324,9 @@ fn own_template(named: Option<&NamedModel>, model: &Model) -> Result<Template> {
     }
 }
 
-fn config(args: &Args, models: Vec<Served>) -> Config {
+fn config(args: &Args, models: Vec<Served>, metrics: Arc<Metrics>) -> Config {
     let mut config = Config::new(models);
+    config.metrics = metrics;
     config.listen = args.listen;
     config.api_key_file = args.api_key_file.clone();
     config.no_key = args.no_key;
@@ -255,18 +341,6 @@ fn config(args: &Args, models: Vec<Served>) -> Config {
         Log::Json => LogFormat::Json,
     };
     config
-}
-
-/// Starts the threads that run a model.
-fn backend(name: &str, _model: Model, args: &Args) -> Result<Arc<dyn Backend>> {
-    // The scheduler is to be started here, with these of the options.
-    let _ = (
-        args.parallel,
-        args.state_memory.0,
-        &args.state_dir,
-        args.state_disk.0,
-    );
-    bail!("{name}: there is no scheduler in this build yet")
 }
 
 #[cfg(test)]

@@ -205,12 +205,10 @@ fn ask_at_once(n: usize, ask: impl Fn(usize) -> Result<Stream> + Sync) -> Result
 /// What this process has taken of all cores.
 fn cpu_time() -> Result<Duration> {
     #[cfg(unix)]
-    {
-        let spent = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
-        return Ok(spent.into());
-    }
+    let spent = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into();
     #[cfg(not(unix))]
-    Ok(Duration::ZERO)
+    let spent = Duration::ZERO;
+    Ok(spent)
 }
 
 /// Measures while other threads are busy for so many cores.
@@ -220,10 +218,11 @@ fn beside_load(n_cores: f64, work: impl FnOnce() -> Result<f64>) -> Result<f64> 
     std::thread::scope(|scope| {
         let n_threads = n_cores.ceil().max(1.0);
         for _ in 0..n_threads as usize {
-            scope.spawn(|| {
+            let (has_ended, share) = (&has_ended, n_cores / n_threads);
+            scope.spawn(move || {
                 while !has_ended.load(Ordering::Relaxed) {
                     let begin = Instant::now();
-                    while begin.elapsed() < PERIOD.mul_f64(n_cores / n_threads) {
+                    while begin.elapsed() < PERIOD.mul_f64(share) {
                         std::hint::spin_loop();
                     }
                     std::thread::sleep(PERIOD.saturating_sub(begin.elapsed()));

@@ -1,9 +1,9 @@
 //! Lists of messages, as programs hold conversations: written down for a model in one text, and its reply taken apart.
 
-use rwkv_edge::{Error, ErrorKind, Result};
+use rwkv_edge::Result;
 
 use crate::own::WORLD_END_OF_TEXT;
-use crate::template::{cleaned, Template, TURN_END};
+use crate::template::{answered, cleaned, Template, TURN_END};
 use crate::think::{Parted, Think};
 
 /// Who says something.
@@ -60,12 +60,9 @@ impl Template {
     /// [`ErrorKind::Argument`] when thoughts are asked for in a form that has none, [`ErrorKind::Format`] when a
     /// template that came with a model fails on the messages.
     pub fn messages(&self, messages: &[Message], think: Think) -> Result<Vec<String>> {
-        if think != Think::Off && !self.is_world() {
-            let text = format!("think {think}: template {self} has no thoughts, expected world");
-            return Err(Error::new(ErrorKind::Argument, text));
-        }
+        self.check_think(think)?;
         if let Some(own) = self.own() {
-            let text = own.render_messages(messages)?;
+            let text = own.render_messages(messages, think)?;
             if !own.is_world {
                 return Ok(vec![text]);
             }
@@ -100,9 +97,7 @@ impl Template {
         if !self.is_dialogue() {
             return format!("{text}{TURN_END}");
         }
-        let text = text.trim_start();
-        let space = if text.is_empty() { "" } else { " " };
-        format!("{space}{text}{TURN_END}")
+        answered(text)
     }
 
     /// Whether those who talk have names in it.
@@ -117,6 +112,7 @@ impl Template {
 }
 
 /// What a model writes as it comes: taken apart into the thought and the answer, without the space around both.
+#[derive(Clone)]
 pub struct Reply {
     parts: Parted,
     thought: Trimmed,
@@ -124,10 +120,13 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Behind a prompt of [`Template::messages`].
-    pub fn new(template: &Template, think: Think) -> Self {
+    /// Behind a prompt of [`Template::messages`], of which `prompt` is the last part.
+    pub fn behind(template: &Template, think: Think, prompt: &str) -> Self {
         Reply {
-            parts: Parted::behind(think),
+            parts: match template.own() {
+                Some(_) => Parted::behind_text(prompt),
+                None => Parted::behind(think),
+            },
             thought: Trimmed::new(true),
             // Elsewhere a text just goes on, with its space.
             answer: Trimmed::new(template.is_dialogue() || template.own().is_some()),
@@ -140,13 +139,15 @@ impl Reply {
         (self.thought.push(thought), self.answer.push(answer))
     }
 
-    /// What the thought lacked at the end.
-    pub fn finish(&mut self) -> String {
-        self.thought.push(self.parts.finish())
+    /// What the thought and the answer lacked at the end.
+    pub fn finish(&mut self) -> (String, String) {
+        let (thought, answer) = self.parts.finish();
+        (self.thought.push(thought), self.answer.push(answer))
     }
 }
 
 /// A text that comes piece by piece without the space around it.
+#[derive(Clone)]
 struct Trimmed {
     /// Whether space in front of it is left out.
     trims_begin: bool,
@@ -181,6 +182,8 @@ impl Trimmed {
 
 #[cfg(test)]
 mod tests {
+    use rwkv_edge::ErrorKind;
+
     use super::*;
 
     fn messages(list: &[(Role, &str)]) -> Vec<Message> {
@@ -267,7 +270,7 @@ mod tests {
     #[test]
     fn replies_come_apart_without_the_space_around_them() {
         let world: Template = "world".parse().expect("a template");
-        let mut reply = Reply::new(&world, Think::On);
+        let mut reply = Reply::behind(&world, Think::On, "");
         let (mut thought, mut answer) = (String::new(), String::new());
         for piece in [
             ">", "\nWell", " then", "\n</th", "ink>\n\n", " Yes", ",  ", "no", " \n",
@@ -276,10 +279,10 @@ mod tests {
             thought += &more;
             answer += &text;
         }
-        thought += &reply.finish();
+        thought += &reply.finish().0;
         assert_eq!((&*thought, &*answer), ("Well then", "Yes,  no"));
         let plain: Template = "plain".parse().expect("a template");
-        let mut reply = Reply::new(&plain, Think::Off);
+        let mut reply = Reply::behind(&plain, Think::Off, "");
         assert_eq!(reply.push(" a ").1 + &reply.push("b ").1, " a b");
     }
 }

@@ -211,15 +211,16 @@ impl Worker {
         Ok(session.as_ref().map(SessionInfo::of))
     }
 
-    /// Copies a session under another name; `None` when there is none of the first.
+    /// Copies a session under another name.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] when there is one of the second name already; when it cannot be written.
-    pub fn fork_session(&self, owner: &Owner, from: &str, to: &str) -> Result<Option<SessionInfo>> {
-        let Some(session) = self.store.session(owner, from)? else {
-            return Ok(None);
-        };
+    /// [`ErrorKind::Argument`] when there is none of the first name, or one of the second; when it cannot be written.
+    pub fn fork_session(&self, owner: &Owner, from: &str, to: &str) -> Result<SessionInfo> {
+        let session = self.store.session(owner, from)?.ok_or_else(|| {
+            let text = format!("there is no session {from:?}");
+            Error::new(ErrorKind::Argument, text)
+        })?;
         let _is_open = self.sessions.open(owner, to)?;
         if self.store.session(owner, to)?.is_some() {
             let text = format!("there is a session {to:?}, expected a new name");
@@ -228,7 +229,7 @@ impl Worker {
         let fork = session.renamed(to);
         let info = SessionInfo::of(&fork);
         self.keep(owner, Vec::new(), fork)?;
-        Ok(Some(info))
+        Ok(info)
     }
 
     /// Forgets a session; whether there was one.

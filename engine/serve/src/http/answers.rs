@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, select_all, SelectAll, Stream, StreamExt};
-use rwkv_edge_chat::{Reply, Template, Think};
+use rwkv_edge_chat::{Reply, Template};
 use serde_json::{json, Value};
 use tokio::sync::{mpsc, OwnedSemaphorePermit};
 
@@ -16,7 +16,7 @@ use super::log::Record;
 use super::request::Asked;
 use super::App;
 use crate::constrain::Constraint;
-use crate::job::{Chosen, Ending, Event, Job, Kept, Owner, Prompt, Start};
+use crate::job::{Chosen, Ending, Event, Job, Owner, Prompt, Remains, Start};
 use crate::metrics::ModelMetrics;
 
 /// How much was read and made.
@@ -47,8 +47,8 @@ pub(super) struct Questions {
     /// Tokens of prompts are told with their log-probabilities, and none of an answer is left out.
     pub(super) prompt_logprobs: bool,
     pub(super) constraint: Option<Constraint>,
-    /// The form of the conversation, and whether the answer begins with a thought.
-    pub(super) reply: Option<(Template, Think)>,
+    /// The form of the conversation, and what parts its answer from a thought.
+    pub(super) reply: Option<(Template, Reply)>,
     /// Whether the space around an answer is part of it.
     pub(super) is_exact: bool,
 }
@@ -119,7 +119,7 @@ impl Answers {
                 .reply
                 .as_ref()
                 .filter(|_| !questions.is_exact)
-                .map(|(template, think)| Reply::new(template, *think)),
+                .map(|(_, reply)| reply.clone()),
             n_made: 0,
             n_bytes: 0,
             n_given: 0,
@@ -149,7 +149,7 @@ impl Answers {
                 kept: questions
                     .reply
                     .clone()
-                    .map(|(template, think)| kept(template, think)),
+                    .map(|(template, reply)| remains(template, reply)),
                 events: sender,
             });
         }
@@ -243,6 +243,7 @@ impl Answers {
                 let piece = self.piece(job, choice, &text, Some(ending))?;
                 return Ok(Some(piece));
             }
+            Event::NotWritten(error) => self.record.set_warning(&error),
             Event::Done => self.n_open -= 1,
             Event::Failed(error) => return Err(error.into()),
         }
@@ -305,12 +306,14 @@ impl Answers {
         {
             chosen.extend(one.pending.pop_front().map(|(_, chosen)| chosen));
         }
-        let (mut thought, text) = match &mut one.reply {
+        let (mut thought, mut text) = match &mut one.reply {
             Some(reply) => reply.push(text),
             None => (String::new(), text.to_owned()),
         };
         if let (Some(reply), true) = (&mut one.reply, ending.is_some()) {
-            thought += &reply.finish();
+            let rest = reply.finish();
+            thought += &rest.0;
+            text += &rest.1;
         }
         let is_first = !std::mem::replace(&mut one.is_begun, true);
         Ok(Piece {
@@ -339,10 +342,10 @@ fn of_job(job: usize, mut receiver: mpsc::UnboundedReceiver<Event>) -> Events {
 }
 
 /// An answer as it stands in the history: without the thought, and with the end of its turn.
-fn kept(template: Template, think: Think) -> Kept {
+fn remains(template: Template, reply: Reply) -> Remains {
     Box::new(move |text| {
-        let mut reply = Reply::new(&template, think);
-        let (_, answer) = reply.push(text);
+        let mut reply = reply.clone();
+        let answer = reply.push(text).1 + &reply.finish().1;
         let remains = template.answer(&answer);
         (remains != text).then_some(remains)
     })

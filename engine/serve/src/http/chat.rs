@@ -43,7 +43,7 @@ pub(super) async fn answer(
     }
     let constraint = asked.constraint(&app, &served).await?;
     let (its, session) = (served.clone(), asked.session.clone());
-    let prompt = app
+    let (prompt, reply) = app
         .slowly(move || prompt::of_messages(&its, &messages, think, session))
         .await?;
     log_prompt(&app, &envelope.record, &served, &prompt.1);
@@ -54,7 +54,7 @@ pub(super) async fn answer(
         top_logprobs,
         prompt_logprobs: false,
         constraint,
-        reply: Some((served.template.clone(), think)),
+        reply: Some((served.template.clone(), reply)),
         // Every character of it is asked for.
         is_exact: asked.grammar.is_some(),
     };

@@ -43,6 +43,7 @@ struct Known {
     usage: Usage,
     first_token: Option<Duration>,
     prompt: Option<String>,
+    warning: Option<String>,
 }
 
 impl Record {
@@ -65,6 +66,11 @@ impl Record {
     /// Only where prompts are to be logged.
     pub(super) fn set_prompt(&self, text: String) {
         self.known().prompt = Some(text);
+    }
+
+    /// What went wrong beside the answer, which is as it should be.
+    pub(super) fn set_warning(&self, error: &rwkv_edge::Error) {
+        self.known().warning = Some(error.to_string());
     }
 
     /// Gives the time to the first token, once.
@@ -139,6 +145,9 @@ impl Line {
         if !self.is_whole {
             line += " client gone";
         }
+        if let Some(warning) = &known.warning {
+            line += &format!(" not kept: {}", printable(warning));
+        }
         if let Some(prompt) = &known.prompt {
             line += &format!(" prompt {}", serde_json::Value::from(prompt.as_str()));
         }
@@ -160,6 +169,9 @@ impl Line {
             "total_ms": milliseconds(total),
             "client_gone": !self.is_whole,
         });
+        if let Some(warning) = &known.warning {
+            line["not_kept"] = warning.as_str().into();
+        }
         if let Some(prompt) = &known.prompt {
             line["prompt"] = prompt.as_str().into();
         }

@@ -1,6 +1,6 @@
 //! Messages of a conversation, and what a model is given to read of them.
 
-use rwkv_edge_chat::{Message, Role, Think};
+use rwkv_edge_chat::{Message, Reply, Role, Think};
 use serde_json::{Map, Value};
 
 use super::backend::Served;
@@ -114,14 +114,16 @@ fn content_text(place: &str, content: Value, role: Role) -> Result<String> {
     }
 }
 
-/// Where a conversation is read behind, and what is read of it.
+/// Where a conversation is read behind, what is read of it, and what takes the answer apart.
 pub(super) fn of_messages(
     served: &Served,
     messages: &[Message],
     think: Think,
     session: Option<String>,
-) -> Result<(Start, Prompt)> {
+) -> Result<((Start, Prompt), Reply)> {
     let mut parts = served.template.messages(messages, think)?;
+    let end = parts.last().map_or("", String::as_str);
+    let reply = Reply::behind(&served.template, think, end);
     let mut first = served.first_token;
     // A template that came with a model writes what a text begins with; between parts stands token 0.
     if parts.len() > 1 && parts[0].is_empty() {
@@ -140,7 +142,7 @@ pub(super) fn of_messages(
             Prompt::Tokens(tokens)
         }
     };
-    Ok((start(first, session), prompt))
+    Ok(((start(first, session), prompt), reply))
 }
 
 /// Where a text is read behind.

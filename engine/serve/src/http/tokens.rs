@@ -35,7 +35,8 @@ pub(super) async fn tokenize(
         (None, Some(messages)) => {
             let messages = prompt::messages(messages)?;
             app.slowly(move || {
-                let (start, prompt) = prompt::of_messages(&served, &messages, Think::Off, None)?;
+                let asked = prompt::of_messages(&served, &messages, Think::Off, None)?;
+                let (start, prompt) = asked.0;
                 let mut tokens = match start {
                     Start::Token(first) => vec![first],
                     _ => Vec::new(),
