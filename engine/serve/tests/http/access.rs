@@ -1,6 +1,7 @@
 //! Who may ask: hosts, origins and keys.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use rwkv_edge::ErrorKind;
@@ -9,7 +10,7 @@ use rwkv_edge_serve::Ending;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::support::{served, start, start_with, Fake, Script};
+use crate::support::{served, start, start_with, Answer, Fake, Script};
 
 fn script() -> Script {
     Script::Say(" Hi.", Ending::Stop)
@@ -61,6 +62,26 @@ fn hosts_must_be_this_machine_or_named() {
     let whole = server
         .raw(b"GET http://evil/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(whole.starts_with(b"HTTP/1.1 403"));
+}
+
+/// Who listens to all addresses is asked by the one that a client connected to.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_address_that_was_asked_is_this_machine() {
+    let server = start_with(script(), |config| {
+        config.listen = "0.0.0.0:0".parse().unwrap();
+        config.no_key = true;
+    });
+    let port = server.address.port();
+    let mut stream = std::net::TcpStream::connect(("127.0.0.2", port)).unwrap();
+    let mut ask = |host: &str| {
+        let head = format!("GET /health HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut bytes = [0; 1000];
+        let n = stream.read(&mut bytes).unwrap();
+        Answer::of(&bytes[..n]).status
+    };
+    assert_eq!((ask("127.0.0.2"), ask("127.0.0.3")), (200, 403));
 }
 
 #[test]
