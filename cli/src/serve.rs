@@ -196,6 +196,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .filter(|name| *name != "model")
         .map(str::parse::<Template>);
     let fixed = fixed.transpose()?;
+    // Before models are loaded, which takes a while.
+    config(args, Vec::new()).check()?;
     let mut models = Vec::new();
     let demo = [None];
     let named: Vec<Option<&NamedModel>> = args.models.iter().map(Some).collect();

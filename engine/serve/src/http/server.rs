@@ -10,7 +10,6 @@ use tokio::runtime;
 use tokio::sync::{watch, Semaphore};
 
 use super::config::Config;
-use super::keys::Keys;
 use super::limits::{raise_open_files, Admission};
 use super::{connections, router, App};
 
@@ -38,8 +37,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for an address that others reach without keys, names that stand twice, and no model at
-    /// all; [`ErrorKind::Io`] when the address is taken; when there is something wrong with the file of keys.
+    /// Those of [`Config::check`]; [`ErrorKind::Argument`] for names that stand twice, and no model at all;
+    /// [`ErrorKind::Io`] when the address is taken.
     pub fn bind(config: Config) -> Result<Self> {
         let argument = |text: String| Err(Error::new(ErrorKind::Argument, text));
         if config.models.is_empty() {
@@ -54,16 +53,9 @@ impl Server {
             }
             model.model().tokenizer()?;
         }
+        config.check()?;
+        let keys = config.keys()?;
         let listen = config.listen;
-        if !listen.ip().to_canonical().is_loopback()
-            && config.api_key_file.is_none()
-            && !config.no_key
-        {
-            return argument(format!(
-                "{listen} is open to others, expected a file of API keys, or that nobody needs one is said"
-            ));
-        }
-        let keys = config.api_key_file.as_deref().map(Keys::open).transpose()?;
         let io = |e: std::io::Error| {
             Error::new(ErrorKind::Io, format!("cannot listen on {listen}: {e}"))
         };

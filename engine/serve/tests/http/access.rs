@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
 
 use rwkv_edge::ErrorKind;
 use rwkv_edge_serve::http::{Config, Server};
@@ -238,7 +237,22 @@ fn nobody_else_is_let_in_by_accident() {
     twice.models.push(served(&fake, "demo", "world"));
     assert!(Server::bind(twice).is_err());
     assert!(Server::bind(Config::new(Vec::new())).is_err());
-    let _: SocketAddr = server.address;
+    for (origin, host) in [
+        ("chat.example.org", "a"),
+        ("https://", "a"),
+        ("https://x.org/", "a"),
+        ("https://a@b", "a"),
+        ("*", "http://a"),
+        ("*", ""),
+        ("*", "a/b"),
+        ("*", "a b"),
+    ] {
+        let mut config = config("127.0.0.1:0");
+        config.allow_origins.push(origin.into());
+        assert!(config.check().is_ok() == (origin == "*"), "{origin}");
+        config.allow_hosts.push(host.into());
+        assert!(config.check().is_err(), "{origin} {host}");
+    }
 }
 
 /// Sessions of one owner are nobody else's.
