@@ -48,6 +48,8 @@ pub struct Config {
     pub body_bytes_max: usize,
     /// Bytes of a state that is imported.
     pub state_bytes_max: usize,
+    /// Bytes of all bodies that are read at once; at least those of the largest one.
+    pub bodies_bytes_max: usize,
     /// Until a head has come, from the connection or the answer before on.
     pub head_timeout: Duration,
     /// Until a body has come.
@@ -88,7 +90,8 @@ impl Config {
             connections_max: 1024,
             head_bytes_max: 16 << 10,
             body_bytes_max: 4 << 20,
-            state_bytes_max: 256 << 20,
+            state_bytes_max: 128 << 20,
+            bodies_bytes_max: 192 << 20,
             head_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),

@@ -69,6 +69,9 @@ impl Server {
             keys,
             admission: Admission::new(config.running_max, config.waiting_max),
             metrics: config.metrics.clone(),
+            body_memory: Arc::new(Semaphore::new(
+                config.bodies_bytes_max.min(Semaphore::MAX_PERMITS),
+            )),
             slow_work: Arc::new(Semaphore::new(n_slow)),
             is_ending: AtomicBool::new(false),
             config,

@@ -255,6 +255,28 @@ fn nobody_else_is_let_in_by_accident() {
     }
 }
 
+/// Browsers ask without a key whether they may, and their pages are to be shown why a key is refused.
+#[test]
+fn named_pages_may_ask_before_they_have_a_key() {
+    let file = NamedTempFile::new().unwrap();
+    fs::write(file.path(), "ann ann-has-this-key\n").unwrap();
+    let server = start_with(script(), |config| {
+        config.api_key_file = Some(file.path().to_owned());
+        config.allow_origins = vec!["https://x.org".into()];
+    });
+    let origin = ("Origin", "https://x.org");
+    let first = [origin, ("Access-Control-Request-Method", "POST")];
+    assert_eq!(server.ask("OPTIONS", "/v1/models", &first, b"").status, 200);
+    let refused = server.ask("GET", "/v1/models", &[origin], b"");
+    assert_eq!(
+        (
+            refused.status,
+            refused.header("access-control-allow-origin")
+        ),
+        (401, Some("https://x.org"))
+    );
+}
+
 /// Sessions of one owner are nobody else's.
 #[test]
 fn owners_do_not_see_each_other() {
