@@ -60,7 +60,7 @@ pub struct Config {
     pub ping: Duration,
     /// How long answers may go on when the server is told to end.
     pub drain: Duration,
-    /// Whether the signals of the process are heard: SIGTERM and SIGINT end the server, SIGHUP reads
+    /// Whether the signals of the process are heard: SIGTERM and SIGINT end the server, a second one at once, SIGHUP reads
     /// the keys again.
     pub signals: bool,
     /// Where lines go; nothing is said without it.

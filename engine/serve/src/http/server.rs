@@ -18,17 +18,18 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     app: Arc<App>,
-    stop: Arc<watch::Sender<bool>>,
+    stop: Arc<watch::Sender<usize>>,
 }
 
 /// Ends a server from elsewhere.
 #[derive(Clone)]
-pub struct Stopper(Arc<watch::Sender<bool>>);
+pub struct Stopper(Arc<watch::Sender<usize>>);
 
 impl Stopper {
-    /// No connection is taken any more, and answers may end within [`Config::drain`].
+    /// No connection is taken any more, and answers may end within [`Config::drain`]; a second time, nothing is waited
+    /// for.
     pub fn stop(&self) {
-        self.0.send_replace(true);
+        self.0.send_modify(|n| *n += 1);
     }
 }
 
@@ -80,7 +81,7 @@ impl Server {
             listener,
             address,
             app,
-            stop: Arc::new(watch::Sender::new(false)),
+            stop: Arc::new(watch::Sender::new(0)),
         })
     }
 
@@ -145,18 +146,18 @@ impl App {
     }
 }
 
-async fn tell_ending(app: Arc<App>, mut stop: watch::Receiver<bool>) {
-    if stop.wait_for(|is_ending| *is_ending).await.is_ok() {
+async fn tell_ending(app: Arc<App>, mut stop: watch::Receiver<usize>) {
+    if stop.wait_for(|n| *n > 0).await.is_ok() {
         app.is_ending.store(true, Ordering::Relaxed);
         app.say("the server ends: answers that have begun may end");
     }
 }
 
-/// Ends the server at the first signal.
+/// Ends the server, at a second signal at once.
 #[cfg(unix)]
 fn hear_signals(
     app: Arc<App>,
-    stop: Arc<watch::Sender<bool>>,
+    stop: Arc<watch::Sender<usize>>,
 ) -> std::io::Result<impl std::future::Future<Output = ()>> {
     use tokio::signal::unix::{signal, SignalKind};
 
@@ -173,7 +174,7 @@ fn hear_signals(
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            stop.send_replace(true);
+            stop.send_modify(|n| *n += 1);
         }
     })
 }
@@ -181,11 +182,11 @@ fn hear_signals(
 #[cfg(not(unix))]
 fn hear_signals(
     _app: Arc<App>,
-    stop: Arc<watch::Sender<bool>>,
+    stop: Arc<watch::Sender<usize>>,
 ) -> std::io::Result<impl std::future::Future<Output = ()>> {
     Ok(async move {
         while tokio::signal::ctrl_c().await.is_ok() {
-            stop.send_replace(true);
+            stop.send_modify(|n| *n += 1);
         }
     })
 }

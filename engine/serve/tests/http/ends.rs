@@ -115,6 +115,21 @@ fn what_does_not_end_in_time_is_cut_off() {
 }
 
 #[test]
+fn whoever_ends_it_twice_does_not_want_to_wait() {
+    let mut server = start_with(Script::Silence, |config| {
+        config.drain = Duration::from_secs(60)
+    });
+    let _stream = send(&server, &json!({"prompt": "x"}));
+    until("it began", || server.fake.held.lock().unwrap().len() == 1);
+    let begin = Instant::now();
+    server.stopper.stop();
+    thread::sleep(Duration::from_millis(100));
+    server.stopper.stop();
+    server.wait();
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
 fn a_line_is_logged_for_each_request() {
     let server = start(Script::Say(" my secret answer", Ending::Length));
     server.post(PATH, &json!({"prompt": "my secret question"}));
@@ -185,5 +200,4 @@ fn requests_are_counted() {
     ] {
         assert!(text.contains(line), "no {line} in\n{text}");
     }
-    thread::yield_now();
 }
