@@ -20,7 +20,7 @@ use crate::devices::DeviceArgs;
 use crate::environment;
 use crate::lora::LoraArgs;
 use crate::numbers::{whole, THREADS_MAX};
-use crate::{hub, memory, model, note};
+use crate::{hub, memory, model, note, UsageError};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -200,6 +200,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .filter(|name| *name != "model")
         .map(str::parse::<Template>);
     let fixed = fixed.transpose()?;
+    if !args.listen.ip().to_canonical().is_loopback() && args.api_key_file.is_none() && !args.no_key
+    {
+        let text = format!(
+            "--listen {}: open to others, expected --api-key-file FILE, or --no-key",
+            args.listen
+        );
+        return Err(UsageError(text).into());
+    }
+    // Before models are loaded, which takes a while.
+    config(args, Vec::new(), Arc::default()).check()?;
     let mut served = Vec::new();
     // Counted against --max-memory as long as the server runs.
     let mut reserved = Vec::new();

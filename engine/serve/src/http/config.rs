@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::uri::Authority;
+use rwkv_edge::{Error, ErrorKind, Result};
+
 use super::backend::Served;
+use super::keys::Keys;
 use super::log::LogFormat;
 use crate::metrics::Metrics;
 
@@ -44,6 +48,8 @@ pub struct Config {
     pub body_bytes_max: usize,
     /// Bytes of a state that is imported.
     pub state_bytes_max: usize,
+    /// Bytes of all bodies that are read at once; at least those of the largest one.
+    pub bodies_bytes_max: usize,
     /// Until a head has come, from the connection or the answer before on.
     pub head_timeout: Duration,
     /// Until a body has come.
@@ -54,7 +60,7 @@ pub struct Config {
     pub ping: Duration,
     /// How long answers may go on when the server is told to end.
     pub drain: Duration,
-    /// Whether the signals of the process are heard: SIGTERM and SIGINT end the server, SIGHUP reads
+    /// Whether the signals of the process are heard: SIGTERM and SIGINT end the server, a second one at once, SIGHUP reads
     /// the keys again.
     pub signals: bool,
     /// Where lines go; nothing is said without it.
@@ -84,7 +90,8 @@ impl Config {
             connections_max: 1024,
             head_bytes_max: 16 << 10,
             body_bytes_max: 4 << 20,
-            state_bytes_max: 256 << 20,
+            state_bytes_max: 128 << 20,
+            bodies_bytes_max: 192 << 20,
             head_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
@@ -97,4 +104,45 @@ impl Config {
             metrics: Arc::default(),
         }
     }
+
+    /// Looks whether a server would start, but for its models and its address: to be asked before models are loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] for an address that others reach without keys, and for hosts and origins that are none;
+    /// when there is something wrong with the file of keys.
+    pub fn check(&self) -> Result<()> {
+        let argument = |text: String| Err(Error::new(ErrorKind::Argument, text));
+        let listen = self.listen;
+        let is_open = !listen.ip().to_canonical().is_loopback();
+        if is_open && self.api_key_file.is_none() && !self.no_key {
+            return argument(format!(
+                "{listen} is open to others: expected a file of API keys, or that nobody needs one is said"
+            ));
+        }
+        for origin in self.allow_origins.iter().filter(|origin| *origin != "*") {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            if !host.is_some_and(is_host) {
+                return argument(format!(
+                    "origin {origin:?}: expected one such as https://chat.example.org, or *"
+                ));
+            }
+        }
+        match self.allow_hosts.iter().find(|host| !is_host(host)) {
+            Some(host) => argument(format!(
+                "host {host:?}: expected one such as models.example.org"
+            )),
+            None => self.keys().map(drop),
+        }
+    }
+
+    pub(super) fn keys(&self) -> Result<Option<Keys>> {
+        self.api_key_file.as_deref().map(Keys::open).transpose()
+    }
+}
+
+/// A host with or without a port, and nothing else.
+fn is_host(text: &str) -> bool {
+    let parsed = text.parse::<Authority>();
+    parsed.is_ok_and(|one| !one.host().is_empty() && !text.contains('@'))
 }

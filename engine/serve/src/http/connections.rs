@@ -30,18 +30,19 @@ pub(super) struct Connection {
     pub(super) local: SocketAddr,
 }
 
-/// Takes connections until it is told to stop, and then lets what has begun end; gives how many did not within the time.
+/// Takes connections until it is told to stop, and then lets what has begun end, until it is told so again; gives how
+/// many did not end within the time.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     app: Arc<App>,
-    mut stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<usize>,
 ) -> usize {
     /// After an error that is the system's, such as too many open files.
     const PAUSE: Duration = Duration::from_millis(50);
     let n_max = app.config.connections_max.clamp(1, u32::MAX as usize >> 3);
     let places = Arc::new(Semaphore::new(n_max));
-    while !*stop.borrow() {
+    while *stop.borrow() == 0 {
         let accepted = tokio::select! {
             _ = stop.changed() => break,
             accepted = accept(&listener, &places) => accepted,
@@ -57,7 +58,10 @@ pub(super) async fn serve(
     }
     drop(listener);
     let all = places.acquire_many(n_max as u32);
-    let is_done = timeout(app.config.drain, all).await.is_ok();
+    let is_done = tokio::select! {
+        done = timeout(app.config.drain, all) => done.is_ok(),
+        _ = stop.wait_for(|n| *n > 1) => false,
+    };
     match is_done {
         true => 0,
         false => n_max - places.available_permits(),
@@ -78,7 +82,7 @@ async fn connection(
     stream: TcpStream,
     router: Router,
     app: Arc<App>,
-    mut stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<usize>,
     _place: OwnedSemaphorePermit,
 ) {
     let Ok(local) = stream.local_addr() else {
@@ -106,8 +110,8 @@ async fn connection(
         .max_header_size(config.head_bytes_max)
         .max_headers(100);
     let mut serving = pin!(builder.serve_connection(io, service));
-    let is_stopped = *stop.borrow();
-    if !is_stopped {
+    let is_ending = *stop.borrow() > 0;
+    if !is_ending {
         tokio::select! {
             // What fails is the client's: it has gone, or it speaks no HTTP.
             _ = serving.as_mut() => return,

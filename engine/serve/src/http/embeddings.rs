@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine;
 use rwkv_edge::Model;
@@ -67,6 +67,12 @@ pub(super) async fn embed(State(app): State<Arc<App>>, request: Request<Body>) -
     }));
     let gone = |_| ApiError::internal("the model does not answer any more");
     let vectors = vectors.await.map_err(gone)??;
+    // Millions of digits may take a while, too.
+    let written = app.slowly(move || Ok(written(&vectors, is_base64, &served.name, n_prompt)));
+    Ok(([(CONTENT_TYPE, "application/json")], written.await?).into_response())
+}
+
+fn written(vectors: &[Vec<f32>], is_base64: bool, model: &str, n_prompt: usize) -> String {
     let data = vectors.iter().enumerate().map(|(index, vector)| {
         let embedding = match is_base64 {
             true => Value::from(base64(vector)),
@@ -77,10 +83,10 @@ pub(super) async fn embed(State(app): State<Arc<App>>, request: Request<Body>) -
     let response = json!({
         "object": "list",
         "data": data.collect::<Vec<Value>>(),
-        "model": served.name,
+        "model": model,
         "usage": {"prompt_tokens": n_prompt, "total_tokens": n_prompt},
     });
-    Ok(Json(response).into_response())
+    response.to_string()
 }
 
 fn is_base64(fields: &mut Fields) -> Result<bool> {

@@ -49,7 +49,7 @@ fn check(app: &App, request: &Request<Body>) -> Result<()> {
         .flatten()
     {
         if !is_own_host(app, named, connection) {
-            let text = format!("host {named} is not this server; --allow-host names others");
+            let text = format!("host {named} is not this server's, nor one that is allowed");
             return forbidden("host_not_allowed", text);
         }
     }
@@ -67,8 +67,7 @@ fn check(app: &App, request: &Request<Body>) -> Result<()> {
     match (is_own || is_allowed) && origins.next().is_none() {
         true => Ok(()),
         false => {
-            let text =
-                format!("pages of {origin} may not ask; --allow-origin names those that may");
+            let text = format!("pages of {origin} are not among those that may ask");
             forbidden("origin_not_allowed", text)
         }
     }

@@ -1,54 +1,89 @@
 //! Bodies of requests: read within a size and a time, and strict JSON, in which no key stands twice.
 
-use std::error::Error as _;
 use std::fmt;
 
-use axum::body::{to_bytes, Body, Bytes};
+use axum::body::Body;
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::{Request, StatusCode};
+use futures_util::StreamExt;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::{ApiError, Result};
+use super::limits::RETRY_AFTER_SECONDS;
 use super::App;
+
+/// A body, and its share of the memory for all of them.
+pub(super) struct ReadBody {
+    pub(super) bytes: Vec<u8>,
+    _share: Option<OwnedSemaphorePermit>,
+}
 
 /// The whole body.
 pub(super) async fn read_body(
     app: &App,
     request: Request<Body>,
     bytes_max: usize,
-) -> Result<Bytes> {
-    let too_large = || {
-        let text = format!("the body is larger than {bytes_max} bytes");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
-    };
+) -> Result<ReadBody> {
     let length = request.headers().get(CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > bytes_max as u64) {
-        return Err(too_large());
+        return Err(too_large(bytes_max));
     }
-    let body = to_bytes(request.into_body(), bytes_max);
-    let Ok(read) = tokio::time::timeout(app.config.body_timeout, body).await else {
-        let seconds = app.config.body_timeout.as_secs_f64();
-        let text = format!("the body did not come within {seconds} s");
-        return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text));
-    };
-    read.map_err(|error| {
-        let is_length = error
-            .source()
-            .is_some_and(|e| e.to_string().contains("length limit"));
-        match is_length || error.to_string().contains("length limit") {
-            true => too_large(),
-            false => ApiError::bad("the body ended early, or was damaged on its way"),
+    let reading = gather(app, request.into_body(), bytes_max);
+    match tokio::time::timeout(app.config.body_timeout, reading).await {
+        Ok(read) => read,
+        Err(_) => {
+            let seconds = app.config.body_timeout.as_secs_f64();
+            let text = format!("the body did not come within {seconds} s");
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text))
         }
+    }
+}
+
+fn too_large(bytes_max: usize) -> ApiError {
+    let text = format!("the body is larger than {bytes_max} bytes");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+}
+
+async fn gather(app: &App, body: Body, bytes_max: usize) -> Result<ReadBody> {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = Vec::new();
+    let mut share: Option<OwnedSemaphorePermit> = None;
+    while let Some(piece) = pieces.next().await {
+        let damaged = |_| ApiError::bad("the body ended early, or was damaged on its way");
+        let piece = piece.map_err(damaged)?;
+        if piece.len() > bytes_max - bytes.len() {
+            return Err(too_large(bytes_max));
+        }
+        let n = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+        let more = app
+            .body_memory
+            .clone()
+            .try_acquire_many_owned(n)
+            .map_err(|_| {
+                let text = "too many bodies are being read: ask again later";
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text)
+                    .retry_after(RETRY_AFTER_SECONDS)
+            })?;
+        match &mut share {
+            Some(share) => share.merge(more),
+            none => *none = Some(more),
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(ReadBody {
+        bytes,
+        _share: share,
     })
 }
 
 /// A body that is a JSON object.
 pub(super) async fn read_object(app: &App, request: Request<Body>) -> Result<Map<String, Value>> {
-    let bytes = read_body(app, request, app.config.body_bytes_max).await?;
-    object(&bytes)
+    let body = read_body(app, request, app.config.body_bytes_max).await?;
+    object(&body.bytes)
 }
 
 fn object(bytes: &[u8]) -> Result<Map<String, Value>> {

@@ -11,7 +11,7 @@ use super::error::{ApiError, Result};
 use crate::job::Owner;
 
 /// When to ask again.
-const RETRY_AFTER_SECONDS: u64 = 2;
+pub(super) const RETRY_AFTER_SECONDS: u64 = 2;
 
 /// Places of all owners.
 pub(super) struct Admission {

@@ -61,6 +61,8 @@ struct App {
     keys: Option<Keys>,
     admission: Admission,
     metrics: Arc<Metrics>,
+    /// Bytes of bodies that may be read at once, a permit each.
+    body_memory: Arc<Semaphore>,
     /// Work that is not the model's but takes a while: as much at once as there are processors to spare.
     slow_work: Arc<Semaphore>,
     is_ending: AtomicBool,

@@ -10,7 +10,6 @@ use tokio::runtime;
 use tokio::sync::{watch, Semaphore};
 
 use super::config::Config;
-use super::keys::Keys;
 use super::limits::{raise_open_files, Admission};
 use super::{connections, router, App};
 
@@ -19,17 +18,18 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     app: Arc<App>,
-    stop: Arc<watch::Sender<bool>>,
+    stop: Arc<watch::Sender<usize>>,
 }
 
 /// Ends a server from elsewhere.
 #[derive(Clone)]
-pub struct Stopper(Arc<watch::Sender<bool>>);
+pub struct Stopper(Arc<watch::Sender<usize>>);
 
 impl Stopper {
-    /// No connection is taken any more, and answers may end within [`Config::drain`].
+    /// No connection is taken any more, and answers may end within [`Config::drain`]; a second time, nothing is waited
+    /// for.
     pub fn stop(&self) {
-        self.0.send_replace(true);
+        self.0.send_modify(|n| *n += 1);
     }
 }
 
@@ -38,8 +38,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] for an address that others reach without keys, names that stand twice, and no model at
-    /// all; [`ErrorKind::Io`] when the address is taken; when there is something wrong with the file of keys.
+    /// Those of [`Config::check`]; [`ErrorKind::Argument`] for names that stand twice, and no model at all;
+    /// [`ErrorKind::Io`] when the address is taken.
     pub fn bind(config: Config) -> Result<Self> {
         let argument = |text: String| Err(Error::new(ErrorKind::Argument, text));
         if config.models.is_empty() {
@@ -54,16 +54,9 @@ impl Server {
             }
             model.model().tokenizer()?;
         }
+        config.check()?;
+        let keys = config.keys()?;
         let listen = config.listen;
-        if !listen.ip().to_canonical().is_loopback()
-            && config.api_key_file.is_none()
-            && !config.no_key
-        {
-            return argument(format!(
-                "{listen} is open to others, expected a file of API keys, or that nobody needs one is said"
-            ));
-        }
-        let keys = config.api_key_file.as_deref().map(Keys::open).transpose()?;
         let io = |e: std::io::Error| {
             Error::new(ErrorKind::Io, format!("cannot listen on {listen}: {e}"))
         };
@@ -77,6 +70,9 @@ impl Server {
             keys,
             admission: Admission::new(config.running_max, config.waiting_max),
             metrics: config.metrics.clone(),
+            body_memory: Arc::new(Semaphore::new(
+                config.bodies_bytes_max.min(Semaphore::MAX_PERMITS),
+            )),
             slow_work: Arc::new(Semaphore::new(n_slow)),
             is_ending: AtomicBool::new(false),
             config,
@@ -85,7 +81,7 @@ impl Server {
             listener,
             address,
             app,
-            stop: Arc::new(watch::Sender::new(false)),
+            stop: Arc::new(watch::Sender::new(0)),
         })
     }
 
@@ -150,18 +146,18 @@ impl App {
     }
 }
 
-async fn tell_ending(app: Arc<App>, mut stop: watch::Receiver<bool>) {
-    if stop.wait_for(|is_ending| *is_ending).await.is_ok() {
+async fn tell_ending(app: Arc<App>, mut stop: watch::Receiver<usize>) {
+    if stop.wait_for(|n| *n > 0).await.is_ok() {
         app.is_ending.store(true, Ordering::Relaxed);
         app.say("the server ends: answers that have begun may end");
     }
 }
 
-/// Ends the server at the first signal.
+/// Ends the server, at a second signal at once.
 #[cfg(unix)]
 fn hear_signals(
     app: Arc<App>,
-    stop: Arc<watch::Sender<bool>>,
+    stop: Arc<watch::Sender<usize>>,
 ) -> std::io::Result<impl std::future::Future<Output = ()>> {
     use tokio::signal::unix::{signal, SignalKind};
 
@@ -178,7 +174,7 @@ fn hear_signals(
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            stop.send_replace(true);
+            stop.send_modify(|n| *n += 1);
         }
     })
 }
@@ -186,11 +182,11 @@ fn hear_signals(
 #[cfg(not(unix))]
 fn hear_signals(
     _app: Arc<App>,
-    stop: Arc<watch::Sender<bool>>,
+    stop: Arc<watch::Sender<usize>>,
 ) -> std::io::Result<impl std::future::Future<Output = ()>> {
     Ok(async move {
         while tokio::signal::ctrl_c().await.is_ok() {
-            stop.send_replace(true);
+            stop.send_modify(|n| *n += 1);
         }
     })
 }

@@ -179,9 +179,9 @@ pub(super) async fn import(
     let (name, served) = (name(path)?, model(&app, which)?);
     // A state is large: few are held in memory at once.
     let _permit = app.admission.enter(&owner).await?;
-    let bytes = read_body(&app, request, app.config.state_bytes_max).await?;
+    let body = read_body(&app, request, app.config.state_bytes_max).await?;
     let imported = app.slowly(move || {
-        let session = served.backend.import_session(&owner, &name, &bytes)?;
+        let session = served.backend.import_session(&owner, &name, &body.bytes)?;
         Ok(describe(&served, &session))
     });
     Ok(Json(imported.await?))

@@ -1,7 +1,7 @@
 //! Who may ask: hosts, origins and keys.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
 
 use rwkv_edge::ErrorKind;
 use rwkv_edge_serve::http::{Config, Server};
@@ -9,7 +9,7 @@ use rwkv_edge_serve::Ending;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::support::{served, start, start_with, Fake, Script};
+use crate::support::{served, start, start_with, Answer, Fake, Script};
 
 fn script() -> Script {
     Script::Say(" Hi.", Ending::Stop)
@@ -61,6 +61,26 @@ fn hosts_must_be_this_machine_or_named() {
     let whole = server
         .raw(b"GET http://evil/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(whole.starts_with(b"HTTP/1.1 403"));
+}
+
+/// Who listens to all addresses is asked by the one that a client connected to.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_address_that_was_asked_is_this_machine() {
+    let server = start_with(script(), |config| {
+        config.listen = "0.0.0.0:0".parse().unwrap();
+        config.no_key = true;
+    });
+    let port = server.address.port();
+    let mut stream = std::net::TcpStream::connect(("127.0.0.2", port)).unwrap();
+    let mut ask = |host: &str| {
+        let head = format!("GET /health HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut bytes = [0; 1000];
+        let n = stream.read(&mut bytes).unwrap();
+        Answer::of(&bytes[..n]).status
+    };
+    assert_eq!((ask("127.0.0.2"), ask("127.0.0.3")), (200, 403));
 }
 
 #[test]
@@ -217,7 +237,44 @@ fn nobody_else_is_let_in_by_accident() {
     twice.models.push(served(&fake, "demo", "world"));
     assert!(Server::bind(twice).is_err());
     assert!(Server::bind(Config::new(Vec::new())).is_err());
-    let _: SocketAddr = server.address;
+    for (origin, host) in [
+        ("chat.example.org", "a"),
+        ("https://", "a"),
+        ("https://x.org/", "a"),
+        ("https://a@b", "a"),
+        ("*", "http://a"),
+        ("*", ""),
+        ("*", "a/b"),
+        ("*", "a b"),
+    ] {
+        let mut config = config("127.0.0.1:0");
+        config.allow_origins.push(origin.into());
+        assert!(config.check().is_ok() == (origin == "*"), "{origin}");
+        config.allow_hosts.push(host.into());
+        assert!(config.check().is_err(), "{origin} {host}");
+    }
+}
+
+/// Browsers ask without a key whether they may, and their pages are to be shown why a key is refused.
+#[test]
+fn named_pages_may_ask_before_they_have_a_key() {
+    let file = NamedTempFile::new().unwrap();
+    fs::write(file.path(), "ann ann-has-this-key\n").unwrap();
+    let server = start_with(script(), |config| {
+        config.api_key_file = Some(file.path().to_owned());
+        config.allow_origins = vec!["https://x.org".into()];
+    });
+    let origin = ("Origin", "https://x.org");
+    let first = [origin, ("Access-Control-Request-Method", "POST")];
+    assert_eq!(server.ask("OPTIONS", "/v1/models", &first, b"").status, 200);
+    let refused = server.ask("GET", "/v1/models", &[origin], b"");
+    assert_eq!(
+        (
+            refused.status,
+            refused.header("access-control-allow-origin")
+        ),
+        (401, Some("https://x.org"))
+    );
 }
 
 /// Sessions of one owner are nobody else's.

@@ -171,6 +171,21 @@ fn heads_are_bounded_in_size_and_time() {
 }
 
 #[test]
+fn bodies_that_are_read_at_once_are_bounded() {
+    let server = start_with(script(), |config| config.bodies_bytes_max = 1000);
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n";
+    let mut slow = server.connect();
+    slow.write_all((head.to_owned() + &" ".repeat(600)).as_bytes())
+        .unwrap();
+    let body = json!({"prompt": "a".repeat(600)}).to_string();
+    let ask = || server.ask("POST", "/v1/completions", &[], body.as_bytes());
+    until("no more is read", || ask().status == 503);
+    assert_eq!(ask().header("retry-after"), Some("2"));
+    drop(slow);
+    until("there is room again", || ask().status == 200);
+}
+
+#[test]
 fn a_cut_body_is_no_request() {
     let server = start(script());
     let mut stream = server.connect();
