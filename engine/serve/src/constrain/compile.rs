@@ -73,10 +73,17 @@ impl Compiler {
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint> {
         // Rules within rules take stack, which a thread of a server may not have.
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
-            let thread = thread.spawn_scoped(scope, || self.compile_here(grammar)).map_err(|e| {
-                Error::new(ErrorKind::Memory, format!("not enough memory to compile a grammar: {e}"))
-            })?;
+            let thread = std::thread::Builder::new()
+                .name("grammar".into())
+                .stack_size(STACK_BYTES);
+            let thread = thread
+                .spawn_scoped(scope, || self.compile_here(grammar))
+                .map_err(|e| {
+                    Error::new(
+                        ErrorKind::Memory,
+                        format!("not enough memory to compile a grammar: {e}"),
+                    )
+                })?;
             let compiled = thread.join();
             compiled.unwrap_or_else(|_| Err(refused("a grammar that fails to compile")))
         })
@@ -113,7 +120,8 @@ impl Compiler {
         check_size("a schema", compact_size(value), GRAMMAR_BYTES_MAX)?;
         let schema = schema::check(value)?;
         let grammar = TopLevelGrammar::from_json_schema(schema.whole());
-        self.matcher(grammar).map_err(|why| self.blame(&schema, why))
+        self.matcher(grammar)
+            .map_err(|why| self.blame(&schema, why))
     }
 
     /// Finds the innermost part of a schema that alone is refused.
@@ -155,7 +163,7 @@ impl Compiler {
 /// Fuel and sizes, with the speeds that llguidance gives for them.
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 2000,
+        max_items_in_row: 10_000,
         // 20 ms at 50 000 in a millisecond.
         initial_lexer_fuel: 1_000_000,
         // 15 ms at 14 000 in a millisecond, for a mask.
@@ -173,7 +181,9 @@ fn limits() -> ParserLimits {
 fn check_size(what: &str, size: usize, max: usize) -> Result<()> {
     match size <= max {
         true => Ok(()),
-        false => Err(refused(format!("{what} of {size} bytes, expected at most {max}"))),
+        false => Err(refused(format!(
+            "{what} of {size} bytes, expected at most {max}"
+        ))),
     }
 }
 

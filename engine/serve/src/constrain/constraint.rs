@@ -58,7 +58,9 @@ impl Constraint {
         } else {
             let mask = self.matcher.compute_mask().map_err(|error| {
                 let why = first_line(&error);
-                refused(format!("no token can follow what the grammar demands: {why}"))
+                refused(format!(
+                    "no token can follow what the grammar demands: {why}"
+                ))
             })?;
             for (token, logit) in (0u32..).zip(logits.iter_mut()) {
                 if token as usize >= mask.len() || !mask.is_allowed(token) {
@@ -94,7 +96,9 @@ impl Constraint {
         }
         self.matcher.consume_token(token).map_err(|error| {
             let why = first_line(&error);
-            refused(format!("token {token}: not allowed here by the grammar: {why}"))
+            refused(format!(
+                "token {token}: not allowed here by the grammar: {why}"
+            ))
         })
     }
 

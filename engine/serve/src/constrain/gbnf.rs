@@ -41,7 +41,9 @@ pub(super) fn to_lark(text: &str) -> Result<String> {
     let (rules, root) = parse::parse(text)
         .map_err(|(line, what)| refused(format!("the GBNF grammar, line {line}: {what}")))?;
     let facts = Facts::of(&rules);
-    if let Some(index) = (0..rules.len()).find(|&index| facts.is_reached_from(root, index) && !facts.ends[index]) {
+    if let Some(index) =
+        (0..rules.len()).find(|&index| facts.is_reached_from(root, index) && !facts.ends[index])
+    {
         let Rule { name, line, .. } = &rules[index];
         return Err(refused(format!(
             "the GBNF grammar, line {line}: the rule `{name}` refers to itself without an end"
@@ -55,16 +57,28 @@ pub(super) fn to_lark(text: &str) -> Result<String> {
     };
     let start = writer.rule_part(&Node::Rule(root));
     // Alternatives of nothing are written as nothing.
-    let start = if start.is_empty() { EMPTY.to_owned() } else { start };
+    let start = if start.is_empty() {
+        EMPTY.to_owned()
+    } else {
+        start
+    };
     let _ = writeln!(writer.lark, "start: {start}");
-    for (index, rule) in rules.iter().enumerate().filter(|&(index, _)| facts.is_reached_from(root, index)) {
+    for (index, rule) in rules
+        .iter()
+        .enumerate()
+        .filter(|&(index, _)| facts.is_reached_from(root, index))
+    {
         if !facts.is_recursive[index] {
             let terminal = terminal_part(&rule.node);
             let _ = writeln!(writer.lark, "T{index}: {terminal}");
         }
         if facts.is_recursive[index] || facts.is_empty[index] {
             let part = writer.rule_part(&rule.node);
-            let _ = writeln!(writer.lark, "r{index}: {}", if part.is_empty() { EMPTY } else { &part });
+            let _ = writeln!(
+                writer.lark,
+                "r{index}: {}",
+                if part.is_empty() { EMPTY } else { &part }
+            );
         }
     }
     Ok(writer.lark)
@@ -96,8 +110,8 @@ impl Facts {
             reaches,
         };
         for from in 0..n {
-            facts.is_recursive[from] =
-                facts.reaches[from][from] || (0..n).any(|to| facts.reaches[from][to] && facts.reaches[to][to]);
+            facts.is_recursive[from] = facts.reaches[from][from]
+                || (0..n).any(|to| facts.reaches[from][to] && facts.reaches[to][to]);
         }
         // Least fixed points: a rule is what its parts make it.
         loop {
@@ -143,7 +157,9 @@ impl Facts {
         match node {
             Node::Text(_) | Node::Class(_) => true,
             Node::Rule(index) => !self.is_recursive[*index],
-            Node::Sequence(nodes) | Node::Choice(nodes) => nodes.iter().all(|node| self.is_terminal(node)),
+            Node::Sequence(nodes) | Node::Choice(nodes) => {
+                nodes.iter().all(|node| self.is_terminal(node))
+            }
             Node::Repeat(node, _, _) => self.is_terminal(node),
         }
     }
@@ -190,7 +206,9 @@ impl Writer<'_> {
             Node::Sequence(nodes) => self.sequence(nodes),
             Node::Choice(nodes) => self.choice(nodes),
             Node::Repeat(_, _, Some(0)) => String::new(),
-            Node::Repeat(inner, 0, most) if self.facts.is_terminal(inner) && !self.facts.matches_empty(inner) => {
+            Node::Repeat(inner, 0, most)
+                if self.facts.is_terminal(inner) && !self.facts.matches_empty(inner) =>
+            {
                 let some = Node::Repeat(inner.clone(), 1, *most);
                 format!("{}?", self.terminal(&some))
             }
@@ -205,7 +223,9 @@ impl Writer<'_> {
         match node {
             Node::Text(text) => text.is_empty(),
             Node::Class(_) | Node::Rule(_) => false,
-            Node::Sequence(nodes) | Node::Choice(nodes) => nodes.iter().all(|node| self.is_nothing(node)),
+            Node::Sequence(nodes) | Node::Choice(nodes) => {
+                nodes.iter().all(|node| self.is_nothing(node))
+            }
             Node::Repeat(node, _, most) => *most == Some(0) || self.is_nothing(node),
         }
     }
@@ -214,7 +234,8 @@ impl Writer<'_> {
         let mut parts = Vec::new();
         let facts = self.facts;
         for run in nodes.chunk_by(|a, b| facts.is_terminal(a) == facts.is_terminal(b)) {
-            let is_whole = facts.is_terminal(&run[0]) && run.iter().any(|node| !facts.matches_empty(node));
+            let is_whole =
+                facts.is_terminal(&run[0]) && run.iter().any(|node| !facts.matches_empty(node));
             match is_whole {
                 true => parts.push(self.terminal(&Node::Sequence(run.to_vec()))),
                 false => parts.extend(run.iter().map(|node| self.rule_part(node))),
@@ -239,7 +260,11 @@ impl Writer<'_> {
         parts.retain(|part| !part.is_empty());
         match parts.is_empty() {
             true => String::new(),
-            false => format!("({}){}", parts.join(" | "), if has_empty { "?" } else { "" }),
+            false => format!(
+                "({}){}",
+                parts.join(" | "),
+                if has_empty { "?" } else { "" }
+            ),
         }
     }
 
@@ -270,7 +295,9 @@ fn terminal_part(node: &Node) -> String {
         Node::Sequence(nodes) => joined(nodes, " "),
         Node::Choice(nodes) => joined(nodes, " | "),
         Node::Repeat(_, _, Some(0)) => EMPTY.to_owned(),
-        Node::Repeat(node, least, most) => format!("({}){}", terminal_part(node), counts(*least, *most)),
+        Node::Repeat(node, least, most) => {
+            format!("({}){}", terminal_part(node), counts(*least, *most))
+        }
     }
 }
 

@@ -30,7 +30,9 @@ pub(super) fn check(text: &str) -> Result<()> {
     let mut line = 1;
     let error = |line: usize, what: &str| refused(format!("the Lark grammar, line {line}: {what}"));
     if text.lines().count() > LINES_MAX {
-        return Err(refused(format!("the Lark grammar: more than {LINES_MAX} lines")));
+        return Err(refused(format!(
+            "the Lark grammar: more than {LINES_MAX} lines"
+        )));
     }
     while let Some(c) = rest.chars().next() {
         let mut n_bytes = c.len_utf8();
@@ -38,16 +40,32 @@ pub(super) fn check(text: &str) -> Result<()> {
             '#' => n_bytes = rest.find('\n').unwrap_or(rest.len()),
             '/' if rest.starts_with("//") => n_bytes = rest.find('\n').unwrap_or(rest.len()),
             '/' | '"' => {
-                n_bytes = quoted(rest).ok_or_else(|| error(line, &format!("no `{c}` that closes what it opens")))?;
-                if c == '/' && (rest[..n_bytes].contains("(?P<stop>") || rest[..n_bytes].contains("(?<stop>")) {
+                n_bytes = quoted(rest)
+                    .ok_or_else(|| error(line, &format!("no `{c}` that closes what it opens")))?;
+                if c == '/'
+                    && (rest[..n_bytes].contains("(?P<stop>")
+                        || rest[..n_bytes].contains("(?<stop>"))
+                {
                     return Err(error(line, "a group with the name `stop` is not supported"));
                 }
             }
             '\n' => is_head = true,
-            ':' if rest.starts_with("::") => return Err(error(line, "parameters `::` are not supported")),
+            ':' if rest.starts_with("::") => {
+                return Err(error(line, "parameters `::` are not supported"))
+            }
             ':' => is_head = false,
-            '<' => return Err(error(line, "tokens `<..>` are not supported: answers are text")),
-            '@' => return Err(error(line, "references `@..` to other grammars are not supported")),
+            '<' => {
+                return Err(error(
+                    line,
+                    "tokens `<..>` are not supported: answers are text",
+                ))
+            }
+            '@' => {
+                return Err(error(
+                    line,
+                    "references `@..` to other grammars are not supported",
+                ))
+            }
             '[' if is_head && depth == 0 => {
                 return Err(error(line, "options `[..]` of a rule are not supported"));
             }
@@ -62,9 +80,14 @@ pub(super) fn check(text: &str) -> Result<()> {
             '%' => {
                 let name = rest[1..].find(|c: char| !c.is_ascii_alphabetic());
                 n_bytes = name.map_or(rest.len(), |end| end + 1);
-                let found = STATEMENTS.iter().find(|(name, _)| *name == &rest[..n_bytes]);
+                let found = STATEMENTS
+                    .iter()
+                    .find(|(name, _)| *name == &rest[..n_bytes]);
                 if let Some((name, instead)) = found {
-                    return Err(error(line, &format!("`{name}` is not supported: {instead}")));
+                    return Err(error(
+                        line,
+                        &format!("`{name}` is not supported: {instead}"),
+                    ));
                 }
                 // The rule behind it has a head of its own.
                 is_head = &rest[..n_bytes] == "%override";
@@ -100,7 +123,10 @@ mod tests {
     #[test]
     fn what_is_not_honoured_is_named_with_its_line() {
         let cases = [
-            ("start: \"a\"\n\n%json {}", "line 3: `%json` is not supported: give the schema by itself"),
+            (
+                "start: \"a\"\n\n%json {}",
+                "line 3: `%json` is not supported: give the schema by itself",
+            ),
             ("%llguidance {}\nstart: \"a\"", "line 1: `%llguidance`"),
             ("start: X\nX: %regex {}", "line 2: `%regex`"),
             ("start: %lark { start: \"a\" }", "`%lark`"),

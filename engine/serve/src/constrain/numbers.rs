@@ -6,7 +6,7 @@ use serde_json::{Number, Value};
 type Result<T> = std::result::Result<T, String>;
 
 /// Whole numbers up to this are exact as f64.
-const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+const WHOLE_MAX: f64 = 9_007_199_254_740_991.0;
 /// Fractions have fewer digits than f64 can tell apart.
 const FRACTION_MAX: f64 = 1e9;
 const FRACTION_MIN: f64 = 1e-9;
@@ -27,7 +27,7 @@ pub(super) fn exact(number: &Number) -> Result<f64> {
     match is_exact {
         true => Ok(x),
         false => Err(format!(
-            "{number}: expected whole numbers up to 2^53, or others of {FRACTION_MIN} to {FRACTION_MAX}"
+            "{number}: expected whole numbers below 2^53, or others of {FRACTION_MIN} to {FRACTION_MAX}"
         )),
     }
 }
@@ -45,7 +45,9 @@ fn check_constant_at(value: &Value, depth: usize) -> Result<()> {
         Value::Null | Value::Bool(_) => Ok(()),
         Value::Number(number) => exact(number).map(|_| ()),
         Value::String(text) => check_text(text),
-        Value::Array(items) => items.iter().try_for_each(|item| check_constant_at(item, depth + 1)),
+        Value::Array(items) => items
+            .iter()
+            .try_for_each(|item| check_constant_at(item, depth + 1)),
         Value::Object(members) => members.iter().try_for_each(|(name, member)| {
             check_text(name)?;
             check_constant_at(member, depth + 1)
@@ -57,7 +59,10 @@ fn check_constant_at(value: &Value, depth: usize) -> Result<()> {
 pub(super) fn check_text(text: &str) -> Result<()> {
     let is_unwritable = |c: char| c == '\x7f' || (c < ' ' && !"\n\r\t\x08\x0c".contains(c));
     match text.chars().find(|&c| is_unwritable(c)) {
-        Some(c) => Err(format!("the control character U+{:04X} is not supported", u32::from(c))),
+        Some(c) => Err(format!(
+            "the control character U+{:04X} is not supported",
+            u32::from(c)
+        )),
         None => Ok(()),
     }
 }
@@ -96,11 +101,55 @@ impl Multiples {
     pub(super) fn check_combined(&self) -> Result<()> {
         let n_decimals = self.0.iter().map(|&(_, n)| n).max().unwrap_or(0);
         let product = self.0.iter().try_fold(1u64, |product, &(coefficient, n)| {
-            coefficient.checked_mul(10u64.pow(n_decimals - n))?.checked_mul(product)
+            coefficient
+                .checked_mul(10u64.pow(n_decimals - n))?
+                .checked_mul(product)
         });
         match product.is_some_and(|product| product <= MULTIPLES_MAX) {
             true => Ok(()),
             false => Err("values of `multipleOf` whose common multiples are too large".to_owned()),
+        }
+    }
+}
+
+/// Bounds of numbers, of one schema or of several that may be combined.
+#[derive(Clone, Default)]
+pub(super) struct Bounds {
+    lower: Vec<(f64, bool)>,
+    upper: Vec<(f64, bool)>,
+}
+
+impl Bounds {
+    /// Takes a bound, if that keyword is one.
+    pub(super) fn push(&mut self, keyword: &str, x: f64) {
+        match keyword {
+            "minimum" => self.lower.push((x, false)),
+            "exclusiveMinimum" => self.lower.push((x, true)),
+            "maximum" => self.upper.push((x, false)),
+            "exclusiveMaximum" => self.upper.push((x, true)),
+            _ => {}
+        }
+    }
+
+    /// Takes those of another one.
+    pub(super) fn append(&mut self, other: &Bounds) {
+        self.lower.extend(&other.lower);
+        self.upper.extend(&other.upper);
+    }
+
+    /// Between a whole number that is excluded and a number that begins with the same digits, llguidance lets the
+    /// whole number through.
+    pub(super) fn check(&self) -> Result<()> {
+        let shares_digits = |whole: f64, other: f64| other != whole && other.trunc() == whole;
+        let is_wrong = |&(low, low_excluded): &(f64, bool),
+                        &(high, high_excluded): &(f64, bool)| {
+            low < high
+                && ((low_excluded && shares_digits(low, high))
+                    || (high_excluded && shares_digits(high, low)))
+        };
+        match self.lower.iter().any(|low| self.upper.iter().any(|high| is_wrong(low, high))) {
+            false => Ok(()),
+            true => Err("a whole number as exclusive bound, less than 1 from the other bound, is not supported".into()),
         }
     }
 }
@@ -112,16 +161,63 @@ mod tests {
 
     #[test]
     fn numbers_that_are_not_exact_are_refused() {
-        for good in [json!(0), json!(-5), json!(0.1), json!(1e15), json!(9007199254740992u64), json!(-2.5)] {
+        for good in [
+            json!(0),
+            json!(-5),
+            json!(0.1),
+            json!(1e15),
+            json!(9007199254740991u64),
+            json!(-2.5),
+        ] {
             assert_eq!(check_constant(&good), Ok(()), "{good}");
         }
-        for bad in [json!(9007199254740993u64), json!(u64::MAX), json!(1e300), json!(1e-10), json!(1234567890.5)] {
+        for bad in [
+            json!(9007199254740992u64),
+            json!(9007199254740993u64),
+            json!(u64::MAX),
+            json!(1e300),
+            json!(1e-10),
+            json!(1234567890.5),
+        ] {
             assert!(check_constant(&bad).is_err(), "{bad}");
         }
         for bad in [json!("\u{1}"), json!({"\u{7f}": 1}), json!([["\0"]])] {
-            assert!(check_constant(&bad).expect_err("refused").contains("control character"), "{bad}");
+            assert!(
+                check_constant(&bad)
+                    .expect_err("refused")
+                    .contains("control character"),
+                "{bad}"
+            );
         }
         assert_eq!(check_constant(&json!("\n\t\"\\é龍")), Ok(()));
+    }
+
+    #[test]
+    fn bounds_that_share_digits_are_refused() {
+        let bounds = |pairs: [(&str, f64); 2]| {
+            let mut bounds = Bounds::default();
+            pairs
+                .into_iter()
+                .for_each(|(keyword, x)| bounds.push(keyword, x));
+            bounds.check()
+        };
+        assert!(bounds([("exclusiveMinimum", 0.0), ("maximum", 0.5)]).is_err());
+        assert!(bounds([("minimum", -0.5), ("exclusiveMaximum", 0.0)]).is_err());
+        assert!(bounds([("exclusiveMinimum", 3.0), ("exclusiveMaximum", 3.5)]).is_err());
+        assert!(bounds([("minimum", -3.5), ("exclusiveMaximum", -3.0)]).is_err());
+        assert_eq!(bounds([("minimum", 0.0), ("maximum", 0.5)]), Ok(()));
+        assert_eq!(
+            bounds([("exclusiveMinimum", 0.0), ("maximum", 1.0)]),
+            Ok(())
+        );
+        assert_eq!(
+            bounds([("exclusiveMinimum", -1.0), ("maximum", -0.5)]),
+            Ok(())
+        );
+        assert_eq!(
+            bounds([("exclusiveMinimum", 0.25), ("maximum", 0.5)]),
+            Ok(())
+        );
     }
 
     #[test]
@@ -134,12 +230,20 @@ mod tests {
         for good in [json!(3), json!(0.01), json!(0.5), json!(2.0)] {
             assert_eq!(push(&mut multiples, good.clone()), Ok(()), "{good}");
         }
-        assert_eq!(multiples.check_combined(), Err("values of `multipleOf` whose common multiples are too large".to_owned()));
+        assert_eq!(
+            multiples.check_combined(),
+            Err("values of `multipleOf` whose common multiples are too large".to_owned())
+        );
         let mut few = Multiples::default();
         assert_eq!(push(&mut few, json!(300)), Ok(()));
         assert_eq!(push(&mut few, json!(100)), Ok(()));
         assert_eq!(few.check_combined(), Ok(()));
-        for bad in [json!(0), json!(-3), json!(5_000_000_000u64), json!(0.123_456_789_12)] {
+        for bad in [
+            json!(0),
+            json!(-3),
+            json!(5_000_000_000u64),
+            json!(0.123_456_789_12),
+        ] {
             assert!(push(&mut few, bad.clone()).is_err(), "{bad}");
         }
     }

@@ -14,15 +14,22 @@ pub(super) fn place_of(parent: &str, name: &str) -> String {
 pub(super) fn resolve<'a>(root: &'a Value, reference: &str) -> Result<(String, &'a Value)> {
     let pointer = match reference.strip_prefix('#') {
         Some(pointer) if pointer.is_empty() || pointer.starts_with('/') => pointer,
-        _ => return Err("only references into this schema are supported, such as #/$defs/name".into()),
+        _ => {
+            return Err(
+                "only references into this schema are supported, such as #/$defs/name".into(),
+            )
+        }
     };
-    let pointer = percent_decoded(pointer).ok_or("% that is not followed by two hexadecimal digits")?;
+    let pointer =
+        percent_decoded(pointer).ok_or("% that is not followed by two hexadecimal digits")?;
     let mut found = root;
     let mut place = String::from("#");
     for escaped in pointer.split('/').skip(1) {
         // A part with a name of its own is a document of its own for references.
         if place != "#" && found.get("$id").is_some_and(Value::is_string) {
-            return Err(format!("it leads through {place}, which has an `$id` of its own"));
+            return Err(format!(
+                "it leads through {place}, which has an `$id` of its own"
+            ));
         }
         let name = escaped.replace("~1", "/").replace("~0", "~");
         let next = match found {
@@ -84,7 +91,8 @@ pub(super) fn is_finite(schema: &Value, finite: &[bool]) -> bool {
     };
     let list = |name: &str| keywords.get(name).and_then(Value::as_array);
     let all_of = list("allOf").is_none_or(|all| all.iter().all(|one| is_finite(one, finite)));
-    let some_of = |name| list(name).is_none_or(|some| some.iter().any(|one| is_finite(one, finite)));
+    let some_of =
+        |name| list(name).is_none_or(|some| some.iter().any(|one| is_finite(one, finite)));
     let reference = keywords.get("$ref");
     let of_reference = reference.is_none_or(|reference| {
         definition_of(reference).and_then(|index| finite.get(index)) == Some(&true)
@@ -97,17 +105,27 @@ pub(super) fn is_finite(schema: &Value, finite: &[bool]) -> bool {
     }
     let has_finite = |name: &str| match name {
         "object" => {
-            let names = list("required").into_iter().flatten().filter_map(Value::as_str);
+            let names = list("required")
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str);
             let mut schemas = names.filter_map(|name| {
                 let own = keywords.get("properties").and_then(|map| map.get(name));
                 // One that a pattern may mean is left to llguidance.
                 let is_additional = !keywords.contains_key("patternProperties");
-                own.or_else(|| keywords.get("additionalProperties").filter(|_| is_additional))
+                own.or_else(|| {
+                    keywords
+                        .get("additionalProperties")
+                        .filter(|_| is_additional)
+                })
             });
             schemas.all(|schema| is_finite(schema, finite))
         }
         "array" => {
-            let least = keywords.get("minItems").and_then(Value::as_u64).unwrap_or(0);
+            let least = keywords
+                .get("minItems")
+                .and_then(Value::as_u64)
+                .unwrap_or(0);
             let first = list("prefixItems").map_or(&[][..], Vec::as_slice);
             let n_first = usize::try_from(least).map_or(first.len(), |n| n.min(first.len()));
             let is_rest_needed = least > first.len() as u64;
@@ -139,9 +157,15 @@ mod tests {
             ("#/%24defs/list/1", Ok(5)),
             ("#/$defs/none", Err("there is nothing at #/$defs/none")),
             ("#/$defs/list/2", Err("there is nothing at #/$defs/list/2")),
-            ("#/x/z", Err("it leads through #/x, which has an `$id` of its own")),
+            (
+                "#/x/z",
+                Err("it leads through #/x, which has an `$id` of its own"),
+            ),
             ("#name", Err("only references into this schema")),
-            ("http://example.com/a#/b", Err("only references into this schema")),
+            (
+                "http://example.com/a#/b",
+                Err("only references into this schema"),
+            ),
             ("other.json", Err("only references into this schema")),
             ("#/%zz", Err("% that is not followed")),
         ];
@@ -152,7 +176,10 @@ mod tests {
                 (found, _) => panic!("{reference}: {found:?}"),
             }
         }
-        assert_eq!(resolve(&root, "#").map(|(place, _)| place), Ok("#".to_owned()));
+        assert_eq!(
+            resolve(&root, "#").map(|(place, _)| place),
+            Ok("#".to_owned())
+        );
     }
 
     #[test]
@@ -164,6 +191,9 @@ mod tests {
         let array = json!({"type": "array", "items": {"$ref": "#/$defs/d3"}, "minItems": 1});
         let tree = json!({"type": "array", "items": {"$ref": "#/$defs/d4"}});
         let definitions = [&list, &endless, &alias, &array, &tree];
-        assert_eq!(finite_definitions(&definitions), [true, false, false, false, true]);
+        assert_eq!(
+            finite_definitions(&definitions),
+            [true, false, false, false, true]
+        );
     }
 }

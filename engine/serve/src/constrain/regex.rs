@@ -110,7 +110,9 @@ impl<'a> Parser<'a> {
                 match self.peek() {
                     None | Some('|') => break,
                     Some(')') if !is_outermost => break,
-                    Some(_) if to_end => return self.error("`$` that is not at the end is not supported"),
+                    Some(_) if to_end => {
+                        return self.error("`$` that is not at the end is not supported")
+                    }
                     Some('$') if is_outermost => {
                         self.next();
                         to_end = true;
@@ -188,7 +190,9 @@ impl<'a> Parser<'a> {
         self.take('?');
         match self.peek() {
             Some('+') => self.error("possessive repetition is not supported"),
-            Some('*' | '?' | '{') => self.error("a repetition of a repetition; put the first one in a group"),
+            Some('*' | '?' | '{') => {
+                self.error("a repetition of a repetition; put the first one in a group")
+            }
             _ => Ok(()),
         }
     }
@@ -276,7 +280,10 @@ impl<'a> Parser<'a> {
             return self.error("a class of nothing, or `]` that is not escaped in it");
         }
         while !self.take(']') {
-            if ["[:", "[.", "[=", "&&", "--", "~~", "||"].iter().any(|s| self.rest().starts_with(s)) {
+            if ["[:", "[.", "[=", "&&", "--", "~~", "||"]
+                .iter()
+                .any(|s| self.rest().starts_with(s))
+            {
                 return self.error("classes inside a class and operations on them are not supported; escape the sign");
             }
             let first = match self.member()? {
@@ -367,9 +374,13 @@ impl<'a> Parser<'a> {
                 }
             }
             'b' | 'B' if !in_class => self.error(&format!("the boundary `\\{c}` is not supported")),
-            'A' | 'Z' | 'z' | 'G' if !in_class => self.error(&format!("the anchor `\\{c}` is not supported")),
+            'A' | 'Z' | 'z' | 'G' if !in_class => {
+                self.error(&format!("the anchor `\\{c}` is not supported"))
+            }
             '1'..='9' | 'k' => self.error("a backreference is not supported"),
-            c if c.is_ascii_alphanumeric() => self.error(&format!("the escape `\\{c}` is not supported")),
+            c if c.is_ascii_alphanumeric() => {
+                self.error(&format!("the escape `\\{c}` is not supported"))
+            }
             c => Ok(Member::One(c)),
         }
     }
@@ -416,7 +427,10 @@ mod tests {
     #[test]
     fn what_has_another_meaning_elsewhere_is_refused() {
         let cases = [
-            ("(?=a)b", "lookahead `(?=` is not supported, before character 3"),
+            (
+                "(?=a)b",
+                "lookahead `(?=` is not supported, before character 3",
+            ),
             ("a(?!b)", "lookahead"),
             ("(?<=a)b", "lookbehind"),
             ("(?<!a)b", "lookbehind"),
@@ -425,7 +439,10 @@ mod tests {
             ("(?<x>a)\\k<x>", "a backreference"),
             ("a\\b", "the boundary `\\b`"),
             ("\\Aa", "the anchor `\\A`"),
-            ("a^b", "`^` that is not at the beginning is not supported, before character 2"),
+            (
+                "a^b",
+                "`^` that is not at the beginning is not supported, before character 2",
+            ),
             ("a$b", "`$` that is not at the end"),
             ("(^a)", "`^` that is not at the beginning"),
             ("(a$)", "`$` that is not at the end"),

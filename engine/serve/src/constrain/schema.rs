@@ -7,7 +7,7 @@
 
 use serde_json::{json, Map, Value};
 
-use super::numbers::{check_constant, check_text, exact, Multiples};
+use super::numbers::{check_constant, check_text, exact, Bounds, Multiples};
 use super::references::{finite_definitions, is_finite, place_of, resolve, DEFINITION};
 use super::{formats, refused, regex};
 use rwkv_edge::Result;
@@ -24,7 +24,9 @@ const ANNOTATIONS: [&str; 10] = [
     "title",
     "writeOnly",
 ];
-const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
+const TYPES: [&str; 7] = [
+    "null", "boolean", "integer", "number", "string", "array", "object",
+];
 /// Drafts whose keywords mean the same, but for those that are looked at.
 const DRAFTS: [&str; 4] = [
     "https://json-schema.org/draft/2020-12/schema",
@@ -74,8 +76,12 @@ impl Schema<'_> {
 
     /// Every schema in it as one of its own, the innermost first, and its place.
     pub(super) fn parts(&self) -> impl Iterator<Item = (String, Value)> + '_ {
-        let parts = Pass::run(self.source).map(|(_, parts)| parts).unwrap_or_default();
-        parts.into_iter().map(|(place, part)| (place, self.document(&part)))
+        let parts = Pass::run(self.source)
+            .map(|(_, parts)| parts)
+            .unwrap_or_default();
+        parts
+            .into_iter()
+            .map(|(place, part)| (place, self.document(&part)))
     }
 
     /// An error's text that speaks of definitions, with their places.
@@ -108,9 +114,11 @@ struct Pass<'a> {
     root: &'a Value,
     /// Places that references mean, in the order in which they were found.
     definitions: Vec<(At, &'a Value)>,
-    /// Schemas, those inside others before them.
-    parts: Vec<(String, Value)>,
+    /// Schemas of the root and of each definition, those inside others before them.
+    parts: Vec<Vec<(String, Value)>>,
     multiples: Multiples,
+    /// Of schemas that take fractions.
+    bounds: Bounds,
     is_combined: bool,
     is_older_draft: bool,
 }
@@ -148,12 +156,16 @@ impl At {
 
 impl<'a> Pass<'a> {
     fn run(root: &'a Value) -> Result<(Schema<'a>, Vec<(String, Value)>)> {
-        let draft = root.get("$schema").and_then(Value::as_str).unwrap_or(DRAFTS[0]);
+        let draft = root
+            .get("$schema")
+            .and_then(Value::as_str)
+            .unwrap_or(DRAFTS[0]);
         let mut pass = Pass {
             root,
             definitions: Vec::new(),
-            parts: Vec::new(),
+            parts: vec![Vec::new()],
             multiples: Multiples::default(),
+            bounds: Bounds::default(),
             is_combined: false,
             is_older_draft: draft.trim_end_matches('#') != DRAFTS[0],
         };
@@ -162,18 +174,26 @@ impl<'a> Pass<'a> {
         let mut schemas = Vec::new();
         while let Some((at, value)) = pass.definitions.get(schemas.len()).cloned() {
             if schemas.len() == DEFINITIONS_MAX {
-                return Err(at.error(format_args!("references to more than {DEFINITIONS_MAX} places")));
+                return Err(at.error(format_args!(
+                    "references to more than {DEFINITIONS_MAX} places"
+                )));
             }
+            pass.parts.push(Vec::new());
             schemas.push(pass.schema(value, at)?);
         }
         check_depth(&written, &schemas).map_err(|e| start.error(e))?;
         if pass.is_combined {
-            pass.multiples.check_combined().map_err(|e| start.error(e))?;
+            pass.multiples
+                .check_combined()
+                .map_err(|e| start.error(e))?;
+            pass.bounds.check().map_err(|e| start.error(e))?;
         }
         let finite = finite_definitions(&schemas.iter().collect::<Vec<_>>());
         if let Some(index) = finite.iter().position(|&is_finite| !is_finite) {
             let (at, _) = &pass.definitions[index];
-            return Err(at.error("no answer can satisfy it: it refers to itself without an end, or is false"));
+            return Err(at.error(
+                "no answer can satisfy it: it refers to itself without an end, or is false",
+            ));
         }
         if !is_finite(&written, &finite) {
             return Err(start.error("no answer can satisfy it"));
@@ -192,10 +212,12 @@ impl<'a> Pass<'a> {
                 schema: written,
             });
         }
-        for (_, part) in &mut pass.parts {
+        // What was found last is what the others refer to.
+        let mut parts: Vec<_> = pass.parts.into_iter().rev().flatten().collect();
+        for (_, part) in &mut parts {
             inline_options(part, &originals, false);
         }
-        Ok((schema, pass.parts))
+        Ok((schema, parts))
     }
 
     fn schema(&mut self, value: &'a Value, mut at: At) -> Result<Value> {
@@ -217,6 +239,7 @@ impl<'a> Pass<'a> {
         let mut written = Map::new();
         let mut combined = Map::new();
         let mut regexes = Vec::new();
+        let mut bounds = Bounds::default();
         for (name, value) in keywords {
             let here = at.member(name);
             let name = name.as_str();
@@ -230,12 +253,13 @@ impl<'a> Pass<'a> {
                     };
                     match name {
                         "multipleOf" => self.multiples.push(number),
-                        _ => exact(number).map(|_| ()),
+                        _ => exact(number).map(|x| bounds.push(name, x)),
                     }
                     .map_err(|e| here.error(e))?;
                     written.insert(name.into(), value.clone());
                 }
-                "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties" | "maxProperties" => {
+                "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties"
+                | "maxProperties" => {
                     let count = value.as_u64().filter(|&count| count <= COUNT_MAX);
                     let count = count.ok_or_else(|| {
                         here.error(format_args!("expected a whole number of 0 to {COUNT_MAX}"))
@@ -250,18 +274,23 @@ impl<'a> Pass<'a> {
                     let format = string(value, &here)?;
                     let regex = formats::regex(format).ok_or_else(|| {
                         let names = formats::names();
-                        here.error(format_args!("the format {format:?} is not supported, but these: {names}"))
+                        here.error(format_args!(
+                            "the format {format:?} is not supported, but these: {names}"
+                        ))
                     })?;
                     regexes.push(regex);
                 }
                 "items" if value.is_array() => {
-                    return Err(here.error("a list is not supported; use `prefixItems` and a schema in `items`"))
+                    return Err(here.error(
+                        "a list is not supported; use `prefixItems` and a schema in `items`",
+                    ))
                 }
                 "items" | "additionalProperties" => {
                     written.insert(name.into(), self.schema(value, here)?);
                 }
                 "prefixItems" if self.is_older_draft => {
-                    return Err(here.error("`prefixItems` has no meaning in the draft that `$schema` names"))
+                    return Err(here
+                        .error("`prefixItems` has no meaning in the draft that `$schema` names"))
                 }
                 "prefixItems" => {
                     written.insert(name.into(), self.list(value, &here)?);
@@ -275,7 +304,9 @@ impl<'a> Pass<'a> {
                     written.insert(name.into(), self.properties(value, &here, true)?);
                 }
                 "required" => {
-                    let names = value.as_array().ok_or_else(|| here.error("expected a list"))?;
+                    let names = value
+                        .as_array()
+                        .ok_or_else(|| here.error("expected a list"))?;
                     for name in names {
                         let name = string(name, &here)?;
                         check_text(name).map_err(|e| here.error(e))?;
@@ -305,7 +336,9 @@ impl<'a> Pass<'a> {
                     let draft = string(value, &here)?.trim_end_matches('#');
                     if !DRAFTS.contains(&draft) {
                         let known = DRAFTS.join(", ");
-                        return Err(here.error(format_args!("the draft {draft:?} is not supported, but these: {known}")));
+                        return Err(here.error(format_args!(
+                            "the draft {draft:?} is not supported, but these: {known}"
+                        )));
                     }
                 }
                 "$id" => {
@@ -315,6 +348,11 @@ impl<'a> Pass<'a> {
                 _ => return Err(here.error(format_args!("`{name}` is not supported"))),
             }
         }
+        if written.get("type") != Some(&json!("integer")) {
+            bounds.check().map_err(|e| at.error(e))?;
+            self.bounds.append(&bounds);
+        }
+        bound_multiples(&mut written);
         check_least_properties(&mut written, &at)?;
         put_regexes(regexes, &mut written, &mut combined);
         self.is_combined |= combined.contains_key("$ref") && combined.len() + written.len() > 1;
@@ -324,7 +362,9 @@ impl<'a> Pass<'a> {
             }
         }
         let written = Value::Object(written);
-        self.parts.push((at.place, written.clone()));
+        if let Some(parts) = self.parts.last_mut() {
+            parts.push((at.place, written.clone()));
+        }
         Ok(written)
     }
 
@@ -332,7 +372,8 @@ impl<'a> Pass<'a> {
         let schemas = value.as_array().filter(|schemas| !schemas.is_empty());
         let schemas = schemas.ok_or_else(|| at.error("expected a list of schemas"))?;
         let written = schemas.iter().enumerate();
-        let written = written.map(|(index, schema)| self.schema(schema, at.member(&index.to_string())));
+        let written =
+            written.map(|(index, schema)| self.schema(schema, at.member(&index.to_string())));
         Ok(Value::Array(written.collect::<Result<_>>()?))
     }
 
@@ -366,7 +407,9 @@ impl<'a> Pass<'a> {
     fn reference(&mut self, value: &'a Value, at: &At) -> Result<Value> {
         let reference = string(value, at)?;
         if at.is_below_id {
-            return Err(at.error("a reference below an `$id` that is not the whole schema's is not supported"));
+            return Err(at.error(
+                "a reference below an `$id` that is not the whole schema's is not supported",
+            ));
         }
         let (place, found) = resolve(self.root, reference)
             .map_err(|e| at.error(format_args!("{reference:?} cannot be resolved: {e}")))?;
@@ -376,7 +419,10 @@ impl<'a> Pass<'a> {
 
     /// The number of the definition of what is at a place.
     fn definition(&mut self, at: At, value: &'a Value) -> usize {
-        let known = self.definitions.iter().position(|(known, _)| known.place == at.place);
+        let known = self
+            .definitions
+            .iter()
+            .position(|(known, _)| known.place == at.place);
         known.unwrap_or_else(|| {
             self.definitions.push((At { depth: 0, ..at }, value));
             self.definitions.len() - 1
@@ -391,11 +437,15 @@ fn check_depth(root: &Value, definitions: &[Value]) -> std::result::Result<(), S
     // A path that is not the one that llguidance takes may be shorter: all parts of a definition count from its start.
     while let Some((value, depth)) = left.pop() {
         if depth > WALK_DEPTH_MAX {
-            return Err(format!("references lead more than {WALK_DEPTH_MAX} levels deep"));
+            return Err(format!(
+                "references lead more than {WALK_DEPTH_MAX} levels deep"
+            ));
         }
         match value {
             Value::Array(items) => left.extend(items.iter().map(|item| (item, depth + 1))),
-            Value::Object(members) => left.extend(members.values().map(|member| (member, depth + 1))),
+            Value::Object(members) => {
+                left.extend(members.values().map(|member| (member, depth + 1)))
+            }
             Value::String(_) => {
                 let index = super::references::definition_of(value);
                 let index = index.filter(|&index| seen.get(index) == Some(&false));
@@ -423,10 +473,32 @@ fn types(value: &Value, at: &At) -> Result<Value> {
     for name in names {
         if !name.as_str().is_some_and(|name| TYPES.contains(&name)) {
             let known = TYPES.join(", ");
-            return Err(at.error(format_args!("the type {name} is not known, but these: {known}")));
+            return Err(at.error(format_args!(
+                "the type {name} is not known, but these: {known}"
+            )));
         }
     }
     Ok(value.clone())
+}
+
+/// Multiples are told from other numbers as f64 by most who check them, which needs numbers that are not too large.
+fn bound_multiples(written: &mut Map<String, Value>) {
+    let Some(multiple) = written.get("multipleOf").and_then(Value::as_f64) else {
+        return;
+    };
+    let largest: i64 = if multiple.fract() == 0.0 {
+        1 << 52
+    } else {
+        1_000_000
+    };
+    for (keyword, exclusive, bound) in [
+        ("minimum", "exclusiveMinimum", -largest),
+        ("maximum", "exclusiveMaximum", largest),
+    ] {
+        if !written.contains_key(keyword) && !written.contains_key(exclusive) {
+            written.insert(keyword.into(), bound.into());
+        }
+    }
 }
 
 /// A name may come twice where names are free, and counts once then: only objects with the properties that they have
@@ -436,7 +508,11 @@ fn check_least_properties(written: &mut Map<String, Value>, at: &At) -> Result<(
         return Ok(());
     };
     let required = written.get("required").and_then(Value::as_array);
-    let mut names: Vec<&str> = required.into_iter().flatten().filter_map(Value::as_str).collect();
+    let mut names: Vec<&str> = required
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     names.sort_unstable();
     names.dedup();
     if names.len() as u64 >= least {
@@ -454,7 +530,11 @@ fn check_least_properties(written: &mut Map<String, Value>, at: &At) -> Result<(
 }
 
 /// One pattern is written as such, another beside it.
-fn put_regexes(regexes: Vec<String>, written: &mut Map<String, Value>, combined: &mut Map<String, Value>) {
+fn put_regexes(
+    regexes: Vec<String>,
+    written: &mut Map<String, Value>,
+    combined: &mut Map<String, Value>,
+) {
     for regex in regexes {
         let pattern = Value::String(format!("^(?:{regex})$"));
         if !written.contains_key("pattern") {

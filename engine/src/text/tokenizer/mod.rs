@@ -487,10 +487,16 @@ mod tests {
         let tokenizer = Tokenizer::from_bytes("tokenizer.json", file).expect("a tokenizer");
         let text = "Zwei Drachen 龍, naïve\n";
         let ids = tokenizer.encode(text).expect("tokens");
-        let bytes = ids.iter().flat_map(|&id| tokenizer.token_bytes(id).expect("bytes"));
+        let bytes = ids
+            .iter()
+            .flat_map(|&id| tokenizer.token_bytes(id).expect("bytes"));
         assert_eq!(bytes.collect::<Vec<u8>>(), text.as_bytes());
         for id in 0..tokenizer.n_tokens() as u32 {
-            assert_eq!(tokenizer.token_bytes(id).is_none(), tokenizer.is_special(id), "{id}");
+            assert_eq!(
+                tokenizer.token_bytes(id).is_none(),
+                tokenizer.is_special(id),
+                "{id}"
+            );
         }
         assert_eq!(tokenizer.token_bytes(tokenizer.n_tokens() as u32), None);
     }

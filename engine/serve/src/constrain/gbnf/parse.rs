@@ -50,7 +50,10 @@ pub(super) fn parse(text: &str) -> Result<(Vec<Rule>, usize)> {
     let Some(&root) = parser.numbers.get("root") else {
         return Err((parser.line, "there is no rule `root`".into()));
     };
-    let missing = parser.numbers.iter().filter(|(_, &number)| rules[number].is_none());
+    let missing = parser
+        .numbers
+        .iter()
+        .filter(|(_, &number)| rules[number].is_none());
     if let Some((name, &number)) = missing.min_by_key(|(_, &number)| number) {
         return Err((parser.used_in[number], format!("there is no rule `{name}`")));
     }
@@ -113,7 +116,9 @@ impl<'a> Parser<'a> {
         let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let name = &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())];
         if name.is_empty() {
-            let found = self.peek().map_or("the end".to_owned(), |c| format!("{c:?}"));
+            let found = self
+                .peek()
+                .map_or("the end".to_owned(), |c| format!("{c:?}"));
             return self.error(format!("expected the name of a rule, found {found}"));
         }
         self.at += name.len();
@@ -139,7 +144,11 @@ impl<'a> Parser<'a> {
             let (at, line) = (self.at, self.line);
             self.skip(true);
             if !self.take("|") {
-                (self.at, self.line) = if is_nested { (self.at, self.line) } else { (at, line) };
+                (self.at, self.line) = if is_nested {
+                    (self.at, self.line)
+                } else {
+                    (at, line)
+                };
                 break;
             }
             self.skip(true);
@@ -165,8 +174,12 @@ impl<'a> Parser<'a> {
                     Node::Class("(?s:.)".into())
                 }
                 Some('(') => self.group()?,
-                Some('<' | '!') => return self.error("tokens `<..>` are not supported: answers are text"),
-                Some(c @ ('*' | '+' | '?' | '{')) => return self.error(format!("`{c}` repeats nothing")),
+                Some('<' | '!') => {
+                    return self.error("tokens `<..>` are not supported: answers are text")
+                }
+                Some(c @ ('*' | '+' | '?' | '{')) => {
+                    return self.error(format!("`{c}` repeats nothing"))
+                }
                 Some(c) if c.is_ascii_alphanumeric() || c == '-' || c == '_' => {
                     let line = self.line;
                     let name = self.name()?;
@@ -216,19 +229,25 @@ impl<'a> Parser<'a> {
     /// `a*?` would be read in several ways.
     fn again(&mut self, node: Node) -> Result<Node> {
         match self.peek() {
-            Some('*' | '+' | '?' | '{') => self.error("a repetition of a repetition; put the first one in a group"),
+            Some('*' | '+' | '?' | '{') => {
+                self.error("a repetition of a repetition; put the first one in a group")
+            }
             _ => Ok(node),
         }
     }
 
     fn counts(&mut self) -> Result<(u32, Option<u32>)> {
         let rest = &self.text[self.at..];
-        let inside = rest.split_once('}').map(|(head, _)| head[1..].replace(' ', ""));
-        let counts = inside.as_deref().and_then(|inside| match inside.split_once(',') {
-            None => inside.parse().ok().map(|n| (n, Some(n))),
-            Some((least, "")) => least.parse().ok().map(|n| (n, None)),
-            Some((least, most)) => Some((least.parse().ok()?, Some(most.parse().ok()?))),
-        });
+        let inside = rest
+            .split_once('}')
+            .map(|(head, _)| head[1..].replace(' ', ""));
+        let counts = inside
+            .as_deref()
+            .and_then(|inside| match inside.split_once(',') {
+                None => inside.parse().ok().map(|n| (n, Some(n))),
+                Some((least, "")) => least.parse().ok().map(|n| (n, None)),
+                Some((least, most)) => Some((least.parse().ok()?, Some(most.parse().ok()?))),
+            });
         let is_good = |(least, most): &(u32, Option<u32>)| {
             (*least).max(most.unwrap_or(0)) <= REPEAT_MAX && most.is_none_or(|most| most >= *least)
         };
@@ -237,7 +256,9 @@ impl<'a> Parser<'a> {
                 while self.next() != Some('}') {}
                 Ok(counts)
             }
-            None => self.error(format!("expected a repetition such as {{2}}, {{2,}} or {{2,5}}, at most {REPEAT_MAX}")),
+            None => self.error(format!(
+                "expected a repetition such as {{2}}, {{2,}} or {{2,5}}, at most {REPEAT_MAX}"
+            )),
         }
     }
 
@@ -316,7 +337,9 @@ impl<'a> Parser<'a> {
                 self.at += n_digits;
                 Ok(c)
             }
-            None => self.error(format!("expected {n_digits} hexadecimal digits of a character")),
+            None => self.error(format!(
+                "expected {n_digits} hexadecimal digits of a character"
+            )),
         }
     }
 }
@@ -330,7 +353,10 @@ mod tests {
         let cases = [
             ("roots ::= \"a\"", "there is no rule `root`"),
             ("root ::= a\n\na ::= b\n", "line 3: there is no rule `b`"),
-            ("root ::= \"a\"\nroot ::= \"b\"", "line 2: the rule `root` is there twice"),
+            (
+                "root ::= \"a\"\nroot ::= \"b\"",
+                "line 2: the rule `root` is there twice",
+            ),
             ("root := \"a\"", "line 1: expected `::=`"),
             ("root ::= \"a", "a text that is not closed"),
             ("root ::= [a", "a class that is not closed"),
@@ -348,8 +374,14 @@ mod tests {
             ("root ::= <think>", "tokens `<..>`"),
             ("root ::= <[1000]>", "tokens `<..>`"),
             ("root ::= 'a'", "'\\'' is not supported here"),
-            ("root ::= \"a\" root", "line 1: the rule `root` refers to itself without an end"),
-            ("root ::= \"a\" | b\nb ::= \"(\" b \")\"", "line 2: the rule `b` refers to itself"),
+            (
+                "root ::= \"a\" root",
+                "line 1: the rule `root` refers to itself without an end",
+            ),
+            (
+                "root ::= \"a\" | b\nb ::= \"(\" b \")\"",
+                "line 2: the rule `b` refers to itself",
+            ),
             ("| a", "expected the name of a rule"),
         ];
         for (grammar, expected) in cases {
@@ -357,14 +389,22 @@ mod tests {
             assert!(error.contains(expected), "{grammar}: {error}");
         }
         let deep = format!("root ::= {}\"a\"{}", "(".repeat(100), ")".repeat(100));
-        assert!(to_lark(&deep).expect_err("deep").to_string().contains("32 deep"));
+        assert!(to_lark(&deep)
+            .expect_err("deep")
+            .to_string()
+            .contains("32 deep"));
         let many: String = (0..3000).map(|i| format!("r{i} ::= \"a\"\n")).collect();
-        assert!(to_lark(&many).expect_err("many").to_string().contains("2000 rules"));
+        assert!(to_lark(&many)
+            .expect_err("many")
+            .to_string()
+            .contains("2000 rules"));
     }
 
     #[test]
     fn what_is_not_recursive_is_one_terminal() {
-        let lark = to_lark("root ::= a b* # a comment\na ::= \"x\" |\n  \"/\"\nb ::= [^a-c\\n]{2,3}").expect("a grammar");
+        let lark =
+            to_lark("root ::= a b* # a comment\na ::= \"x\" |\n  \"/\"\nb ::= [^a-c\\n]{2,3}")
+                .expect("a grammar");
         assert_eq!(
             lark,
             "start: T2\nT0: (/x/ | /\\x{2f}/)\nT1: (/[^a-c\\x{a}]/){2,3}\nT2: (T0 (T1)*)\n"
