@@ -97,6 +97,85 @@ fn every_answer_is_valid_with_the_world_vocabulary() {
     }
 }
 
+/// Schemas put together at random: what is refused is passed over.
+#[test]
+fn every_answer_to_a_random_schema_is_valid() {
+    let mut rng = ChaCha8Rng::seed_from_u64(23);
+    let n_schemas =
+        std::env::var("RWKV_EDGE_TEST_SCHEMAS").map_or(150, |n| n.parse().expect("a number"));
+    let mut schemas = Vec::new();
+    let mut n_refused = 0;
+    while schemas.len() < n_schemas {
+        let schema = schema_templates::random(&mut rng, 3);
+        match demo()
+            .compiler
+            .compile(&Grammar::JsonSchema(schema.clone()))
+        {
+            Ok(_) => schemas.push(schema),
+            Err(error) => {
+                assert_eq!(error.kind(), rwkv_edge::ErrorKind::Argument);
+                assert!(
+                    error.to_string().starts_with("the schema at #"),
+                    "{schema}: {error}"
+                );
+                n_refused += 1;
+            }
+        }
+    }
+    println!("{n_refused} refused");
+    check(demo(), &schemas, 4);
+}
+
+/// Numbers beside the bounds, written in several ways: what a schema takes is valid.
+#[test]
+fn numbers_beside_bounds_are_valid_where_they_are_taken() {
+    let bounds = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
+    let (mut n_taken, mut n_valid) = (0, 0);
+    for schema in schema_templates::all() {
+        let has_bound = bounds.iter().any(|bound| schema.get(bound).is_some());
+        if !has_bound && schema.get("multipleOf").is_none() {
+            continue;
+        }
+        let validator = jsonschema::validator_for(&schema).expect("a schema");
+        let start = demo().compile(&Grammar::JsonSchema(schema.clone()));
+        let near = bounds
+            .iter()
+            .filter_map(|bound| schema.get(bound)?.as_f64());
+        let near = near.chain([0.0]).flat_map(|x| {
+            [
+                x,
+                -x,
+                x + 1.0,
+                x - 1.0,
+                x + 0.25,
+                x - 0.25,
+                x + 0.001,
+                x * 10.0,
+            ]
+        });
+        for x in near {
+            for text in [
+                format!("{x}"),
+                format!("{x:.1}"),
+                format!("{x:.3}"),
+                format!("-{}", x.abs()),
+                format!("{x}e0"),
+            ] {
+                let value: Value = serde_json::from_str(&text).expect("a number");
+                let is_taken = demo().matches(&start, &text);
+                n_taken += usize::from(is_taken);
+                n_valid += usize::from(validator.is_valid(&value));
+                assert!(
+                    !is_taken || validator.is_valid(&value),
+                    "{schema} takes {text}"
+                );
+            }
+        }
+    }
+    println!("{n_taken} taken of {n_valid} valid ones");
+    assert!(n_taken * 2 > n_valid, "few are taken");
+}
+
 fn refused(schema: Value, expected: &str) {
     let error = demo().refusal(&Grammar::JsonSchema(schema.clone()));
     assert!(error.contains(expected), "{schema}: {error}");

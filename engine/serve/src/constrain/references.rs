@@ -5,6 +5,9 @@ use serde_json::Value;
 /// What is wrong.
 type Result<T> = std::result::Result<T, String>;
 
+/// Lists and objects inside each other, through references.
+const WALK_DEPTH_MAX: usize = 1000;
+
 /// The place of a member or item, as a JSON pointer.
 pub(super) fn place_of(parent: &str, name: &str) -> String {
     format!("{parent}/{}", name.replace('~', "~0").replace('/', "~1"))
@@ -140,6 +143,36 @@ pub(super) fn is_finite(schema: &Value, finite: &[bool]) -> bool {
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).any(has_finite),
         _ => true,
     }
+}
+
+/// llguidance walks into what references mean at once: how deep that gets must be bounded, or its stack overflows.
+pub(super) fn check_depth(root: &Value, definitions: &[Value]) -> Result<()> {
+    let mut seen = vec![false; definitions.len()];
+    let mut left = vec![(root, 0)];
+    // A path that is not the one that llguidance takes may be shorter: all parts of a definition count from its start.
+    while let Some((value, depth)) = left.pop() {
+        if depth > WALK_DEPTH_MAX {
+            return Err(format!(
+                "references lead more than {WALK_DEPTH_MAX} levels deep"
+            ));
+        }
+        match value {
+            Value::Array(items) => left.extend(items.iter().map(|item| (item, depth + 1))),
+            Value::Object(members) => {
+                left.extend(members.values().map(|member| (member, depth + 1)))
+            }
+            Value::String(_) => {
+                let index = definition_of(value);
+                let index = index.filter(|&index| seen.get(index) == Some(&false));
+                if let Some(index) = index {
+                    seen[index] = true;
+                    left.push((&definitions[index], depth + 1));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,10 +5,15 @@
 //! Answers are written without blanks, and strings without `\u`: a name would have two spellings otherwise, and the
 //! second one would not be held to its property's schema.
 
+mod rewrite;
+
 use serde_json::{json, Map, Value};
 
+use self::rewrite::{bound_multiples, check_least_properties, inline_options, put_regexes};
 use super::numbers::{check_constant, check_text, exact, Bounds, Multiples};
-use super::references::{finite_definitions, is_finite, place_of, resolve, DEFINITION};
+use super::references::{
+    check_depth, finite_definitions, is_finite, place_of, resolve, DEFINITION,
+};
 use super::{formats, refused, regex};
 use rwkv_edge::Result;
 
@@ -39,9 +44,7 @@ const DEPTH_MAX: usize = 64;
 const COUNT_MAX: u64 = 1 << 20;
 /// Each pair of patterns is compared.
 const PATTERNS_MAX: usize = 16;
-const CHAIN_MAX: usize = 32;
-/// Lists and objects inside each other, through references.
-const WALK_DEPTH_MAX: usize = 1000;
+
 /// What references may mean, all together.
 const DEFINITIONS_MAX: usize = 2000;
 
@@ -353,7 +356,7 @@ impl<'a> Pass<'a> {
             self.bounds.append(&bounds);
         }
         bound_multiples(&mut written);
-        check_least_properties(&mut written, &at)?;
+        check_least_properties(&mut written).map_err(|e| at.member("minProperties").error(e))?;
         put_regexes(regexes, &mut written, &mut combined);
         self.is_combined |= combined.contains_key("$ref") && combined.len() + written.len() > 1;
         for name in ["const", "enum", "$ref", "allOf", "anyOf", "oneOf"] {
@@ -430,36 +433,6 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// llguidance walks into what references mean at once: how deep that gets must be bounded, or its stack overflows.
-fn check_depth(root: &Value, definitions: &[Value]) -> std::result::Result<(), String> {
-    let mut seen = vec![false; definitions.len()];
-    let mut left = vec![(root, 0)];
-    // A path that is not the one that llguidance takes may be shorter: all parts of a definition count from its start.
-    while let Some((value, depth)) = left.pop() {
-        if depth > WALK_DEPTH_MAX {
-            return Err(format!(
-                "references lead more than {WALK_DEPTH_MAX} levels deep"
-            ));
-        }
-        match value {
-            Value::Array(items) => left.extend(items.iter().map(|item| (item, depth + 1))),
-            Value::Object(members) => {
-                left.extend(members.values().map(|member| (member, depth + 1)))
-            }
-            Value::String(_) => {
-                let index = super::references::definition_of(value);
-                let index = index.filter(|&index| seen.get(index) == Some(&false));
-                if let Some(index) = index {
-                    seen[index] = true;
-                    left.push((&definitions[index], depth + 1));
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 fn string<'a>(value: &'a Value, at: &At) -> Result<&'a str> {
     value.as_str().ok_or_else(|| at.error("expected a string"))
 }
@@ -479,122 +452,4 @@ fn types(value: &Value, at: &At) -> Result<Value> {
         }
     }
     Ok(value.clone())
-}
-
-/// Multiples are told from other numbers as f64 by most who check them, which needs numbers that are not too large.
-fn bound_multiples(written: &mut Map<String, Value>) {
-    let Some(multiple) = written.get("multipleOf").and_then(Value::as_f64) else {
-        return;
-    };
-    let largest: i64 = if multiple.fract() == 0.0 {
-        1 << 52
-    } else {
-        1_000_000
-    };
-    for (keyword, exclusive, bound) in [
-        ("minimum", "exclusiveMinimum", -largest),
-        ("maximum", "exclusiveMaximum", largest),
-    ] {
-        if !written.contains_key(keyword) && !written.contains_key(exclusive) {
-            written.insert(keyword.into(), bound.into());
-        }
-    }
-}
-
-/// A name may come twice where names are free, and counts once then: only objects with the properties that they have
-/// can be held to a least number of them.
-fn check_least_properties(written: &mut Map<String, Value>, at: &At) -> Result<()> {
-    let Some(least) = written.get("minProperties").and_then(Value::as_u64) else {
-        return Ok(());
-    };
-    let required = written.get("required").and_then(Value::as_array);
-    let mut names: Vec<&str> = required
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    if names.len() as u64 >= least {
-        written.remove("minProperties");
-        return Ok(());
-    }
-    let is_closed = written.get("additionalProperties") == Some(&Value::Bool(false))
-        && !written.contains_key("patternProperties");
-    match is_closed {
-        true => Ok(()),
-        false => Err(at.member("minProperties").error(
-            "`minProperties` is not supported where other properties are allowed: they might come twice",
-        )),
-    }
-}
-
-/// One pattern is written as such, another beside it.
-fn put_regexes(
-    regexes: Vec<String>,
-    written: &mut Map<String, Value>,
-    combined: &mut Map<String, Value>,
-) {
-    for regex in regexes {
-        let pattern = Value::String(format!("^(?:{regex})$"));
-        if !written.contains_key("pattern") {
-            written.insert("pattern".into(), pattern);
-            continue;
-        }
-        let mut another = Map::new();
-        if let Some(types) = written.get("type") {
-            another.insert("type".into(), types.clone());
-        }
-        another.insert("pattern".into(), pattern);
-        let all = combined.entry("allOf").or_insert_with(|| json!([]));
-        if let Value::Array(all) = all {
-            all.push(Value::Object(another));
-        }
-    }
-}
-
-/// Alternatives of `oneOf` must exclude each other visibly: of a reference that is seen only where it leads.
-fn inline_options(value: &mut Value, definitions: &[Value], is_map_of_schemas: bool) {
-    match value {
-        Value::Array(items) => {
-            for item in items {
-                inline_options(item, definitions, false);
-            }
-        }
-        Value::Object(members) => {
-            for (name, member) in members {
-                match name.as_str() {
-                    _ if is_map_of_schemas => inline_options(member, definitions, false),
-                    "const" | "enum" => {}
-                    "properties" | "patternProperties" => inline_options(member, definitions, true),
-                    "oneOf" => {
-                        for option in member.as_array_mut().into_iter().flatten() {
-                            // What it leads to has been through here as a definition.
-                            if !follow(option, definitions) {
-                                inline_options(option, definitions, false);
-                            }
-                        }
-                    }
-                    _ => inline_options(member, definitions, false),
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Puts in place of a schema that is a reference and nothing else what that means; says whether it was one.
-fn follow(schema: &mut Value, definitions: &[Value]) -> bool {
-    let mut was_reference = false;
-    for _ in 0..CHAIN_MAX {
-        let reference = schema.as_object().filter(|keywords| keywords.len() == 1);
-        let reference = reference.and_then(|keywords| keywords.get("$ref"));
-        let definition = reference.and_then(super::references::definition_of);
-        match definition.and_then(|index| definitions.get(index)) {
-            Some(meant) => *schema = meant.clone(),
-            None => break,
-        }
-        was_reference = true;
-    }
-    was_reference
 }

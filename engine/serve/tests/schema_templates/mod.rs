@@ -1,5 +1,7 @@
 //! Schemas of all keywords that are honoured: templates times values.
 
+use rand_chacha::ChaCha8Rng;
+use rand_core::RngCore;
 use serde_json::{json, Map, Value};
 
 /// All of them.
@@ -357,4 +359,128 @@ fn references() -> Vec<Value> {
         json!({"$defs": {"a": true, "b": {"$ref": "#/$defs/a"}}, "type": "array", "items": {"$ref": "#/$defs/b"}, "maxItems": 1}),
         json!({"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": {"$ref": "#/prefixItems/1"}, "minItems": 3}),
     ]
+}
+
+/// A schema of random keywords, `depth` levels of schemas in it at most.
+pub fn random(rng: &mut ChaCha8Rng, depth: usize) -> Value {
+    let mut schema = Map::new();
+    let mut below = |n: u32| rng.next_u32() % n;
+    let kinds = [
+        "integer", "number", "string", "array", "object", "null", "boolean",
+    ];
+    let kind = kinds[below(if depth == 0 { 4 } else { 7 }) as usize];
+    match below(6) {
+        0 => {}
+        1 => drop(schema.insert(
+            "type".into(),
+            json!([
+                kind,
+                kinds[(below(6) as usize + kinds.iter().position(|k| *k == kind).unwrap_or(0) + 1)
+                    % 7]
+            ]),
+        )),
+        _ => drop(schema.insert("type".into(), json!(kind))),
+    }
+    let numbers = [-20.0, -3.5, -1.0, 0.0, 0.5, 2.0, 7.25, 30.0];
+    let mut put = |name: &str, value: Value| drop(schema.insert(name.into(), value));
+    if below(2) == 0 {
+        put(
+            ["minimum", "exclusiveMinimum"][below(2) as usize],
+            number(numbers[below(5) as usize]),
+        );
+    }
+    if below(2) == 0 {
+        put(
+            ["maximum", "exclusiveMaximum"][below(2) as usize],
+            number(numbers[3 + below(5) as usize]),
+        );
+    }
+    if below(6) == 0 {
+        put("multipleOf", json!([0.5, 2.0, 3.0, 0.1][below(4) as usize]));
+    }
+    if below(3) == 0 {
+        put("minLength", json!(below(3)));
+    }
+    if below(2) == 0 {
+        put("maxLength", json!(2 + below(6)));
+    }
+    if below(4) == 0 {
+        put(
+            "pattern",
+            json!(["^[a-z]*$", "[0-9]", "^[^b]", "a|b"][below(4) as usize]),
+        );
+    }
+    if below(3) == 0 {
+        put("minItems", json!(below(2)));
+    }
+    if below(2) == 0 {
+        put("maxItems", json!(1 + below(3)));
+    }
+    let names = ["a", "b", "c", "ab"];
+    if below(3) == 0 {
+        let required: Vec<&str> = names.into_iter().filter(|_| below(3) == 0).collect();
+        put("required", json!(required));
+    }
+    if below(5) == 0 {
+        put("maxProperties", json!(1 + below(3)));
+    }
+    if below(8) == 0 {
+        let values = [
+            json!(1),
+            json!("a"),
+            json!(null),
+            json!([1]),
+            json!({"a": 1}),
+            json!(0.5),
+            json!(""),
+            json!({"a": "a", "b": null}),
+        ];
+        let chosen: Vec<Value> = values.into_iter().filter(|_| below(2) == 0).collect();
+        if !chosen.is_empty() {
+            put("enum", json!(chosen));
+        }
+    }
+    if depth == 0 {
+        return Value::Object(schema);
+    }
+    let choices: Vec<u32> = (0..9).map(|_| rng.next_u32() % 5).collect();
+    let mut put = |name: &str, value: Value| drop(schema.insert(name.into(), value));
+    let list = |rng: &mut ChaCha8Rng| {
+        let n = 1 + rng.next_u32() % 3;
+        Value::Array((0..n).map(|_| random(rng, depth - 1)).collect())
+    };
+    if choices[0] < 2 {
+        put("items", random(rng, depth - 1));
+    }
+    if choices[1] == 0 {
+        put("prefixItems", list(rng));
+    }
+    if choices[2] < 3 {
+        let properties: Map<String, Value> = names
+            .iter()
+            .take(1 + choices[8] as usize)
+            .map(|name| (name.to_string(), random(rng, depth - 1)))
+            .collect();
+        put("properties", Value::Object(properties));
+    }
+    if choices[3] < 2 {
+        let additional = [json!(false), random(rng, depth - 1)];
+        put(
+            "additionalProperties",
+            additional[choices[8] as usize % 2].clone(),
+        );
+    }
+    if choices[4] == 0 {
+        put("patternProperties", json!({"^a": random(rng, depth - 1)}));
+    }
+    if choices[5] == 0 {
+        put("anyOf", list(rng));
+    }
+    if choices[6] == 0 {
+        put("allOf", list(rng));
+    }
+    if choices[7] == 0 {
+        put("oneOf", list(rng));
+    }
+    Value::Object(schema)
 }
