@@ -163,7 +163,8 @@ impl Compiler {
 /// Fuel and sizes, with the speeds that llguidance gives for them.
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 10_000,
+        // What an ambiguous grammar needs grows with the square of this.
+        max_items_in_row: 2000,
         // 20 ms at 50 000 in a millisecond.
         initial_lexer_fuel: 1_000_000,
         // 15 ms at 14 000 in a millisecond, for a mask.

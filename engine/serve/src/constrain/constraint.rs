@@ -1,6 +1,7 @@
 //! Which tokens may come next.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
 use rwkv_edge::Result;
@@ -8,6 +9,11 @@ use rwkv_edge::Result;
 use super::compile::first_line;
 use super::refused;
 use super::vocabulary::Vocabulary;
+
+/// Time for masks: so much at first, which fills what is known of the lexer, and so much more with every token. Single
+/// steps are bounded by what the grammar was compiled with.
+const TIME_AT_FIRST: Duration = Duration::from_secs(2);
+const TIME_A_TOKEN: Duration = Duration::from_millis(20);
 
 /// Which tokens may come next.
 ///
@@ -18,6 +24,8 @@ pub struct Constraint {
     vocabulary: Arc<Vocabulary>,
     /// A token that ends a text was drawn.
     is_ended: bool,
+    /// What is left of the time.
+    time_left: Duration,
 }
 
 impl Clone for Constraint {
@@ -27,6 +35,7 @@ impl Clone for Constraint {
             matcher: self.matcher.deep_clone(),
             vocabulary: Arc::clone(&self.vocabulary),
             is_ended: self.is_ended,
+            time_left: self.time_left,
         }
     }
 }
@@ -37,6 +46,7 @@ impl Constraint {
             matcher,
             vocabulary,
             is_ended: false,
+            time_left: TIME_AT_FIRST,
         }
     }
 
@@ -94,12 +104,25 @@ impl Constraint {
         if self.is_complete() || self.vocabulary.trie.tok_trie().token(token).is_empty() {
             return Err(not_allowed());
         }
-        self.matcher.consume_token(token).map_err(|error| {
-            let why = first_line(&error);
-            refused(format!(
-                "token {token}: not allowed here by the grammar: {why}"
-            ))
-        })
+        self.time_left += TIME_A_TOKEN;
+        self.timed(|matcher| matcher.consume_token(token))?
+            .map_err(|error| {
+                let why = first_line(&error);
+                refused(format!(
+                    "token {token}: not allowed here by the grammar: {why}"
+                ))
+            })
+    }
+
+    /// Does something with the grammar, if there is time left for it.
+    fn timed<T>(&mut self, step: impl FnOnce(&mut Matcher) -> T) -> Result<T> {
+        if self.time_left.is_zero() {
+            return Err(refused("the grammar takes too long"));
+        }
+        let start = Instant::now();
+        let done = step(&mut self.matcher);
+        self.time_left = self.time_left.saturating_sub(start.elapsed());
+        Ok(done)
     }
 
     /// Whether the answer is complete, and nothing may follow.

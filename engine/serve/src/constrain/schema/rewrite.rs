@@ -4,6 +4,7 @@ use serde_json::{json, Map, Value};
 
 use super::super::references::definition_of;
 
+/// References to references.
 const CHAIN_MAX: usize = 32;
 
 /// Multiples are told from other numbers as f64 by most who check them, which needs numbers that are not too large.
@@ -11,11 +12,17 @@ pub(super) fn bound_multiples(written: &mut Map<String, Value>) {
     let Some(multiple) = written.get("multipleOf").and_then(Value::as_f64) else {
         return;
     };
-    let largest: i64 = if multiple.fract() == 0.0 {
-        1 << 52
-    } else {
-        1_000_000
+    let largest: i64 = match multiple.fract() == 0.0 {
+        true => (1 << 53) - 1,
+        false => 1_000_000_000_000,
     };
+    let bounds = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"];
+    let mut bounds = bounds
+        .iter()
+        .filter_map(|keyword| written.get(*keyword)?.as_f64());
+    if bounds.any(|bound| bound.abs() >= largest as f64) {
+        return;
+    }
     for (keyword, exclusive, bound) in [
         ("minimum", "exclusiveMinimum", -largest),
         ("maximum", "exclusiveMaximum", largest),
