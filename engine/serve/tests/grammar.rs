@@ -81,6 +81,7 @@ fn refused_regexes_are_named() {
         ("[", "a class that is not closed"),
         (r"\p{Nope}", "a general category"),
         (r"\p{Lq}", "the regex: "),
+        (r"a[^\s\S]", "the regex: no token can come first"),
     ] {
         let error = demo().refusal(&Grammar::Regex(regex.into()));
         assert!(error.contains(expected), "{regex}: {error}");

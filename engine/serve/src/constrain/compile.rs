@@ -153,9 +153,14 @@ impl Compiler {
             .create_parser(grammar)
             .map_err(|error| first_line(&error))?;
         // What is warned of is not honoured exactly.
-        match parser.grammar_warnings().into_iter().next() {
-            Some(warning) => Err(warning),
-            None => Ok(Matcher::new(Ok(parser))),
+        if let Some(warning) = parser.grammar_warnings().into_iter().next() {
+            return Err(warning);
+        }
+        // A grammar without any answer shows at once, and what is computed stays.
+        let mut matcher = Matcher::new(Ok(parser));
+        match matcher.compute_mask() {
+            Ok(_) => Ok(matcher),
+            Err(error) => Err(format!("no token can come first: {}", first_line(&error))),
         }
     }
 }

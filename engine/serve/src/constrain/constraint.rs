@@ -72,9 +72,20 @@ impl Constraint {
                     "no token can follow what the grammar demands: {why}"
                 ))
             })?;
-            for (token, logit) in (0u32..).zip(logits.iter_mut()) {
-                if token as usize >= mask.len() || !mask.is_allowed(token) {
-                    *logit = f32::NEG_INFINITY;
+            let (known, beyond) = logits.split_at_mut(mask.len().min(logits.len()));
+            beyond.fill(f32::NEG_INFINITY);
+            // A bit for each token: many words forbid or allow all of theirs.
+            for (&word, logits) in mask.as_slice().iter().zip(known.chunks_mut(32)) {
+                match word {
+                    0 => logits.fill(f32::NEG_INFINITY),
+                    u32::MAX => {}
+                    _ => {
+                        for (bit, logit) in logits.iter_mut().enumerate() {
+                            if word >> bit & 1 == 0 {
+                                *logit = f32::NEG_INFINITY;
+                            }
+                        }
+                    }
                 }
             }
         }

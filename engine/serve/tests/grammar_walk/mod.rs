@@ -166,7 +166,7 @@ impl Vocabulary {
             .map(|(id, _)| id)
             .collect();
         let quote = self.byte(b'"');
-        match rng.next_u32() % 3 == 0 && allowed.contains(&quote) {
+        match rng.next_u32().is_multiple_of(3) && allowed.contains(&quote) {
             true => quote,
             false => allowed[rng.next_u32() as usize % allowed.len()],
         }

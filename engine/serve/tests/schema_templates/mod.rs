@@ -227,6 +227,8 @@ fn objects() -> Vec<Value> {
         json!({"type": "object", "required": ["x", "y"], "maxProperties": 2, "additionalProperties": {"type": "null"}}),
         json!({"type": "object", "maxProperties": 2, "additionalProperties": {"type": "null"}}),
         json!({"type": "object", "maxProperties": 0}),
+        json!({"type": "object", "properties": properties, "required": ["a"], "maxProperties": 2, "additionalProperties": false}),
+        json!({"type": "object", "properties": properties, "required": ["a"], "minProperties": 2, "additionalProperties": false}),
         json!({"type": "object", "required": ["x"], "additionalProperties": {"type": "integer"}}),
         json!({"type": "object", "properties": {"x": false}, "additionalProperties": {"type": "integer"}}),
         json!({"required": ["x"], "properties": {"x": {"const": 1}}}),
