@@ -67,7 +67,7 @@ struct Definition {
 ///
 /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument), with the keyword and its place.
 pub(super) fn check(source: &Value) -> Result<Schema<'_>> {
-    let (schema, _) = Pass::run(source)?;
+    let (schema, _) = Pass::run(source, false)?;
     Ok(schema)
 }
 
@@ -79,7 +79,7 @@ impl Schema<'_> {
 
     /// Every schema in it as one of its own, the innermost first, and its place.
     pub(super) fn parts(&self) -> impl Iterator<Item = (String, Value)> + '_ {
-        let parts = Pass::run(self.source)
+        let parts = Pass::run(self.source, true)
             .map(|(_, parts)| parts)
             .unwrap_or_default();
         parts
@@ -117,6 +117,7 @@ struct Pass<'a> {
     root: &'a Value,
     /// Places that references mean, in the order in which they were found.
     definitions: Vec<(At, &'a Value)>,
+    keeps_parts: bool,
     /// Schemas of the root and of each definition, those inside others before them.
     parts: Vec<Vec<(String, Value)>>,
     multiples: Multiples,
@@ -158,7 +159,7 @@ impl At {
 }
 
 impl<'a> Pass<'a> {
-    fn run(root: &'a Value) -> Result<(Schema<'a>, Vec<(String, Value)>)> {
+    fn run(root: &'a Value, keeps_parts: bool) -> Result<(Schema<'a>, Vec<(String, Value)>)> {
         let draft = root
             .get("$schema")
             .and_then(Value::as_str)
@@ -166,6 +167,7 @@ impl<'a> Pass<'a> {
         let mut pass = Pass {
             root,
             definitions: Vec::new(),
+            keeps_parts,
             parts: vec![Vec::new()],
             multiples: Multiples::default(),
             bounds: Bounds::default(),
@@ -365,7 +367,7 @@ impl<'a> Pass<'a> {
             }
         }
         let written = Value::Object(written);
-        if let Some(parts) = self.parts.last_mut() {
+        if let Some(parts) = self.parts.last_mut().filter(|_| self.keeps_parts) {
             parts.push((at.place, written.clone()));
         }
         Ok(written)
