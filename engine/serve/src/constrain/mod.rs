@@ -1,6 +1,31 @@
 //! Output that must match a grammar, a regex or a JSON schema.
+//!
+//! A [`Compiler`] holds a model's vocabulary as a trie of bytes, made once. It makes a [`Constraint`] of a [`Grammar`],
+//! which says before every token which ones may come next. The `llguidance` crate does that, with an Earley parser over
+//! a lexer of regex derivatives; what it is given passes through here first:
+//!
+//! * a JSON schema through [`schema`], which refuses by name and place whatever would not be honoured exactly, and
+//!   writes the rest in forms that `llguidance` honours;
+//! * a regex, also one in a schema, through [`regex`], which gives it one meaning;
+//! * a grammar of llama.cpp through [`gbnf`], which makes a Lark grammar of it, and Lark through [`lark`].
+//!
+//! All of it fails closed: what cannot be honoured is an error before the first token, and a mask that would take too
+//! long, or that is empty, is an error in place of the token. There is never a token that the grammar does not allow.
 
-use rwkv_edge::{Model, Result};
+mod compile;
+mod constraint;
+mod formats;
+mod gbnf;
+mod lark;
+mod numbers;
+mod references;
+mod regex;
+mod schema;
+mod vocabulary;
+
+pub use compile::Compiler;
+pub use constraint::Constraint;
+
 use serde_json::Value;
 
 /// What an answer must be.
@@ -18,50 +43,7 @@ pub enum Grammar {
     Regex(String),
 }
 
-/// Makes constraints for one model's vocabulary.
-pub struct Compiler {}
-
-impl Compiler {
-    /// # Errors
-    ///
-    /// When the model has no tokenizer.
-    pub fn new(_model: &Model) -> Result<Self> {
-        Ok(Compiler {})
-    }
-
-    /// # Errors
-    ///
-    /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument), with what of the grammar is not honoured, and where.
-    pub fn compile(&self, _grammar: &Grammar) -> Result<Constraint> {
-        Ok(Constraint {})
-    }
-}
-
-/// Which tokens may come next.
-#[derive(Clone)]
-pub struct Constraint {}
-
-impl Constraint {
-    /// Forbids, by negative infinity, every token that may not come next; `logits` is one row.
-    ///
-    /// # Errors
-    ///
-    /// When no token may come, or the grammar takes too long.
-    pub fn apply(&mut self, _logits: &mut [f32]) -> Result<()> {
-        Ok(())
-    }
-
-    /// A token was drawn.
-    ///
-    /// # Errors
-    ///
-    /// When it may not come next.
-    pub fn accept(&mut self, _token: u32) -> Result<()> {
-        Ok(())
-    }
-
-    /// Whether the answer is complete, and nothing may follow.
-    pub fn is_complete(&self) -> bool {
-        false
-    }
+/// A grammar that is not taken.
+fn refused(text: impl Into<String>) -> rwkv_edge::Error {
+    rwkv_edge::Error::new(rwkv_edge::ErrorKind::Argument, text)
 }
