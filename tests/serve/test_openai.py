@@ -80,10 +80,10 @@ class Chat(WithServer):
                 self.assertLess(n_new, 24)
 
     def test_content_forms(self):
-        parts = [{"type": "text", "text": "Owner"}, {"type": "text", "text": "ship"}]
+        parts = [{"type": "text", "text": "Ownership"}, {"type": "text", "text": "is"}]
         as_parts = self.client.chat.completions.create(
             model="demo", messages=[{"role": "user", "content": parts}], temperature=0, max_tokens=8)
-        plain = self.ask("Ownership", temperature=0, max_tokens=8)
+        plain = self.ask("Ownership\nis", temperature=0, max_tokens=8)
         self.assertEqual(as_parts.choices[0].message.content, plain.choices[0].message.content)
 
     def test_schema(self):

@@ -43,7 +43,7 @@ class Sessions(unittest.TestCase):
     def test_fork_export_import_delete(self):
         with Server() as server, Server() as other:
             turn(server, TEXT, "a")
-            status, _, fork = server.request("POST", "/v1/sessions/a/fork", {"name": "b"})
+            status, _, fork = server.request("POST", "/v1/sessions/a/fork", {"to": "b"})
             self.assertEqual(status, 200, fork)
             _, _, listed = server.request("GET", "/v1/sessions")
             self.assertEqual([s["name"] for s in listed["data"]], ["a", "b"])
@@ -63,8 +63,12 @@ class Sessions(unittest.TestCase):
 
     def test_names_never_become_paths(self):
         with tempfile.TemporaryDirectory() as folder, Server("--state-dir", folder) as server:
-            for name in ("../../etc/passwd", "a/b", "\u0000", "." * 300, "é\n"):
+            for name in ("../../etc/passwd", "a/b", "..", "C:\\x", "é " * 60):
                 turn(server, TEXT, name)
+            for name in ("", "\u0000", "." * 300, "a\n"):
+                message = {"role": "user", "content": "x"}
+                status, _ = server.post("/v1/chat/completions", model="demo", messages=[message], session=name)
+                self.assertEqual(status, 400)
             server.stop()
             for name in os.listdir(folder):
                 self.assertRegex(name, r"^[0-9a-f-]+\.(state|session)$")

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, select_all, SelectAll, Stream, StreamExt};
@@ -334,11 +335,18 @@ impl Answers {
     }
 }
 
-/// The events of a job, and behind them that there are no more.
+/// The events of a job up to the last one; where that is missing, that there are no more.
 fn of_job(job: usize, mut receiver: mpsc::UnboundedReceiver<Event>) -> Events {
-    let events = stream::poll_fn(move |cx| receiver.poll_recv(cx));
-    let events = events.map(move |event| (job, Some(event)));
-    Box::pin(events.chain(stream::once(std::future::ready((job, None)))))
+    let mut is_over = false;
+    Box::pin(stream::poll_fn(move |cx| {
+        if is_over {
+            return Poll::Ready(None);
+        }
+        receiver.poll_recv(cx).map(|event| {
+            is_over = matches!(event, None | Some(Event::Done));
+            Some((job, event))
+        })
+    }))
 }
 
 /// An answer as it stands in the history: without the thought, and with the end of its turn.

@@ -30,5 +30,6 @@ fn describe(served: &Served) -> Value {
         "object": "model",
         "created": served.created,
         "owned_by": "rwkv-edge",
+        "state_bytes": served.model().info().state_bytes,
     })
 }
