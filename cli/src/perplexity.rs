@@ -182,7 +182,8 @@ impl Args {
             let error = error.downcast_ref::<rwkv_edge::Error>();
             error.is_some_and(|e| kinds.contains(&e.kind()))
         };
-        let reference = model::open(&args).or_else(|error| {
+        // It reads the tokens of the other's tokenizer.
+        let reference = model::open_without_text(&args).or_else(|error| {
             let kinds = [ErrorKind::Unsupported, ErrorKind::Memory];
             if !is_of(&error, &kinds) || args.devices.are_only_the_cpu() {
                 return Err(error);
@@ -190,7 +191,7 @@ impl Args {
             // Devices need not have f32, nor room for two models.
             note!("the model to compare with runs on the CPU: {error:#}");
             args.devices = DeviceArgs::on_cpu();
-            model::open(&args)
+            model::open_without_text(&args)
         });
         let reference = reference.map_err(|error| {
             match is_of(&error, &[ErrorKind::Unsupported]) && self.against_model.is_none() {
