@@ -1,11 +1,11 @@
 //! Chat completions in one piece.
 
-use rwkv_edge::ErrorKind;
+use rwkv_edge::{ErrorKind, Model, Options};
 use rwkv_edge_serve::constrain::Grammar;
 use rwkv_edge_serve::{Ending, Prompt, Start};
 use serde_json::{json, Value};
 
-use crate::support::{encode, served, start, start_with, Script};
+use crate::support::{encode, served, start, start_with, Fake, Script};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -174,7 +174,7 @@ fn thoughts_come_apart() {
         assert_eq!(server.refused(PATH, &body).0, 400, "{body}");
     }
     let raven = start_with(Script::Die, |config| {
-        let fake = crate::support::Fake::new(Script::Die);
+        let fake = Fake::new(Script::Die);
         config.models = vec![served(&fake, "raven", "raven")];
     });
     let (status, text, ..) = raven.refused(PATH, &json!({"messages": hi(), "think": "on"}));
@@ -324,4 +324,45 @@ fn what_fails_is_an_error_of_its_kind() {
     assert!(!text.contains("foresaw"), "{text}");
     server.fake.set(Script::Say(" Hi.", Ending::Stop));
     assert_eq!(server.post(PATH, &json!({"messages": hi()})).status, 200);
+}
+
+/// Where the version was trained so, conversations begin with token 0: whole ones, and sessions that are new.
+#[test]
+fn conversations_of_rwkv_7_begin_with_token_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let vocabulary = crate::tiny::write_vocabulary(folder.path());
+    let golden = "../../tests/fixtures/golden/v7-pth/model.pth";
+    let model = Model::open(golden, &Options::new().tokenizer(vocabulary)).unwrap();
+    let fake = Fake::of(model, Script::Die);
+    let server = start_with(Script::Die, |config| {
+        config.models = vec![served(&fake, "g1", "g1"), served(&fake, "raven", "raven")];
+    });
+    let start = |body: Value| {
+        assert_eq!(server.post(PATH, &body).status, 500);
+        fake.last().start
+    };
+    let session = |first| Start::Session {
+        name: "s".into(),
+        first,
+    };
+    assert_eq!(
+        start(json!({"model": "g1", "messages": hi()})),
+        Start::Token(0)
+    );
+    assert_eq!(
+        start(json!({"model": "g1", "messages": hi(), "session": "s"})),
+        session(Some(0))
+    );
+    assert_eq!(
+        start(json!({"model": "raven", "messages": hi()})),
+        Start::Beginning
+    );
+    assert_eq!(
+        start(json!({"model": "raven", "messages": hi(), "session": "s"})),
+        session(None)
+    );
+    let json = server
+        .post("/tokenize", &json!({"model": "g1", "messages": hi()}))
+        .json();
+    assert_eq!(json["tokens"][0], 0);
 }

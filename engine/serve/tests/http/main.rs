@@ -11,3 +11,5 @@ mod hostile;
 mod others;
 mod streams;
 mod support;
+#[path = "../../../../tests/common/tiny.rs"]
+mod tiny;

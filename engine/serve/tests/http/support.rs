@@ -60,6 +60,7 @@ pub struct Seen {
 type Entry = (String, SessionInfo, Vec<u8>);
 
 pub struct Fake {
+    model: Model,
     script: Mutex<Script>,
     pub seen: Mutex<Vec<Seen>>,
     pub grammars: Mutex<Vec<Grammar>>,
@@ -70,7 +71,13 @@ pub struct Fake {
 
 impl Fake {
     pub fn new(script: Script) -> Arc<Self> {
+        Self::of(model().clone(), script)
+    }
+
+    /// A backend of another model.
+    pub fn of(model: Model, script: Script) -> Arc<Self> {
         Arc::new(Fake {
+            model,
             script: Mutex::new(script),
             seen: Mutex::default(),
             grammars: Mutex::default(),
@@ -159,7 +166,7 @@ fn say(job: &Job, text: &str, ending: Ending, pause: Duration) {
 
 impl Backend for Fake {
     fn model(&self) -> &Model {
-        model()
+        &self.model
     }
 
     fn submit(&self, job: Job) {
