@@ -31,6 +31,10 @@ pub(crate) struct Args {
     #[arg(short, long = "model", value_name = "[NAME=]MODEL", env = environment::MODEL, hide_env_values = true)]
     models: Vec<NamedModel>,
 
+    /// Tokenizer file, if not the models' own
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+
     /// f32, f16 or int8 [default: as stored]
     ///
     /// What the weight matrices of all models are turned into while loading.
@@ -312,7 +316,7 @@ impl StateMemory {
 fn model_args(args: &Args, model: Option<PathBuf>) -> ModelArgs {
     ModelArgs {
         model,
-        tokenizer: None,
+        tokenizer: args.tokenizer.clone(),
         quant: args.quant,
         threads: args.threads,
         no_mmap: false,

@@ -23,6 +23,8 @@ const STREAMING: usize = 8;
 const LONG_PROMPT: usize = 8192;
 /// Tokens of a short and of a long conversation.
 const CONVERSATIONS: [usize; 2] = [100, 10_000];
+/// Tokens of streams that are ended by hanging up.
+const ENDLESS: usize = 1 << 20;
 /// Tokens of a client's prompt, and of what a conversation goes on with.
 const PROMPT: usize = 32;
 /// What `--parallel` must be at least, for all clients at once.
@@ -63,6 +65,11 @@ impl Server {
 
     /// Asks for a completion and reads its stream.
     fn complete(&self, body: &Value) -> Result<Stream> {
+        self.complete_until(body, &AtomicBool::new(false))
+    }
+
+    /// The same, and hangs up as soon as somebody says so.
+    fn complete_until(&self, body: &Value, has_ended: &AtomicBool) -> Result<Stream> {
         let begin = Instant::now();
         let mut connection = TcpStream::connect(&self.address)?;
         connection.set_nodelay(true)?;
@@ -79,7 +86,7 @@ impl Server {
         let mut lines = BufReader::new(connection);
         lines.read_line(&mut status)?;
         let mut line = String::new();
-        while lines.read_line(&mut line)? > 0 {
+        while !has_ended.load(Ordering::Relaxed) && lines.read_line(&mut line)? > 0 {
             if !status.contains(" 200 ") {
                 status += &line;
             }
@@ -269,20 +276,26 @@ fn long_prompt(server: &Server, text: &[u32], end_of_text: u32) -> Result<Value>
         request(&prompt, 1, end_of_text)
     };
     let alone_ms = server.complete(&long(text[1]))?.first_ms();
-    let n = 4 * alone_ms as usize;
-    let (mut undisturbed, mut beside) = (Vec::new(), Vec::new());
+    let has_ended = AtomicBool::new(false);
+    let (mut undisturbed, mut disturbed) = (Vec::new(), Vec::new());
     let mut beside_ms = f64::NAN;
     std::thread::scope(|scope| -> Result<()> {
         let begin = Instant::now();
         let stream = |i: usize| {
-            let prompt = request(&text[i..i + PROMPT], n.max(64), end_of_text);
-            move || Ok::<_, anyhow::Error>((begin.elapsed(), server.complete(&prompt)?))
+            let prompt = request(&text[i..i + PROMPT], ENDLESS, end_of_text);
+            let has_ended = &has_ended;
+            move || {
+                let asked = begin.elapsed();
+                Ok::<_, anyhow::Error>((asked, server.complete_until(&prompt, has_ended)?))
+            }
         };
         let streams: Vec<_> = (0..STREAMING).map(|i| scope.spawn(stream(i))).collect();
         std::thread::sleep(Duration::from_secs_f64(alone_ms / 2e3));
         let start = begin.elapsed();
-        beside_ms = server.complete(&long(text[2]))?.first_ms();
+        let beside = server.complete(&long(text[2]));
         let end = begin.elapsed();
+        has_ended.store(true, Ordering::Relaxed);
+        beside_ms = beside?.first_ms();
         for stream in streams {
             let (asked, stream) = stream
                 .join()
@@ -292,7 +305,7 @@ fn long_prompt(server: &Server, text: &[u32], end_of_text: u32) -> Result<Value>
                 let gap = (two[1] - two[0]).as_secs_f64() * 1e3;
                 match at {
                     at if at < start => undisturbed.push(gap),
-                    at if at < end => beside.push(gap),
+                    at if at < end => disturbed.push(gap),
                     _ => {}
                 }
             }
@@ -302,7 +315,7 @@ fn long_prompt(server: &Server, text: &[u32], end_of_text: u32) -> Result<Value>
     Ok(json!({
         "tokens": LONG_PROMPT, "streams": STREAMING,
         "alone_ms": alone_ms, "beside_streams_ms": beside_ms,
-        "between_tokens_ms": median(undisturbed), "between_tokens_beside_ms": median(beside),
+        "between_tokens_ms": median(undisturbed), "between_tokens_beside_ms": median(disturbed),
     }))
 }
 

@@ -29,7 +29,7 @@ use sequence::Sequence;
 
 /// Rows of prompts in a step for each answer that is drawn beside them, and at least: so many that a step takes about
 /// twice as long as without them.
-const PROMPT_ROWS_EACH: usize = 3;
+const PROMPT_ROWS_EACH: usize = 2;
 const PROMPT_ROWS_MIN: usize = 16;
 
 /// What the thread is given.
