@@ -1,5 +1,6 @@
 //! Options that several subcommands take.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -71,6 +72,31 @@ pub(crate) struct ModelArgs {
     pub(crate) lora: LoraArgs,
     #[command(flatten)]
     pub(crate) devices: DeviceArgs,
+}
+
+impl ModelArgs {
+    /// The same for this program when it starts again, but for adapters, which are merged in a file that it is given.
+    pub(crate) fn to_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> =
+            vec!["--threads".into(), self.threads.to_string().into()];
+        let mut add = |name: &str, value: &OsStr| arguments.extend([name.into(), value.to_owned()]);
+        if let Some(quant) = self.quant.and_then(|quant| quant.to_possible_value()) {
+            add("--quant", quant.get_name().as_ref());
+        }
+        if let Some(path) = &self.model {
+            add("--model", path.as_os_str());
+        }
+        if let Some(path) = &self.tokenizer {
+            add("--tokenizer", path.as_os_str());
+        }
+        if let Some(ByteSize(bytes)) = self.max_memory {
+            add("--max-memory", bytes.to_string().as_ref());
+        }
+        arguments.extend(self.devices.to_options().into_iter().map(Into::into));
+        arguments.extend(self.no_mmap.then(|| "--no-mmap".into()));
+        arguments.extend(self.huge_pages.then(|| "--huge-pages".into()));
+        arguments
+    }
 }
 
 /// What every sequence of a model begins with.

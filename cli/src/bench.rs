@@ -4,7 +4,7 @@
 //! because on a shared machine both move.
 //!
 //! Here are the options and what the parts share; `on_cpu.rs` and `on_devices.rs` measure and print speed, `start.rs` a new
-//! process, `batch.rs` many sequences at once.
+//! process, `batch.rs` many sequences at once, `serve.rs` the server.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -25,6 +25,8 @@ use crate::{devices, model, paths};
 mod batch;
 mod on_cpu;
 mod on_devices;
+#[cfg(feature = "serve")]
+mod serve;
 mod start;
 
 #[derive(clap::Args, Clone)]
@@ -71,6 +73,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "batch")]
     #[arg(value_parser = whole::<usize>(1..=ROWS_MAX))]
     sequences: Vec<usize>,
+
+    /// Also measure `serve` with clients on this machine: one, many at once, long conversations, a long prompt
+    #[cfg(feature = "serve")]
+    #[arg(long, conflicts_with_all = ["synthetic", "loras"])]
+    serve: bool,
 
     /// Also measure decode beside a process that keeps one core busy
     #[arg(long)]
@@ -172,6 +179,10 @@ pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
     };
     if args.batch {
         report["batch"] = batch::measure(args, &model)?;
+    }
+    #[cfg(feature = "serve")]
+    if args.serve {
+        report["serve"] = serve::measure(args, &model, program)?;
     }
     if args.busy {
         let tokens_per_s = beside_busy_process(args, &model, program)?;

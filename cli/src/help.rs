@@ -40,6 +40,12 @@ const ADVANCED: &[&str] = &[
     "no_history",
     "cache_prompt",
     "no_sparsity",
+    "allow_origin",
+    "allow_host",
+    "state_dir",
+    "state_disk",
+    "drain",
+    "log_prompts",
     "rounds",
     "against_model",
 ];
@@ -122,6 +128,15 @@ Examples:
   rwkv-edge chat --model rwkv7-g1.pth --think on
   rwkv-edge chat --system-file rules.txt --cache-prompt --save-state talk.state
   printf 'Ownership is\\nA trait is\\n' | rwkv-edge chat --json",
+    ),
+    (
+        "serve",
+        "\
+Examples:
+  rwkv-edge serve
+  rwkv-edge serve --model small=rwkv7-g1-0.1b.pth --quant int8 --state-dir ~/.cache/rwkv-states
+  rwkv-edge serve --model rwkv7-g1.pth --listen 0.0.0.0:8080 --api-key-file keys.txt --allow-host box.local
+  curl http://127.0.0.1:8080/v1/completions -d '{\"prompt\": \"Ownership is\"}'",
     ),
     (
         "embed",

@@ -46,6 +46,8 @@ mod pull;
 mod quantised;
 mod quantize;
 mod sampling;
+#[cfg(feature = "serve")]
+mod serve;
 mod tokenize;
 mod verbosity;
 
@@ -107,6 +109,12 @@ enum Command {
     /// Lines that say the same lie near each other, as far as the model knows. There is one vector for each
     /// line, in order; that of an empty line is zeros. docs/EMBEDDINGS.md says what suits what.
     Embed(embed::Args),
+    /// Answer over HTTP, as clients of OpenAI speak it
+    ///
+    /// Many conversations at once, with states that are kept so that nothing is read twice. It listens to this machine
+    /// alone unless it is told otherwise, and ends at SIGTERM or Ctrl-C, once answers that have begun have ended.
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     /// Measure speed and memory, beside what this machine can do at most
     Bench(bench::Args),
     /// Print a completion script for a shell
@@ -208,6 +216,8 @@ fn run(cli: &Cli, program: &Program) -> anyhow::Result<()> {
         Command::Perplexity(args) => perplexity::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Embed(args) => embed::run(args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args),
         Command::Bench(args) => bench::run(args, program),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),

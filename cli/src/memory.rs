@@ -17,9 +17,19 @@ pub(crate) fn private_bytes() -> Option<u64> {
     status("RssAnon:")
 }
 
-/// A line of /proc/self/status, which is in KiB.
+/// What programs of this machine could still take without writing to a swap disk.
+#[cfg(feature = "serve")]
+pub(crate) fn available_bytes() -> Option<u64> {
+    line("/proc/meminfo", "MemAvailable:")
+}
+
 fn status(key: &str) -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    line("/proc/self/status", key)
+}
+
+/// A line of one of the system's files whose numbers are in KiB.
+fn line(path: &str, key: &str) -> Option<u64> {
+    let status = fs::read_to_string(path).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(1024 * kib)

@@ -57,6 +57,16 @@ fn run_group(
     steps.try_for_each(|at| group.step(model, text, at))
 }
 
+/// Tokens a second of so many sequences together that go on by `n_tokens` each, on the CPU.
+#[cfg(feature = "serve")]
+pub(super) fn speed(model: &Model, n_sequences: usize, n_tokens: usize) -> Result<f64> {
+    let text = tokens(model, 64)?;
+    let mut group = Group::new(model, n_sequences)?;
+    run_group(model, &mut group, &text, 0..1)?;
+    let time = seconds(|| run_group(model, &mut group, &text, 1..1 + n_tokens))?;
+    Ok((n_sequences * n_tokens) as f64 / time)
+}
+
 pub(super) fn measure(args: &Args, model: &Model) -> Result<Value> {
     let text = tokens(model, 64)?;
     let mut rows = Vec::new();

@@ -156,6 +156,10 @@ pub(super) fn print(report: &Value, info: &Info, out: &mut impl Write) -> io::Re
         number("prefill_chunk")
     )?;
     batch::print(report, out)?;
+    #[cfg(feature = "serve")]
+    if !report["serve"].is_null() {
+        super::serve::print(&report["serve"], out)?;
+    }
     if !report["busy_decode_tokens_per_s"].is_null() {
         let speed = number("busy_decode_tokens_per_s");
         writeln!(

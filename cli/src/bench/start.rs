@@ -4,12 +4,10 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
-use clap::ValueEnum;
 use serde_json::Value;
 
 use super::{median, Args};
 use crate::again::Program;
-use crate::byte_size::ByteSize;
 
 /// What a new process needs for its first token; `None` for made-up weights, which no file holds.
 #[derive(Default)]
@@ -26,29 +24,7 @@ pub(super) fn start(args: &Args, has_tokenizer: bool, program: &Program) -> Resu
     let run = |n: &str| -> Result<(f64, Value)> {
         let mut command = program.command()?;
         command.args(["generate", "--json", "--ignore-eos", "-n", n]);
-        let model = &args.model;
-        let threads = model.threads.to_string();
-        command.args(["--threads", &threads]);
-        let quant = model.quant.and_then(|quant| quant.to_possible_value());
-        if let Some(quant) = &quant {
-            command.args(["--quant", quant.get_name()]);
-        }
-        if let Some(path) = &model.model {
-            command.arg("--model").arg(path);
-        }
-        if let Some(path) = &model.tokenizer {
-            command.arg("--tokenizer").arg(path);
-        }
-        command.args(model.devices.to_options());
-        if model.no_mmap {
-            command.arg("--no-mmap");
-        }
-        if model.huge_pages {
-            command.arg("--huge-pages");
-        }
-        if let Some(ByteSize(bytes)) = model.max_memory {
-            command.args(["--max-memory", &bytes.to_string()]);
-        }
+        command.args(args.model.to_arguments());
         // With a tokenizer a prompt of one token makes it be opened too.
         match has_tokenizer {
             true => command.arg(" a"),

@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod conversation;
+mod messages;
 mod options;
 mod own;
 mod prompt_cache;
@@ -40,6 +41,7 @@ mod think;
 pub mod tools;
 
 pub use conversation::{Conversation, Undone};
+pub use messages::{Message, Reply, Role};
 pub use options::{Event, Options};
 pub use prompt_cache::PromptCache;
 pub use said::{Answer, Ending, Transcript, Turn};

@@ -14,12 +14,14 @@ use crate::said::Transcript;
 use crate::template::cleaned;
 use crate::think::Think;
 
+mod messages;
+
 /// Steps of one run, and 64 bytes of memory for each; templates take some dozens a message.
 const FUEL: u64 = 1 << 20;
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
 
 /// What the World models' templates write for token 0. Their vocabulary has no text for it.
-const WORLD_END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
+pub(crate) const WORLD_END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
 /// The name of token 0 in the 20B tokenizer.
 const END_OF_TEXT_20B: &str = "<|endoftext|>";
 
@@ -97,6 +99,11 @@ impl OwnTemplate {
             messages.extend([user(message), assistant(answer)]);
         }
         messages.push(user(asked.message));
+        self.write(messages, asked.think, asked.asks)
+    }
+
+    /// Messages as they are written, and what an answer begins with if it is asked for.
+    fn write(&self, messages: Vec<Value>, think: Think, asks: bool) -> Result<String> {
         let named = match self.is_world {
             true => WORLD_END_OF_TEXT,
             false => END_OF_TEXT_20B,
@@ -108,14 +115,14 @@ impl OwnTemplate {
         };
         let context = context! {
             messages => messages,
-            add_generation_prompt => asked.asks,
+            add_generation_prompt => asks,
             bos_token => token(&self.found.bos_token),
             eos_token => token(&self.found.eos_token),
             // As transformers gives them where there are none.
             tools => Value::from(()),
             documents => Value::from(()),
         };
-        self.run(match asked.think {
+        self.run(match think {
             Think::Off => context,
             think => context! { enable_thinking => think != Think::Fake, ..context },
         })

@@ -8,10 +8,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model, Tokens};
+use rwkv_edge::{ChatTemplate, Error, ErrorKind, Model};
 
-use crate::own::{Asked, OwnTemplate};
-use crate::said::{Transcript, Turn};
+use crate::own::OwnTemplate;
 use crate::think::Think;
 
 /// The form of a conversation.
@@ -194,52 +193,6 @@ impl Template {
         let message = cleaned(message);
         let turn = self.turn(&format!("{message}{}", think.length()));
         format!("{turn}{}", think.opening())
-    }
-
-    /// The tokens of a whole conversation, from the empty state up to where the answer to `message`, or the thought in
-    /// front of it, begins: for programs that keep conversations themselves. `turns` are messages with their answers,
-    /// the oldest first, without thoughts. A [`Conversation`](crate::Conversation) reads the same tokens, turn by turn.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Tokenizer`] where the model has none; [`ErrorKind::Format`] where a template that came with it
-    /// fails, or raises an error of its own; [`ErrorKind::Argument`] where it [cannot](Self::can_think) be asked for
-    /// such a thought.
-    pub fn prompt(
-        &self,
-        model: &Model,
-        system: &str,
-        turns: &[(&str, &str)],
-        message: &str,
-        think: Think,
-    ) -> Result<Tokens, Error> {
-        self.check_think(think)?;
-        if let Some(own) = self.own() {
-            let mut said = Transcript::new(self.clone());
-            said.system = system.to_owned();
-            said.turns.extend(turns.iter().map(|(user, answer)| Turn {
-                user: (*user).to_owned(),
-                answer: answer.trim().to_owned(),
-            }));
-            let asked = Asked {
-                message,
-                think,
-                asks: true,
-            };
-            return own.encode(model, &own.render(&said, None, &asked)?);
-        }
-        let mut tokens: Vec<u32> = self.first_token(model).into_iter().collect();
-        let mut read = |text: &str| -> Result<(), Error> {
-            tokens.extend_from_slice(&model.tokenize(text.as_bytes(), usize::MAX)?);
-            Ok(())
-        };
-        read(&self.system(system))?;
-        for (user, answer) in turns {
-            read(&self.turn(user))?;
-            read(&answered(answer))?;
-        }
-        read(&self.turn_with(message, think))?;
-        Ok(tokens.into())
     }
 
     /// The token that a conversation with this model begins with, where nothing else does.

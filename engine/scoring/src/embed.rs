@@ -72,8 +72,8 @@ const ROWS_MAX: usize = 128;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Embedder<'a> {
-    model: &'a Model,
+pub struct Embedder {
+    model: Model,
     from: Pooling,
     normalize: bool,
     /// Numbers of a vector.
@@ -105,7 +105,7 @@ struct Line {
     sum: Vec<f64>,
 }
 
-impl std::fmt::Debug for Embedder<'_> {
+impl std::fmt::Debug for Embedder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Embedder")
             .field("from", &self.from)
@@ -114,14 +114,14 @@ impl std::fmt::Debug for Embedder<'_> {
     }
 }
 
-impl<'a> Embedder<'a> {
+impl Embedder {
     /// An embedder whose vectors have length 1.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Argument`] where the model has no such layer, [`ErrorKind::Memory`] where there is no
     /// memory for states.
-    pub fn new(model: &'a Model, from: Pooling) -> Result<Self> {
+    pub fn new(model: &Model, from: Pooling) -> Result<Self> {
         let info = model.info();
         let width = match from {
             Pooling::State(layer) if layer >= info.n_layer => {
@@ -142,7 +142,7 @@ impl<'a> Embedder<'a> {
         let line_bytes = info.state_bytes + info.n_embd * size_of::<f64>();
         let lines_max = rows_that_fit(model, line_bytes, rows_max);
         Ok(Embedder {
-            model,
+            model: model.clone(),
             from,
             normalize: true,
             width,

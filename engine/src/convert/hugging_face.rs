@@ -44,6 +44,9 @@ pub(super) struct SideFile {
 
 impl SideFile {
     fn json(name: &str, value: &Value) -> Self {
+        let mut value = value.clone();
+        // The same text whatever order objects keep.
+        value.sort_all_objects();
         SideFile {
             name: name.to_owned(),
             bytes: format!("{value:#}\n").into_bytes(),

@@ -210,9 +210,13 @@ fn header(model: &Inner, parts: &[FileTensor<'_>]) -> Result<Vec<u8>> {
         entries.insert(part.name.clone(), entry);
         begin = end;
     }
+    let mut entries = Value::Object(entries);
+    // Where a crate beside this one lets objects keep the order in which they were filled (`preserve_order`), a file
+    // must not differ by it.
+    entries.sort_all_objects();
     let mut header = GrowingBytes::default();
     header.append(|header| header.write_all(&[0; 8]))?;
-    header.append(|header| serde_json::to_writer(header, &Value::Object(entries)))?;
+    header.append(|header| serde_json::to_writer(header, &entries))?;
     let n_spaces = header.len().next_multiple_of(ALIGNMENT) - header.len();
     header.append(|header| header.write_all(&[b' '; ALIGNMENT][..n_spaces]))?;
     let mut header = header.into_vec();

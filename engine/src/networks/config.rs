@@ -241,7 +241,10 @@ impl Config {
         if let Ok(Value::Object(settings)) = serde_json::to_value(self.settings) {
             fields.extend(settings);
         }
-        Value::Object(fields)
+        let mut fields = Value::Object(fields);
+        // The same text whatever order objects keep.
+        fields.sort_all_objects();
+        fields
     }
 
     /// Reads what [`to_json`](Self::to_json) wrote, and checks it.

@@ -54,6 +54,11 @@ impl<'t> TextStream<'t> {
         Ok(&self.piece)
     }
 
+    /// Whether nothing is held back: the pieces so far are the text of all tokens so far.
+    pub fn is_whole(&self) -> bool {
+        self.bytes.is_empty() && self.window.tokens.len() == self.window.n_context
+    }
+
     /// Ends the text: returns what was held back, with U+FFFD for what is no whole character. The
     /// stream is then at the beginning of a new text.
     ///

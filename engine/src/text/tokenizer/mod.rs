@@ -347,6 +347,18 @@ impl Tokenizer {
         self.special.binary_search(&token).is_ok()
     }
 
+    /// The bytes that a token stands for wherever it is, which may be a part of a character. `None` for special
+    /// tokens, for ids that stand for nothing (padding of the vocabulary), and for all tokens of a tokenizer whose
+    /// tokens become text only together.
+    pub fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
+        if !self.is_byte_level() {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        self.push_token_bytes(token, &mut bytes);
+        (!bytes.is_empty()).then_some(bytes)
+    }
+
     /// Whether every token stands for a fixed string of bytes, whatever is around it.
     pub(crate) fn is_byte_level(&self) -> bool {
         match &self.kind {
@@ -473,4 +485,48 @@ fn recognise(bytes: &[u8]) -> Option<Format> {
 /// Whether these are the bytes of an RWKV World vocabulary.
 pub(crate) fn are_world(bytes: &[u8]) -> bool {
     matches!(recognise(bytes), Some(Format::World | Format::WorldJson))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Single bytes as ids 1 to 256, a character, and a part of one.
+    fn world() -> Tokenizer {
+        let lines = (0..=255u8).map(|byte| format!("{} b'\\x{byte:02x}' 1\n", u32::from(byte) + 1));
+        let file: String = lines.collect::<String>() + "300 '龍' 3\n301 b'\\xe9\\xbe' 2\n";
+        Tokenizer::from_bytes("vocabulary", file.as_bytes()).expect("a vocabulary")
+    }
+
+    #[test]
+    fn bytes_of_tokens_are_those_of_the_vocabulary() {
+        let world = world();
+        assert_eq!(world.token_bytes(98), Some(b"a".to_vec()));
+        assert_eq!(world.token_bytes(300), Some("龍".as_bytes().to_vec()));
+        assert_eq!(world.token_bytes(301), Some(b"\xe9\xbe".to_vec()));
+        for nothing in [0, 299, 302, u32::MAX] {
+            assert_eq!(world.token_bytes(nothing), None, "{nothing}");
+        }
+    }
+
+    #[cfg(feature = "tokenizer")]
+    #[test]
+    fn bytes_of_tokens_are_those_of_the_text() {
+        let file = include_bytes!("../../../../cli/demo/tokenizer.json");
+        let tokenizer = Tokenizer::from_bytes("tokenizer.json", file).expect("a tokenizer");
+        let text = "Zwei Drachen 龍, naïve\n";
+        let ids = tokenizer.encode(text).expect("tokens");
+        let bytes = ids
+            .iter()
+            .flat_map(|&id| tokenizer.token_bytes(id).expect("bytes"));
+        assert_eq!(bytes.collect::<Vec<u8>>(), text.as_bytes());
+        for id in 0..tokenizer.n_tokens() as u32 {
+            assert_eq!(
+                tokenizer.token_bytes(id).is_none(),
+                tokenizer.is_special(id),
+                "{id}"
+            );
+        }
+        assert_eq!(tokenizer.token_bytes(tokenizer.n_tokens() as u32), None);
+    }
 }

@@ -4,6 +4,7 @@ use rwkv_edge::{ChatTemplate, ErrorKind};
 
 use super::thoughts::{say, state_after, thinker};
 use super::*;
+use crate::{Message, Role};
 
 const WORLD: &str =
     "{{ bos_token }}{% for m in messages %}{{ {'system': 'System', 'user': 'User', \
@@ -258,6 +259,35 @@ fn a_word_of_older_files_is_the_form_of_the_world_models() -> Result<()> {
     Ok(())
 }
 
+/// All tokens of a conversation, as a program feeds them that keeps it itself.
+fn whole(
+    model: &Model,
+    template: &Template,
+    turns: &[(&str, &str)],
+    message: &str,
+    think: Think,
+) -> Result<Vec<u32>> {
+    let say = |role, text: &str| Message {
+        role,
+        text: text.into(),
+    };
+    let mut messages = vec![say(Role::System, "Be kind.")];
+    for (user, answer) in turns {
+        messages.extend([say(Role::User, user), say(Role::Assistant, answer)]);
+    }
+    messages.push(say(Role::User, message));
+    let parts = template.messages(&messages, think)?;
+    let mut tokens: Vec<u32> = match template.own() {
+        Some(_) => Vec::new(),
+        None => template.first_token(model).into_iter().collect(),
+    };
+    for (i, part) in parts.iter().enumerate() {
+        tokens.extend((i > 0).then_some(0));
+        tokens.extend(model.tokenizer()?.encode(part)?);
+    }
+    Ok(tokens)
+}
+
 /// What a program that keeps conversations itself feeds is what a conversation has read.
 #[test]
 fn whole_prompts_are_those_of_conversations() -> Result<()> {
@@ -281,7 +311,7 @@ fn whole_prompts_are_those_of_conversations() -> Result<()> {
                 .iter()
                 .map(|(user, answer)| (*user, &**answer))
                 .collect();
-            let whole = template.prompt(&model, "Be kind.", &said, message, think)?;
+            let whole = whole(&model, &template, &said, message, think)?;
             let before = conversation.session().state().clone();
             let prompt = conversation.prompt(message, think)?;
             let read = match template.own() {
@@ -299,7 +329,7 @@ fn whole_prompts_are_those_of_conversations() -> Result<()> {
             turns.push((message, answer.text));
         }
     }
-    let error = own.prompt(&model, "", &[], "Hi", Think::Long).err();
+    let error = whole(&model, &own, &[], "Hi", Think::Long).err();
     assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Argument));
     Ok(())
 }

@@ -1,0 +1,13 @@
+//! An HTTP server for RWKV models on small machines.
+
+pub mod constrain;
+pub mod http;
+mod job;
+mod logprobs;
+pub mod metrics;
+mod scheduler;
+pub mod store;
+mod worker;
+
+pub use job::{Chosen, Ending, Event, Job, Owner, Prompt, Remains, Start};
+pub use worker::{SessionInfo, Work, Worker, WorkerOptions};

@@ -1,0 +1,196 @@
+//! From a job to what is to be read: tokens, and the kept state behind which they begin.
+//!
+//! On a thread of its own, since cutting a long text into tokens and reading a state from a disk must not hold up the
+//! steps of others. A job waits here until there is room for it, so that what it finds is not old.
+
+use std::sync::Arc;
+
+use rwkv_edge::{Error, ErrorKind, Model, Result, State};
+
+use super::rooms::{IsOpen, OpenSessions, Room, Rooms};
+use crate::job::{Job, Prompt, Start};
+use crate::store::{Key, Store, TextHash};
+
+/// A job that can begin.
+pub(crate) struct Prepared {
+    pub(crate) job: Job,
+    pub(crate) begin: Begin,
+    pub(crate) room: Room,
+}
+
+/// Where a job begins.
+pub(crate) struct Begin {
+    /// Of the state.
+    pub(crate) key: Key,
+    /// What has been read; `None` stands for nothing.
+    pub(crate) state: Option<Arc<State>>,
+    /// What the answers are drawn behind and the state has not read: at least one token.
+    pub(crate) tokens: Vec<u32>,
+    /// Behind each of the tokens.
+    pub(crate) keys: Vec<Key>,
+    /// Tokens of the prompt that the state has read.
+    pub(crate) n_cached: usize,
+    /// Of the prompt's text, where there is one: the states behind its answers are found by what follows.
+    pub(crate) text: Option<TextHash>,
+    /// The session that the answer goes to.
+    pub(crate) session: Option<OpenSession>,
+}
+
+/// A session while a job works on it: no other may.
+pub(crate) struct OpenSession {
+    pub(crate) name: String,
+    pub(crate) created: u64,
+    pub(crate) is_open: IsOpen,
+}
+
+/// What a prompt comes behind.
+struct Base {
+    key: Key,
+    state: Option<Arc<State>>,
+    tokens: Vec<u32>,
+    session: Option<OpenSession>,
+}
+
+/// Makes the jobs of one model ready.
+pub(crate) struct Preparer {
+    pub(crate) model: Model,
+    pub(crate) store: Arc<Store>,
+    pub(crate) rooms: Arc<Rooms>,
+    pub(crate) sessions: Arc<OpenSessions>,
+}
+
+impl Preparer {
+    /// Waits for room, and finds out where a job begins; `None` when its client has gone or all work ends.
+    ///
+    /// # Errors
+    ///
+    /// For tokens beyond the vocabulary, an empty prompt, a session that another job works on or whose state is no longer
+    /// there, and those of the tokenizer; with the job, whose client is to be told.
+    pub(crate) fn prepare(&self, job: Job) -> Option<Result<Prepared, (Job, Error)>> {
+        let n_rooms = job.n_choices.max(1);
+        let room = self.rooms.take(n_rooms, || !job.events.is_closed())?;
+        Some(match self.begin(&job) {
+            Ok(begin) => Ok(Prepared { job, begin, room }),
+            Err(error) => Err((job, error)),
+        })
+    }
+
+    fn begin(&self, job: &Job) -> Result<Begin> {
+        let base = match &job.start {
+            Start::Beginning => self.nothing(&[]),
+            Start::Token(first) => self.nothing(&[*first]),
+            Start::Session { name, first } => self.session(job, name, first.as_slice())?,
+        };
+        let begin = self.behind(job, base)?;
+        if begin.tokens.is_empty() {
+            let text = "an empty prompt, expected at least one token";
+            return Err(Error::new(ErrorKind::Argument, text));
+        }
+        let n_vocab = self.model.n_vocab();
+        let beyond = |token: &&u32| **token as usize >= n_vocab;
+        if let Some(token) = begin.tokens.iter().find(beyond) {
+            let text = format!("token {token}, expected ids below {n_vocab}");
+            return Err(Error::new(ErrorKind::Argument, text));
+        }
+        Ok(begin)
+    }
+
+    fn nothing(&self, first: &[u32]) -> Base {
+        Base {
+            key: self.store.root(),
+            state: None,
+            tokens: first.to_vec(),
+            session: None,
+        }
+    }
+
+    fn session(&self, job: &Job, name: &str, first: &[u32]) -> Result<Base> {
+        let is_open = self.sessions.open(&job.owner, name)?;
+        let (base, created) = match self.store.session(&job.owner, name)? {
+            None => (self.nothing(first), crate::store::now()),
+            Some(session) => {
+                let key = session.key();
+                let state = key.and_then(|key| self.store.find(&job.owner, key));
+                let (Some(key), Some(state)) = (key, state) else {
+                    return Err(is_gone(name));
+                };
+                let base = Base {
+                    key,
+                    state: Some(state),
+                    tokens: session.pending,
+                    session: None,
+                };
+                (base, session.created)
+            }
+        };
+        let session = Some(OpenSession {
+            name: name.into(),
+            created,
+            is_open,
+        });
+        Ok(Base { session, ..base })
+    }
+
+    /// The prompt behind a base: by its text, if it begins with an answer that is known, then by its tokens.
+    fn behind(&self, job: &Job, base: Base) -> Result<Begin> {
+        let Base {
+            mut key,
+            mut state,
+            mut tokens,
+            session,
+        } = base;
+        let n_read = |state: &Option<Arc<State>>| state.as_ref().map_or(0, |s| s.n_tokens());
+        let n_before = n_read(&state);
+        // Texts belong to what comes before them.
+        let root = tokens.iter().fold(key, |key, &token| key.then(token));
+        let mut hash = None;
+        match &job.prompt {
+            Prompt::Tokens(more) => tokens.extend_from_slice(more),
+            Prompt::Text(text) => {
+                let mut whole = TextHash::behind(root);
+                whole.push(text.as_bytes());
+                hash = Some(whole);
+                let hit = match job.prompt_logprobs {
+                    true => None,
+                    false => self.store.find_text(&job.owner, root, text),
+                };
+                let rest = match hit {
+                    // Something is read in any case, since logits are not kept.
+                    Some(hit) if hit.size < text.len() => {
+                        (key, state) = (hit.key, Some(hit.state));
+                        tokens.clear();
+                        &text[hit.size..]
+                    }
+                    _ => text,
+                };
+                tokens.extend(self.model.tokenizer()?.encode(rest)?);
+            }
+        }
+        let mut keys = key.chain(&tokens);
+        if !job.prompt_logprobs && keys.len() > 1 {
+            let known = &keys[..keys.len() - 1];
+            if let Some(hit) = self.store.find_tokens(&job.owner, known) {
+                (key, state) = (hit.key, Some(hit.state));
+                tokens.drain(..hit.size);
+                keys.drain(..hit.size);
+            }
+        }
+        Ok(Begin {
+            n_cached: usize::try_from(n_read(&state) - n_before).unwrap_or(usize::MAX),
+            key,
+            state,
+            tokens,
+            keys,
+            text: hash,
+            session,
+        })
+    }
+}
+
+fn is_gone(name: &str) -> Error {
+    let text = format!(
+        "session {name:?}: its state is no longer there, since others took its room, expected a new session, or more \
+         memory for states or a folder for them"
+    );
+    Error::new(ErrorKind::State, text)
+}

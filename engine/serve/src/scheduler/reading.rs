@@ -1,0 +1,193 @@
+//! A prompt while it is read, piece by piece, and the states that are kept inside it.
+
+use std::sync::Arc;
+
+use rwkv_edge::{Model, Result, State};
+
+use super::prepare::{Begin, OpenSession, Prepared};
+use super::rooms::Room;
+use super::running::{PromptEnd, Running};
+use crate::job::{Event, Job};
+use crate::logprobs;
+use crate::metrics::ModelMetrics;
+use crate::store::{Kept, Key, Store, TextHash};
+
+/// A state is kept behind so many tokens of a prompt, counted from the beginning of all that was read.
+const KEPT_EVERY: u64 = 64;
+/// The states inside one prompt take at most this share of the memory for states.
+const SHARE_OF_PROMPT: u64 = 8;
+
+/// A prompt that has not been read to its end.
+pub(super) struct Reading {
+    pub(super) job: Job,
+    pub(super) state: State,
+    pub(super) tokens: Vec<u32>,
+    /// Tokens that the state has read of these.
+    pub(super) n_read: usize,
+    keys: Vec<Key>,
+    begin_key: Key,
+    begin_state: Option<Arc<State>>,
+    n_cached: usize,
+    has_begun: bool,
+    text: Option<TextHash>,
+    session: Option<OpenSession>,
+    room: Room,
+    inside: Vec<(u64, Key)>,
+    n_inside_max: usize,
+    /// The state before the last token.
+    end_state: Option<Arc<State>>,
+}
+
+impl Reading {
+    pub(super) fn new(prepared: Prepared, model: &Model, store: &Store) -> Result<Self> {
+        let Prepared { job, begin, room } = prepared;
+        let Begin {
+            key,
+            state,
+            tokens,
+            keys,
+            n_cached,
+            text,
+            session,
+        } = begin;
+        let begin_state = state;
+        let state = match &begin_state {
+            Some(state) => state.try_clone()?,
+            None => model.try_new_state()?,
+        };
+        let n_inside_max = store.memory_max() / SHARE_OF_PROMPT / state.size_bytes().max(1) as u64;
+        Ok(Reading {
+            job,
+            state,
+            tokens,
+            n_read: 0,
+            keys,
+            begin_key: key,
+            begin_state,
+            n_cached,
+            has_begun: false,
+            text,
+            session,
+            room,
+            inside: Vec::new(),
+            n_inside_max: usize::try_from(n_inside_max).unwrap_or(usize::MAX),
+            end_state: None,
+        })
+    }
+
+    /// Tells the client that reading begins, once.
+    pub(super) fn begin(&mut self, metrics: &ModelMetrics) {
+        if !self.has_begun {
+            self.has_begun = true;
+            let n_cached = self.n_cached;
+            metrics.tokens_reused.inc_by(n_cached as u64);
+            let n_prompt = n_cached + self.tokens.len();
+            let _ = self.job.events.send(Event::Began { n_prompt, n_cached });
+        }
+    }
+
+    /// How many tokens to read next: at most so many, up to where a state is kept, and the last one alone, since the
+    /// state before it is kept and behind it there are logits.
+    pub(super) fn n_next(&self, n_max: usize) -> usize {
+        let n_left = self.tokens.len() - self.n_read;
+        if n_left == 1 {
+            return 1;
+        }
+        let to_kept = KEPT_EVERY - self.state.n_tokens() % KEPT_EVERY;
+        let to_kept = usize::try_from(to_kept).unwrap_or(usize::MAX);
+        n_max.min(to_kept).min(n_left - 1)
+    }
+
+    /// Whether only the last token is left, whose logits an answer begins with.
+    pub(super) fn is_at_last(&self) -> bool {
+        self.tokens.len() - self.n_read == 1
+    }
+
+    /// The state has read so many more tokens.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for a copy.
+    pub(super) fn has_read(&mut self, n: usize, store: &Store) -> Result<()> {
+        self.n_read += n;
+        if self.is_at_last() {
+            self.end_state = Some(self.kept(store)?);
+            return Ok(());
+        }
+        let is_kept = self.state.n_tokens().is_multiple_of(KEPT_EVERY);
+        if is_kept && self.n_inside_max > 0 && self.n_read < self.tokens.len() {
+            self.keep_inside(store)?;
+        }
+        Ok(())
+    }
+
+    fn key(&self) -> Key {
+        match self.n_read {
+            0 => self.begin_key,
+            n => self.keys[n - 1],
+        }
+    }
+
+    /// A copy of the state, which is in the store, too.
+    fn kept(&self, store: &Store) -> Result<Arc<State>> {
+        let state = Arc::new(self.state.try_clone()?);
+        let kept = Kept {
+            key: self.key(),
+            text: None,
+            state: state.clone(),
+        };
+        store.keep(&self.job.owner, kept);
+        Ok(state)
+    }
+
+    fn keep_inside(&mut self, store: &Store) -> Result<()> {
+        if store.has(&self.job.owner, self.key()) {
+            return Ok(());
+        }
+        self.kept(store)?;
+        self.inside.push((self.state.n_tokens(), self.key()));
+        if self.inside.len() > self.n_inside_max {
+            // Of those that are closest together the oldest goes: what follows is edited more often than what is long past.
+            let gap = |i: usize| {
+                let before = i.checked_sub(1).map_or(0, |i| self.inside[i].0);
+                self.inside[i + 1].0 - before
+            };
+            let thinned = (0..self.inside.len() - 1).min_by_key(|&i| gap(i));
+            let (_, key) = self.inside.remove(thinned.unwrap_or(0));
+            store.forget(&self.job.owner, key);
+        }
+        Ok(())
+    }
+
+    /// Tells how likely the tokens of the prompt were of which these are the next rows of logits.
+    pub(super) fn tell_logprobs(&mut self, rows: &[&mut [f32]]) {
+        let Some(n_top) = self.job.top_logprobs else {
+            return;
+        };
+        let mut told = Vec::with_capacity(rows.len() + 1);
+        if self.n_read == 0 {
+            told.push(logprobs::unasked(self.tokens[0]));
+        }
+        let targets = &self.tokens[self.n_read + 1..];
+        for (row, &target) in rows.iter().zip(targets) {
+            told.push(logprobs::chosen(row, target, n_top));
+        }
+        let _ = self.job.events.send(Event::Prompt(told));
+    }
+
+    /// The whole prompt has been read: the job with its state.
+    pub(super) fn end(self) -> (Arc<Running>, State) {
+        let n = self.tokens.len();
+        let (key, state) = match n {
+            1 => (self.begin_key, self.begin_state),
+            _ => (self.keys[n - 2], self.end_state),
+        };
+        let prompt_end = PromptEnd {
+            key,
+            state,
+            token: self.tokens[n - 1],
+        };
+        let running = Running::new(self.job, self.text, prompt_end, self.session, self.room);
+        (Arc::new(running), self.state)
+    }
+}

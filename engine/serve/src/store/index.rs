@@ -1,0 +1,342 @@
+//! What is kept where: all states of a model by owner and key, and the order in which they go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rwkv_edge::State;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::keys::{Key, TextHash, TextKey};
+use super::sessions::Sessions;
+use super::{Kept, Size};
+use crate::job::Owner;
+use crate::metrics::ModelMetrics;
+
+/// What an entry takes beside the numbers of its state, about: in the maps here, and for the state's own fields.
+const ENTRY_BYTES: u64 = 512;
+
+/// An owner as it stands in names of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct OwnerId(pub(super) u128);
+
+impl OwnerId {
+    pub(super) fn of(owner: &Owner) -> Self {
+        OwnerId(xxh3_128(owner.name().as_bytes()))
+    }
+}
+
+/// A panic elsewhere leaves maps that are whole: each change of them is one call.
+pub(super) fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
+    index.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) struct Index {
+    metrics: ModelMetrics,
+    trees: HashMap<OwnerId, Tree>,
+    memory: Order,
+    disk: Order,
+    /// Counts uses.
+    clock: u64,
+    pub(super) sessions: Sessions,
+}
+
+/// The states of one owner.
+#[derive(Default)]
+struct Tree {
+    entries: HashMap<Key, Entry>,
+    /// Those behind answers: by the size of the text, and its hash.
+    texts: BTreeMap<u64, HashMap<u128, Key>>,
+}
+
+struct Entry {
+    text: Option<TextKey>,
+    memory: Option<InMemory>,
+    disk: Option<OnDisk>,
+}
+
+struct InMemory {
+    state: Arc<State>,
+    place: Place,
+}
+
+struct OnDisk {
+    place: Place,
+}
+
+/// When it was used last, and what it takes.
+#[derive(Clone, Copy)]
+struct Place {
+    used: u64,
+    n_bytes: u64,
+}
+
+/// Entries by when they were used last.
+#[derive(Default)]
+struct Order {
+    by_use: BTreeMap<u64, (OwnerId, Key)>,
+    n_bytes: u64,
+}
+
+impl Order {
+    fn add(&mut self, owner: OwnerId, key: Key, place: Place) {
+        self.by_use.insert(place.used, (owner, key));
+        self.n_bytes += place.n_bytes;
+    }
+
+    fn remove(&mut self, place: Place) {
+        self.by_use.remove(&place.used);
+        self.n_bytes -= place.n_bytes;
+    }
+
+    fn oldest(&self) -> Option<(OwnerId, Key)> {
+        self.by_use.values().next().copied()
+    }
+
+    fn size(&self) -> Size {
+        Size {
+            n_states: self.by_use.len() as u64,
+            n_bytes: self.n_bytes,
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn new(metrics: &ModelMetrics) -> Self {
+        Index {
+            metrics: metrics.clone(),
+            trees: HashMap::new(),
+            memory: Order::default(),
+            disk: Order::default(),
+            clock: 0,
+            sessions: Sessions::default(),
+        }
+    }
+
+    /// Tells what there is, after each change of it.
+    fn count(&self) {
+        let (memory, disk) = (self.memory.size(), self.disk.size());
+        for (gauge, n) in [
+            (&self.metrics.states_memory, memory.n_states),
+            (&self.metrics.states_memory_bytes, memory.n_bytes),
+            (&self.metrics.states_disk, disk.n_states),
+            (&self.metrics.states_disk_bytes, disk.n_bytes),
+        ] {
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(super) fn in_memory(&self) -> Size {
+        self.memory.size()
+    }
+
+    pub(super) fn on_disk(&self) -> Size {
+        self.disk.size()
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    fn entry(&mut self, owner: OwnerId, key: Key, text: Option<TextKey>) -> &mut Entry {
+        let tree = self.trees.entry(owner).or_default();
+        if let Some(text) = text {
+            let of_size = tree.texts.entry(text.size).or_default();
+            of_size.insert(text.hash, key);
+        }
+        let entry = tree.entries.entry(key).or_insert(Entry {
+            text,
+            memory: None,
+            disk: None,
+        });
+        // The same tokens may be an answer's end in one request and part of a prompt in another.
+        entry.text = entry.text.or(text);
+        entry
+    }
+
+    /// Keeps a state in memory, as the one that was used last.
+    pub(super) fn insert(&mut self, owner: OwnerId, kept: &Kept) {
+        let place = Place {
+            used: self.tick(),
+            n_bytes: kept.state.size_bytes() as u64 + ENTRY_BYTES,
+        };
+        let in_memory = InMemory {
+            state: kept.state.clone(),
+            place,
+        };
+        let entry = self.entry(owner, kept.key, kept.text);
+        let older = entry.memory.replace(in_memory);
+        if let Some(older) = older {
+            self.memory.remove(older.place);
+        }
+        self.memory.add(owner, kept.key, place);
+        self.count();
+    }
+
+    /// A file of a state is there.
+    pub(super) fn insert_file(
+        &mut self,
+        owner: OwnerId,
+        key: Key,
+        text: Option<TextKey>,
+        n_bytes: u64,
+    ) {
+        let place = Place {
+            used: self.tick(),
+            n_bytes,
+        };
+        let older = self.entry(owner, key, text).disk.replace(OnDisk { place });
+        if let Some(older) = older {
+            self.disk.remove(older.place);
+        }
+        self.disk.add(owner, key, place);
+        self.count();
+    }
+
+    pub(super) fn has_file(&self, owner: OwnerId, key: Key) -> bool {
+        self.look(owner, key)
+            .is_some_and(|entry| entry.disk.is_some())
+    }
+
+    pub(super) fn has_in_memory(&self, owner: OwnerId, key: Key) -> bool {
+        self.look(owner, key)
+            .is_some_and(|entry| entry.memory.is_some())
+    }
+
+    fn look(&self, owner: OwnerId, key: Key) -> Option<&Entry> {
+        self.trees.get(&owner)?.entries.get(&key)
+    }
+
+    /// How many keys lead to the last one of which there is a state.
+    pub(super) fn longest(&self, owner: OwnerId, keys: &[Key]) -> Option<usize> {
+        let tree = self.trees.get(&owner)?;
+        let at = keys.iter().rposition(|key| tree.entries.contains_key(key));
+        at.map(|at| at + 1)
+    }
+
+    /// All states that have read beginnings of a text: sizes of these, ascending, and keys.
+    pub(super) fn beginnings(&self, owner: OwnerId, root: Key, text: &[u8]) -> Vec<(usize, Key)> {
+        let Some(tree) = self.trees.get(&owner) else {
+            return Vec::new();
+        };
+        let mut hash = TextHash::behind(root);
+        let mut start = 0;
+        let mut found = Vec::new();
+        for (&size, keys) in tree.texts.range(..=text.len() as u64) {
+            let end = usize::try_from(size).unwrap_or(usize::MAX);
+            hash.push(&text[start..end]);
+            start = end;
+            found.extend(keys.get(&hash.key().hash).map(|&key| (end, key)));
+        }
+        found
+    }
+
+    /// The state, if it is in memory, and the text that it has read; it counts as used now.
+    pub(super) fn get(
+        &mut self,
+        owner: OwnerId,
+        key: Key,
+    ) -> Option<(Option<Arc<State>>, Option<TextKey>)> {
+        let used = self.tick();
+        let entry = self.trees.get_mut(&owner)?.entries.get_mut(&key)?;
+        let again = |order: &mut Order, place: &mut Place| {
+            order.remove(*place);
+            place.used = used;
+            order.add(owner, key, *place);
+        };
+        if let Some(disk) = &mut entry.disk {
+            again(&mut self.disk, &mut disk.place);
+        }
+        let state = entry.memory.as_mut().map(|memory| {
+            again(&mut self.memory, &mut memory.place);
+            memory.state.clone()
+        });
+        Some((state, entry.text))
+    }
+
+    /// Forgets a state that is in memory alone.
+    pub(super) fn forget(&mut self, owner: OwnerId, key: Key) {
+        if !self.has_file(owner, key) {
+            self.remove_from_memory(owner, key);
+        }
+    }
+
+    fn remove_from_memory(&mut self, owner: OwnerId, key: Key) -> Option<Kept> {
+        let entry = self.trees.get_mut(&owner)?.entries.get_mut(&key)?;
+        let InMemory { state, place } = entry.memory.take()?;
+        let text = entry.text;
+        self.memory.remove(place);
+        self.remove_if_nowhere(owner, key);
+        self.count();
+        Some(Kept { key, text, state })
+    }
+
+    /// The file of a state is gone.
+    pub(super) fn remove_file(&mut self, owner: OwnerId, key: Key) {
+        let tree = self.trees.get_mut(&owner);
+        let entry = tree.and_then(|tree| tree.entries.get_mut(&key));
+        if let Some(OnDisk { place }) = entry.and_then(|entry| entry.disk.take()) {
+            self.disk.remove(place);
+            self.remove_if_nowhere(owner, key);
+            self.count();
+        }
+    }
+
+    fn remove_if_nowhere(&mut self, owner: OwnerId, key: Key) {
+        let Some(tree) = self.trees.get_mut(&owner) else {
+            return;
+        };
+        let nowhere = |entry: &mut Entry| entry.memory.is_none() && entry.disk.is_none();
+        if !tree.entries.get_mut(&key).is_some_and(nowhere) {
+            return;
+        }
+        let removed = tree.entries.remove(&key);
+        if let Some(text) = removed.and_then(|entry| entry.text) {
+            if let Some(of_size) = tree.texts.get_mut(&text.size) {
+                // Another key may have the same text by now.
+                if of_size.get(&text.hash) == Some(&key) {
+                    of_size.remove(&text.hash);
+                }
+                if of_size.is_empty() {
+                    tree.texts.remove(&text.size);
+                }
+            }
+        }
+        if tree.entries.is_empty() {
+            self.trees.remove(&owner);
+        }
+    }
+
+    /// Lets states go until so many bytes are left; gives those that are in no file.
+    pub(super) fn shrink_memory(&mut self, n_bytes_max: u64) -> Vec<(OwnerId, Kept)> {
+        let mut gone = Vec::new();
+        while self.memory.n_bytes > n_bytes_max {
+            let Some((owner, key)) = self.memory.oldest() else {
+                break;
+            };
+            let is_on_disk = self.has_file(owner, key);
+            let kept = self.remove_from_memory(owner, key);
+            gone.extend(kept.filter(|_| !is_on_disk).map(|kept| (owner, kept)));
+        }
+        gone
+    }
+
+    /// Lets files go until so many bytes are left; gives those that are to be removed.
+    pub(super) fn shrink_disk(&mut self, n_bytes_max: u64) -> Vec<(OwnerId, Key, Option<TextKey>)> {
+        let mut gone = Vec::new();
+        while self.disk.n_bytes > n_bytes_max {
+            let Some((owner, key)) = self.disk.oldest() else {
+                break;
+            };
+            let text = self.look(owner, key).and_then(|entry| entry.text);
+            self.remove_file(owner, key);
+            gone.push((owner, key, text));
+        }
+        gone
+    }
+
+    /// All states of which there should be files.
+    pub(super) fn files(&self) -> Vec<(OwnerId, Key)> {
+        self.disk.by_use.values().copied().collect()
+    }
+}

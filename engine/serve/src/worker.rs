@@ -1,0 +1,328 @@
+//! A model and the threads that run it.
+
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use rwkv_edge::{Error, ErrorKind, Model, Result};
+
+use crate::job::{Event, Job, Owner};
+use crate::metrics::{Metrics, ModelMetrics};
+use crate::scheduler::{Command, OpenSessions, Preparer, Rooms, Scheduler};
+use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
+
+/// What a worker may use.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerOptions {
+    /// Sequences that run at once; more wait.
+    pub n_sequences: usize,
+    /// Bytes of states that are kept in memory.
+    pub state_memory: u64,
+    /// Where states are kept, too.
+    pub disk: Option<DiskOptions>,
+    /// What the workers of one server take in turns: the CPU.
+    pub turn: Arc<Mutex<()>>,
+    /// What is counted.
+    pub metrics: ModelMetrics,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        WorkerOptions {
+            n_sequences: 16,
+            state_memory: 256 << 20,
+            disk: None,
+            turn: Arc::default(),
+            metrics: Metrics::new().model(""),
+        }
+    }
+}
+
+/// What is known of a session.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SessionInfo {
+    /// Its name.
+    pub name: String,
+    /// Tokens that it holds.
+    pub n_tokens: u64,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// When it was used last, in seconds since 1970.
+    pub used: u64,
+}
+
+impl SessionInfo {
+    fn of(session: &Session) -> Self {
+        SessionInfo {
+            name: session.name.clone(),
+            n_tokens: session.n_tokens + session.pending.len() as u64,
+            created: session.created,
+            used: session.used,
+        }
+    }
+}
+
+/// Runs a model: one thread of its own makes batches of all jobs, another finds out where they begin.
+pub struct Worker {
+    name: String,
+    model: Model,
+    store: Arc<Store>,
+    metrics: ModelMetrics,
+    sessions: Arc<OpenSessions>,
+    jobs: Option<Sender<Job>>,
+    commands: Option<Sender<Command>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Something else that needs the model, in steps between those of the jobs, such as texts to be embedded.
+pub trait Work: Send {
+    /// Does one step, of at most about as much as a batch; whether it has ended. A step that panics ends it.
+    fn step(&mut self, model: &Model) -> bool;
+}
+
+impl Worker {
+    /// Starts the threads. `name` is what clients call the model.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for the batches, no thread can be started, or the folder of states cannot be used.
+    pub fn start(name: &str, model: Model, options: &WorkerOptions) -> Result<Self> {
+        let store = Store::new(
+            &model,
+            options.state_memory,
+            options.disk.as_ref(),
+            &options.metrics,
+        )?;
+        let store = Arc::new(store);
+        let metrics = options.metrics.clone();
+        let sessions = Arc::new(OpenSessions::default());
+        let n_sequences = options.n_sequences.max(1);
+        let rooms = Arc::new(Rooms::new(n_sequences));
+        let (jobs, jobs_to_prepare) = mpsc::channel::<Job>();
+        let (commands, to_do) = mpsc::channel();
+        let (is_started, has_started) = mpsc::channel();
+
+        let (of_thread, its_store) = (model.clone(), store.clone());
+        let (its_metrics, turn) = (metrics.clone(), options.turn.clone());
+        let scheduler = spawn("rwkv-edge-batches", move || {
+            let made = Scheduler::new(&of_thread, its_store, its_metrics, turn, n_sequences);
+            match made {
+                Ok(mut scheduler) => {
+                    let _ = is_started.send(Ok(()));
+                    scheduler.run(&to_do);
+                }
+                Err(error) => drop(is_started.send(Err(error))),
+            }
+        })?;
+        let gone = |_| Error::new(ErrorKind::Memory, "a thread ended before it began");
+        has_started.recv().map_err(gone)??;
+
+        let preparer = Preparer {
+            model: model.clone(),
+            store: store.clone(),
+            rooms,
+            sessions: sessions.clone(),
+        };
+        let (begin, waiting) = (commands.clone(), metrics.sequences_waiting.clone());
+        let preparing = spawn("rwkv-edge-prompts", move || {
+            for job in jobs_to_prepare {
+                let prepared = preparer.prepare(job);
+                waiting.dec();
+                match prepared {
+                    None => {}
+                    Some(Ok(prepared)) => {
+                        if begin.send(Command::Begin(Box::new(prepared))).is_err() {
+                            return;
+                        }
+                    }
+                    Some(Err((job, error))) => drop(job.events.send(Event::Failed(error))),
+                }
+            }
+        })?;
+        Ok(Worker {
+            name: name.into(),
+            model,
+            store,
+            metrics,
+            sessions,
+            jobs: Some(jobs),
+            commands: Some(commands),
+            threads: vec![preparing, scheduler],
+        })
+    }
+
+    /// Gives a job to the model. It begins when there is room; until then there are no events.
+    pub fn submit(&self, job: Job) {
+        let events = job.events.clone();
+        self.metrics.sequences_waiting.inc();
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        if !matches!(sent, Some(Ok(()))) {
+            let _ = events.send(Event::Failed(ended()));
+        }
+    }
+
+    /// Gives the model other work.
+    pub fn work(&self, work: Box<dyn Work>) {
+        if let Some(commands) = &self.commands {
+            // Work that is dropped tells so by whatever it holds.
+            let _ = commands.send(Command::Work(work));
+        }
+    }
+
+    /// What clients call the model.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The states that are kept.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &ModelMetrics {
+        &self.metrics
+    }
+
+    /// The sessions of an owner, by name.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub fn sessions(&self, owner: &Owner) -> Result<Vec<SessionInfo>> {
+        let sessions = self.store.sessions(owner)?;
+        Ok(sessions.iter().map(SessionInfo::of).collect())
+    }
+
+    /// A session, if there is one of this name.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be read.
+    pub fn session(&self, owner: &Owner, name: &str) -> Result<Option<SessionInfo>> {
+        let session = self.store.session(owner, name)?;
+        Ok(session.as_ref().map(SessionInfo::of))
+    }
+
+    /// Copies a session under another name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Argument`] when there is none of the first name, or one of the second; when it cannot be written.
+    pub fn fork_session(&self, owner: &Owner, from: &str, to: &str) -> Result<SessionInfo> {
+        let session = self.store.session(owner, from)?.ok_or_else(|| {
+            let text = format!("there is no session {from:?}");
+            Error::new(ErrorKind::Argument, text)
+        })?;
+        let _is_open = self.sessions.open(owner, to)?;
+        if self.store.session(owner, to)?.is_some() {
+            let text = format!("there is a session {to:?}, expected a new name");
+            return Err(Error::new(ErrorKind::Argument, text));
+        }
+        let fork = session.renamed(to);
+        let info = SessionInfo::of(&fork);
+        self.keep(owner, Vec::new(), fork)?;
+        Ok(info)
+    }
+
+    /// Forgets a session; whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// When a job works on it, or its file cannot be removed.
+    pub fn delete_session(&self, owner: &Owner, name: &str) -> Result<bool> {
+        let _is_open = self.sessions.open(owner, name)?;
+        self.store.delete_session(owner, name)
+    }
+
+    /// A session as bytes that any machine with the same model can go on from; `None` without such a session, or when
+    /// its state is no longer there.
+    ///
+    /// # Errors
+    ///
+    /// When the state cannot be read.
+    pub fn export_session(&self, owner: &Owner, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(session) = self.store.session(owner, name)? else {
+            return Ok(None);
+        };
+        let state = session.key().and_then(|key| self.store.find(owner, key));
+        let Some(state) = state else { return Ok(None) };
+        state.check()?;
+        // What is pending goes behind the state, which says its own size.
+        let mut bytes = state.to_bytes(&[]);
+        bytes.extend(session.pending.iter().flat_map(|token| token.to_le_bytes()));
+        Ok(Some(bytes))
+    }
+
+    /// Makes a session of such bytes, or replaces it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::State`] when they are damaged, of another model, or not finite.
+    pub fn import_session(&self, owner: &Owner, name: &str, bytes: &[u8]) -> Result<SessionInfo> {
+        let _is_open = self.sessions.open(owner, name)?;
+        let mut state = self.model.try_new_state()?;
+        let size = state.to_bytes(&[]).len();
+        let (of_state, pending) = bytes.split_at(size.min(bytes.len()));
+        state.load_bytes(of_state)?;
+        let n_vocab = self.model.n_vocab();
+        let pending: Option<Vec<u32>> = pending
+            .chunks(4)
+            .map(|four| Some(u32::from_le_bytes(four.try_into().ok()?)))
+            .map(|token| token.filter(|&token| (token as usize) < n_vocab))
+            .collect();
+        let Some(pending) = pending else {
+            let text = "behind the state: expected token ids of 4 bytes each";
+            return Err(Error::new(ErrorKind::State, text));
+        };
+        // Nobody knows what it has read, but that it is the same bytes.
+        let key = Key::of_bytes(of_state);
+        let n_tokens = state.n_tokens();
+        let session = Session::new(name, key, n_tokens, pending, store::now());
+        let info = SessionInfo::of(&session);
+        let kept = Kept {
+            key,
+            text: None,
+            state: Arc::new(state),
+        };
+        self.keep(owner, vec![kept], session)?;
+        Ok(info)
+    }
+
+    /// Keeps a session, and waits until it is written.
+    fn keep(&self, owner: &Owner, states: Vec<Kept>, session: Session) -> Result<()> {
+        let (done, is_done) = mpsc::channel();
+        self.store
+            .keep_whole(owner, states, Some(session), move |written| {
+                let _ = done.send(written);
+            });
+        is_done.recv().unwrap_or_else(|_| Err(ended()))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        self.commands = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.store.flush();
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Backend, "the server is ending")
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
+    spawned.map_err(|e| Error::new(ErrorKind::Memory, format!("cannot start a thread: {e}")))
+}
