@@ -130,14 +130,16 @@ impl Worker {
             for job in jobs_to_prepare {
                 let prepared = preparer.prepare(job);
                 waiting.dec();
-                match prepared {
-                    None => {}
-                    Some(Ok(prepared)) => {
-                        if begin.send(Command::Begin(Box::new(prepared))).is_err() {
-                            return;
-                        }
+                let sent = match prepared {
+                    None => Ok(()),
+                    Some(Ok(prepared)) => begin.send(Command::Begin(Box::new(prepared))),
+                    Some(Err((job, error))) => {
+                        let _ = job.events.send(Event::Failed(error));
+                        Ok(())
                     }
-                    Some(Err((job, error))) => drop(job.events.send(Event::Failed(error))),
+                };
+                if sent.is_err() {
+                    return;
                 }
             }
         })?;
@@ -157,8 +159,11 @@ impl Worker {
     pub fn submit(&self, job: Job) {
         let events = job.events.clone();
         self.metrics.sequences_waiting.inc();
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
-        if !matches!(sent, Some(Ok(()))) {
+        let is_sent = match &self.jobs {
+            Some(jobs) => jobs.send(job).is_ok(),
+            None => false,
+        };
+        if !is_sent {
             let _ = events.send(Event::Failed(ended()));
         }
     }

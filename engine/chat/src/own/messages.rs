@@ -34,6 +34,7 @@ mod tests {
     use rwkv_edge::ChatTemplate;
 
     use super::*;
+    use crate::own::WORLD_END_OF_TEXT;
 
     const TEXT: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}\
                         {% if add_generation_prompt %}assistant:{% endif %}";
@@ -49,7 +50,8 @@ mod tests {
             say(Role::User, "c"),
             say(Role::Assistant, " d\n\ne "),
         ];
-        OwnTemplate::new(ChatTemplate::new("here", text), is_world)?.render_messages(&messages)
+        OwnTemplate::new(ChatTemplate::new("here", text), is_world)?
+            .render_messages(&messages, Think::Off)
     }
 
     #[test]

@@ -207,7 +207,7 @@ impl<'m> Sequence<'m> {
         }
         let kept = kept.map(|(state, key, n_read)| -> Result<Kept> {
             let text = self.running.text.clone().map(|mut text| {
-                text.push(remains[..n_read].as_bytes());
+                text.push(&remains.as_bytes()[..n_read]);
                 text.key()
             });
             let state = Arc::new(state.try_clone()?);
