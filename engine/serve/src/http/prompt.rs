@@ -64,7 +64,7 @@ fn message(place: &str, value: Value) -> Result<Message> {
     let content = fields.remove("content").unwrap_or_default();
     check_rest(place, &fields)?;
     let text = content_text(&format!("{place}.content"), content, role)?;
-    Ok(Message { role, text })
+    Ok(Message::new(role, text))
 }
 
 fn check_rest(place: &str, fields: &Map<String, Value>) -> Result<()> {
