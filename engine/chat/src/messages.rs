@@ -68,7 +68,8 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] when thoughts are asked for in a form that has none, [`ErrorKind::Format`] when a
+    /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument) when thoughts are asked for in a form that has none,
+    /// [`ErrorKind::Format`](rwkv_edge::ErrorKind::Format) when a
     /// template that came with a model fails on the messages.
     pub fn messages(&self, messages: &[Message], think: Think) -> Result<Vec<String>> {
         self.check_think(think)?;
