@@ -295,8 +295,10 @@ impl StateMemory {
         let first = limit.saturating_sub(left[0]);
         let needed = taken - first + of_answers + n_bytes * n_models;
         let reservation = models[0].reserve_memory(needed).with_context(|| {
+            let enough = (taken + of_answers + n_bytes * n_models).div_ceil(1 << 20) + 1;
             format!(
-                "{n_models} models, --parallel {} and {} bytes of states",
+                "{n_models} models, --parallel {} and {} bytes of states: --max-memory {enough}M will do, or less with \
+                 fewer at once",
                 args.parallel,
                 n_bytes * n_models
             )
@@ -309,6 +311,10 @@ impl StateMemory {
 
     fn tell(&self, name: &str, args: &Args, model: &Model) {
         let each = model.info().state_bytes as u64;
+        if self.n_bytes / each.max(1) < 2 * args.parallel as u64 {
+            // One behind the prompt and one behind the answer of each.
+            note!("{name}: too little memory for the states of so many: texts will be read again; see --state-memory");
+        }
         note!(
             "{name}: {} answers at once; {:.0} MB for states, of {:.2} MB each: {}",
             args.parallel,
@@ -358,6 +364,7 @@ fn config(args: &Args, models: Vec<Served>, metrics: Arc<Metrics>) -> Config {
     let mut config = Config::new(models);
     config.metrics = metrics;
     config.listen = args.listen;
+    config.n_sequences = args.parallel;
     config.api_key_file = args.api_key_file.clone();
     config.no_key = args.no_key;
     config.allow_origins = args.allow_origin.clone();
