@@ -215,8 +215,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Before models are loaded, which takes a while.
     config(args, Vec::new(), Arc::default()).check()?;
     let mut served = Vec::new();
-    // Counted against --max-memory as long as the server runs.
-    let mut reserved = Vec::new();
     let mut opened = Vec::new();
     let demo = [None];
     let named: Vec<Option<&NamedModel>> = args.models.iter().map(Some).collect();
@@ -228,6 +226,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
     let turn = Arc::default();
     let n_models = opened.len() as u64;
+    // What is reserved stays so as long as the server runs.
+    let models: Vec<&Model> = opened.iter().map(|(_, model)| model).collect();
+    let states = StateMemory::of(args, &models)?;
     for (named, model) in opened {
         let template = match (&fixed, template) {
             (Some(template), _) => template.clone(),
@@ -235,7 +236,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             (None, None) => Template::of(&model),
         };
         let name = named.map_or(DEMO, |one| &one.name);
-        let states = StateMemory::of(args, &model, n_models)?;
         states.tell(name, args, &model);
         let mut options = WorkerOptions::default();
         options.n_sequences = args.parallel;
@@ -252,7 +252,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Arc::new(WorkerBackend::new(worker)),
             template,
         ));
-        reserved.extend(states.reservation);
     }
     let server = Server::bind(config(args, served, metrics))?;
     // Scripts wait for it, also where nothing else is told.
@@ -268,41 +267,54 @@ const SHARE_OF_LIMIT: u64 = 2;
 /// What is taken for free where the system does not say.
 const FREE_BYTES: u64 = 1 << 30;
 
-/// Memory for the states of one of several models.
+/// Memory for the states of each of several models.
 struct StateMemory {
     n_bytes: u64,
     /// Of what --max-memory allows.
-    reservation: Option<Reservation>,
+    _reservation: Option<Reservation>,
 }
 
 impl StateMemory {
-    fn of(args: &Args, model: &Model, n_models: u64) -> Result<Self> {
+    fn of(args: &Args, models: &[&Model]) -> Result<Self> {
+        let n_models = models.len() as u64;
         let given = args.state_memory.map(|size| size.0 / n_models);
-        let Some(left) = model.memory_left() else {
+        let left: Option<Vec<u64>> = models.iter().map(|model| model.memory_left()).collect();
+        let (Some(ByteSize(limit)), Some(left)) = (args.max_memory, left) else {
             let free = memory::available_bytes().unwrap_or(FREE_BYTES);
             return Ok(StateMemory {
                 n_bytes: given.unwrap_or(free / SHARE_OF_FREE / n_models),
-                reservation: None,
+                _reservation: None,
             });
         };
-        // Each answer has a state of its own, and what its sampler and logits take.
-        let info = model.info();
-        let each = info.state_bytes as u64 + 24 * info.n_vocab as u64;
-        let of_answers = each * args.parallel as u64;
-        let n_bytes = given.unwrap_or(left.saturating_sub(of_answers) / SHARE_OF_LIMIT);
-        let reservation = model
-            .reserve_memory(of_answers + n_bytes)
-            .with_context(|| {
-                format!("--parallel {} and {n_bytes} bytes of states", args.parallel)
-            })?;
+        // Each model was opened as if it had the limit for itself.
+        let taken: u64 = left.iter().map(|left| limit.saturating_sub(*left)).sum();
+        let of_answers: u64 = models.iter().map(|model| answers_bytes(args, model)).sum();
+        let for_states = limit.saturating_sub(taken + of_answers) / SHARE_OF_LIMIT;
+        let n_bytes = given.unwrap_or(for_states / n_models);
+        // The first one's budget stands for all: what the others take goes from it.
+        let first = limit.saturating_sub(left[0]);
+        let needed = taken - first + of_answers + n_bytes * n_models;
+        let reservation = models[0].reserve_memory(needed).with_context(|| {
+            let enough = (taken + of_answers + n_bytes * n_models).div_ceil(1 << 20) + 1;
+            format!(
+                "{n_models} models, --parallel {} and {} bytes of states: --max-memory {enough}M will do, or less with \
+                 fewer at once",
+                args.parallel,
+                n_bytes * n_models
+            )
+        })?;
         Ok(StateMemory {
             n_bytes,
-            reservation: Some(reservation),
+            _reservation: Some(reservation),
         })
     }
 
     fn tell(&self, name: &str, args: &Args, model: &Model) {
         let each = model.info().state_bytes as u64;
+        if self.n_bytes / each.max(1) < 2 * args.parallel as u64 {
+            // One behind the prompt and one behind the answer of each.
+            note!("{name}: too little memory for the states of so many: texts will be read again; see --state-memory");
+        }
         note!(
             "{name}: {} answers at once; {:.0} MB for states, of {:.2} MB each: {}",
             args.parallel,
@@ -311,6 +323,16 @@ impl StateMemory {
             self.n_bytes / each.max(1)
         );
     }
+}
+
+/// What answers take while they are drawn: their state, that before their prompt's last token and one inside, and rows of
+/// logits and of the sampler; and the memory of batches.
+fn answers_bytes(args: &Args, model: &Model) -> u64 {
+    let info = model.info();
+    let each = 3 * info.state_bytes as u64 + 24 * info.n_vocab as u64;
+    let rows = (args.parallel + model.prefill_rows()) as u64;
+    let of_row = 16 * (info.n_hidden + 8 * info.n_embd) as u64;
+    each * args.parallel as u64 + rows * of_row
 }
 
 fn model_args(args: &Args, model: Option<PathBuf>) -> ModelArgs {
@@ -342,6 +364,7 @@ fn config(args: &Args, models: Vec<Served>, metrics: Arc<Metrics>) -> Config {
     let mut config = Config::new(models);
     config.metrics = metrics;
     config.listen = args.listen;
+    config.n_sequences = args.parallel;
     config.api_key_file = args.api_key_file.clone();
     config.no_key = args.no_key;
     config.allow_origins = args.allow_origin.clone();

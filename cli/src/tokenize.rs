@@ -58,20 +58,21 @@ impl Limit {
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        self.max.is_none_or(|max| self.total(bytes) <= max)
+        let total = self.taken.saturating_add(bytes);
+        self.max.is_none_or(|max| total <= max)
     }
 
-    /// Runs differ by some KiB: a size that is told should do the next time, too.
-    fn total(&self, bytes: u64) -> u64 {
+    /// Runs differ by some KiB, which may be across a step: a size that is told should do the next time, too.
+    fn enough(&self, bytes: u64) -> u64 {
         const STEP: u64 = 1 << 20;
-        self.taken.saturating_add(bytes).div_ceil(STEP) * STEP
+        (self.taken.saturating_add(bytes) / STEP + 2) * STEP
     }
 
     fn check(&self, bytes: u64, what: impl FnOnce() -> String) -> Result<()> {
         let Some(max) = self.max.filter(|_| !self.has_room(bytes)) else {
             return Ok(());
         };
-        let total = self.total(bytes);
+        let total = self.enough(bytes);
         bail!(
             "{} takes {total} bytes of memory, expected at most {max} (--max-memory)",
             what()

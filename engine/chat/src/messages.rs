@@ -31,11 +31,22 @@ impl Role {
 
 /// What somebody says.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Message {
     /// Who says it.
     pub role: Role,
     /// What; it is cleaned as the models' training texts were.
     pub text: String,
+}
+
+impl Message {
+    /// A message of somebody.
+    pub fn new(role: Role, text: impl Into<String>) -> Self {
+        Message {
+            role,
+            text: text.into(),
+        }
+    }
 }
 
 impl Template {
@@ -46,7 +57,7 @@ impl Template {
     /// use rwkv_edge_chat::{Message, Role, Template, Think};
     ///
     /// let template: Template = "world".parse()?;
-    /// let say = |role, text: &str| Message { role, text: text.to_owned() };
+    /// let say = Message::new;
     /// let messages = [say(Role::User, "Hi"), say(Role::Assistant, "Hello."), say(Role::User, "Why?")];
     /// assert_eq!(
     ///     template.messages(&messages, Think::Off)?,
@@ -57,7 +68,8 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Argument`] when thoughts are asked for in a form that has none, [`ErrorKind::Format`] when a
+    /// [`ErrorKind::Argument`](rwkv_edge::ErrorKind::Argument) when thoughts are asked for in a form that has none,
+    /// [`ErrorKind::Format`](rwkv_edge::ErrorKind::Format) when a
     /// template that came with a model fails on the messages.
     pub fn messages(&self, messages: &[Message], think: Think) -> Result<Vec<String>> {
         self.check_think(think)?;
@@ -187,10 +199,7 @@ mod tests {
     use super::*;
 
     fn messages(list: &[(Role, &str)]) -> Vec<Message> {
-        let one = |&(role, text): &(Role, &str)| Message {
-            role,
-            text: text.into(),
-        };
+        let one = |&(role, text): &(Role, &str)| Message::new(role, text);
         list.iter().map(one).collect()
     }
 

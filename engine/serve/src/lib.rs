@@ -10,4 +10,5 @@ pub mod store;
 mod worker;
 
 pub use job::{Chosen, Ending, Event, Job, Owner, Prompt, Remains, Start};
+pub use scheduler::Turn;
 pub use worker::{SessionInfo, Work, Worker, WorkerOptions};

@@ -1,14 +1,15 @@
 //! A model and the threads that run it.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rwkv_edge::{Error, ErrorKind, Model, Result};
 
 use crate::job::{Event, Job, Owner};
 use crate::metrics::{Metrics, ModelMetrics};
-use crate::scheduler::{Command, OpenSessions, Preparer, Rooms, Scheduler};
+use crate::scheduler::{Command, OpenSessions, Preparer, Rooms, Scheduler, Turn};
 use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
 
 /// What a worker may use.
@@ -22,7 +23,7 @@ pub struct WorkerOptions {
     /// Where states are kept, too.
     pub disk: Option<DiskOptions>,
     /// What the workers of one server take in turns: the CPU.
-    pub turn: Arc<Mutex<()>>,
+    pub turn: Arc<Turn>,
     /// What is counted.
     pub metrics: ModelMetrics,
 }
@@ -71,6 +72,7 @@ pub struct Worker {
     store: Arc<Store>,
     metrics: ModelMetrics,
     sessions: Arc<OpenSessions>,
+    rooms: Arc<Rooms>,
     jobs: Option<Sender<Job>>,
     commands: Option<Sender<Command>>,
     threads: Vec<JoinHandle<()>>,
@@ -122,13 +124,21 @@ impl Worker {
         let preparer = Preparer {
             model: model.clone(),
             store: store.clone(),
-            rooms,
+            rooms: rooms.clone(),
             sessions: sessions.clone(),
         };
         let (begin, waiting) = (commands.clone(), metrics.sequences_waiting.clone());
         let preparing = spawn("rwkv-edge-prompts", move || {
             for job in jobs_to_prepare {
-                let prepared = preparer.prepare(job);
+                let events = job.events.clone();
+                let prepared = catch_unwind(AssertUnwindSafe(|| preparer.prepare(job)));
+                let prepared = prepared.unwrap_or_else(|_| {
+                    let text = "a panic, which is a bug in rwkv-edge";
+                    let _ = events.send(Event::Failed(Error::new(ErrorKind::Backend, text)));
+                    None
+                });
+                // The last copy but the job's own, so that a job that ends is seen to.
+                drop(events);
                 waiting.dec();
                 let sent = match prepared {
                     None => Ok(()),
@@ -149,6 +159,7 @@ impl Worker {
             store,
             metrics,
             sessions,
+            rooms,
             jobs: Some(jobs),
             commands: Some(commands),
             threads: vec![preparing, scheduler],
@@ -164,6 +175,7 @@ impl Worker {
             None => false,
         };
         if !is_sent {
+            self.metrics.sequences_waiting.dec();
             let _ = events.send(Event::Failed(ended()));
         }
     }
@@ -257,7 +269,10 @@ impl Worker {
         let Some(session) = self.store.session(owner, name)? else {
             return Ok(None);
         };
-        let state = session.key().and_then(|key| self.store.find(owner, key));
+        let state = match session.key() {
+            Some(key) if key == self.store.root() => Some(Arc::new(self.model.try_new_state()?)),
+            key => key.and_then(|key| self.store.find(owner, key)),
+        };
         let Some(state) = state else { return Ok(None) };
         state.check()?;
         // What is pending goes behind the state, which says its own size.
@@ -314,6 +329,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // Whoever waits for room gets none.
+        self.rooms.close();
         self.jobs = None;
         self.commands = None;
         for thread in self.threads.drain(..) {

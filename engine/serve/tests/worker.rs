@@ -528,3 +528,98 @@ fn a_session_is_worked_on_once() {
     assert!(worker.delete_session(&Owner::new(""), "a").is_err());
     drop(events);
 }
+
+/// As somebody types, and a model completes each beginning by a token.
+#[test]
+fn a_word_is_not_read_in_two_halves() {
+    let worker = worker();
+    let typed = "Ownership is the most distinctive feature";
+    for end in 1..=typed.len() {
+        run(&worker, &typed[..end], |job| job.max_new_tokens = Some(1));
+    }
+    let found = run(&worker, typed, |_| {});
+    let fresh = run(&self::worker(), typed, |_| {});
+    assert_eq!(
+        (found.n_prompt, found.tokens),
+        (fresh.n_prompt, fresh.tokens)
+    );
+}
+
+#[test]
+fn tokens_without_a_text_are_no_part_of_one() {
+    let worker = worker();
+    let end = worker.model().end_of_text();
+    let ended = run(&worker, TEXT, |job| {
+        job.bias = vec![(end, 100.0)];
+        job.max_new_tokens = Some(4);
+    });
+    assert_eq!((&*ended.tokens, &*ended.text), (&[end; 4][..], ""));
+    let next = format!("{TEXT} What");
+    let found = run(&worker, &next, |_| {});
+    let fresh = run(&self::worker(), &next, |_| {});
+    assert_eq!(
+        (found.n_prompt, found.tokens),
+        (fresh.n_prompt, fresh.tokens)
+    );
+}
+
+#[test]
+fn a_session_may_begin_with_one_token() {
+    let worker = worker();
+    let first = run(&worker, "", |job| {
+        in_session("a")(job);
+        job.prompt = Prompt::Tokens(Vec::new());
+        job.kept = Some(Box::new(|_| Some(" So".into())));
+    });
+    assert_eq!(first.n_prompt, 1);
+    let bytes = worker
+        .export_session(&Owner::new(""), "a")
+        .expect("readable");
+    assert!(bytes.is_some());
+    assert!(run(&worker, " then", in_session("a")).n_prompt > 1);
+}
+
+#[test]
+fn a_session_that_cannot_be_kept_is_an_error() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("states");
+    let worker = in_folder(&path);
+    run(&worker, TEXT, in_session("a"));
+    std::fs::remove_dir_all(&path).expect("removed");
+    let error = fails(&worker, " And", in_session("a"));
+    assert!(error.contains("states"), "{error}");
+    // Other answers are as they should be; only the log says that they are not kept.
+    let (job, mut events) = job(TEXT, |_| {});
+    worker.submit(job);
+    let mut warned = false;
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::NotWritten(_) => warned = true,
+            Event::Done => break,
+            Event::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    assert!(warned);
+    // A file is no folder.
+    std::fs::write(&path, "no folder").expect("written");
+    let mut options = WorkerOptions::default();
+    options.disk = Some(DiskOptions {
+        folder: path,
+        n_bytes_max: 1 << 30,
+    });
+    assert!(Worker::start("demo", model(), &options).is_err());
+}
+
+#[test]
+fn who_waits_for_room_does_not_hold_up_the_end() {
+    let worker = worker_with(|options| options.n_sequences = 1);
+    let (endless, mut events) = job(TEXT, |job| job.max_new_tokens = None);
+    worker.submit(endless);
+    while !matches!(events.blocking_recv(), Some(Event::Token { .. })) {}
+    let (waiting, its_events) = job(TEXT, |_| {});
+    worker.submit(waiting);
+    drop(worker);
+    assert!(wait(its_events).is_err());
+    assert!(wait(events).is_err());
+}

@@ -40,10 +40,7 @@ mod tests {
                         {% if add_generation_prompt %}assistant:{% endif %}";
 
     fn written(text: &str, is_world: bool) -> Result<String> {
-        let say = |role, text: &str| Message {
-            role,
-            text: text.to_owned(),
-        };
+        let say = Message::new;
         let messages = [
             say(Role::System, "Be kind.\n\n\nBe brief. "),
             say(Role::User, "a<|rwkv_tokenizer_end_of_text|>b"),

@@ -66,7 +66,7 @@ impl Constraint {
                 }
             }
         } else {
-            let mask = self.matcher.compute_mask().map_err(|error| {
+            let mask = self.timed(Matcher::compute_mask)?.map_err(|error| {
                 let why = first_line(&error);
                 refused(format!(
                     "no token can follow what the grammar demands: {why}"

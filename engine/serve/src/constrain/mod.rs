@@ -4,10 +4,10 @@
 //! which says before every token which ones may come next. The `llguidance` crate does that, with an Earley parser over
 //! a lexer of regex derivatives; what it is given passes through here first:
 //!
-//! * a JSON schema through [`schema`], which refuses by name and place whatever would not be honoured exactly, and
+//! * a JSON schema through `schema.rs`, which refuses by name and place whatever would not be honoured exactly, and
 //!   writes the rest in forms that `llguidance` honours;
-//! * a regex, also one in a schema, through [`regex`], which gives it one meaning;
-//! * a grammar of llama.cpp through [`gbnf`], which makes a Lark grammar of it, and Lark through [`lark`].
+//! * a regex, also one in a schema, through `regex.rs`, which gives it one meaning;
+//! * a grammar of llama.cpp through `gbnf.rs`, which makes a Lark grammar of it, and Lark through `lark.rs`.
 //!
 //! All of it fails closed: what cannot be honoured is an error before the first token, and a mask that would take too
 //! long, or that is empty, is an error in place of the token. There is never a token that the grammar does not allow.

@@ -7,13 +7,16 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, select_all, SelectAll, Stream, StreamExt};
+use rwkv_edge::{Error, ErrorKind};
 use rwkv_edge_chat::{Reply, Template};
 use serde_json::{json, Value};
 use tokio::sync::{mpsc, OwnedSemaphorePermit};
 
 use super::backend::Served;
 use super::error::{ApiError, Result};
+use super::json::BodyShare;
 use super::log::Record;
+use super::logprobs::{bytes, Positions};
 use super::request::Asked;
 use super::App;
 use crate::constrain::Constraint;
@@ -54,6 +57,14 @@ pub(super) struct Questions {
     pub(super) is_exact: bool,
 }
 
+/// Who asks.
+pub(super) struct Asker {
+    pub(super) owner: Owner,
+    pub(super) record: Arc<Record>,
+    /// Of the memory for bodies, until all jobs have begun.
+    pub(super) share: BodyShare,
+}
+
 /// More of one choice.
 #[derive(Debug, Default)]
 pub(super) struct Piece {
@@ -73,8 +84,9 @@ struct Choice {
     reply: Option<Reply>,
     /// Tokens that were drawn.
     n_made: usize,
-    /// Bytes of all tokens, and of the text that was given.
-    n_bytes: usize,
+    /// Where the text of all tokens ends.
+    end: Positions,
+    /// Bytes of the text that was given.
     n_given: usize,
     /// Tokens whose text has not been given, with the byte at which each begins.
     pending: VecDeque<(usize, Chosen)>,
@@ -92,7 +104,9 @@ pub(super) struct Answers {
     prompts: Vec<Vec<Chosen>>,
     n: usize,
     n_open: usize,
-    is_begun: bool,
+    /// Jobs whose prompts are still to be read, and the memory that holds them.
+    n_waiting: usize,
+    share: BodyShare,
     ready: VecDeque<Piece>,
     pub(super) usage: Usage,
     prompt_logprobs: bool,
@@ -107,13 +121,12 @@ impl Answers {
     /// Waits for a place and gives the jobs to the model.
     pub(super) async fn start(
         app: &App,
-        owner: &Owner,
-        record: Arc<Record>,
+        asker: Asker,
         served: Served,
         asked: &Asked,
         questions: Questions,
     ) -> Result<Self> {
-        let permit = app.admission.enter(owner).await?;
+        let permit = app.admission.enter(&asker.owner).await?;
         let n_choices = questions.prompts.len() * asked.n;
         let choice = || Choice {
             reply: questions
@@ -122,7 +135,7 @@ impl Answers {
                 .filter(|_| !questions.is_exact)
                 .map(|(_, reply)| reply.clone()),
             n_made: 0,
-            n_bytes: 0,
+            end: Positions::default(),
             n_given: 0,
             pending: VecDeque::new(),
             last_token: None,
@@ -135,7 +148,7 @@ impl Answers {
             let (sender, receiver) = mpsc::unbounded_channel();
             events.push(of_job(i, receiver));
             served.backend.submit(Job {
-                owner: owner.clone(),
+                owner: asker.owner.clone(),
                 start,
                 prompt,
                 sampling: asked.sampling.clone(),
@@ -160,14 +173,15 @@ impl Answers {
             prompts: vec![Vec::new(); n_open],
             n: asked.n,
             n_open,
-            is_begun: false,
+            n_waiting: n_open,
+            share: asker.share,
             ready: VecDeque::new(),
             usage: Usage::default(),
             prompt_logprobs: questions.prompt_logprobs,
             has_logprobs: questions.top_logprobs.is_some(),
             metrics: app.metrics.model(&served.name),
             served,
-            record,
+            record: asker.record,
             _permit: permit,
         })
     }
@@ -181,7 +195,7 @@ impl Answers {
     pub(super) async fn begin(&mut self) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(1);
         let until = tokio::time::Instant::now() + PATIENCE;
-        while !self.is_begun {
+        while self.n_waiting == self.prompts.len() {
             let Ok(event) = tokio::time::timeout_at(until, self.events.next()).await else {
                 break;
             };
@@ -217,7 +231,10 @@ impl Answers {
         };
         match event {
             Event::Began { n_prompt, n_cached } => {
-                self.is_begun = true;
+                self.n_waiting = self.n_waiting.saturating_sub(1);
+                if self.n_waiting == 0 {
+                    self.share = None;
+                }
                 self.usage.n_prompt += n_prompt;
                 self.usage.n_cached += n_cached;
                 self.record.set_usage(self.usage);
@@ -271,10 +288,10 @@ impl Answers {
                 .observe(time.as_secs_f64());
         }
         if self.has_logprobs {
-            let token_text = self.served.model().tokenizer()?.decode(&[chosen.token])?;
+            let bytes = bytes(self.served.model().tokenizer()?, chosen.token)?;
             let one = &mut self.choices[index];
-            one.pending.push_back((one.n_bytes, chosen));
-            one.n_bytes += token_text.len();
+            one.pending.push_back((one.end.n_bytes, chosen));
+            one.end.push(&bytes);
         }
         if text.is_empty() {
             return Ok(None);
@@ -327,6 +344,13 @@ impl Answers {
         })
     }
 
+    /// What failed behind the beginning of a stream is told in the log, too.
+    pub(super) fn log(&self, error: &ApiError) {
+        if let Some(detail) = error.detail() {
+            self.record.set_failure(detail);
+        }
+    }
+
     fn index(&self, job: usize, choice: usize) -> Result<usize> {
         match choice < self.n {
             true => Ok(job * self.n + choice),
@@ -335,12 +359,22 @@ impl Answers {
     }
 }
 
-/// The events of a job up to the last one; where that is missing, that there are no more.
+/// Events of a job that wait for a client which takes its answer slowly.
+const UNREAD_MAX: usize = 1 << 16;
+
+/// The events of a job up to the last one; where that is missing, that there are no more. A job whose events pile up
+/// fails instead.
 fn of_job(job: usize, mut receiver: mpsc::UnboundedReceiver<Event>) -> Events {
     let mut is_over = false;
     Box::pin(stream::poll_fn(move |cx| {
         if is_over {
             return Poll::Ready(None);
+        }
+        if receiver.len() > UNREAD_MAX {
+            is_over = true;
+            let text = format!("the answer is taken too slowly: {UNREAD_MAX} pieces of it wait");
+            let error = Error::new(ErrorKind::Argument, text);
+            return Poll::Ready(Some((job, Some(Event::Failed(error)))));
         }
         receiver.poll_recv(cx).map(|event| {
             is_over = matches!(event, None | Some(Event::Done));

@@ -10,7 +10,7 @@ use axum::Json;
 use rwkv_edge_chat::Think;
 use serde_json::{json, Value};
 
-use super::answers::{finish_reason, Answers, Piece, Questions, Usage};
+use super::answers::{finish_reason, Answers, Asker, Piece, Questions, Usage};
 use super::error::{ApiError, Result};
 use super::fields::{Fields, CHAT};
 use super::request::{log_prompt, max_tokens, new_id, Asked, Envelope, Head, TOP_LOGPROBS_MAX};
@@ -58,8 +58,12 @@ pub(super) async fn answer(
         // Every character of it is asked for.
         is_exact: asked.grammar.is_some(),
     };
-    let owner = &envelope.owner;
-    let answers = Answers::start(&app, owner, envelope.record, served, &asked, questions).await?;
+    let asker = Asker {
+        owner: envelope.owner,
+        record: envelope.record,
+        share: envelope.share,
+    };
+    let answers = Answers::start(&app, asker, served, &asked, questions).await?;
     let head = Head::new(new_id("chatcmpl-"), &answers.served.name);
     let has_logprobs = top_logprobs.is_some();
     if asked.stream {

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::Json;
 use serde_json::{json, Value};
 
-use super::answers::{finish_reason, Answers, Piece, Questions, Usage};
+use super::answers::{finish_reason, Answers, Asker, Piece, Questions, Usage};
 use super::backend::Served;
 use super::error::{ApiError, Result};
 use super::fields::COMPLETIONS;
@@ -63,8 +63,12 @@ pub(super) async fn answer(
         reply: None,
         is_exact: true,
     };
-    let owner = &envelope.owner;
-    let answers = Answers::start(&app, owner, envelope.record, served, &asked, questions).await?;
+    let asker = Asker {
+        owner: envelope.owner,
+        record: envelope.record,
+        share: envelope.share,
+    };
+    let answers = Answers::start(&app, asker, served, &asked, questions).await?;
     let choices = echoes
         .iter()
         .flat_map(|echo| std::iter::repeat_n(echo, asked.n));
@@ -126,7 +130,9 @@ impl Texts {
         choice.finish_reason = finish_reason(piece.ending);
         if let Some(lists) = &mut choice.lists {
             let tokenizer = answers.served.model().tokenizer()?;
-            lists.push(tokenizer, &piece.prompt.unwrap_or_default())?;
+            if let Some(prompt) = &piece.prompt {
+                lists.push_prompt(tokenizer, prompt)?;
+            }
             lists.push(tokenizer, &piece.chosen)?;
         }
         Ok(())

@@ -34,6 +34,8 @@ pub struct Config {
     pub allow_hosts: Vec<String>,
     /// Tokens of an answer at most, whatever is asked for; `None` is no limit.
     pub max_tokens: Option<usize>,
+    /// Answers that a model draws at once: no prompt may have more.
+    pub n_sequences: usize,
     /// Answers of one request at most, over all prompts.
     pub choices_max: usize,
     /// Requests of one owner that are worked on at once.
@@ -84,6 +86,7 @@ impl Config {
             allow_origins: Vec::new(),
             allow_hosts: Vec::new(),
             max_tokens: None,
+            n_sequences: 16,
             choices_max: 512,
             running_max: 128,
             waiting_max: 256,

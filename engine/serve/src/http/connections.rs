@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{pin, Pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,6 +16,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout, Sleep};
@@ -98,8 +100,12 @@ async fn connection(
         request.extensions_mut().insert(Connection { local });
         router.clone().oneshot(request)
     });
+    let (reader, writer) = stream.into_split();
+    let reader = SharedReader(Arc::new(reader));
+    let gone = client_gone(reader.clone());
     let io = Patient {
-        io: TokioIo::new(stream),
+        reader: TokioIo::new(reader),
+        writer: TokioIo::new(writer),
         patience: config.write_timeout,
         until: None,
     };
@@ -110,16 +116,57 @@ async fn connection(
         .max_header_size(config.head_bytes_max)
         .max_headers(100);
     let mut serving = pin!(builder.serve_connection(io, service));
-    let is_ending = *stop.borrow() > 0;
-    if !is_ending {
-        tokio::select! {
-            // What fails is the client's: it has gone, or it speaks no HTTP.
-            _ = serving.as_mut() => return,
-            _ = stop.changed() => {}
+    let served = async {
+        let is_ending = *stop.borrow() > 0;
+        if !is_ending {
+            tokio::select! {
+                // What fails is the client's: it has gone, or it speaks no HTTP.
+                _ = serving.as_mut() => return,
+                _ = stop.changed() => {}
+            }
+        }
+        serving.as_mut().graceful_shutdown();
+        let _ = serving.await;
+    };
+    tokio::select! {
+        () = served => {}
+        () = gone => {}
+    }
+}
+
+/// Waits until the client has ended its side. hyper looks for that only while nothing that was read waits, so a client
+/// that had sent more than one request would keep its answer being made.
+async fn client_gone(reader: SharedReader) {
+    /// Time for what is answered at once, and between looks while there is something that nobody reads.
+    const PAUSE: Duration = Duration::from_millis(500);
+    loop {
+        let ready = reader.0.ready(Interest::READABLE).await;
+        sleep(PAUSE).await;
+        if ready.map_or(true, |ready| ready.is_read_closed()) {
+            return;
         }
     }
-    serving.as_mut().graceful_shutdown();
-    let _ = serving.await;
+}
+
+/// What comes from a client, to be read here and watched there.
+#[derive(Clone)]
+struct SharedReader(Arc<OwnedReadHalf>);
+
+impl AsyncRead for SharedReader {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let stream: &TcpStream = self.0.as_ref().as_ref();
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read(buf.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|n| buf.advance(n))),
+            }
+        }
+    }
 }
 
 struct OpenConnection<'a>(&'a App);
@@ -132,7 +179,8 @@ impl Drop for OpenConnection<'_> {
 
 /// A connection to a client that must take what is written within a time.
 struct Patient {
-    io: TokioIo<TcpStream>,
+    reader: TokioIo<SharedReader>,
+    writer: TokioIo<OwnedWriteHalf>,
     patience: Duration,
     /// While something waits to be taken.
     until: Option<Pin<Box<Sleep>>>,
@@ -163,7 +211,7 @@ impl Read for Patient {
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        Pin::new(&mut self.reader).poll_read(cx, buf)
     }
 }
 
@@ -173,20 +221,20 @@ impl Write for Patient {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        let polled = Pin::new(&mut self.writer).poll_write(cx, buf);
         self.judge(cx, polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut self.writer).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut self.writer).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.writer.is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -194,7 +242,7 @@ impl Write for Patient {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let polled = Pin::new(&mut self.writer).poll_write_vectored(cx, bufs);
         self.judge(cx, polled)
     }
 }

@@ -15,7 +15,13 @@ pub(super) struct ApiError {
     param: Option<String>,
     code: Option<&'static str>,
     retry_after_seconds: Option<u64>,
+    /// What only the log says.
+    detail: Option<Detail>,
 }
+
+/// Why something failed here: it may name files of this machine.
+#[derive(Clone, Debug)]
+pub(super) struct Detail(pub(super) String);
 
 pub(super) type Result<T, E = ApiError> = std::result::Result<T, E>;
 
@@ -38,6 +44,7 @@ impl ApiError {
             param: None,
             code: None,
             retry_after_seconds: None,
+            detail: None,
         }
     }
 
@@ -79,6 +86,10 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    pub(super) fn detail(&self) -> Option<&Detail> {
+        self.detail.as_ref()
+    }
+
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
@@ -100,12 +111,28 @@ impl ApiError {
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        let status = match error.kind() {
-            ErrorKind::Argument | ErrorKind::State => StatusCode::BAD_REQUEST,
-            ErrorKind::Memory => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self::new(status, error.to_string())
+        /// How errors begin that are those of a session.
+        const SESSION: &str = "session \"";
+        const BUSY: &str = "another request works on it";
+        let text = error.to_string();
+        match error.kind() {
+            ErrorKind::State if text.starts_with(SESSION) => {
+                let code = match text.contains(BUSY) {
+                    true => "session_busy",
+                    false => "session_lost",
+                };
+                let error = Self::new(StatusCode::CONFLICT, text);
+                error.param("session").code(code)
+            }
+            ErrorKind::Argument | ErrorKind::State => Self::bad(text),
+            ErrorKind::Memory => Self::new(StatusCode::SERVICE_UNAVAILABLE, text),
+            _ => {
+                let mut error =
+                    Self::internal("something failed in the server, whose log says more");
+                error.detail = Some(Detail(text));
+                error
+            }
+        }
     }
 }
 
@@ -115,6 +142,9 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_seconds {
             let headers = response.headers_mut();
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(detail) = self.detail {
+            response.extensions_mut().insert(detail);
         }
         response
     }

@@ -125,6 +125,8 @@ pub(super) const FORK: Lists = Lists {
 pub(super) struct Fields {
     fields: Map<String, Value>,
     honoured: &'static [&'static str],
+    /// In front of the names, where this is an object in a request: `place.`
+    prefix: String,
 }
 
 impl Fields {
@@ -132,6 +134,19 @@ impl Fields {
     ///
     /// A field that is on no list, with its name.
     pub(super) fn new(fields: Map<String, Value>, lists: &Lists) -> Result<Self> {
+        Self::read(String::new(), fields, lists)
+    }
+
+    /// Fields of an object in a request, which errors name by where it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub(super) fn within(place: &str, fields: Map<String, Value>, lists: &Lists) -> Result<Self> {
+        Self::read(format!("{place}."), fields, lists)
+    }
+
+    fn read(prefix: String, fields: Map<String, Value>, lists: &Lists) -> Result<Self> {
         for (name, value) in &fields {
             let is_listed = |list: &[&str]| list.contains(&name.as_str());
             if value.is_null() || is_listed(lists.honoured) || is_listed(lists.without_effect) {
@@ -143,6 +158,7 @@ impl Fields {
                 }
             }
             let known = lists.only_default.iter().find(|(known, _)| known == name);
+            let name = &format!("{prefix}{name}");
             let Some((_, accepted)) = known else {
                 let text = format!("unknown field {name}: nothing here knows what it means");
                 return Err(ApiError::bad(text).param(name).code("unknown_parameter"));
@@ -162,7 +178,13 @@ impl Fields {
         Ok(Fields {
             fields,
             honoured: lists.honoured,
+            prefix,
         })
+    }
+
+    /// A field as errors name it.
+    pub(super) fn place(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     /// The value of a field; `None` where it is null or not there.
@@ -177,7 +199,7 @@ impl Fields {
         };
         match value.as_bool() {
             Some(flag) => Ok(Some(flag)),
-            None => Err(ApiError::field(name, &value, "true or false")),
+            None => Err(ApiError::field(&self.place(name), &value, "true or false")),
         }
     }
 
@@ -185,7 +207,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(ApiError::field(name, &other, "a string")),
+            Some(other) => Err(ApiError::field(&self.place(name), &other, "a string")),
         }
     }
 
@@ -198,7 +220,7 @@ impl Fields {
         match number {
             Some(number) => Ok(Some(number as f32)),
             None => Err(ApiError::field(
-                name,
+                &self.place(name),
                 &value,
                 format!("a number from {min} to {max}"),
             )),
@@ -220,7 +242,7 @@ impl Fields {
                     usize::MAX => format!("a whole number, at least {min}"),
                     max => format!("a whole number from {min} to {max}"),
                 };
-                Err(ApiError::field(name, &value, expected))
+                Err(ApiError::field(&self.place(name), &value, expected))
             }
         }
     }

@@ -15,10 +15,13 @@ use super::error::{ApiError, Result};
 use super::limits::RETRY_AFTER_SECONDS;
 use super::App;
 
+/// A part of the memory for all bodies, which is free again when this is dropped; of an empty body there is none.
+pub(super) type BodyShare = Option<OwnedSemaphorePermit>;
+
 /// A body, and its share of the memory for all of them.
 pub(super) struct ReadBody {
     pub(super) bytes: Vec<u8>,
-    _share: Option<OwnedSemaphorePermit>,
+    share: BodyShare,
 }
 
 /// The whole body.
@@ -51,7 +54,7 @@ fn too_large(bytes_max: usize) -> ApiError {
 async fn gather(app: &App, body: Body, bytes_max: usize) -> Result<ReadBody> {
     let mut pieces = body.into_data_stream();
     let mut bytes = Vec::new();
-    let mut share: Option<OwnedSemaphorePermit> = None;
+    let mut share: BodyShare = None;
     while let Some(piece) = pieces.next().await {
         let damaged = |_| ApiError::bad("the body ended early, or was damaged on its way");
         let piece = piece.map_err(damaged)?;
@@ -64,7 +67,7 @@ async fn gather(app: &App, body: Body, bytes_max: usize) -> Result<ReadBody> {
             .clone()
             .try_acquire_many_owned(n)
             .map_err(|_| {
-                let text = "too many bodies are being read: ask again later";
+                let text = "the memory for bodies is taken: ask again later";
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text)
                     .retry_after(RETRY_AFTER_SECONDS)
             })?;
@@ -74,16 +77,16 @@ async fn gather(app: &App, body: Body, bytes_max: usize) -> Result<ReadBody> {
         }
         bytes.extend_from_slice(&piece);
     }
-    Ok(ReadBody {
-        bytes,
-        _share: share,
-    })
+    Ok(ReadBody { bytes, share })
 }
 
-/// A body that is a JSON object.
-pub(super) async fn read_object(app: &App, request: Request<Body>) -> Result<Map<String, Value>> {
+/// A body that is a JSON object. Its share of the memory is to be kept as long as what was read of it.
+pub(super) async fn read_object(
+    app: &App,
+    request: Request<Body>,
+) -> Result<(Map<String, Value>, BodyShare)> {
     let body = read_body(app, request, app.config.body_bytes_max).await?;
-    object(&body.bytes)
+    Ok((object(&body.bytes)?, body.share))
 }
 
 fn object(bytes: &[u8]) -> Result<Map<String, Value>> {

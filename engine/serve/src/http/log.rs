@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::answers::Usage;
 use super::backend::seconds_since_1970;
+use super::error::Detail;
 use super::App;
 use crate::job::Owner;
 
@@ -44,6 +45,7 @@ struct Known {
     first_token: Option<Duration>,
     prompt: Option<String>,
     warning: Option<String>,
+    failure: Option<String>,
 }
 
 impl Record {
@@ -71,6 +73,11 @@ impl Record {
     /// What went wrong beside the answer, which is as it should be.
     pub(super) fn set_warning(&self, error: &rwkv_edge::Error) {
         self.known().warning = Some(error.to_string());
+    }
+
+    /// Why there is no answer, or no more of it, in words that are not the client's to read.
+    pub(super) fn set_failure(&self, detail: &Detail) {
+        self.known().failure = Some(detail.0.clone());
     }
 
     /// Gives the time to the first token, once.
@@ -148,6 +155,9 @@ impl Line {
         if let Some(warning) = &known.warning {
             line += &format!(" not kept: {}", printable(warning));
         }
+        if let Some(failure) = &known.failure {
+            line += &format!(" failed: {}", printable(failure));
+        }
         if let Some(prompt) = &known.prompt {
             line += &format!(" prompt {}", serde_json::Value::from(prompt.as_str()));
         }
@@ -171,6 +181,9 @@ impl Line {
         });
         if let Some(warning) = &known.warning {
             line["not_kept"] = warning.as_str().into();
+        }
+        if let Some(failure) = &known.failure {
+            line["failed"] = failure.as_str().into();
         }
         if let Some(prompt) = &known.prompt {
             line["prompt"] = prompt.as_str().into();
@@ -206,6 +219,9 @@ pub(super) async fn log(
     request.extensions_mut().insert(record);
     let response = next.run(request).await;
     line.status = response.status().as_u16();
+    if let Some(detail) = response.extensions().get() {
+        line.record.set_failure(detail);
+    }
     response.map(|body| Body::new(LoggedBody { body, line }))
 }
 

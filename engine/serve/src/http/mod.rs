@@ -1,9 +1,9 @@
 //! HTTP, as clients of OpenAI speak it, and a few paths of our own for sessions and tokens.
 //!
-//! A request comes in through [`connections`], is logged ([`log`]), let in or not ([`guard`]), read ([`json`],
-//! [`fields`]), and answered by a handler: small functions in a file for each path. Models run elsewhere: a handler
-//! gives a [`Job`](crate::Job) to a [`Backend`] and reads its events ([`answers`]), in one piece or as they come
-//! ([`sse`]). Nothing here waits on a thread of the runtime but for sockets.
+//! A request comes in through `connections.rs`, is logged (`log.rs`), let in or not (`guard.rs`), read (`json.rs`,
+//! `fields.rs`), and answered by a handler: small functions in a file for each path. Models run elsewhere: a handler
+//! gives a [`Job`](crate::Job) to a [`Backend`] and reads its events (`answers.rs`), in one piece or as they come
+//! (`sse.rs`). Nothing here waits on a thread of the runtime but for sockets.
 
 mod answers;
 mod backend;

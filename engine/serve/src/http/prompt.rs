@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::backend::Served;
 use super::error::{ApiError, Result};
+use super::fields::{Fields, Lists};
 use crate::job::{Prompt, Start};
 
 /// Fields of a message that clients send back as they got them, and that are no part of what is read.
@@ -64,7 +65,7 @@ fn message(place: &str, value: Value) -> Result<Message> {
     let content = fields.remove("content").unwrap_or_default();
     check_rest(place, &fields)?;
     let text = content_text(&format!("{place}.content"), content, role)?;
-    Ok(Message { role, text })
+    Ok(Message::new(role, text))
 }
 
 fn check_rest(place: &str, fields: &Map<String, Value>) -> Result<()> {
@@ -91,19 +92,10 @@ fn content_text(place: &str, content: Value, role: Role) -> Result<String> {
         Value::String(text) => Ok(text),
         Value::Null if role == Role::Assistant => Ok(String::new()),
         Value::Array(parts) => {
-            let texts = parts.iter().enumerate().map(|(i, part)| {
-                let kind = part.get("type").and_then(Value::as_str);
-                let text = part.get("text").and_then(Value::as_str);
-                match (kind, text) {
-                    (Some("text"), Some(text)) => Ok(text),
-                    _ => {
-                        let place = format!("{place}[{i}]");
-                        let expected =
-                            "a part with type \"text\" and a text; there are no others here";
-                        Err(ApiError::field(&place, part, expected))
-                    }
-                }
-            });
+            let texts = parts
+                .into_iter()
+                .enumerate()
+                .map(|(i, part)| content_part(&format!("{place}[{i}]"), part));
             Ok(texts.collect::<Result<Vec<_>>>()?.join("\n"))
         }
         other => Err(ApiError::field(
@@ -111,6 +103,23 @@ fn content_text(place: &str, content: Value, role: Role) -> Result<String> {
             &other,
             "a string or a list of text parts",
         )),
+    }
+}
+
+fn content_part(place: &str, part: Value) -> Result<String> {
+    const LISTS: Lists = Lists {
+        honoured: &["text", "type"],
+        without_effect: &[],
+        only_default: &[("annotations", &["[]"])],
+    };
+    let expected = "a part with type \"text\" and a text; there are no others here";
+    match part {
+        Value::Object(fields) if fields.get("type").is_some_and(|kind| kind == "text") => {
+            let mut fields = Fields::within(place, fields, &LISTS)?;
+            let text = fields.text("text")?;
+            text.ok_or_else(|| ApiError::field(&fields.place("text"), &Value::Null, "a string"))
+        }
+        other => Err(ApiError::field(place, &other, expected)),
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{json, Value};
 use super::backend::{seconds_since_1970, Served};
 use super::error::{ApiError, Result};
 use super::fields::{Fields, Lists};
-use super::json::read_object;
+use super::json::{read_object, BodyShare};
 use super::log::Record;
 use super::prompt::session_name;
 use super::App;
@@ -30,13 +30,16 @@ pub(super) struct Envelope {
     pub(super) record: Arc<Record>,
     pub(super) served: Served,
     pub(super) fields: Fields,
+    /// Of the memory for bodies: what was read of this one is there until its jobs begin.
+    pub(super) share: BodyShare,
 }
 
 impl Envelope {
     /// Reads a request whose body is an object with these fields.
     pub(super) async fn read(app: &App, request: Request<Body>, lists: &Lists) -> Result<Self> {
         let (owner, record) = asker(&request)?;
-        let mut fields = Fields::new(read_object(app, request).await?, lists)?;
+        let (fields, share) = read_object(app, request).await?;
+        let mut fields = Fields::new(fields, lists)?;
         let served = app.model(fields.text("model")?.as_deref())?.clone();
         record.set_model(&served.name);
         Ok(Envelope {
@@ -44,6 +47,7 @@ impl Envelope {
             record,
             served,
             fields,
+            share,
         })
     }
 }
@@ -73,7 +77,8 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn read(app: &App, fields: &mut Fields, served: &Served) -> Result<Self> {
-        let n = fields.whole("n", 1, 128)?.unwrap_or(1);
+        let n_max = app.config.n_sequences.min(app.config.choices_max).max(1);
+        let n = fields.whole("n", 1, n_max)?.unwrap_or(1);
         let session = fields.text("session")?;
         let session = session
             .map(|name| session_name("session", name))
@@ -84,10 +89,6 @@ impl Asked {
                 &n.into(),
                 "1, since a session has one answer",
             ));
-        }
-        if n > app.config.choices_max {
-            let expected = format!("at most {}", app.config.choices_max);
-            return Err(ApiError::field("n", &n.into(), expected));
         }
         let stream = fields.flag("stream")?.unwrap_or(false);
         Ok(Asked {
@@ -243,7 +244,7 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool> {
             "null where stream is not true",
         )),
         Value::Object(options) => {
-            let mut options = Fields::new(options, &LISTS)?;
+            let mut options = Fields::within("stream_options", options, &LISTS)?;
             Ok(options.flag("include_usage")?.unwrap_or(false))
         }
         other => Err(ApiError::field("stream_options", &other, "an object")),
@@ -287,24 +288,60 @@ fn grammar(fields: &mut Fields) -> Result<Option<Grammar>> {
 }
 
 fn response_format(value: Value) -> Result<Option<Grammar>> {
-    let expected = "an object whose type is text, json_object or json_schema";
-    match value.get("type").and_then(Value::as_str) {
-        Some("text") => Ok(None),
-        Some("json_object") => Ok(Some(Grammar::JsonObject)),
-        Some("json_schema") => {
-            let schema = value.get("json_schema").and_then(|one| one.get("schema"));
-            match schema {
-                Some(schema @ (Value::Object(_) | Value::Bool(_))) => {
-                    Ok(Some(Grammar::JsonSchema(schema.clone())))
-                }
-                _ => {
-                    let place = "response_format.json_schema.schema";
-                    let found = schema.cloned().unwrap_or_default();
-                    Err(ApiError::field(place, &found, "a JSON schema"))
-                }
-            }
+    const PLACE: &str = "response_format";
+    const LISTS: Lists = Lists {
+        honoured: &["json_schema", "type"],
+        without_effect: &[],
+        only_default: &[],
+    };
+    let is_known = |one: &Value| {
+        ["text", "json_object", "json_schema"]
+            .iter()
+            .any(|it| one == it)
+    };
+    let Value::Object(format) = value else {
+        return Err(ApiError::field(PLACE, &value, "an object with a type"));
+    };
+    let mut format = Fields::within(PLACE, format, &LISTS)?;
+    let kind = format.take("type").unwrap_or_default();
+    let schema = format.take("json_schema");
+    if !is_known(&kind) {
+        let expected = "text, json_object or json_schema";
+        return Err(ApiError::field(&format.place("type"), &kind, expected));
+    }
+    if kind == "json_schema" {
+        return json_schema(&format.place("json_schema"), schema.unwrap_or_default()).map(Some);
+    }
+    match schema {
+        Some(schema) => {
+            let expected = "null where the type is not json_schema";
+            Err(ApiError::field(
+                &format.place("json_schema"),
+                &schema,
+                expected,
+            ))
         }
-        _ => Err(ApiError::field("response_format", &value, expected)),
+        None => Ok((kind == "json_object").then_some(Grammar::JsonObject)),
+    }
+}
+
+fn json_schema(place: &str, value: Value) -> Result<Grammar> {
+    const LISTS: Lists = Lists {
+        honoured: &["schema"],
+        without_effect: &["description", "name", "strict"],
+        only_default: &[],
+    };
+    let Value::Object(fields) = value else {
+        return Err(ApiError::field(place, &value, "an object with a schema"));
+    };
+    let mut fields = Fields::within(place, fields, &LISTS)?;
+    match fields.take("schema").unwrap_or_default() {
+        schema @ (Value::Object(_) | Value::Bool(_)) => Ok(Grammar::JsonSchema(schema)),
+        other => Err(ApiError::field(
+            &fields.place("schema"),
+            &other,
+            "a JSON schema",
+        )),
     }
 }
 

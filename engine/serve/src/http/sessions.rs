@@ -106,7 +106,8 @@ pub(super) async fn fork(
 ) -> Result<Json<Value>> {
     let (owner, _) = asker(&request)?;
     let (name, served) = (name(path)?, model(&app, which)?);
-    let mut fields = Fields::new(read_object(&app, request).await?, &FORK)?;
+    let (fields, _share) = read_object(&app, request).await?;
+    let mut fields = Fields::new(fields, &FORK)?;
     let Some(to) = fields.text("to")? else {
         return Err(ApiError::field(
             "to",

@@ -85,6 +85,7 @@ impl<C: Chunks> Running<C> {
                 self.answers = None;
             }
             Err(error) => {
+                answers.log(&error);
                 self.ready.push_back(error.to_json().to_string());
                 self.answers = None;
             }

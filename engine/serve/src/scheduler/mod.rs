@@ -12,7 +12,7 @@ mod sequence;
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rwkv_edge::{Error, ErrorKind, Model, Output, Result, Span, Workspace};
 
@@ -23,6 +23,7 @@ use crate::worker::Work;
 
 pub(crate) use prepare::{Prepared, Preparer};
 use reading::Reading;
+pub use rooms::Turn;
 pub(crate) use rooms::{OpenSessions, Rooms};
 use running::{Ended, Running};
 use sequence::Sequence;
@@ -46,7 +47,7 @@ pub(crate) struct Scheduler<'m> {
     store: Arc<Store>,
     metrics: ModelMetrics,
     /// Models of one server take turns: a step uses all threads.
-    turn: Arc<Mutex<()>>,
+    turn: Arc<Turn>,
     workspace: Workspace,
     n_threads: usize,
     rows_max: usize,
@@ -64,7 +65,7 @@ impl<'m> Scheduler<'m> {
         model: &'m Model,
         store: Arc<Store>,
         metrics: ModelMetrics,
-        turn: Arc<Mutex<()>>,
+        turn: Arc<Turn>,
         n_sequences: usize,
     ) -> Result<Self> {
         let rows_max = model.prefill_rows() + n_sequences;
@@ -97,15 +98,20 @@ impl<'m> Scheduler<'m> {
                 match commands.try_recv() {
                     Ok(command) => self.take(command),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => {
+                        let error = Error::new(ErrorKind::Backend, "the server is ending");
+                        return self.fail(self.reading.len(), &error);
+                    }
                 }
             }
             self.drop_cancelled();
             self.count();
             let turn = self.turn.clone();
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = turn.take();
             self.work_step();
-            self.step();
+            if catch_unwind(AssertUnwindSafe(|| self.step())).is_err() {
+                self.fail(self.reading.len(), &panicked());
+            }
         }
     }
 
@@ -218,7 +224,7 @@ impl<'m> Scheduler<'m> {
     /// Everything in a step that failed has states that are none.
     fn fail(&mut self, n_reading: usize, error: &Error) {
         for one in self.drawing.drain(..) {
-            one.running.tell(Event::Failed(again(error)));
+            one.running.fail(again(error));
         }
         for one in self.reading.drain(..n_reading) {
             let _ = one.job.events.send(Event::Failed(again(error)));
@@ -347,7 +353,7 @@ fn goes_on(running: &Arc<Running>, outcome: Result<Option<Ended>>, store: &Store
             false
         }
         Err(error) => {
-            running.tell(Event::Failed(error));
+            running.fail(error);
             false
         }
     }

@@ -30,6 +30,8 @@ pub(crate) struct Begin {
     pub(crate) keys: Vec<Key>,
     /// Tokens of the prompt that the state has read.
     pub(crate) n_cached: usize,
+    /// The first ones of `tokens`, if the state has read nothing of the prompt: what comes in front of it.
+    pub(crate) n_in_front: usize,
     /// Of the prompt's text, where there is one: the states behind its answers are found by what follows.
     pub(crate) text: Option<TextHash>,
     /// The session that the answer goes to.
@@ -109,14 +111,18 @@ impl Preparer {
         let (base, created) = match self.store.session(&job.owner, name)? {
             None => (self.nothing(first), crate::store::now()),
             Some(session) => {
-                let key = session.key();
-                let state = key.and_then(|key| self.store.find(&job.owner, key));
-                let (Some(key), Some(state)) = (key, state) else {
-                    return Err(is_gone(name));
+                let key = session.key().ok_or_else(|| is_gone(name))?;
+                let state = match key == self.store.root() {
+                    true => None,
+                    false => Some(
+                        self.store
+                            .find(&job.owner, key)
+                            .ok_or_else(|| is_gone(name))?,
+                    ),
                 };
                 let base = Base {
                     key,
-                    state: Some(state),
+                    state,
                     tokens: session.pending,
                     session: None,
                 };
@@ -133,58 +139,112 @@ impl Preparer {
 
     /// The prompt behind a base: by its text, if it begins with an answer that is known, then by its tokens.
     fn behind(&self, job: &Job, base: Base) -> Result<Begin> {
-        let Base {
-            mut key,
-            mut state,
-            mut tokens,
-            session,
-        } = base;
-        let n_read = |state: &Option<Arc<State>>| state.as_ref().map_or(0, |s| s.n_tokens());
-        let n_before = n_read(&state);
+        let n_before = n_read(&base.state);
+        let n_in_front = base.tokens.len();
         // Texts belong to what comes before them.
-        let root = tokens.iter().fold(key, |key, &token| key.then(token));
-        let mut hash = None;
+        let root = base.tokens.iter().fold(base.key, |key, &t| key.then(t));
+        let (mut place, mut hash) = (Place::of(&base), None);
         match &job.prompt {
-            Prompt::Tokens(more) => tokens.extend_from_slice(more),
+            Prompt::Tokens(more) => {
+                place.tokens.extend_from_slice(more);
+                self.find_tokens(job, &mut place);
+            }
             Prompt::Text(text) => {
                 let mut whole = TextHash::behind(root);
                 whole.push(text.as_bytes());
                 hash = Some(whole);
-                let hit = match job.prompt_logprobs {
-                    true => None,
-                    false => self.store.find_text(&job.owner, root, text),
-                };
-                let rest = match hit {
-                    // Something is read in any case, since logits are not kept.
-                    Some(hit) if hit.size < text.len() => {
-                        (key, state) = (hit.key, Some(hit.state));
-                        tokens.clear();
-                        &text[hit.size..]
-                    }
-                    _ => text,
-                };
-                tokens.extend(self.model.tokenizer()?.encode(rest)?);
+                place = self.in_text(job, &base, root, text)?;
             }
         }
-        let mut keys = key.chain(&tokens);
-        if !job.prompt_logprobs && keys.len() > 1 {
-            let known = &keys[..keys.len() - 1];
-            if let Some(hit) = self.store.find_tokens(&job.owner, known) {
-                (key, state) = (hit.key, Some(hit.state));
-                tokens.drain(..hit.size);
-                keys.drain(..hit.size);
-            }
-        }
+        let keys = place.key.chain(&place.tokens);
         Ok(Begin {
-            n_cached: usize::try_from(n_read(&state) - n_before).unwrap_or(usize::MAX),
-            key,
-            state,
-            tokens,
+            n_cached: usize::try_from(n_read(&place.state) - n_before).unwrap_or(usize::MAX),
+            n_in_front,
+            key: place.key,
+            state: place.state,
+            tokens: place.tokens,
             keys,
             text: hash,
-            session,
+            session: base.session,
         })
     }
+
+    /// Where a text begins that is not known: behind an answer in it, or behind tokens, whichever leaves less to read.
+    fn in_text(&self, job: &Job, base: &Base, root: Key, text: &str) -> Result<Place> {
+        let tokenizer = self.model.tokenizer()?;
+        let hit = match job.prompt_logprobs {
+            true => None,
+            false => self.store.find_text(&job.owner, root, text),
+        };
+        // Something is read in any case, since logits are not kept.
+        let hit = hit.filter(|hit| hit.size < text.len() && is_between_words(text, hit.size));
+        let behind_answer = hit.map(|hit| -> Result<(usize, Place)> {
+            let mut place = Place {
+                key: hit.key,
+                state: Some(hit.state),
+                tokens: tokenizer.encode(&text[hit.size..])?,
+            };
+            self.find_tokens(job, &mut place);
+            Ok((hit.size, place))
+        });
+        let behind_answer = behind_answer.transpose()?;
+        // All of a long text is only cut into tokens where that may be worth it.
+        if let Some((size, place)) = &behind_answer {
+            if 2 * size > text.len() {
+                return Ok(place.clone());
+            }
+        }
+        let mut place = Place::of(base);
+        place.tokens.extend(tokenizer.encode(text)?);
+        self.find_tokens(job, &mut place);
+        Ok(match behind_answer {
+            Some((_, other)) if other.tokens.len() <= place.tokens.len() => other,
+            _ => place,
+        })
+    }
+
+    /// Goes on to the state that has read the most of the tokens, but for the last one.
+    fn find_tokens(&self, job: &Job, place: &mut Place) {
+        if job.prompt_logprobs || place.tokens.len() < 2 {
+            return;
+        }
+        let keys = place.key.chain(&place.tokens[..place.tokens.len() - 1]);
+        if let Some(hit) = self.store.find_tokens(&job.owner, &keys) {
+            place.key = hit.key;
+            place.state = Some(hit.state);
+            place.tokens.drain(..hit.size);
+        }
+    }
+}
+
+/// A state, and what is to be read behind it.
+#[derive(Clone)]
+struct Place {
+    key: Key,
+    state: Option<Arc<State>>,
+    tokens: Vec<u32>,
+}
+
+impl Place {
+    fn of(base: &Base) -> Self {
+        Place {
+            key: base.key,
+            state: base.state.clone(),
+            tokens: base.tokens.clone(),
+        }
+    }
+}
+
+fn n_read(state: &Option<Arc<State>>) -> u64 {
+    state.as_ref().map_or(0, |state| state.n_tokens())
+}
+
+/// Whether no word goes on across this place in a text. Where an answer was cut inside one and a client has written the
+/// rest, a model would see two halves that it never saw in training.
+fn is_between_words(text: &str, at: usize) -> bool {
+    let before = text[..at].chars().next_back();
+    let behind = text[at..].chars().next();
+    !(before.is_some_and(char::is_alphanumeric) && behind.is_some_and(char::is_alphanumeric))
 }
 
 fn is_gone(name: &str) -> Error {

@@ -28,6 +28,7 @@ pub(super) struct Reading {
     begin_key: Key,
     begin_state: Option<Arc<State>>,
     n_cached: usize,
+    n_in_front: usize,
     has_begun: bool,
     text: Option<TextHash>,
     session: Option<OpenSession>,
@@ -47,6 +48,7 @@ impl Reading {
             tokens,
             keys,
             n_cached,
+            n_in_front,
             text,
             session,
         } = begin;
@@ -65,6 +67,7 @@ impl Reading {
             begin_key: key,
             begin_state,
             n_cached,
+            n_in_front,
             has_begun: false,
             text,
             session,
@@ -165,12 +168,14 @@ impl Reading {
             return;
         };
         let mut told = Vec::with_capacity(rows.len() + 1);
-        if self.n_read == 0 {
+        if self.n_read == 0 && self.n_in_front == 0 {
             told.push(logprobs::unasked(self.tokens[0]));
         }
-        let targets = &self.tokens[self.n_read + 1..];
-        for (row, &target) in rows.iter().zip(targets) {
-            told.push(logprobs::chosen(row, target, n_top));
+        let targets = self.tokens.iter().enumerate().skip(self.n_read + 1);
+        for (row, (i, &target)) in rows.iter().zip(targets) {
+            if i >= self.n_in_front {
+                told.push(logprobs::chosen(row, target, n_top));
+            }
         }
         let _ = self.job.events.send(Event::Prompt(told));
     }

@@ -1,9 +1,9 @@
 //! What the answers of one job share.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rwkv_edge::{Result, State};
+use rwkv_edge::{Error, Result, State};
 
 use super::prepare::OpenSession;
 use super::rooms::Room;
@@ -19,6 +19,7 @@ pub(crate) struct Running {
     pub(crate) prompt_end: PromptEnd,
     session: Mutex<Option<OpenSession>>,
     n_left: AtomicUsize,
+    has_failed: AtomicBool,
     _room: Room,
 }
 
@@ -59,13 +60,14 @@ impl Running {
             prompt_end,
             session: Mutex::new(session),
             n_left: AtomicUsize::new(n_choices),
+            has_failed: AtomicBool::new(false),
             _room: room,
         }
     }
 
     /// Whether nobody waits for the answers any more.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.job.events.is_closed()
+        self.job.events.is_closed() || self.has_failed.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_session(&self) -> bool {
@@ -73,9 +75,18 @@ impl Running {
         session.unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Tells the client; one that has gone is noticed at the next step.
+    /// Tells the client; one that has gone is noticed at the next step. Nothing is told behind a failure.
     pub(crate) fn tell(&self, event: Event) {
-        let _ = self.job.events.send(event);
+        if !self.has_failed.load(Ordering::Acquire) {
+            let _ = self.job.events.send(event);
+        }
+    }
+
+    /// Tells the client that all of it has failed, once.
+    pub(crate) fn fail(&self, error: Error) {
+        if !self.has_failed.swap(true, Ordering::AcqRel) {
+            let _ = self.job.events.send(Event::Failed(error));
+        }
     }
 
     /// Keeps what is to be kept of an answer, and then tells the client that it has ended.
@@ -107,13 +118,17 @@ impl Running {
             (session, open.is_open)
         });
         let (session, is_open) = session.unzip();
+        let is_session = session.is_some();
         states.extend(kept);
         let running = self.clone();
         let then = move |written: Result<()>| {
             drop(is_open);
-            if let Err(error) = written {
+            match written {
+                Ok(()) => {}
+                // The next request of the session would go on from what was before.
+                Err(error) if is_session => return running.fail(error),
                 // The answer is right; only a restart will not know it.
-                running.tell(Event::NotWritten(error));
+                Err(error) => running.tell(Event::NotWritten(error)),
             }
             running.tell(Event::Ended {
                 choice,

@@ -27,7 +27,10 @@ pub(super) struct Sequence<'m> {
     /// The text of all tokens that were drawn.
     drawn: String,
     n_drawn: usize,
-    /// Bytes of `drawn` that the state has read; `None` when it has read a part of a character, too.
+    /// Whether a token without a text was drawn, such as one that ends texts and was told to be like others.
+    has_silent: bool,
+    /// Bytes of `drawn` that the state has read; `None` when it has read what these do not tell, such as a part of a
+    /// character.
     n_read: Option<usize>,
     /// What that is when the next token has been read, too.
     n_read_next: Option<usize>,
@@ -69,6 +72,7 @@ impl<'m> Sequence<'m> {
             stops: StopTexts::new(job.stops.clone())?,
             drawn: String::new(),
             n_drawn: 0,
+            has_silent: false,
             n_read: Some(0),
             n_read_next: Some(0),
             mark: None,
@@ -154,7 +158,10 @@ impl<'m> Sequence<'m> {
         self.drawn.push_str(piece);
         let given = self.stops.push(piece).to_owned();
         self.n_given += given.len();
-        self.n_read_next = text.is_whole().then_some(self.drawn.len());
+        // A text does not tell of tokens that have none.
+        self.has_silent |= self.model.tokenizer()?.token_bytes(token).is_none();
+        let is_told = text.is_whole() && !self.has_silent;
+        self.n_read_next = is_told.then_some(self.drawn.len());
         Ok(given)
     }
 
@@ -206,7 +213,9 @@ impl<'m> Sequence<'m> {
             }
         }
         let kept = kept.map(|(state, key, n_read)| -> Result<Kept> {
-            let text = self.running.text.clone().map(|mut text| {
+            // Nothing of an answer: the prompt itself is found by its tokens.
+            let text = self.running.text.clone().filter(|_| n_read > 0);
+            let text = text.map(|mut text| {
                 text.push(&remains.as_bytes()[..n_read]);
                 text.key()
             });

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,6 +87,11 @@ impl Disk {
             waiting: Mutex::new(0),
         });
         files.remove_left_overs();
+        // Not only when the first answer is to be kept.
+        let tried = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempfile_in(folder);
+        tried.map_err(|e| failed("write into", folder, &e))?;
         let begin = Instant::now();
         let changed = files.changed();
         files.scan().map_err(|e| failed("read", folder, &e))?;
@@ -168,17 +174,18 @@ impl Disk {
     ) -> Option<State> {
         let path = self.files.path(owner, key, text);
         let state = read_state(&path, model);
-        if !matches!(state, Ok(Some(_))) {
+        let is_useless = match &state {
+            Ok(Some(_)) => false,
+            Ok(None) => true,
+            // Torn or of other bytes. Other errors, such as too many open files, say nothing about the file.
+            Err(error) => error.kind() == ErrorKind::State,
+        };
+        if is_useless {
             lock(&self.files.index).remove_file(owner, key);
+            // It may not be there.
+            let _ = fs::remove_file(path);
         }
-        match state {
-            Ok(state) => state,
-            Err(_) => {
-                // Torn or of other bytes: nobody can use it.
-                let _ = fs::remove_file(path);
-                None
-            }
-        }
+        state.ok().flatten()
     }
 
     pub(super) fn session(&self, owner: OwnerId, name: &str) -> Result<Option<Session>> {
@@ -331,7 +338,12 @@ impl Files {
     fn write_all(&self, commands: &Receiver<Command>) {
         for command in commands {
             match command {
-                Command::Write(write) => self.write(write),
+                Command::Write(write) => {
+                    // Whoever waits for an answer's end must not wait for good.
+                    if catch_unwind(AssertUnwindSafe(|| self.write(write))).is_err() {
+                        continue;
+                    }
+                }
                 Command::Flush(done) => drop(done.send(())),
             }
         }
@@ -365,12 +377,18 @@ impl Files {
         session: Option<&Session>,
     ) -> Result<()> {
         for Kept { key, text, state } in states {
-            if lock(&self.index).has_file(owner, *key) {
-                continue;
+            let path = self.path(owner, *key, *text);
+            let older = lock(&self.index).file_text(owner, *key);
+            if let Some(older) = older {
+                // One by its text is found by its tokens, too. Another server may have removed it.
+                let older_path = self.path(owner, *key, older);
+                if (older == *text || text.is_none()) && older_path.exists() {
+                    continue;
+                }
+                let _ = fs::remove_file(older_path);
             }
             state.check()?;
             let bytes = state.to_bytes(&[]);
-            let path = self.path(owner, *key, *text);
             self.write_file(&path, &bytes)?;
             let n_bytes = bytes.len() as u64;
             lock(&self.index).insert_file(owner, *key, *text, n_bytes);

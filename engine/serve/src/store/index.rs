@@ -60,6 +60,8 @@ struct InMemory {
 }
 
 struct OnDisk {
+    /// As the name of the file says.
+    text: Option<TextKey>,
     place: Place,
 }
 
@@ -185,7 +187,8 @@ impl Index {
             used: self.tick(),
             n_bytes,
         };
-        let older = self.entry(owner, key, text).disk.replace(OnDisk { place });
+        let on_disk = OnDisk { text, place };
+        let older = self.entry(owner, key, text).disk.replace(on_disk);
         if let Some(older) = older {
             self.disk.remove(older.place);
         }
@@ -196,6 +199,11 @@ impl Index {
     pub(super) fn has_file(&self, owner: OwnerId, key: Key) -> bool {
         self.look(owner, key)
             .is_some_and(|entry| entry.disk.is_some())
+    }
+
+    /// What the name of a state's file says of its text, if there is one.
+    pub(super) fn file_text(&self, owner: OwnerId, key: Key) -> Option<Option<TextKey>> {
+        Some(self.look(owner, key)?.disk.as_ref()?.text)
     }
 
     pub(super) fn has_in_memory(&self, owner: OwnerId, key: Key) -> bool {
@@ -275,7 +283,7 @@ impl Index {
     pub(super) fn remove_file(&mut self, owner: OwnerId, key: Key) {
         let tree = self.trees.get_mut(&owner);
         let entry = tree.and_then(|tree| tree.entries.get_mut(&key));
-        if let Some(OnDisk { place }) = entry.and_then(|entry| entry.disk.take()) {
+        if let Some(OnDisk { place, .. }) = entry.and_then(|entry| entry.disk.take()) {
             self.disk.remove(place);
             self.remove_if_nowhere(owner, key);
             self.count();
@@ -328,7 +336,7 @@ impl Index {
             let Some((owner, key)) = self.disk.oldest() else {
                 break;
             };
-            let text = self.look(owner, key).and_then(|entry| entry.text);
+            let text = self.file_text(owner, key).flatten();
             self.remove_file(owner, key);
             gone.push((owner, key, text));
         }

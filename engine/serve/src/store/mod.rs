@@ -254,7 +254,9 @@ impl Store {
         if state.is_some() {
             return state;
         }
-        let state = Arc::new(self.disk.as_ref()?.read(&self.model, owner, key, text)?);
+        let of_file = self.lock().file_text(owner, key)?;
+        let read = self.disk.as_ref()?.read(&self.model, owner, key, of_file);
+        let state = Arc::new(read?);
         let kept = Kept {
             key,
             text,

@@ -5,7 +5,7 @@ use rwkv_edge_serve::constrain::Grammar;
 use rwkv_edge_serve::{Ending, Prompt, Start};
 use serde_json::{json, Value};
 
-use crate::support::{encode, served, start, start_with, Fake, Script};
+use crate::support::{encode, served, start, start_with, until, Fake, Script};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -241,11 +241,11 @@ fn grammars_are_compiled_first_and_end_answers_alone() {
         ),
         (
             json!({"messages": hi(), "response_format": {"type": "xml"}}),
-            "response_format",
+            "response_format.type",
         ),
         (
             json!({"messages": hi(), "response_format": {"type": "json_schema"}}),
-            "response_format.json_schema.schema",
+            "response_format.json_schema",
         ),
     ] {
         let (status, text, found, _) = server.refused(PATH, &body);
@@ -318,12 +318,48 @@ fn what_fails_is_an_error_of_its_kind() {
         let answer = server.post(PATH, &json!({"messages": hi()}));
         assert_eq!(answer.refusal().0, expected);
     }
+    // What is the machine's own is for the log.
+    let path = "/srv/secret/states/7: cannot write: no space left";
+    server.fake.set(Script::Fail(ErrorKind::Io, path));
+    let (status, text, ..) = server.refused(PATH, &json!({"messages": hi()}));
+    assert_eq!(status, 500);
+    assert!(!text.contains("secret"), "{text}");
+    until("the log says why", || {
+        let lines = server.lines.lock().unwrap();
+        lines
+            .iter()
+            .any(|line| line.ends_with(&format!(" failed: {path}")))
+    });
     // A panic is one request's; the others go on.
     let (status, text, ..) = server.refused(PATH, &json!({"messages": hi(), "regex": "panic"}));
     assert_eq!(status, 500);
     assert!(!text.contains("foresaw"), "{text}");
     server.fake.set(Script::Say(" Hi.", Ending::Stop));
     assert_eq!(server.post(PATH, &json!({"messages": hi()})).status, 200);
+}
+
+#[test]
+fn a_session_that_cannot_go_on_is_a_conflict() {
+    for (text, expected) in [
+        (
+            "session \"a\": another request works on it, expected one at a time",
+            "session_busy",
+        ),
+        (
+            "session \"a\": its state is no longer there, expected a new session",
+            "session_lost",
+        ),
+    ] {
+        let server = start(Script::Fail(ErrorKind::State, text));
+        for stream in [false, true] {
+            let body = json!({"messages": hi(), "session": "a", "stream": stream});
+            let (status, message, param, code) = server.refused(PATH, &body);
+            assert_eq!(
+                (status, &*message, param, code),
+                (409, text, json!("session"), json!(expected))
+            );
+        }
+    }
 }
 
 /// Where the version was trained so, conversations begin with token 0: whole ones, and sessions that are new.

@@ -172,3 +172,130 @@ fn answers_are_as_long_as_the_server_allows() {
     assert_eq!(free.post(PATH, &body).status, 200);
     assert_eq!(free.fake.last().max_new_tokens, Some(1_000_000_000));
 }
+
+/// A character that is several tokens: each has its own bytes, and they all stand where the character begins.
+#[test]
+fn parts_of_characters_keep_their_likelihood() {
+    let server = start(Script::Say("a\u{1f980}b\u{1f9ad}", Ending::Stop));
+    let tokenizer = model().tokenizer().unwrap();
+    let ids = encode("a\u{1f980}b\u{1f9ad}");
+    let bytes: Vec<Vec<u8>> = ids
+        .iter()
+        .map(|&id| tokenizer.token_bytes(id).unwrap())
+        .collect();
+    let n_parts = bytes
+        .iter()
+        .filter(|one| std::str::from_utf8(one).is_err())
+        .count();
+    assert!(n_parts > 3, "{bytes:x?}");
+    let names: Vec<String> = bytes
+        .iter()
+        .map(|one| match std::str::from_utf8(one) {
+            Ok(text) => text.to_owned(),
+            Err(_) => one.iter().map(|byte| format!("\\x{byte:02x}")).collect(),
+        })
+        .collect();
+    let marked = |name: &String| match name.starts_with("\\x") {
+        true => format!("bytes:{name}"),
+        false => name.clone(),
+    };
+    // Characters of the text in front of each token.
+    let whole = bytes.concat();
+    let mut offsets = Vec::new();
+    let mut n_before = 0;
+    for one in &bytes {
+        let text = std::str::from_utf8(&whole[..n_before]);
+        let text = text.unwrap_or_else(|e| std::str::from_utf8(&whole[..e.valid_up_to()]).unwrap());
+        offsets.push(text.chars().count());
+        n_before += one.len();
+    }
+    let body = json!({"prompt": "x", "max_tokens": 100, "logprobs": 3});
+    let choice = server.post(PATH, &body).json()["choices"][0].clone();
+    assert_eq!(choice["text"], "a\u{1f980}b\u{1f9ad}");
+    let logprobs = &choice["logprobs"];
+    let expected: Vec<String> = names.iter().map(marked).collect();
+    assert_eq!(logprobs["tokens"], json!(expected));
+    assert_eq!(logprobs["text_offset"], json!(offsets));
+    for (i, top) in logprobs["top_logprobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        let top = top.as_object().unwrap();
+        assert_eq!((top.len(), &top[&expected[i]]), (3, &json!(-0.5)));
+    }
+    // The same behind a prompt that comes back, in a stream.
+    let body = json!({
+        "prompt": [ids], "max_tokens": 100, "logprobs": 1, "echo": true, "stream": true,
+    });
+    let chunks = server.post(PATH, &body).events();
+    let all = |name: &str| -> Vec<Value> {
+        let lists = chunks
+            .iter()
+            .map(|chunk| chunk["choices"][0]["logprobs"][name].clone());
+        lists
+            .flat_map(|list| list.as_array().unwrap().clone())
+            .collect()
+    };
+    let n_chars = 4;
+    let twice: Vec<usize> = offsets
+        .iter()
+        .copied()
+        .chain(offsets.iter().map(|at| at + n_chars))
+        .collect();
+    let found = all("text_offset");
+    assert_eq!(json!(found[..2 * ids.len()]), json!(twice));
+    assert_eq!(
+        json!(all("tokens")[ids.len()..2 * ids.len()]),
+        json!(expected)
+    );
+    // Chats give the bytes beside the name.
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "logprobs": true});
+    let json = server.post("/v1/chat/completions", &body).json();
+    let content = json["choices"][0]["logprobs"]["content"].clone();
+    let found: Vec<(Value, Value)> = content
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["token"].clone(), one["bytes"].clone()))
+        .collect();
+    let expected: Vec<(Value, Value)> = names
+        .iter()
+        .zip(&bytes)
+        .map(|(name, bytes)| (json!(name), json!(bytes)))
+        .collect();
+    assert_eq!(found, expected);
+}
+
+/// Bytes that are no character are U+FFFD in the text, which is longer than they are.
+#[test]
+fn bytes_that_are_no_text_move_no_token() {
+    let crab = encode("\u{1f980}");
+    let prompt: Vec<u32> = [&encode("x")[..], &crab[..1], &encode("y")].concat();
+    let server = start(Script::Say("z", Ending::Length));
+    let body = json!({"prompt": [prompt], "max_tokens": 1, "logprobs": 0, "echo": true});
+    let choice = server.post(PATH, &body).json()["choices"][0].clone();
+    assert_eq!(choice["text"], "x\u{fffd}yz");
+    let logprobs = &choice["logprobs"];
+    let n = logprobs["tokens"].as_array().unwrap().len();
+    assert_eq!(n, prompt.len() + 1);
+    assert_eq!(logprobs["text_offset"][n - 1], 3);
+    assert_eq!(
+        logprobs["text_offset"][n - 2],
+        1,
+        "where its character begins"
+    );
+}
+
+#[test]
+fn no_prompt_has_more_answers_than_are_drawn_at_once() {
+    let server = start_with(Script::Say(" a", Ending::Length), |config| {
+        config.n_sequences = 3;
+    });
+    let ask = |n: usize| json!({"prompt": ["a", "b"], "n": n});
+    assert_eq!(server.post(PATH, &ask(3)).status, 200);
+    let (status, text, param, _) = server.refused(PATH, &ask(4));
+    assert_eq!((status, param), (400, json!("n")));
+    assert_eq!(text, "n: 4, expected a whole number from 1 to 3");
+}

@@ -98,8 +98,8 @@ fn ranges_are_checked_and_said() {
         ),
         (
             "n",
-            vec![json!(0), json!(129), json!(1.5)],
-            "a whole number from 1 to 128",
+            vec![json!(0), json!(17), json!(1.5)],
+            "a whole number from 1 to 16",
         ),
         (
             "seed",
@@ -257,5 +257,96 @@ fn every_other_field_is_refused_by_its_name() {
         assert_eq!((status, param), (400, json!(name)));
     }
     let body = json!({"prompt": "a", "stream": true, "stream_options": {"x": 1}});
-    assert_eq!(server.refused(COMPLETIONS, &body).2, "x");
+    assert_eq!(server.refused(COMPLETIONS, &body).2, "stream_options.x");
+}
+
+#[test]
+fn fields_of_objects_are_known_or_refused() {
+    let server = server();
+    let schema = |more: Value| {
+        let mut one = json!({"schema": {"type": "object"}});
+        one.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        json!({"type": "json_schema", "json_schema": one})
+    };
+    for format in [
+        json!({"type": "text"}),
+        json!({"type": "json_object"}),
+        json!({"type": "json_object", "json_schema": null}),
+        schema(json!({})),
+        schema(json!({"name": "x", "description": "y", "strict": true})),
+    ] {
+        let body = with(COMPLETIONS, "response_format", &format);
+        assert_eq!(server.post(COMPLETIONS, &body).status, 200, "{format}");
+    }
+    for (format, expected) in [
+        (json!("json_object"), "response_format"),
+        (json!({}), "response_format.type"),
+        (json!({"type": "json"}), "response_format.type"),
+        (
+            json!({"type": "json_object", "schema": {"type": "object"}}),
+            "response_format.schema",
+        ),
+        (
+            json!({"type": "json_object", "json_schema": {"schema": {}}}),
+            "response_format.json_schema",
+        ),
+        (
+            json!({"type": "json_schema"}),
+            "response_format.json_schema",
+        ),
+        (
+            json!({"type": "json_schema", "json_schema": {}}),
+            "response_format.json_schema.schema",
+        ),
+        (
+            json!({"type": "json_schema", "json_schema": {"schema": 1}}),
+            "response_format.json_schema.schema",
+        ),
+        (
+            schema(json!({"scheme": {}})),
+            "response_format.json_schema.scheme",
+        ),
+        (
+            json!({"type": "text", "pattern": "a+"}),
+            "response_format.pattern",
+        ),
+    ] {
+        for path in [CHAT, COMPLETIONS] {
+            let body = with(path, "response_format", &format);
+            let (status, text, param, _) = server.refused(path, &body);
+            assert_eq!((status, param), (400, json!(expected)), "{text}");
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+    let part = |part: Value| json!({"messages": [{"role": "user", "content": [part]}]});
+    assert_eq!(
+        server
+            .post(CHAT, &part(json!({"type": "text", "text": "a"})))
+            .status,
+        200
+    );
+    for (one, expected) in [
+        (
+            json!({"type": "text", "text": "a", "cache_control": {}}),
+            "messages[0].content[0].cache_control",
+        ),
+        (json!({"type": "text"}), "messages[0].content[0].text"),
+        (
+            json!({"type": "image_url", "image_url": {"url": "x"}}),
+            "messages[0].content[0]",
+        ),
+        (json!("a"), "messages[0].content[0]"),
+    ] {
+        let (status, text, param, _) = server.refused(CHAT, &part(one));
+        assert_eq!((status, param), (400, json!(expected)), "{text}");
+    }
+    let mut body = with(COMPLETIONS, "stream", &json!(true));
+    body["stream_options"] = json!({"include_usage": "yes"});
+    let (status, _, param, _) = server.refused(COMPLETIONS, &body);
+    assert_eq!(
+        (status, param),
+        (400, json!("stream_options.include_usage"))
+    );
 }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use rwkv_edge_serve::Ending;
+use rwkv_edge_serve::{Ending, Event};
 use serde_json::json;
 
 use crate::support::{start, start_with, until, Answer, Running, Script};
@@ -183,6 +183,33 @@ fn bodies_that_are_read_at_once_are_bounded() {
     assert_eq!(ask().header("retry-after"), Some("2"));
     drop(slow);
     until("there is room again", || ask().status == 200);
+}
+
+/// What was read of a body is there until its prompt is the model's.
+#[test]
+fn bodies_that_wait_for_the_model_are_bounded() {
+    let server = start_with(Script::Wait, |config| config.bodies_bytes_max = 1000);
+    let body = json!({"prompt": "a".repeat(600)}).to_string();
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut waiting = server.connect();
+    waiting.write_all(request.as_bytes()).unwrap();
+    until("it waits", || server.fake.held.lock().unwrap().len() == 1);
+    server.fake.set(script());
+    let ask = || {
+        let answer = server.ask("POST", "/v1/completions", &[], body.as_bytes());
+        answer.status
+    };
+    assert_eq!(ask(), 503);
+    let began = Event::Began {
+        n_prompt: 1,
+        n_cached: 0,
+    };
+    let events = server.fake.held.lock().unwrap()[0].events.clone();
+    events.send(began).unwrap();
+    until("there is room again", || ask() == 200);
 }
 
 #[test]

@@ -175,9 +175,93 @@ fn what_fails_first_has_a_status_and_later_an_event() {
     let text = answer.text();
     let last = text.trim_end().rsplit("\n\n").next().unwrap();
     let error: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
-    assert_eq!(error["error"]["message"], "the device is gone");
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(message.contains("whose log says more"), "{message}");
     assert_eq!(error["error"]["type"], "server_error");
     assert!(!text.contains("[DONE]"));
+    until("the log says why", || {
+        let lines = server.lines.lock().unwrap();
+        lines
+            .iter()
+            .any(|line| line.contains(" 200 ") && line.ends_with(" failed: the device is gone"))
+    });
+}
+
+/// Whoever takes an answer more slowly than it is made does not fill the memory.
+#[test]
+fn an_answer_that_piles_up_is_ended() {
+    let server = start(Script::Flood((1 << 16) + 10));
+    for stream in [true, false] {
+        let (_, text, ..) = server
+            .post(CHAT, &chat(json!({"stream": stream})))
+            .refusal();
+        assert!(text.contains("taken too slowly"), "{text}");
+        until("the job was given up", || {
+            let held = server.fake.held.lock().unwrap();
+            held.iter().all(|job| job.events.is_closed())
+        });
+    }
+    // What is less than that waits for its client.
+    server.fake.set(Script::Flood(60_000));
+    let mut stream = server.connect();
+    let text = chat(json!({})).to_string();
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+        text.len()
+    );
+    stream.write_all((head + &text).as_bytes()).unwrap();
+    let mut bytes = [0; 1 << 16];
+    stream.read_exact(&mut bytes).unwrap();
+    assert!(!server.fake.held.lock().unwrap()[2].events.is_closed());
+}
+
+/// What a client has sent behind its request does not hide that it has gone.
+#[test]
+fn a_client_that_sent_more_and_goes_ends_its_job() {
+    let server = start(Script::Silence);
+    let get = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for (is_later, more) in [
+        (false, get.to_owned()),
+        (false, "\r\n".into()),
+        (false, get.repeat(500)),
+        (true, get.to_owned()),
+        (true, get.repeat(500)),
+    ] {
+        let n_before = server.fake.held.lock().unwrap().len();
+        let body = json!({"prompt": "a", "max_tokens": 1_000_000_000}).to_string();
+        let request = format!(
+            "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = server.connect();
+        if is_later {
+            stream.write_all(request.as_bytes()).unwrap();
+        } else {
+            stream.write_all((request + &more).as_bytes()).unwrap();
+        }
+        until("the job came", || {
+            server.fake.held.lock().unwrap().len() > n_before
+        });
+        if is_later {
+            stream.write_all(more.as_bytes()).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(700));
+        let is_over = || {
+            server.fake.held.lock().unwrap()[n_before]
+                .events
+                .is_closed()
+        };
+        assert!(!is_over(), "a client that waits is answered");
+        drop(stream);
+        until(
+            &format!("the job was given up: {is_later}, {}", more.len()),
+            is_over,
+        );
+    }
+    // Requests that wait behind one another are answered.
+    let last = get.replace("Host", "Connection: close\r\nHost");
+    let all = String::from_utf8(server.raw((get.repeat(2) + &last).as_bytes())).unwrap();
+    assert_eq!(all.matches("HTTP/1.1 200").count(), 3, "{all}");
 }
 
 #[test]

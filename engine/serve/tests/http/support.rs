@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rwkv_edge::{Error, ErrorKind, Model, Options, Result, SamplerOptions};
+use rwkv_edge::{Error, ErrorKind, Model, Options, Result, SamplerOptions, TextStream};
 use rwkv_edge_chat::Template;
 use rwkv_edge_serve::constrain::{Compiler, Constraint, Grammar};
 use rwkv_edge_serve::http::{Backend, Config, Served, Server, Stopper};
@@ -31,6 +31,10 @@ pub enum Script {
     Slowly(&'static str, Duration),
     /// It begins and says nothing.
     Silence,
+    /// It does not even begin.
+    Wait,
+    /// It says so many tokens at once, and does not end.
+    Flood(usize),
     Fail(ErrorKind, &'static str),
     /// It begins, says a word, and fails.
     FailLater(&'static str),
@@ -131,11 +135,10 @@ fn say(job: &Job, text: &str, ending: Ending, pause: Duration) {
     let n_max = job.max_new_tokens.unwrap_or(usize::MAX);
     let tokens = &tokens[..tokens.len().min(n_max)];
     for choice in 0..job.n_choices {
-        let mut said = String::new();
+        let mut stream = TextStream::new(model().tokenizer().unwrap());
         for &token in tokens {
             thread::sleep(pause);
-            let text = model().tokenizer().unwrap().decode(&[token]).unwrap();
-            said += &text;
+            let text = stream.push(token).unwrap().to_owned();
             let chosen = chosen(token, job.top_logprobs);
             if !tell(Event::Token {
                 choice,
@@ -156,7 +159,7 @@ fn say(job: &Job, text: &str, ending: Ending, pause: Duration) {
         }
         tell(Event::Ended {
             choice,
-            text: String::new(),
+            text: stream.finish().unwrap().to_owned(),
             ending,
             n_tokens: tokens.len() + usize::from(ends),
         });
@@ -196,6 +199,18 @@ impl Backend for Fake {
             }
             Script::Silence => {
                 let _ = job.events.send(began);
+                self.held.lock().unwrap().push(job);
+            }
+            Script::Wait => self.held.lock().unwrap().push(job),
+            Script::Flood(n) => {
+                let _ = job.events.send(began);
+                for _ in 0..n {
+                    let _ = job.events.send(Event::Token {
+                        choice: 0,
+                        chosen: chosen(encode(" a")[0], None),
+                        text: " a".to_owned(),
+                    });
+                }
                 self.held.lock().unwrap().push(job);
             }
             Script::Fail(kind, text) => {
