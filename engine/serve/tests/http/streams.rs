@@ -190,7 +190,9 @@ fn what_fails_first_has_a_status_and_later_an_event() {
 /// Whoever takes an answer more slowly than it is made does not fill the memory.
 #[test]
 fn an_answer_that_piles_up_is_ended() {
-    let server = start(Script::Flood((1 << 16) + 10));
+    let server = start_with(Script::Flood((1 << 16) + 10), |config| {
+        config.ping = Duration::from_secs(60);
+    });
     for stream in [true, false] {
         let (_, text, ..) = server
             .post(CHAT, &chat(json!({"stream": stream})))
