@@ -445,7 +445,7 @@ fn read_session(path: &Path) -> Result<Option<Session>> {
         return Ok(None);
     };
     let read = serde_json::from_slice(&bytes);
-    read.map_err(|e| Error::new(ErrorKind::State, format!("{}: {e}", path.display())))
+    read.map_err(|e| Error::new(ErrorKind::Io, format!("{}: {e}", path.display())))
 }
 
 fn failed(action: &str, path: &Path, e: &io::Error) -> Error {
