@@ -3,130 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rwkv_edge::{Model, Options, Quant, SamplerOptions};
+use rwkv_edge::SamplerOptions;
 use rwkv_edge_serve::store::DiskOptions;
-use rwkv_edge_serve::{Chosen, Ending, Event, Job, Owner, Prompt, Start, Worker, WorkerOptions};
-use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver};
+use rwkv_edge_serve::{Ending, Event, Job, Owner, Prompt, Start, Worker, WorkerOptions};
 
-fn model() -> Model {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../cli/demo");
-    let options = Options::new().quant(Quant::Int8).threads(2);
-    Model::open(path, &options).expect("the demo model opens")
-}
+mod support;
 
-fn worker_with(change: impl FnOnce(&mut WorkerOptions)) -> Worker {
-    let mut options = WorkerOptions::default();
-    change(&mut options);
-    Worker::start("demo", model(), &options).expect("it starts")
-}
-
-fn worker() -> Worker {
-    worker_with(|_| {})
-}
-
-fn in_folder(folder: &Path) -> Worker {
-    worker_with(|options| {
-        options.disk = Some(DiskOptions {
-            folder: folder.into(),
-            n_bytes_max: 1 << 30,
-        });
-    })
-}
-
-/// What a job gave.
-#[derive(Debug, Default, PartialEq)]
-struct Answer {
-    n_prompt: usize,
-    n_cached: usize,
-    prompt: Vec<Chosen>,
-    tokens: Vec<u32>,
-    text: String,
-    ending: Option<Ending>,
-}
-
-fn job(prompt: &str, change: impl FnOnce(&mut Job)) -> (Job, UnboundedReceiver<Event>) {
-    let (events, receiver) = unbounded_channel();
-    let mut job = Job {
-        owner: Owner::new(""),
-        start: Start::Token(0),
-        prompt: Prompt::Text(prompt.into()),
-        sampling: SamplerOptions::new(),
-        bias: Vec::new(),
-        n_choices: 1,
-        max_new_tokens: Some(12),
-        stops: Vec::new(),
-        ignore_end_of_text: true,
-        top_logprobs: None,
-        prompt_logprobs: false,
-        constraint: None,
-        kept: None,
-        events,
-    };
-    change(&mut job);
-    (job, receiver)
-}
-
-/// All answers of a job, by choice, or its error.
-fn wait(mut events: UnboundedReceiver<Event>) -> Result<Vec<Answer>, String> {
-    let mut answers = vec![Answer::default()];
-    while let Some(event) = events.blocking_recv() {
-        match event {
-            Event::Began { n_prompt, n_cached } => {
-                answers[0].n_prompt = n_prompt;
-                answers[0].n_cached = n_cached;
-            }
-            Event::Prompt(more) => answers[0].prompt.extend(more),
-            Event::Token {
-                choice,
-                chosen,
-                text,
-            } => {
-                grow(&mut answers, choice);
-                answers[choice].tokens.push(chosen.token);
-                answers[choice].text += &text;
-            }
-            Event::Ended {
-                choice,
-                text,
-                ending,
-                n_tokens,
-            } => {
-                grow(&mut answers, choice);
-                answers[choice].text += &text;
-                answers[choice].ending = Some(ending);
-                assert_eq!(answers[choice].tokens.len(), n_tokens);
-            }
-            Event::NotWritten(error) => panic!("{error}"),
-            Event::Done => return Ok(answers),
-            Event::Failed(error) => return Err(error.to_string()),
-        }
-    }
-    Err("no last event".into())
-}
-
-fn grow(answers: &mut Vec<Answer>, choice: usize) {
-    while answers.len() <= choice {
-        answers.push(Answer::default());
-    }
-}
-
-fn run(worker: &Worker, prompt: &str, change: impl FnOnce(&mut Job)) -> Answer {
-    let (job, events) = job(prompt, change);
-    worker.submit(job);
-    let mut answers = wait(events).unwrap_or_else(|e| panic!("{e}"));
-    answers.swap_remove(0)
-}
-
-fn fails(worker: &Worker, prompt: &str, change: impl FnOnce(&mut Job)) -> String {
-    let (job, events) = job(prompt, change);
-    worker.submit(job);
-    wait(events).expect_err("it is refused")
-}
-
-const TEXT: &str = "Ownership is the most distinctive feature of Rust, and it has deep implications for the rest of \
-                    the language. It enables Rust to make memory safety guarantees without needing a collector, so it \
-                    is important to understand how ownership works. In this chapter we talk about ownership and about \
-                    several related features: borrowing, slices, and how Rust lays data out in memory.";
+use support::{fails, in_folder, job, model, run, wait, worker, worker_with, TEXT};
 
 #[test]
 fn an_answer_does_not_depend_on_what_else_is_drawn() {
@@ -164,7 +47,7 @@ fn a_prompt_is_read_once() {
     let branched = run(&worker, &other, |_| {});
     assert!(branched.n_cached >= 64, "{branched:?}");
     assert_eq!(branched.n_cached % 64, 0);
-    let fresh = run(&self::worker(), &other, |_| {});
+    let fresh = run(&support::worker(), &other, |_| {});
     assert_eq!(branched.tokens, fresh.tokens);
 }
 
@@ -218,7 +101,7 @@ fn a_thought_is_not_gone_on_from() {
     let first = run(&worker, TEXT, thinking);
     let second = run(&worker, &format!("{TEXT} Yes.\n\nWhy?"), |_| {});
     assert_eq!(second.n_cached, first.n_prompt - 1);
-    let fresh = run(&self::worker(), &format!("{TEXT} Yes.\n\nWhy?"), |_| {});
+    let fresh = run(&support::worker(), &format!("{TEXT} Yes.\n\nWhy?"), |_| {});
     assert_eq!(second.tokens, fresh.tokens);
 }
 
@@ -243,7 +126,7 @@ fn a_session_goes_on_where_it_was() {
     assert!(second.n_prompt < 12, "only what is new: {second:?}");
     // The same by all texts, in another worker that has nothing.
     let all = format!("{TEXT}{}\n\nAnd then?", first.text);
-    let other = self::worker();
+    let other = support::worker();
     run(&other, TEXT, |_| {});
     let fresh = run(&other, &all, |_| {});
     assert_eq!(second.tokens, fresh.tokens);
@@ -538,7 +421,7 @@ fn a_word_is_not_read_in_two_halves() {
         run(&worker, &typed[..end], |job| job.max_new_tokens = Some(1));
     }
     let found = run(&worker, typed, |_| {});
-    let fresh = run(&self::worker(), typed, |_| {});
+    let fresh = run(&support::worker(), typed, |_| {});
     assert_eq!(
         (found.n_prompt, found.tokens),
         (fresh.n_prompt, fresh.tokens)
@@ -556,7 +439,7 @@ fn tokens_without_a_text_are_no_part_of_one() {
     assert_eq!((&*ended.tokens, &*ended.text), (&[end; 4][..], ""));
     let next = format!("{TEXT} What");
     let found = run(&worker, &next, |_| {});
-    let fresh = run(&self::worker(), &next, |_| {});
+    let fresh = run(&support::worker(), &next, |_| {});
     assert_eq!(
         (found.n_prompt, found.tokens),
         (fresh.n_prompt, fresh.tokens)
