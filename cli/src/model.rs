@@ -149,15 +149,17 @@ fn open_model(args: &ModelArgs, mut options: Options, purpose: Purpose) -> Resul
     Ok(model)
 }
 
-/// Whether texts can be turned into tokens, before weights are converted, which may take minutes. A model file is used in
-/// place, and where memory is limited the tokenizer is not read twice.
+/// Whether texts can be turned into tokens, before weights are converted, which may take minutes. Where they are used as
+/// they are stored, nothing is lost by finding out later, and the tokenizer is not read twice; nor where memory is
+/// limited.
 fn check_tokenizer(path: &Path, options: &Options, is_needed: bool) -> Result<()> {
     // What is wrong with a model that has no outline, opening it tells.
     let Ok(outline) = Model::outline(path, options) else {
         return Ok(());
     };
     let is_there = outline.has_tokenizer || options.tokenizer.is_some();
-    let is_read_now = is_there && !outline.is_model_file && options.memory_max.is_none();
+    let is_converted = options.quant.is_some() && !outline.is_model_file;
+    let is_read_now = is_there && is_converted && options.memory_max.is_none();
     if is_read_now || is_needed && !is_there {
         Model::open_tokenizer(path, options)?;
     }

@@ -92,7 +92,7 @@ pub struct Job {
     /// What the answer must be; each choice has its own.
     pub constraint: Option<Constraint>,
     /// What remains of an answer in the history.
-    pub kept: Option<Remains>,
+    pub remains: Option<Remains>,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
 }

@@ -6,6 +6,7 @@ mod job;
 mod logprobs;
 pub mod metrics;
 mod scheduler;
+mod session_errors;
 pub mod store;
 mod worker;
 

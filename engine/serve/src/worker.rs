@@ -9,7 +9,7 @@ use rwkv_edge::{Error, ErrorKind, Model, Result};
 
 use crate::job::{Event, Job, Owner};
 use crate::metrics::{Metrics, ModelMetrics};
-use crate::scheduler::{Command, OpenSessions, Preparer, Rooms, Scheduler, Turn};
+use crate::scheduler::{ending, panicked, Command, OpenSessions, Preparer, Rooms, Scheduler, Turn};
 use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
 
 /// What a worker may use.
@@ -133,8 +133,7 @@ impl Worker {
                 let events = job.events.clone();
                 let prepared = catch_unwind(AssertUnwindSafe(|| preparer.prepare(job)));
                 let prepared = prepared.unwrap_or_else(|_| {
-                    let text = "a panic, which is a bug in rwkv-edge";
-                    let _ = events.send(Event::Failed(Error::new(ErrorKind::Backend, text)));
+                    let _ = events.send(Event::Failed(panicked()));
                     None
                 });
                 // The last copy but the job's own, so that a job that ends is seen to.
@@ -176,7 +175,7 @@ impl Worker {
         };
         if !is_sent {
             self.metrics.sequences_waiting.dec();
-            let _ = events.send(Event::Failed(ended()));
+            let _ = events.send(Event::Failed(ending()));
         }
     }
 
@@ -323,7 +322,7 @@ impl Worker {
             .keep_whole(owner, states, Some(session), move |written| {
                 let _ = done.send(written);
             });
-        is_done.recv().unwrap_or_else(|_| Err(ended()))
+        is_done.recv().unwrap_or_else(|_| Err(ending()))
     }
 }
 
@@ -338,10 +337,6 @@ impl Drop for Worker {
         }
         self.store.flush();
     }
-}
-
-fn ended() -> Error {
-    Error::new(ErrorKind::Backend, "the server is ending")
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

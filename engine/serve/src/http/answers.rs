@@ -160,7 +160,7 @@ impl Answers {
                 top_logprobs: questions.top_logprobs,
                 prompt_logprobs: questions.prompt_logprobs,
                 constraint: questions.constraint.clone(),
-                kept: questions
+                remains: questions
                     .reply
                     .clone()
                     .map(|(template, reply)| remains(template, reply)),

@@ -35,6 +35,13 @@ pub trait Backend: Send + Sync {
     /// When they cannot be read.
     fn sessions(&self, owner: &Owner) -> Result<Vec<SessionInfo>>;
 
+    /// The session of a name; takes a while.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    fn session(&self, owner: &Owner, name: &str) -> Result<Option<SessionInfo>>;
+
     /// Copies a session under another name; takes a while.
     ///
     /// # Errors
@@ -104,6 +111,10 @@ impl Backend for WorkerBackend {
 
     fn sessions(&self, owner: &Owner) -> Result<Vec<SessionInfo>> {
         self.worker.sessions(owner)
+    }
+
+    fn session(&self, owner: &Owner, name: &str) -> Result<Option<SessionInfo>> {
+        self.worker.session(owner, name)
     }
 
     fn fork_session(&self, owner: &Owner, from: &str, to: &str) -> Result<SessionInfo> {

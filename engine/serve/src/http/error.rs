@@ -7,6 +7,8 @@ use axum::Json;
 use rwkv_edge::{printable, Error, ErrorKind};
 use serde_json::{json, Value};
 
+use crate::session_errors;
+
 /// Why a request is not answered.
 #[derive(Debug)]
 pub(super) struct ApiError {
@@ -111,19 +113,12 @@ impl ApiError {
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        /// How errors begin that are those of a session.
-        const SESSION: &str = "session \"";
-        const BUSY: &str = "another request works on it";
         let text = error.to_string();
+        if let Some(code) = session_errors::code(&error) {
+            let error = Self::new(StatusCode::CONFLICT, text);
+            return error.param("session").code(code);
+        }
         match error.kind() {
-            ErrorKind::State if text.starts_with(SESSION) => {
-                let code = match text.contains(BUSY) {
-                    true => "session_busy",
-                    false => "session_lost",
-                };
-                let error = Self::new(StatusCode::CONFLICT, text);
-                error.param("session").code(code)
-            }
             ErrorKind::Argument | ErrorKind::State => Self::bad(text),
             ErrorKind::Memory => Self::new(StatusCode::SERVICE_UNAVAILABLE, text),
             _ => {

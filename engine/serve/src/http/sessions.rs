@@ -19,6 +19,7 @@ use super::json::{read_body, read_object};
 use super::prompt::session_name;
 use super::request::asker;
 use super::App;
+use crate::job::Owner;
 use crate::worker::SessionInfo;
 
 /// Of which model; there may be only one.
@@ -39,6 +40,23 @@ fn name(path: Named) -> Result<String> {
 fn model(app: &App, which: Chosen) -> Result<Served> {
     let Query(which) = which.map_err(|rejection| ApiError::bad(rejection.body_text()))?;
     app.model(which.model.as_deref()).cloned()
+}
+
+/// A session that is asked for.
+struct Asked {
+    owner: Owner,
+    name: String,
+    served: Served,
+}
+
+impl Asked {
+    fn of(app: &App, path: Named, which: Chosen, request: &Request<Body>) -> Result<Self> {
+        Ok(Asked {
+            owner: asker(request)?.0,
+            name: name(path)?,
+            served: model(app, which)?,
+        })
+    }
 }
 
 fn describe(served: &Served, session: &SessionInfo) -> Value {
@@ -86,13 +104,15 @@ pub(super) async fn one(
     which: Chosen,
     request: Request<Body>,
 ) -> Result<Json<Value>> {
-    let (owner, _) = asker(&request)?;
-    let (name, served) = (name(path)?, model(&app, which)?);
+    let Asked {
+        owner,
+        name,
+        served,
+    } = Asked::of(&app, path, which, &request)?;
     let found = app.slowly(move || {
-        let sessions = served.backend.sessions(&owner)?;
-        let found = sessions.iter().find(|session| session.name == name);
+        let found = served.backend.session(&owner, &name)?;
         found
-            .map(|session| describe(&served, session))
+            .map(|session| describe(&served, &session))
             .ok_or_else(|| no_session(&name))
     });
     Ok(Json(found.await?))
@@ -104,8 +124,11 @@ pub(super) async fn fork(
     which: Chosen,
     request: Request<Body>,
 ) -> Result<Json<Value>> {
-    let (owner, _) = asker(&request)?;
-    let (name, served) = (name(path)?, model(&app, which)?);
+    let Asked {
+        owner,
+        name,
+        served,
+    } = Asked::of(&app, path, which, &request)?;
     let (fields, _share) = read_object(&app, request).await?;
     let mut fields = Fields::new(fields, &FORK)?;
     let Some(to) = fields.text("to")? else {
@@ -117,12 +140,10 @@ pub(super) async fn fork(
     };
     let to = session_name("to", to)?;
     let forked = app.slowly(move || {
-        let sessions = served.backend.sessions(&owner)?;
-        let is_there = |name: &str| sessions.iter().any(|session| session.name == name);
-        if !is_there(&name) {
+        if served.backend.session(&owner, &name)?.is_none() {
             return Err(no_session(&name));
         }
-        if is_there(&to) {
+        if served.backend.session(&owner, &to)?.is_some() {
             let text = format!("there is a session {to:?} already");
             return Err(ApiError::new(StatusCode::CONFLICT, text)
                 .param("to")
@@ -140,8 +161,11 @@ pub(super) async fn delete(
     which: Chosen,
     request: Request<Body>,
 ) -> Result<Json<Value>> {
-    let (owner, _) = asker(&request)?;
-    let (name, served) = (name(path)?, model(&app, which)?);
+    let Asked {
+        owner,
+        name,
+        served,
+    } = Asked::of(&app, path, which, &request)?;
     let deleted = app.slowly(
         move || match served.backend.delete_session(&owner, &name)? {
             true => Ok(json!({"object": "session.deleted", "name": name, "deleted": true})),
@@ -157,8 +181,11 @@ pub(super) async fn export(
     which: Chosen,
     request: Request<Body>,
 ) -> Result<Response> {
-    let (owner, _) = asker(&request)?;
-    let (name, served) = (name(path)?, model(&app, which)?);
+    let Asked {
+        owner,
+        name,
+        served,
+    } = Asked::of(&app, path, which, &request)?;
     let exported = app.slowly(move || {
         let bytes = served.backend.export_session(&owner, &name)?;
         bytes.ok_or_else(|| no_session(&name))
@@ -176,8 +203,11 @@ pub(super) async fn import(
     which: Chosen,
     request: Request<Body>,
 ) -> Result<Json<Value>> {
-    let (owner, _) = asker(&request)?;
-    let (name, served) = (name(path)?, model(&app, which)?);
+    let Asked {
+        owner,
+        name,
+        served,
+    } = Asked::of(&app, path, which, &request)?;
     // A state is large: few are held in memory at once.
     let _permit = app.admission.enter(&owner).await?;
     let body = read_body(&app, request, app.config.state_bytes_max).await?;

@@ -14,7 +14,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::Arc;
 
-use rwkv_edge::{Error, ErrorKind, Model, Output, Result, Span, Workspace};
+use rwkv_edge::{Error, ErrorKind, Model, Output, Result, Span, State, Workspace};
 
 use crate::job::Event;
 use crate::metrics::ModelMetrics;
@@ -99,8 +99,7 @@ impl<'m> Scheduler<'m> {
                     Ok(command) => self.take(command),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
-                        let error = Error::new(ErrorKind::Backend, "the server is ending");
-                        return self.fail(self.reading.len(), &error);
+                        return self.fail(self.reading.len(), &ending());
                     }
                 }
             }
@@ -297,38 +296,48 @@ impl<'m> Scheduler<'m> {
     }
 
     /// The first tokens of a job's answers, all behind the same prompt.
-    fn begin_drawing(&mut self, reading: Reading, row: &mut [f32]) {
+    fn begin_drawing(&mut self, reading: Reading, row: &[f32]) {
         let n_choices = reading.job.n_choices.max(1);
         self.metrics.tokens_made.inc_by(n_choices as u64);
         let (running, state) = reading.end();
-        let mut state = Some(state);
-        for choice in 0..n_choices {
-            let is_last = choice + 1 == n_choices;
-            let own = match &state {
-                Some(state) if !is_last => state.try_clone().map(Some),
-                _ => Ok(state.take()),
-            };
-            let begun = own.and_then(|own| {
-                let own = own.map_or_else(|| self.model.try_new_state(), Ok)?;
-                let mut sequence = Sequence::new(&running, choice, self.model, own)?;
-                let mut row = row.to_vec();
-                let outcome = catch_unwind(AssertUnwindSafe(|| sequence.draw(&mut row)));
-                let outcome = outcome.unwrap_or_else(|_| Err(panicked()))?;
-                Ok((sequence, outcome))
-            });
-            match begun {
-                Ok((sequence, outcome)) => {
+        let begun = self.first_tokens(&running, n_choices, state, row);
+        match begun {
+            Ok(begun) => {
+                for (sequence, outcome) in begun {
                     if goes_on(&running, Ok(outcome), &self.store) {
                         self.drawing.push(sequence);
                     }
                 }
-                Err(error) => {
-                    goes_on(&running, Err(error), &self.store);
-                    return;
-                }
             }
+            Err(error) => running.fail(error),
         }
     }
+
+    /// Answers with their first tokens, and what has ended by them.
+    fn first_tokens(
+        &self,
+        running: &Arc<Running>,
+        n_choices: usize,
+        state: State,
+        row: &[f32],
+    ) -> Result<Vec<(Sequence<'m>, Option<Ended>)>> {
+        let mut states = Vec::with_capacity(n_choices);
+        for _ in 1..n_choices {
+            states.push(state.try_clone()?);
+        }
+        states.push(state);
+        let begin = |(choice, state): (usize, State)| {
+            let mut sequence = Sequence::new(running, choice, self.model, state)?;
+            let ended = draw_one(&mut sequence, &mut row.to_vec())?;
+            Ok((sequence, ended))
+        };
+        states.into_iter().enumerate().map(begin).collect()
+    }
+}
+
+/// Draws a token for an answer.
+fn draw_one(one: &mut Sequence<'_>, row: &mut [f32]) -> Result<Option<Ended>> {
+    catch_unwind(AssertUnwindSafe(|| one.draw(row))).unwrap_or_else(|_| Err(panicked()))
 }
 
 /// Draws a token for each of some answers.
@@ -338,10 +347,8 @@ fn draw_all(
     n_vocab: usize,
 ) -> Vec<Result<Option<Ended>>> {
     let rows = logits.chunks_mut(n_vocab);
-    let draw = |(one, row): (&mut Sequence<'_>, &mut [f32])| {
-        catch_unwind(AssertUnwindSafe(|| one.draw(row))).unwrap_or_else(|_| Err(panicked()))
-    };
-    group.iter_mut().zip(rows).map(draw).collect()
+    let pairs = group.iter_mut().zip(rows);
+    pairs.map(|(one, row)| draw_one(one, row)).collect()
 }
 
 /// Whether an answer goes on; tells what became of it if it does not.
@@ -359,9 +366,15 @@ fn goes_on(running: &Arc<Running>, outcome: Result<Option<Ended>>, store: &Store
     }
 }
 
-fn panicked() -> Error {
+/// What a job is told that a panic has ended.
+pub(crate) fn panicked() -> Error {
     let text = "a panic, which is a bug in rwkv-edge";
     Error::new(ErrorKind::Backend, text)
+}
+
+/// What a job is told that nobody works on any more.
+pub(crate) fn ending() -> Error {
+    Error::new(ErrorKind::Backend, "the server is ending")
 }
 
 /// The same error for somebody else.

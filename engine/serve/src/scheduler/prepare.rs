@@ -9,6 +9,7 @@ use rwkv_edge::{Error, ErrorKind, Model, Result, State};
 
 use super::rooms::{IsOpen, OpenSessions, Room, Rooms};
 use crate::job::{Job, Prompt, Start};
+use crate::session_errors;
 use crate::store::{Key, Store, TextHash};
 
 /// A job that can begin.
@@ -45,12 +46,11 @@ pub(crate) struct OpenSession {
     pub(crate) is_open: IsOpen,
 }
 
-/// What a prompt comes behind.
-struct Base {
+/// A state, and what is to be read behind it.
+struct Place {
     key: Key,
     state: Option<Arc<State>>,
     tokens: Vec<u32>,
-    session: Option<OpenSession>,
 }
 
 /// Makes the jobs of one model ready.
@@ -78,12 +78,12 @@ impl Preparer {
     }
 
     fn begin(&self, job: &Job) -> Result<Begin> {
-        let base = match &job.start {
-            Start::Beginning => self.nothing(&[]),
-            Start::Token(first) => self.nothing(&[*first]),
+        let (base, session) = match &job.start {
+            Start::Beginning => (self.nothing(&[]), None),
+            Start::Token(first) => (self.nothing(&[*first]), None),
             Start::Session { name, first } => self.session(job, name, first.as_slice())?,
         };
-        let begin = self.behind(job, base)?;
+        let begin = self.behind(job, base, session)?;
         if begin.tokens.is_empty() {
             let text = "an empty prompt, expected at least one token";
             return Err(Error::new(ErrorKind::Argument, text));
@@ -97,65 +97,62 @@ impl Preparer {
         Ok(begin)
     }
 
-    fn nothing(&self, first: &[u32]) -> Base {
-        Base {
+    fn nothing(&self, first: &[u32]) -> Place {
+        Place {
             key: self.store.root(),
             state: None,
             tokens: first.to_vec(),
-            session: None,
         }
     }
 
-    fn session(&self, job: &Job, name: &str, first: &[u32]) -> Result<Base> {
+    fn session(
+        &self,
+        job: &Job,
+        name: &str,
+        first: &[u32],
+    ) -> Result<(Place, Option<OpenSession>)> {
         let is_open = self.sessions.open(&job.owner, name)?;
         let (base, created) = match self.store.session(&job.owner, name)? {
             None => (self.nothing(first), crate::store::now()),
             Some(session) => {
-                let key = session.key().ok_or_else(|| is_gone(name))?;
-                let state = match key == self.store.root() {
-                    true => None,
-                    false => Some(
-                        self.store
-                            .find(&job.owner, key)
-                            .ok_or_else(|| is_gone(name))?,
-                    ),
-                };
-                let base = Base {
+                let lost = || session_errors::lost(name);
+                let key = session.key().ok_or_else(lost)?;
+                let find = || self.store.find(&job.owner, key).ok_or_else(lost);
+                let base = Place {
                     key,
-                    state,
+                    state: (key != self.store.root()).then(find).transpose()?,
                     tokens: session.pending,
-                    session: None,
                 };
                 (base, session.created)
             }
         };
-        let session = Some(OpenSession {
+        let open = OpenSession {
             name: name.into(),
             created,
             is_open,
-        });
-        Ok(Base { session, ..base })
+        };
+        Ok((base, Some(open)))
     }
 
     /// The prompt behind a base: by its text, if it begins with an answer that is known, then by its tokens.
-    fn behind(&self, job: &Job, base: Base) -> Result<Begin> {
+    fn behind(&self, job: &Job, base: Place, session: Option<OpenSession>) -> Result<Begin> {
         let n_before = n_read(&base.state);
         let n_in_front = base.tokens.len();
         // Texts belong to what comes before them.
         let root = base.tokens.iter().fold(base.key, |key, &t| key.then(t));
-        let (mut place, mut hash) = (Place::of(&base), None);
-        match &job.prompt {
+        let (place, hash) = match &job.prompt {
             Prompt::Tokens(more) => {
+                let mut place = base;
                 place.tokens.extend_from_slice(more);
                 self.find_tokens(job, &mut place);
+                (place, None)
             }
             Prompt::Text(text) => {
                 let mut whole = TextHash::behind(root);
                 whole.push(text.as_bytes());
-                hash = Some(whole);
-                place = self.in_text(job, &base, root, text)?;
+                (self.in_text(job, base, root, text)?, Some(whole))
             }
-        }
+        };
         let keys = place.key.chain(&place.tokens);
         Ok(Begin {
             n_cached: usize::try_from(n_read(&place.state) - n_before).unwrap_or(usize::MAX),
@@ -165,12 +162,12 @@ impl Preparer {
             tokens: place.tokens,
             keys,
             text: hash,
-            session: base.session,
+            session,
         })
     }
 
     /// Where a text begins that is not known: behind an answer in it, or behind tokens, whichever leaves less to read.
-    fn in_text(&self, job: &Job, base: &Base, root: Key, text: &str) -> Result<Place> {
+    fn in_text(&self, job: &Job, base: Place, root: Key, text: &str) -> Result<Place> {
         let tokenizer = self.model.tokenizer()?;
         let hit = match job.prompt_logprobs {
             true => None,
@@ -178,27 +175,25 @@ impl Preparer {
         };
         // Something is read in any case, since logits are not kept.
         let hit = hit.filter(|hit| hit.size < text.len() && is_between_words(text, hit.size));
-        let behind_answer = hit.map(|hit| -> Result<(usize, Place)> {
+        let mut behind_answer = None;
+        if let Some(hit) = hit {
             let mut place = Place {
                 key: hit.key,
                 state: Some(hit.state),
                 tokens: tokenizer.encode(&text[hit.size..])?,
             };
             self.find_tokens(job, &mut place);
-            Ok((hit.size, place))
-        });
-        let behind_answer = behind_answer.transpose()?;
-        // All of a long text is only cut into tokens where that may be worth it.
-        if let Some((size, place)) = &behind_answer {
-            if 2 * size > text.len() {
-                return Ok(place.clone());
+            // All of a long text is only cut into tokens where that may be worth it.
+            if 2 * hit.size > text.len() {
+                return Ok(place);
             }
+            behind_answer = Some(place);
         }
-        let mut place = Place::of(base);
+        let mut place = base;
         place.tokens.extend(tokenizer.encode(text)?);
         self.find_tokens(job, &mut place);
         Ok(match behind_answer {
-            Some((_, other)) if other.tokens.len() <= place.tokens.len() => other,
+            Some(other) if other.tokens.len() <= place.tokens.len() => other,
             _ => place,
         })
     }
@@ -217,24 +212,6 @@ impl Preparer {
     }
 }
 
-/// A state, and what is to be read behind it.
-#[derive(Clone)]
-struct Place {
-    key: Key,
-    state: Option<Arc<State>>,
-    tokens: Vec<u32>,
-}
-
-impl Place {
-    fn of(base: &Base) -> Self {
-        Place {
-            key: base.key,
-            state: base.state.clone(),
-            tokens: base.tokens.clone(),
-        }
-    }
-}
-
 fn n_read(state: &Option<Arc<State>>) -> u64 {
     state.as_ref().map_or(0, |state| state.n_tokens())
 }
@@ -245,12 +222,4 @@ fn is_between_words(text: &str, at: usize) -> bool {
     let before = text[..at].chars().next_back();
     let behind = text[at..].chars().next();
     !(before.is_some_and(char::is_alphanumeric) && behind.is_some_and(char::is_alphanumeric))
-}
-
-fn is_gone(name: &str) -> Error {
-    let text = format!(
-        "session {name:?}: its state is no longer there, since others took its room, expected a new session, or more \
-         memory for states or a folder for them"
-    );
-    Error::new(ErrorKind::State, text)
 }

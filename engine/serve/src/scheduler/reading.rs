@@ -118,7 +118,7 @@ impl Reading {
             return Ok(());
         }
         let is_kept = self.state.n_tokens().is_multiple_of(KEPT_EVERY);
-        if is_kept && self.n_inside_max > 0 && self.n_read < self.tokens.len() {
+        if is_kept && self.n_inside_max > 0 {
             self.keep_inside(store)?;
         }
         Ok(())

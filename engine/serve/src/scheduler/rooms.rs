@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rwkv_edge::{Error, ErrorKind, Result};
+use rwkv_edge::Result;
 
 use crate::job::Owner;
+use crate::session_errors;
 
 /// How often somebody who waits for room looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(50);
@@ -127,12 +128,7 @@ impl OpenSessions {
                 sessions: self.clone(),
                 session,
             }),
-            false => {
-                let text = format!(
-                    "session {name:?}: another request works on it, expected one at a time"
-                );
-                Err(Error::new(ErrorKind::State, text))
-            }
+            false => Err(session_errors::busy(name)),
         }
     }
 }

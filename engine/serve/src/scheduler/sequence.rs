@@ -6,7 +6,7 @@ use rwkv_edge::{Model, Result, Sampler, State, StopTexts, TextStream};
 
 use super::running::{Ended, Running};
 use crate::constrain::Constraint;
-use crate::job::{Ending, Event};
+use crate::job::{Chosen, Ending, Event};
 use crate::logprobs;
 use crate::store::{Kept, Key};
 
@@ -165,7 +165,7 @@ impl<'m> Sequence<'m> {
         Ok(given)
     }
 
-    fn tell(&self, chosen: crate::job::Chosen, text: String) {
+    fn tell(&self, chosen: Chosen, text: String) {
         let choice = self.choice;
         self.running.tell(Event::Token {
             choice,
@@ -189,7 +189,7 @@ impl<'m> Sequence<'m> {
         }
         let answer = &self.drawn[..self.n_given + rest.len()];
         let job = &self.running.job;
-        let remains = job.kept.as_ref().and_then(|kept| kept(answer));
+        let remains = job.remains.as_ref().and_then(|remains| remains(answer));
         let remains = remains.as_deref().unwrap_or(answer);
         // The state that has read the most of what remains, and nothing else.
         let is_begin = |n_read: usize| {

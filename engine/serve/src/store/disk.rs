@@ -339,10 +339,8 @@ impl Files {
         for command in commands {
             match command {
                 Command::Write(write) => {
-                    // Whoever waits for an answer's end must not wait for good.
-                    if catch_unwind(AssertUnwindSafe(|| self.write(write))).is_err() {
-                        continue;
-                    }
+                    // The others' files are still to be written; whoever waited for this one is told by what is dropped.
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.write(write)));
                 }
                 Command::Flush(done) => drop(done.send(())),
             }

@@ -186,7 +186,7 @@ impl Backend for Fake {
             top_logprobs: job.top_logprobs,
             prompt_logprobs: job.prompt_logprobs,
             has_constraint: job.constraint.is_some(),
-            kept: job.kept.as_ref().and_then(|kept| kept(" Hello. ")),
+            kept: job.remains.as_ref().and_then(|remains| remains(" Hello. ")),
         });
         let began = Event::Began {
             n_prompt: 3,
@@ -244,6 +244,11 @@ impl Backend for Fake {
             )),
             _ => Compiler::new(model())?.compile(&Grammar::Regex("a+".into())),
         }
+    }
+
+    fn session(&self, owner: &Owner, name: &str) -> Result<Option<SessionInfo>> {
+        let all = self.sessions(owner)?;
+        Ok(all.into_iter().find(|session| session.name == name))
     }
 
     fn sessions(&self, owner: &Owner) -> Result<Vec<SessionInfo>> {

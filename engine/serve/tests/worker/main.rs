@@ -96,7 +96,7 @@ fn a_thought_is_not_gone_on_from() {
     let worker = worker();
     let thinking = |job: &mut Job| {
         job.max_new_tokens = Some(30);
-        job.kept = Some(Box::new(|_| Some(" Yes.".into())));
+        job.remains = Some(Box::new(|_| Some(" Yes.".into())));
     };
     let first = run(&worker, TEXT, thinking);
     let second = run(&worker, &format!("{TEXT} Yes.\n\nWhy?"), |_| {});
@@ -452,7 +452,7 @@ fn a_session_may_begin_with_one_token() {
     let first = run(&worker, "", |job| {
         in_session("a")(job);
         job.prompt = Prompt::Tokens(Vec::new());
-        job.kept = Some(Box::new(|_| Some(" So".into())));
+        job.remains = Some(Box::new(|_| Some(" So".into())));
     });
     assert_eq!(first.n_prompt, 1);
     let bytes = worker

@@ -58,7 +58,7 @@ pub fn job(prompt: &str, change: impl FnOnce(&mut Job)) -> (Job, UnboundedReceiv
         top_logprobs: None,
         prompt_logprobs: false,
         constraint: None,
-        kept: None,
+        remains: None,
         events,
     };
     change(&mut job);
