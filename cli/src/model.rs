@@ -32,11 +32,6 @@ const PROGRAM_GROWS_BY: u64 = 4 << 20;
 /// What is assumed to be in memory where the system does not say.
 const PROGRAM_BYTES: u64 = 8 << 20;
 
-/// The vocabularies of Pile models of versions 4 and 7, whose checkpoints bring no tokenizer.
-fn is_20b(n_vocab: usize) -> bool {
-    matches!(n_vocab, 50_277 | 50_304)
-}
-
 /// Opens a model that will be given text: where its tokenizer is missing and known, that is found
 /// too.
 pub(crate) fn open(args: &ModelArgs) -> Result<Model> {
@@ -273,7 +268,7 @@ pub(crate) fn open_tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
 fn open_remote_tokenizer(remote: &hub::RemoteTokenizer, is_limited: bool) -> Result<Tokenizer> {
     let path = match (&remote.path, remote.n_vocab) {
         (Some(path), _) => path.clone(),
-        (None, Some(n_vocab)) if is_20b(n_vocab) => hub::tokenizer_20b()?,
+        (None, Some(n_vocab)) if Tokenizer::is_of_20b(n_vocab) => hub::tokenizer_20b()?,
         (None, _) => bail!(
             "{}: no tokenizer.json, rwkv_vocab*.txt or vocab.txt in the repository; name a tokenizer with \
              --tokenizer FILE",
@@ -291,7 +286,9 @@ fn open_remote_tokenizer(remote: &hub::RemoteTokenizer, is_limited: bool) -> Res
 pub(crate) fn missing_tokenizer(path: &Path) -> Result<Option<PathBuf>> {
     // What is wrong with a model that has no outline, opening it tells.
     let n_vocab = match Model::outline(path, &Options::default()) {
-        Ok(outline) if is_20b(outline.n_vocab) && !outline.has_tokenizer => outline.n_vocab,
+        Ok(outline) if Tokenizer::is_of_20b(outline.n_vocab) && !outline.has_tokenizer => {
+            outline.n_vocab
+        }
         _ => return Ok(None),
     };
     let tokenizer = hub::tokenizer_20b().with_context(|| {

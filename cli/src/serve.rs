@@ -246,7 +246,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         });
         options.turn = Arc::clone(&turn);
         options.metrics = metrics.model(name);
-        let worker = Worker::start(name, model, &options)?;
+        let worker = Worker::start(model, &options)?;
         served.push(Served::new(
             name,
             Arc::new(WorkerBackend::new(worker)),

@@ -67,7 +67,6 @@ impl SessionInfo {
 
 /// Runs a model: one thread of its own makes batches of all jobs, another finds out where they begin.
 pub struct Worker {
-    name: String,
     model: Model,
     store: Arc<Store>,
     metrics: ModelMetrics,
@@ -85,12 +84,12 @@ pub trait Work: Send {
 }
 
 impl Worker {
-    /// Starts the threads. `name` is what clients call the model.
+    /// Starts the threads.
     ///
     /// # Errors
     ///
     /// When there is no memory for the batches, no thread can be started, or the folder of states cannot be used.
-    pub fn start(name: &str, model: Model, options: &WorkerOptions) -> Result<Self> {
+    pub fn start(model: Model, options: &WorkerOptions) -> Result<Self> {
         let store = Store::new(
             &model,
             options.state_memory,
@@ -153,7 +152,6 @@ impl Worker {
             }
         })?;
         Ok(Worker {
-            name: name.into(),
             model,
             store,
             metrics,
@@ -185,11 +183,6 @@ impl Worker {
             // Work that is dropped tells so by whatever it holds.
             let _ = commands.send(Command::Work(work));
         }
-    }
-
-    /// What clients call the model.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// The model.

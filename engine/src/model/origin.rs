@@ -175,7 +175,7 @@ fn pass_over_misfit(checkpoint: &mut Checkpoint) {
     let is_usual_pair = is_world == (n_vocab == tokenizer::N_VOCAB_WORLD);
     // A folder's own tokenizer.json is what its model was published with, and takes long to read.
     let is_own = !is_world && checkpoint.folder.is_some();
-    if is_own || is_usual_pair && (is_world || tokenizer::is_of_20b(n_vocab)) {
+    if is_own || is_usual_pair && (is_world || Tokenizer::is_of_20b(n_vocab)) {
         return;
     }
     let Ok(tokenizer) = Tokenizer::from_bytes_within(&file.place, &file.bytes, true) else {

@@ -491,7 +491,7 @@ fn a_session_that_cannot_be_kept_is_an_error() {
         folder: path,
         n_bytes_max: 1 << 30,
     });
-    assert!(Worker::start("demo", model(), &options).is_err());
+    assert!(Worker::start(model(), &options).is_err());
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub fn model() -> Model {
 pub fn worker_with(change: impl FnOnce(&mut WorkerOptions)) -> Worker {
     let mut options = WorkerOptions::default();
     change(&mut options);
-    Worker::start("demo", model(), &options).expect("it starts")
+    Worker::start(model(), &options).expect("it starts")
 }
 
 pub fn worker() -> Worker {

@@ -61,11 +61,6 @@ const N_TOKENS_20B: usize = 50_277;
 /// Rows of the World models: the vocabulary's 65,530 ids, padded.
 pub(crate) const N_VOCAB_WORLD: usize = 65_536;
 
-/// Whether models of so many rows use the 20B tokenizer: as it is, or padded.
-pub(crate) fn is_of_20b(n_vocab: usize) -> bool {
-    matches!(n_vocab, N_TOKENS_20B | 50_304)
-}
-
 /// A tokenizer: immutable, and shared between threads without locks of our own.
 pub struct Tokenizer {
     /// Of the file, for error texts.
@@ -316,6 +311,11 @@ impl Tokenizer {
         let size = tokens.len().saturating_mul(TOKEN_BYTES_USUAL);
         drop(black_box(reserve::<u8>(size, "the text of tokens")?));
         json.decode(&ordinary)
+    }
+
+    /// Whether models of so many rows use the 20B tokenizer: as it is, or padded.
+    pub fn is_of_20b(n_vocab: usize) -> bool {
+        matches!(n_vocab, N_TOKENS_20B | 50_304)
     }
 
     /// Ids of the tokens whose whole text lies in `" \t0123456789"`: a space, a tab, both, a digit, or digits that
