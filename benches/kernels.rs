@@ -10,7 +10,9 @@ use std::hint::black_box;
 
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use half::f16;
-use rwkv_edge::internals::{gemm_f32, Aligned, KernelSet, Rows, WkvChannels, PANEL_WIDTH};
+use rwkv_edge::internals::{
+    gemm_f32, ActivationBounds, Aligned, KernelSet, Rows, WkvChannels, PANEL_WIDTH,
+};
 use rwkv_edge::{Sampler, SamplerOptions};
 
 const N_EMBD: usize = 768;
@@ -202,7 +204,9 @@ fn elementwise(c: &mut Criterion) {
             b.iter(|| set.token_shift(black_box(&x), &weight, &bias, &mut out))
         });
         group.bench_function("quantise_activations 768", |b| {
-            b.iter(|| set.quantise_activations(black_box(&x), &mut integers))
+            b.iter(|| {
+                set.quantise_activations(black_box(&x), ActivationBounds::INT8, &mut integers)
+            })
         });
         let channels = WkvChannels {
             decay_log: &decay_log,

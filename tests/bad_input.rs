@@ -392,7 +392,7 @@ fn model_files() {
         &mut table,
         "unknown quant",
         &quant,
-        &["int4", "expected f32, f16 or int8"],
+        &["int4", "expected f32, f16, int8, q6, q5 or q4"],
     );
     let scales = replace("head.weight.scale.row", "head.weight.scale.raw");
     verify(

@@ -28,7 +28,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
 
-    /// f32, f16 or int8 [default: as stored]
+    /// f32, f16, int8, q6, q5 or q4 [default: as stored]
     ///
     /// What the weight matrices are turned into while loading; quantised GGUF and rwkv.cpp files become f16. A
     /// model file of int8 weights can only stay so: f16 and f32 would make it no more exact, and are refused.
@@ -116,6 +116,9 @@ pub(crate) enum Quant {
     F32,
     F16,
     Int8,
+    Q6,
+    Q5,
+    Q4,
 }
 
 impl From<Quant> for rwkv_edge::Quant {
@@ -124,6 +127,9 @@ impl From<Quant> for rwkv_edge::Quant {
             Quant::F32 => rwkv_edge::Quant::F32,
             Quant::F16 => rwkv_edge::Quant::F16,
             Quant::Int8 => rwkv_edge::Quant::Int8,
+            Quant::Q6 => rwkv_edge::Quant::Q6,
+            Quant::Q5 => rwkv_edge::Quant::Q5,
+            Quant::Q4 => rwkv_edge::Quant::Q4,
         }
     }
 }

@@ -36,10 +36,10 @@ impl ByTensor {
             .filter(|(ours, theirs)| ours.quant != theirs.quant)
             .map(|(ours, _)| ours)
             .collect();
-        // Low-rank matrices stay floats: beside what int8 does to others there is nothing to see of them.
-        let is_int8 = |tensor: &TensorInfo| tensor.quant == Quant::Int8;
-        let some_are_int8 = changed.iter().any(is_int8);
-        let is_looked_at = |tensor: &&TensorInfo| is_int8(tensor) || !some_are_int8;
+        // Low-rank matrices stay floats: beside what integers do to others there is nothing to see of them.
+        let is_integer = |tensor: &TensorInfo| !matches!(tensor.quant, Quant::F32 | Quant::F16);
+        let some_are_integers = changed.iter().any(is_integer);
+        let is_looked_at = |tensor: &&TensorInfo| is_integer(tensor) || !some_are_integers;
         let matrices: Vec<_> = changed.iter().filter(is_looked_at).cloned().collect();
         if matrices.is_empty() {
             let quant = quantised.info().quant;

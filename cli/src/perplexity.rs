@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(2..))]
     limit: Option<u64>,
 
-    /// Compare with f32, f16 or int8
+    /// Compare with f32, f16, int8, q6, q5 or q4
     ///
     /// Both models run side by side. KL(reference || model) is in nats a token; its mean and its 99th
     /// percentile over all predicted tokens are shown, and for how many of them the likeliest token is

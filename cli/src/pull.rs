@@ -21,7 +21,7 @@ pub(crate) struct Args {
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 
-    /// Quantise it, too: f32, f16 or int8
+    /// Quantise it, too: f32, f16, int8, q6, q5 or q4
     ///
     /// Into the cache: whoever opens the model with this --quant opens that file.
     #[arg(short, long, hide_possible_values = true)]

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 
-    /// f32, f16 or int8 [default: as stored]
+    /// f32, f16, int8, q6, q5 or q4 [default: as stored]
     ///
     /// What the weight matrices of all models are turned into while loading.
     #[arg(short, long, hide_possible_values = true)]

@@ -125,6 +125,8 @@ pub mod internals {
     pub use crate::math::aligned::Aligned;
     #[cfg(feature = "gemm")]
     pub use crate::math::kernels::gemm::multiply_f32 as gemm_f32;
-    pub use crate::math::kernels::{KernelSet, Rows, WkvChannels, PANEL_WIDTH};
+    pub use crate::math::kernels::{
+        ActivationBounds, KernelSet, PackedRows, Rows, WkvChannels, PANEL_WIDTH,
+    };
     pub use crate::math::threads::THREAD_NAME;
 }

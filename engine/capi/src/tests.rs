@@ -231,6 +231,9 @@ fn constants_are_those_of_the_header() {
         ("RWKV_EDGE_QUANT_F32", types::QUANT_F32),
         ("RWKV_EDGE_QUANT_F16", types::QUANT_F16),
         ("RWKV_EDGE_QUANT_INT8", types::QUANT_INT8),
+        ("RWKV_EDGE_QUANT_Q4", types::QUANT_Q4),
+        ("RWKV_EDGE_QUANT_Q5", types::QUANT_Q5),
+        ("RWKV_EDGE_QUANT_Q6", types::QUANT_Q6),
         ("RWKV_EDGE_FLAG_NO_MMAP", types::FLAG_NO_MMAP),
     ];
     let ours: BTreeMap<String, u32> = ours.map(|(name, value)| (name.to_owned(), value)).into();

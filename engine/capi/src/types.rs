@@ -13,6 +13,9 @@ pub(crate) const QUANT_KEEP: u32 = 0;
 pub(crate) const QUANT_F32: u32 = 1;
 pub(crate) const QUANT_F16: u32 = 2;
 pub(crate) const QUANT_INT8: u32 = 3;
+pub(crate) const QUANT_Q4: u32 = 4;
+pub(crate) const QUANT_Q5: u32 = 5;
+pub(crate) const QUANT_Q6: u32 = 6;
 
 pub(crate) const FLAG_NO_MMAP: u32 = 1;
 
@@ -111,9 +114,12 @@ pub(crate) fn quant_of_code(code: u32) -> Result<Option<Quant>> {
         QUANT_F32 => Some(Quant::F32),
         QUANT_F16 => Some(Quant::F16),
         QUANT_INT8 => Some(Quant::Int8),
+        QUANT_Q4 => Some(Quant::Q4),
+        QUANT_Q5 => Some(Quant::Q5),
+        QUANT_Q6 => Some(Quant::Q6),
         _ => {
             return Err(wrong(format_args!(
-                "quant is {code}, expected 0 to {QUANT_INT8}"
+                "quant is {code}, expected 0 to {QUANT_Q6}"
             )))
         }
     })
@@ -125,6 +131,9 @@ pub(crate) fn code_of_quant(quant: Quant) -> u32 {
         Quant::F32 => QUANT_F32,
         Quant::F16 => QUANT_F16,
         Quant::Int8 => QUANT_INT8,
+        Quant::Q4 => QUANT_Q4,
+        Quant::Q5 => QUANT_Q5,
+        Quant::Q6 => QUANT_Q6,
         _ => QUANT_KEEP,
     }
 }

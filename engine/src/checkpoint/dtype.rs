@@ -72,6 +72,7 @@ impl From<Numbers> for Dtype {
             Numbers::F32 => Dtype::F32,
             Numbers::F16 => Dtype::F16,
             Numbers::I8 => Dtype::I8,
+            Numbers::U8 => Dtype::U8,
         }
     }
 }

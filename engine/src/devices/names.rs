@@ -227,8 +227,8 @@ fn quant(word: &str) -> Result<Quant> {
             "{word}: weights are never bf16 here: use f16, f32 or int8"
         ))),
         _ => {
-            let text = format!("quant `{word}`: expected f32, f16 or int8");
-            Err(Error::argument(text))
+            let text = format!("quant `{word}`: expected {}", Quant::names());
+            Quant::from_name(word).ok_or_else(|| Error::argument(text))
         }
     }
 }

@@ -142,7 +142,8 @@ impl Buffers {
     pub(crate) fn new(sizes: &Sizes, rows_max: usize, n_threads: usize) -> Result<Self> {
         let row_width = sizes.architecture.row_width(sizes);
         let rows = || Aligned::zeroed(rows_max.saturating_mul(row_width), BUFFERS);
-        let scratch = || Scratch::new(rows_max, sizes.n_embd);
+        let n_inputs = sizes.n_embd.max(sizes.n_attention);
+        let scratch = || Scratch::new(rows_max, n_inputs, sizes.n_embd);
         Ok(Buffers {
             row_width,
             residual: rows()?,
@@ -155,8 +156,9 @@ impl Buffers {
     /// Bytes that [`new`](Self::new) takes.
     pub(crate) fn bytes_for(sizes: &Sizes, rows_max: usize, n_threads: usize) -> u64 {
         let (rows, row_width) = (rows_max as u64, sizes.architecture.row_width(sizes) as u64);
+        let n_inputs = sizes.n_embd.max(sizes.n_attention);
         2 * Aligned::<f32>::bytes_for(rows * row_width)
-            + n_threads as u64 * Scratch::bytes_for(rows_max, sizes.n_embd)
+            + n_threads as u64 * Scratch::bytes_for(rows_max, n_inputs, sizes.n_embd)
             + rows * size_of::<Option<usize>>() as u64
     }
 

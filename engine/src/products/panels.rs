@@ -12,7 +12,7 @@ use super::{
 use crate::math::kernels::{KernelSet, PANEL_WIDTH};
 use crate::math::threads::{ColumnBlock, Columns};
 use crate::quant::matrix::Matrix;
-use crate::quant::{ByInput, FloatSums, Int8};
+use crate::quant::{ByInput, FloatSums, IntegerSums};
 
 /// A product with a matrix stored row per input of so many rows that all weights are needed.
 pub(super) fn multiply_many(
@@ -49,7 +49,7 @@ fn chunks(n_inputs: usize) -> impl Iterator<Item = Range<usize>> {
 fn multiply_panels_i8(
     kernels: KernelSet,
     matrix: &Matrix,
-    weights: &Int8,
+    weights: IntegerSums<'_>,
     input: &Activations,
     mut block: ColumnBlock<'_, f32>,
     scratch: &mut Scratch,

@@ -50,7 +50,7 @@ fn product(matrix: &Matrix, kernels: KernelSet, pool: &Pool, n_rows: usize) -> V
         paging: None,
     };
     let threads = 0..pool.n_threads();
-    let scratch = |_| Scratch::new(n_rows, N_OUTPUTS).expect("memory");
+    let scratch = |_| Scratch::new(n_rows, N_INPUTS, N_OUTPUTS).expect("memory");
     let mut scratch: Vec<_> = threads.map(scratch).collect();
     let mut activations = Activations::new(N_INPUTS, n_rows).expect("memory");
     activations.prepare(pool, kernels, matrix, n_rows, |row, out| {

@@ -17,7 +17,7 @@ use crate::math::aligned::Aligned;
 use crate::math::kernels::KernelSet;
 use crate::math::threads::{ColumnBlock, Columns};
 use crate::quant::matrix::{Layout, Matrix};
-use crate::quant::{ByInput, FloatSums, Int8};
+use crate::quant::{ByInput, FloatSums, IntegerSums};
 
 /// What is needed for products with a matrix stored row per input.
 pub(crate) struct Transposed {
@@ -150,7 +150,7 @@ impl Transposed {
         machine: Machine<'_>,
         scratch: &mut [Scratch],
         product: Product<'_>,
-        weights: &Int8,
+        weights: IntegerSums<'_>,
         next: &[&Matrix],
     ) {
         let kernels = machine.kernels;
@@ -243,7 +243,7 @@ impl Gather<'_> {
     /// those.
     fn integers(
         &self,
-        weights: &Int8,
+        weights: IntegerSums<'_>,
         indices: &mut [u32],
         integers: &mut [i16],
         out: &mut [i32],

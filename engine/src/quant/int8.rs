@@ -3,8 +3,7 @@
 //! ```text
 //! part           model file      device plugin
 //! weights        I8 (r, c)       values             -127 ..= 127
-//! row scales     F16 (r)         row_scales         finite, 0 or above
-//! exponents      I8 (c)          column_exponents   -96 ..= 96; left out where all are 0
+//! scales                         see `scales.rs`
 //! ```
 //!
 //! Trained RWKV has rows and columns much larger than the rest. The f16 scale of a row takes care of the
@@ -21,28 +20,24 @@
 
 use std::ops::Range;
 
-use bytemuck::{cast_slice, pod_read_unaligned};
+use bytemuck::cast_slice;
 use half::f16;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::FileBytes;
+use crate::math::collected;
 use crate::math::kernels::fetch::fetch;
-use crate::math::kernels::KernelSet;
+use crate::math::kernels::{ActivationBounds, KernelSet};
 use crate::math::threads::ColumnBlock;
-use crate::math::{collected, numbers_of, reserve, resized, zeroed};
 use crate::quant::blocks::{Block, Blocks};
-use crate::quant::exponents::{
-    column_exponents, column_factor, inverse_factors, largest_product, Importance, EXPONENT_MAX,
-};
+use crate::quant::exponents::{largest_product, Importance};
 use crate::quant::matrix::{Buffer, Layout};
 use crate::quant::parts::{Numbers, PartKind};
-use crate::quant::{ByInput, Format, Inputs, Quant, Room, TakeParts, Weights};
+use crate::quant::scales::{self, check_scales, Columns, Scales, SCALES};
+use crate::quant::{
+    ByInput, Format, Inputs, IntegerSums, Quant, Room, SumsOfIntegers, TakeParts, Weights,
+};
 
-/// Column exponents are left out where scales would cost more than half a bit a weight: only in
-/// matrices narrower than about 50, which no published model has.
-const SCALE_BITS_MAX: f64 = 0.5;
-/// What they are called in errors.
-const SCALES: &str = "scales of weights";
 /// Rows of one task.
 const TASK_ROWS: usize = 16;
 /// Columns that are looked at together.
@@ -53,44 +48,23 @@ const LANES: usize = 16;
 pub(crate) struct Int8 {
     /// (n_rows, n_cols), -127 ..= 127
     values: Buffer<i8>,
-    /// (n_rows)
-    row_scales: Vec<f16>,
-    /// (n_cols); all 0 where the matrix has none
-    column_exponents: Vec<i8>,
-    /// (n_rows) the scales as f32
-    row_factors: Vec<f32>,
-    /// (n_cols) 2^(exponent / 4)
-    column_factors: Vec<f32>,
+    scales: Scales,
 }
 
 impl Int8 {
-    /// Which part they are.
-    const ROW_SCALES: usize = 1;
-
-    fn new(values: Buffer<i8>, row_scales: Vec<f16>, column_exponents: Vec<i8>) -> Result<Self> {
-        let row_factors = row_scales.iter().map(|scale| scale.to_f32());
-        let column_factors = column_exponents.iter().map(|&e| column_factor(e));
-        Ok(Int8 {
-            values,
-            row_factors: collected(row_factors, SCALES)?,
-            column_factors: collected(column_factors, SCALES)?,
-            row_scales,
-            column_exponents,
-        })
-    }
-
-    /// What integer sums are multiplied by, one a matrix output.
-    pub(crate) fn output_factors(&self, layout: Layout) -> &[f32] {
-        match layout {
-            Layout::RowPerOutput => &self.row_factors,
-            Layout::RowPerInput | Layout::LowRank => &self.column_factors,
-        }
-    }
-
-    /// `out[o] = sum over i of values[i] * weight[first + rows[i], o]` in integers, `first` being the first of the stored
-    /// rows `inputs`.
     #[inline]
-    pub(crate) fn gather(
+    fn rows(&self, n_cols: usize, rows: &Range<usize>) -> &[i8] {
+        &self.values.as_slice()[rows.start * n_cols..rows.end * n_cols]
+    }
+}
+
+impl SumsOfIntegers for Int8 {
+    fn output_factors(&self, layout: Layout) -> &[f32] {
+        self.scales.output_factors(layout)
+    }
+
+    #[inline]
+    fn gather(
         &self,
         kernels: KernelSet,
         inputs: Range<usize>,
@@ -101,8 +75,7 @@ impl Int8 {
         kernels.gather_i8(self.rows(out.len(), &inputs), rows, values, out);
     }
 
-    /// Widens outputs `outputs`, at most 16, of the stored rows `inputs` of `n_cols` to a panel.
-    pub(crate) fn pack(
+    fn pack(
         &self,
         kernels: KernelSet,
         n_cols: usize,
@@ -112,11 +85,6 @@ impl Int8 {
     ) {
         let (weights, n) = (self.rows(n_cols, &inputs), outputs.len());
         kernels.pack_i8(weights, n_cols, outputs.start, n, panel);
-    }
-
-    #[inline]
-    fn rows(&self, n_cols: usize, rows: &Range<usize>) -> &[i8] {
-        &self.values.as_slice()[rows.start * n_cols..rows.end * n_cols]
     }
 }
 
@@ -131,72 +99,32 @@ impl Format for Int8 {
     const NAME: &'static str = "int8";
 
     fn parts(n_rows: usize, n_cols: usize) -> Vec<PartKind> {
-        vec![
-            PartKind::values(Numbers::I8, n_rows, n_cols),
-            PartKind {
-                suffix: ".scale.row",
-                device_name: c"row_scales",
-                numbers: Numbers::F16,
-                shape: vec![n_rows],
-                is_by_rows: true,
-                is_optional: false,
-            },
-            PartKind {
-                suffix: ".scale.column",
-                device_name: c"column_exponents",
-                numbers: Numbers::I8,
-                shape: vec![n_cols],
-                is_by_rows: false,
-                is_optional: true,
-            },
-        ]
+        let values = PartKind::values(Numbers::I8, n_rows, n_cols);
+        std::iter::once(values)
+            .chain(Scales::parts(n_rows, n_cols))
+            .collect()
     }
 
-    /// The factors.
     fn kept_bytes(n_rows: u64, n_cols: u64) -> u64 {
-        4 * (n_rows + n_cols)
+        Scales::kept_bytes(n_rows, n_cols)
     }
 
     fn check_part(index: usize, bytes: &[u8]) -> std::result::Result<(), String> {
-        if index == Self::ROW_SCALES {
-            let mut scales = bytes
-                .chunks_exact(2)
-                .map(pod_read_unaligned::<f16>)
-                .enumerate();
-            let is_bad = |scale: f16| !scale.is_finite() || scale.is_sign_negative();
-            return match scales.find(|&(_, scale)| is_bad(scale)) {
-                None => Ok(()),
-                Some((row, scale)) => {
-                    Err(format!("scale {scale} of row {row}, expected 0 or above"))
-                }
-            };
-        }
-        let limit = EXPONENT_MAX;
-        let exponents: &[i8] = cast_slice(bytes);
-        match exponents.iter().position(|e| !(-limit..=limit).contains(e)) {
-            None => Ok(()),
-            Some(column) => Err(format!(
-                "exponent {} of column {column}, expected up to +-{limit}",
-                exponents[column]
-            )),
-        }
+        Scales::check_part(index, bytes)
     }
 
     fn from_parts(
         (_, n_cols): (usize, usize),
         parts: &[Option<FileBytes>],
     ) -> Result<Option<Self>> {
-        let [Some(values), Some(row_scales), exponents] = parts else {
+        let Some((Some(values), beside)) = parts.split_first() else {
             return Ok(None);
         };
         let Some(values) = Buffer::in_file(values.clone()) else {
             return Ok(None);
         };
-        let exponents = match exponents {
-            Some(part) => numbers_of(part, SCALES)?,
-            None => zeroed(n_cols, SCALES)?,
-        };
-        Int8::new(values, numbers_of(row_scales, SCALES)?, exponents).map(Some)
+        let scales = Scales::from_parts(n_cols, beside, Rounding::STEP)?;
+        Ok(scales.map(|scales| Int8 { values, scales }))
     }
 
     #[inline]
@@ -205,10 +133,7 @@ impl Format for Int8 {
     }
 
     fn beside(&self) -> Vec<&[u8]> {
-        vec![
-            cast_slice(&self.row_scales),
-            cast_slice(&self.column_exponents),
-        ]
+        self.scales.beside()
     }
 
     fn in_file_bytes(&self) -> Option<&FileBytes> {
@@ -216,49 +141,31 @@ impl Format for Int8 {
     }
 
     fn convert(blocks: &mut Blocks<'_>) -> Result<Self> {
-        let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
         let rounding = Rounding::new(blocks)?;
-        let mut values: Vec<i8> = reserve(n_rows * n_cols, "weights")?;
-        let mut row_scales: Vec<f16> = reserve(n_rows, "weights")?;
-        blocks.for_each(|block| {
-            let rows = &block.rows;
-            values.resize(rows.end * n_cols, 0);
-            row_scales.resize(rows.end, f16::ZERO);
-            rounding.round(
-                block,
-                &mut values[rows.start * n_cols..],
-                &mut row_scales[rows.start..],
-            )
-        })?;
-        Int8::new(Buffer::owned(values), row_scales, rounding.column_exponents)
+        let (values, scales) = scales::convert(blocks, rounding)?;
+        let values = Buffer::owned(values);
+        Ok(Int8 { values, scales })
     }
 
     fn convert_in_pieces(blocks: &mut Blocks<'_>, take: &mut TakeParts<'_>) -> Result<()> {
         let rounding = Rounding::new(blocks)?;
-        let (mut values, mut row_scales) = (Vec::new(), Vec::new());
-        blocks.for_each(|block| {
-            resized(&mut values, block.numbers.len(), 0, "a piece of a matrix")?;
-            resized(&mut row_scales, block.rows.len(), f16::ZERO, SCALES)?;
-            rounding.round(block, &mut values, &mut row_scales)?;
-            let exponents = cast_slice(&rounding.column_exponents);
-            let parts = [cast_slice(&values), cast_slice(&row_scales), exponents];
-            take(block.rows.clone(), &parts)
-        })
+        scales::convert_in_pieces(blocks, &rounding, take)
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {
         let values = self.rows(out.len(), &(row..row + 1));
-        let scale = self.row_factors[row];
-        for ((out, &q), &factor) in out.iter_mut().zip(values).zip(&self.column_factors) {
+        let scale = self.scales.row_factors[row];
+        for ((out, &q), &factor) in out.iter_mut().zip(values).zip(&self.scales.column_factors) {
             *out = f32::from(q) * scale * factor;
         }
     }
 
     fn input_factors(&self, layout: Layout) -> Option<&[f32]> {
-        Some(match layout {
-            Layout::RowPerOutput => &self.column_factors,
-            Layout::RowPerInput | Layout::LowRank => &self.row_factors,
-        })
+        Some(self.scales.input_factors(layout))
+    }
+
+    fn activation_bounds(&self) -> ActivationBounds {
+        ActivationBounds::INT8
     }
 
     #[inline]
@@ -271,26 +178,21 @@ impl Format for Int8 {
         out: &mut ColumnBlock<'_, f32>,
     ) {
         let outputs = out.columns();
-        let factors = &self.row_factors[outputs.clone()];
+        let factors = &self.scales.row_factors[outputs.clone()];
         fetch(factors);
         let weights = self.rows(n_cols, &outputs);
         kernels.dots_i8(weights, inputs.integers, n_cols, room.sums);
-        for (row, sums) in room.sums.chunks_exact(outputs.len()).enumerate() {
-            kernels.rescale_sums(sums, inputs.scales[row], factors, out.row_mut(row));
-        }
+        inputs.rescale(kernels, room.sums, factors, out);
     }
 
     fn by_input(&self) -> ByInput<'_> {
-        ByInput::Integers(self)
+        ByInput::Integers(IntegerSums::Int8(self))
     }
 }
 
 /// How the rows of a matrix are rounded to integers.
 struct Rounding {
-    /// (n_cols)
-    column_exponents: Vec<i8>,
-    /// (n_cols) 1 over the columns' factors
-    inverses: Vec<f32>,
+    columns: Columns,
     drifts: Option<Drifts>,
 }
 
@@ -301,40 +203,37 @@ impl Rounding {
     ///
     /// Those of reading it.
     fn new(blocks: &mut Blocks<'_>) -> Result<Self> {
-        let (n_rows, n_cols) = (blocks.n_rows, blocks.n_cols);
-        let scale_bits = 16.0 / n_cols as f64 + 8.0 / n_rows as f64;
-        let column_exponents = if scale_bits <= SCALE_BITS_MAX {
-            column_exponents(blocks)?
-        } else {
-            zeroed(n_cols, SCALES)?
-        };
-        let inverses = inverse_factors(&column_exponents)?;
-        Ok(Rounding {
-            drifts: Drifts::new(&blocks.importance, &inverses)?,
-            inverses,
-            column_exponents,
-        })
+        let columns = Columns::new(blocks)?;
+        let drifts = Drifts::new(&blocks.importance, &columns.inverses)?;
+        Ok(Rounding { columns, drifts })
     }
 
-    /// Rounds rows to `values` (rows, n_cols), with the scales (rows) that make a row's largest one 127.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where a row's scale leaves the range of f16.
+    const STEP: f32 = 1.0;
+}
+
+impl scales::Rounding for Rounding {
+    type Number = i8;
+    const STEP: f32 = Rounding::STEP;
+
+    fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    fn row_numbers(&self) -> usize {
+        self.columns.inverses.len()
+    }
+
+    /// With the scales that make a row's largest integer 127.
     fn round(&self, block: &Block<'_>, values: &mut [i8], row_scales: &mut [f16]) -> Result<()> {
-        let (numbers, n_cols, pool) = (block.numbers, self.inverses.len(), block.pool);
+        let inverses = &self.columns.inverses;
+        let (numbers, n_cols, pool) = (block.numbers, inverses.len(), block.pool);
         pool.run_chunks(row_scales, TASK_ROWS, |task, scales| {
             let rows = numbers[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
             for (scale, row) in scales.iter_mut().zip(rows) {
-                *scale = f16::from_f32(largest_product(row, &self.inverses) / 127.0);
+                *scale = f16::from_f32(largest_product(row, inverses) / 127.0);
             }
         });
-        let infinite = row_scales.iter().position(|scale| !scale.is_finite());
-        if let Some(row) = infinite {
-            let row = block.rows.start + row;
-            let text = format!("row {row}: weights too large for int8, expected less than 8e6");
-            return Err(Error::unsupported(text).at(block.source.place()));
-        }
+        check_scales(block, row_scales, Int8::NAME)?;
         let scales = &*row_scales;
         pool.run_chunks(values, TASK_ROWS * n_cols, |task, values| {
             let first = task * TASK_ROWS;
@@ -346,9 +245,9 @@ impl Rounding {
             {
                 let scale = scale.to_f32();
                 let inverse_scale = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                round_row(row, &self.inverses, inverse_scale, values);
+                round_row(row, inverses, inverse_scale, values);
                 if let Some(drifts) = &self.drifts {
-                    drifts.level(row, &self.inverses, inverse_scale, values);
+                    drifts.level(row, inverses, inverse_scale, values);
                 }
             }
         });

@@ -5,7 +5,9 @@
 //! convert.rs   from such rows to weights, whole or in pieces for devices
 //! parts.rs     what a stored matrix consists of: tensors of a model file, parts for devices
 //! floats.rs    f32 and f16
-//! int8.rs      8-bit integers with scales of rows and columns
+//! scales.rs    what formats of integers have beside these: scales of rows and columns
+//! int8.rs      8-bit integers
+//! packed.rs    4, 5 and 6 bits in blocks with scales of their own
 //! matrix.rs    numbers in memory or in a file, and a matrix with its name and shape
 //! ```
 //!
@@ -16,7 +18,7 @@
 //! 2. a file here with a type that implements [`Format`], in which the compiler and the comments say what is wanted. It
 //!    opens with the formula and the layout;
 //! 3. the lines of this file that list all of them: [`Quant`], [`Quant::ALL`], [`Weights`], `of_quant!`, `of_weights!`,
-//!    and, where products add up floats, `FloatSums` with `of_floats!`.
+//!    and `FloatSums` with `of_floats!` or `IntegerSums` with `of_integers!`, by what products are added up in.
 //!
 //! The tests of this folder and of `products/` then go over it. docs/FORMAT.md and docs/PLUGINS.md have its parts, and it gets
 //! its name in the command's options, `engine/capi` and device maps.
@@ -29,7 +31,7 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
-use crate::math::kernels::{self, KernelSet};
+use crate::math::kernels::{self, ActivationBounds, KernelSet};
 use crate::math::threads::ColumnBlock;
 
 pub(crate) mod blocks;
@@ -38,13 +40,16 @@ pub(crate) mod exponents;
 mod floats;
 mod int8;
 pub(crate) mod matrix;
+mod packed;
 pub(crate) mod parts;
+mod scales;
 #[cfg(test)]
 mod tests;
 
 use blocks::Blocks;
-pub(crate) use int8::Int8;
+use int8::Int8;
 use matrix::{Buffer, Layout};
+use packed::Packed;
 use parts::{check_sizes, present, BadPart, Numbers, PartKind};
 
 /// How the matrices of a model are stored.
@@ -57,6 +62,12 @@ pub enum Quant {
     F16,
     /// 8-bit integers with a scale for each row and each column; see docs/QUANTIZATION.md.
     Int8,
+    /// 6 bits in blocks of 32, each with a scale.
+    Q6,
+    /// 5 bits, likewise; some matrices have more.
+    Q5,
+    /// 4 bits, likewise; some matrices have more.
+    Q4,
 }
 
 /// The numbers of a matrix. A clone shares them.
@@ -65,6 +76,9 @@ pub(crate) enum Weights {
     F32(Buffer<f32>),
     F16(Buffer<f16>),
     Int8(Int8),
+    Q6(Packed<6>),
+    Q5(Packed<5>),
+    Q4(Packed<4>),
 }
 
 /// The same of all quantisations, `$format` being the type that a [`Quant`] stands for.
@@ -83,6 +97,18 @@ macro_rules! of_quant {
                 type $format = $crate::quant::Int8;
                 $answer
             }
+            $crate::quant::Quant::Q6 => {
+                type $format = $crate::quant::Packed<6>;
+                $answer
+            }
+            $crate::quant::Quant::Q5 => {
+                type $format = $crate::quant::Packed<5>;
+                $answer
+            }
+            $crate::quant::Quant::Q4 => {
+                type $format = $crate::quant::Packed<4>;
+                $answer
+            }
         }
     };
 }
@@ -95,6 +121,9 @@ macro_rules! of_weights {
             Weights::F32($inner) => $answer,
             Weights::F16($inner) => $answer,
             Weights::Int8($inner) => $answer,
+            Weights::Q6($inner) => $answer,
+            Weights::Q5($inner) => $answer,
+            Weights::Q4($inner) => $answer,
         }
     };
 }
@@ -162,6 +191,11 @@ trait Format: Sized + Into<Weights> {
         None
     }
 
+    /// See [`Weights::activation_bounds`].
+    fn activation_bounds(&self) -> ActivationBounds {
+        ActivationBounds::INT8
+    }
+
     /// See [`Weights::dots`].
     fn dots(
         &self,
@@ -178,9 +212,16 @@ trait Format: Sized + Into<Weights> {
 
 impl Quant {
     /// All there are.
-    pub const ALL: &'static [Quant] = &[Quant::F32, Quant::F16, Quant::Int8];
+    pub const ALL: &'static [Quant] = &[
+        Quant::F32,
+        Quant::F16,
+        Quant::Int8,
+        Quant::Q6,
+        Quant::Q5,
+        Quant::Q4,
+    ];
 
-    /// The name on the command line and in model files: `f32`, `f16` or `int8`.
+    /// The name on the command line and in model files, such as `int8`.
     pub fn name(self) -> &'static str {
         of_quant!(self, F => F::NAME)
     }
@@ -191,7 +232,7 @@ impl Quant {
         all.find(|quant| quant.name() == name)
     }
 
-    /// All names, for texts: `f32, f16 or int8`.
+    /// All names, for texts: `f32, f16, ... or q4`.
     pub(crate) fn names() -> String {
         let mut names: Vec<_> = Self::ALL.iter().map(|quant| quant.name()).collect();
         let last = names.pop().unwrap_or_default();
@@ -256,10 +297,30 @@ pub(crate) struct Inputs<'a> {
     pub(crate) scales: &'a [f32],
 }
 
-/// Memory for intermediate results, (rows of activations, outputs) each.
+impl Inputs<'_> {
+    /// Integer sums (rows, outputs) back to numbers; `factors` belong to the outputs.
+    #[inline]
+    fn rescale(
+        &self,
+        kernels: KernelSet,
+        sums: &[i32],
+        factors: &[f32],
+        out: &mut ColumnBlock<'_, f32>,
+    ) {
+        for (row, sums) in sums.chunks_exact(factors.len()).enumerate() {
+            kernels.rescale_sums(sums, self.scales[row], factors, out.row_mut(row));
+        }
+    }
+}
+
+/// Memory for intermediate results.
 pub(crate) struct Room<'a> {
+    /// (rows of activations, outputs)
     pub(crate) sums: &'a mut [i32],
+    /// (rows of activations, outputs)
     pub(crate) product: &'a mut [f32],
+    /// (some rows of weights, inputs): weights as integers of 16 bits
+    pub(crate) widened: &'a mut [i16],
 }
 
 /// What a quantisation says besides, if its products are added up in floats where the matrix is stored row per input.
@@ -285,13 +346,92 @@ trait SumsOfFloats {
     );
 }
 
+/// What a quantisation says besides, if its products are added up in integers.
+trait SumsOfIntegers {
+    /// See [`IntegerSums::output_factors`].
+    fn output_factors(&self, layout: Layout) -> &[f32];
+
+    /// See [`IntegerSums::gather`].
+    fn gather(
+        &self,
+        kernels: KernelSet,
+        inputs: Range<usize>,
+        rows: &[u32],
+        values: &[i16],
+        out: &mut [i32],
+    );
+
+    /// See [`IntegerSums::pack`].
+    fn pack(
+        &self,
+        kernels: KernelSet,
+        n_cols: usize,
+        inputs: Range<usize>,
+        outputs: Range<usize>,
+        panel: &mut [i16],
+    );
+}
+
 /// Weights stored row per input, by what their products with activations are added up in.
 #[derive(Clone, Copy)]
 pub(crate) enum ByInput<'a> {
     /// In f32, in one order.
     Floats(FloatSums<'a>),
     /// In integers, which are exact in any order.
-    Integers(&'a Int8),
+    Integers(IntegerSums<'a>),
+}
+
+/// Those of which a [`ByInput`] is integers.
+#[derive(Clone, Copy)]
+pub(crate) enum IntegerSums<'a> {
+    Int8(&'a Int8),
+    Q6(&'a Packed<6>),
+    Q5(&'a Packed<5>),
+    Q4(&'a Packed<4>),
+}
+
+macro_rules! of_integers {
+    ($weights:expr, $inner:ident => $answer:expr) => {
+        match $weights {
+            IntegerSums::Int8($inner) => $answer,
+            IntegerSums::Q6($inner) => $answer,
+            IntegerSums::Q5($inner) => $answer,
+            IntegerSums::Q4($inner) => $answer,
+        }
+    };
+}
+
+impl<'a> IntegerSums<'a> {
+    /// What integer sums are multiplied by, one a matrix output.
+    pub(crate) fn output_factors(self, layout: Layout) -> &'a [f32] {
+        of_integers!(self, w => w.output_factors(layout))
+    }
+
+    /// `out[o] = sum over i of values[i] * weight[first + rows[i], o]` in integers, `first` being the first of the stored
+    /// rows `inputs`.
+    #[inline]
+    pub(crate) fn gather(
+        self,
+        kernels: KernelSet,
+        inputs: Range<usize>,
+        rows: &[u32],
+        values: &[i16],
+        out: &mut [i32],
+    ) {
+        of_integers!(self, w => w.gather(kernels, inputs, rows, values, out));
+    }
+
+    /// Widens outputs `outputs`, at most 16, of the stored rows `inputs` of `n_cols` to a panel.
+    pub(crate) fn pack(
+        self,
+        kernels: KernelSet,
+        n_cols: usize,
+        inputs: Range<usize>,
+        outputs: Range<usize>,
+        panel: &mut [i16],
+    ) {
+        of_integers!(self, w => w.pack(kernels, n_cols, inputs, outputs, panel));
+    }
 }
 
 /// Those of which a [`ByInput`] is floats.
@@ -402,6 +542,11 @@ impl Weights {
     /// products want them as they are.
     pub(crate) fn input_factors(&self, layout: Layout) -> Option<&[f32]> {
         of_weights!(self, w => w.input_factors(layout))
+    }
+
+    /// How large activations may be that are rounded to integers.
+    pub(crate) fn activation_bounds(&self) -> ActivationBounds {
+        of_weights!(self, w => w.activation_bounds())
     }
 
     /// Products with weights stored row per output, in rows of `n_cols`: those with all inputs of the outputs that `out`

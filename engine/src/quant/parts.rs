@@ -19,6 +19,7 @@ pub(crate) enum Numbers {
     F32,
     F16,
     I8,
+    U8,
 }
 
 impl Numbers {
@@ -28,6 +29,7 @@ impl Numbers {
             Numbers::F32 => "F32",
             Numbers::F16 => "F16",
             Numbers::I8 => "I8",
+            Numbers::U8 => "U8",
         }
     }
 
@@ -55,7 +57,7 @@ impl Numbers {
         match self {
             Numbers::F32 => find(bytes, |four| !f32::from_le_bytes(four).is_finite()),
             Numbers::F16 => find(bytes, |two| u16::from_le_bytes(two) & 0x7c00 == 0x7c00),
-            Numbers::I8 => None,
+            Numbers::I8 | Numbers::U8 => None,
         }
     }
 
@@ -64,7 +66,7 @@ impl Numbers {
         match self {
             Numbers::F32 => 4,
             Numbers::F16 => 2,
-            Numbers::I8 => 1,
+            Numbers::I8 | Numbers::U8 => 1,
         }
     }
 }

@@ -176,8 +176,8 @@ impl Joined {
 
 #[test]
 fn pieces_are_the_whole() {
-    // Of 17 MiB in int8, so that there are several of each.
-    let shape = (17, 1 << 20);
+    // Of 17 MiB in 4 bits, so that there are several of each.
+    let shape = (34, 1 << 20);
     let pool = Pool::new(2);
     for &quant in Quant::ALL {
         let whole = matrix(quant, shape, &pool);

@@ -15,8 +15,11 @@ use std::arch::global_asm;
 use half::f16;
 
 use super::elementwise::{self, add_lanes, f16_to_f32, LANES};
-use super::{low_rank, scalar, wkv6, wkv7, yardstick};
-use super::{Columns, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token, WkvChannels, PANEL_WIDTH};
+use super::{low_rank, packed, scalar, wkv6, wkv7, yardstick};
+use super::{
+    ActivationBounds, Columns, PackedRows, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token,
+    WkvChannels, PANEL_WIDTH,
+};
 
 global_asm!(include_str!("armv7.s"), options(raw));
 
@@ -89,7 +92,7 @@ plain! { elementwise:
     ) -> usize;
     fn add_gated(x: &mut [f32], gate: &[f32], y: &[f32]);
     fn scale(x: &mut [f32], factors: &[f32]);
-    fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32;
+    fn quantise_activations(x: &[f32], bounds: ActivationBounds, out: &mut [i16]) -> f32;
     fn rescale_sums(sums: &[i32], scale: f32, factors: &[f32], out: &mut [f32]);
     fn widen_f16(x: &[f16], out: &mut [f32]);
 }
@@ -127,6 +130,19 @@ plain! { scalar:
     fn pack_f32(weights: &[f32], stride: usize, first: usize, n: usize, panel: &mut [f32]);
     fn pack_f16(weights: &[f16], stride: usize, first: usize, n: usize, panel: &mut [f32]);
     fn pack_i8(weights: &[i8], stride: usize, first: usize, n: usize, panel: &mut [i16]);
+}
+
+plain! { packed:
+    fn dots_packed(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]);
+    fn widen_packed(weights: PackedRows<'_>, out: &mut [i16]);
+    fn gather_packed(
+        weights: PackedRows<'_>, rows: &[u32], values: &[i16], out: &mut [i32],
+    );
+    fn pack_packed(weights: PackedRows<'_>, first: usize, n: usize, panel: &mut [i16]);
+}
+
+plain! { scalar:
+    fn dots_i16(weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
 }
 
 plain! { yardstick:

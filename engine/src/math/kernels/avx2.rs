@@ -14,11 +14,15 @@
 use half::f16;
 
 use super::{elementwise, wkv6, wkv7, yardstick};
-use super::{Columns, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token, WkvChannels};
+use super::{
+    ActivationBounds, Columns, PackedRows, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token,
+    WkvChannels,
+};
 
 mod gather;
 mod low_rank;
 mod pack;
+mod packed;
 mod peak;
 mod tile;
 mod weight;
@@ -82,7 +86,7 @@ compiled_for_features! { elementwise:
     ) -> usize;
     fn add_gated(x: &mut [f32], gate: &[f32], y: &[f32]);
     fn scale(x: &mut [f32], factors: &[f32]);
-    fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32;
+    fn quantise_activations(x: &[f32], bounds: ActivationBounds, out: &mut [i16]) -> f32;
     fn rescale_sums(sums: &[i32], scale: f32, factors: &[f32], out: &mut [f32]);
     fn widen_f16(x: &[f16], out: &mut [f32]);
 }
@@ -130,6 +134,15 @@ kernels! {
     dots_f32 => tile::dots, (weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f32]);
     dots_f16 => tile::dots, (weights: &[f16], x: Rows<'_, f32>, cols: usize, out: &mut [f32]);
     dots_i8 => tile::dots, (weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
+    dots_i16 => tile::dots, (weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
+    dots_packed => packed::dots, (weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]);
+    widen_packed => packed::widen, (weights: PackedRows<'_>, out: &mut [i16]);
+    gather_packed => packed::gather, (
+        weights: PackedRows<'_>, rows: &[u32], values: &[i16], out: &mut [i32],
+    );
+    pack_packed => packed::pack, (
+        weights: PackedRows<'_>, first: usize, n: usize, panel: &mut [i16],
+    );
     low_rank_f32 => low_rank::low_rank, (
         weights: &[f32], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
     );

@@ -9,7 +9,7 @@
 
 use half::f16;
 
-use super::WkvChannels;
+use super::{ActivationBounds, WkvChannels};
 use crate::math::exp::{exp, sigmoid};
 
 /// Partial sums of a reduction: one AVX2 register of f32.
@@ -174,12 +174,8 @@ pub(super) fn scale(x: &mut [f32], factors: &[f32]) {
     }
 }
 
-/// Sum of |activation| whose 128-fold is 2^31. 128 and not 127, so that a weight of -128 in a damaged
-/// file cannot overflow either.
-const ACTIVATION_SUM_MAX: f32 = 16_777_216.0;
-
 #[inline(always)]
-pub(super) fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 {
+pub(super) fn quantise_activations(x: &[f32], bounds: ActivationBounds, out: &mut [i16]) -> f32 {
     /// 1.5 * 2^23: adding it rounds to the nearest integer, ties to even.
     const ROUND: f32 = 12_582_912.0;
 
@@ -201,8 +197,9 @@ pub(super) fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 {
         .fold(0.0_f32, |a, &b| if b > a { b } else { a });
     // Rounding adds at most 1/2 an element to the sum of the integers; the other half of the length
     // that is taken off covers the rounding of `sum` itself, at most 1/8 an element.
-    let by_sum = sum / (ACTIVATION_SUM_MAX - x.len() as f32);
-    let by_largest = largest / 32_767.0;
+    let sum_max = (1_u32 << 31) as f32 / bounds.weight_max as f32;
+    let by_sum = sum / (sum_max - x.len() as f32);
+    let by_largest = largest / f32::from(bounds.largest);
     let scale = if by_sum > by_largest {
         by_sum
     } else {

@@ -5,6 +5,7 @@
 //! wkv6.rs         the same for the heads of RWKV-5 and 6
 //! wkv7.rs         the same for the heads of RWKV-7
 //! heads.rs        what the kernels of the time mixing take
+//! packed.rs       weights of 4 to 6 bits: their layout, and the specification of the kernels for them
 //! low_rank.rs     the small matrices of RWKV-6 and 7, the same bits on every set
 //! fetch.rs        fetching memory into caches before it is read
 //! gemm.rs         f32 products of many rows, by the gemm crate
@@ -29,6 +30,7 @@ pub(crate) mod fetch;
 pub(crate) mod gemm;
 mod heads;
 mod low_rank;
+pub(crate) mod packed;
 mod scalar;
 mod wkv6;
 mod wkv7;
@@ -47,6 +49,8 @@ mod tests;
 use half::f16;
 
 pub use heads::{Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token, Wkv7ValueMix, WkvChannels};
+
+pub use packed::PackedRows;
 
 use crate::error::{Error, Result};
 
@@ -230,9 +234,9 @@ dispatch! { elementwise;
 
     /// Rounds `x` to 16-bit integers times one scale, which is returned: `x ~ out * scale`.
     ///
-    /// The scale is the finest for which `128 * sum(|out|) < 2^31`, so that a dot product with int8
-    /// weights cannot overflow an i32 in any order of summation and for any length.
-    fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32 where {
+    /// The scale is the finest that keeps the bounds: a dot product with the weights that they are for cannot overflow
+    /// an i32, in any order of summation and for any length.
+    fn quantise_activations(x: &[f32], bounds: ActivationBounds, out: &mut [i16]) -> f32 where {
         assert_eq!(x.len(), out.len());
     };
 
@@ -342,6 +346,11 @@ dispatch! { scalar;
         check_dots(weights.len(), &x, cols, out.len());
     };
 
+    /// As [`dots_i8`](Self::dots_i8), weights of 16 bits, at most 1024 in size.
+    fn dots_i16(weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]) where {
+        check_dots(weights.len(), &x, cols, out.len());
+    };
+
     /// `out[c] = sum over i of values[i] * weights[rows[i], c]`, `weights` being (.., out.len()): the
     /// product with a transposed matrix, of which only the named rows are read.
     fn gather_f32(weights: &[f32], rows: &[u32], values: &[f32], out: &mut [f32]) where {
@@ -386,6 +395,41 @@ dispatch! { scalar;
     };
 }
 
+dispatch! { packed;
+    /// As [`dots_i8`](Self::dots_i8) with packed weights; no activation may be larger than 32,639.
+    fn dots_packed(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]) where {
+        weights.check();
+        x.check(weights.cols);
+        assert_eq!(Some(out.len()), weights.n_rows().checked_mul(x.n));
+    };
+
+    /// Rows of packed weights as integers, (rows, cols).
+    fn widen_packed(weights: PackedRows<'_>, out: &mut [i16]) where {
+        weights.check();
+        assert_eq!(Some(out.len()), weights.n_rows().checked_mul(weights.cols));
+    };
+
+    /// As [`gather_i8`](Self::gather_i8) with packed weights.
+    fn gather_packed(
+        weights: PackedRows<'_>,
+        rows: &[u32],
+        values: &[i16],
+        out: &mut [i32],
+    ) where {
+        weights.check();
+        assert!(rows.len() == values.len() && out.len() == weights.cols);
+        assert!(rows.iter().all(|&row| (row as usize) < weights.n_rows()));
+    };
+
+    /// As [`pack_i8`](Self::pack_i8) with packed weights.
+    fn pack_packed(weights: PackedRows<'_>, first: usize, n: usize, panel: &mut [i16]) where {
+        weights.check();
+        assert!(n <= PANEL_WIDTH && first.checked_add(n).is_some_and(|end| end <= weights.cols));
+        let n_panel = weights.n_rows().div_ceil(2) * 2 * PANEL_WIDTH;
+        assert_eq!(panel.len(), n_panel);
+    };
+}
+
 dispatch! { yardstick;
     /// Exclusive or of all words: nothing but reading, as fast as this set reads memory.
     fn read_words(words: &[u64]) -> u64;
@@ -396,6 +440,28 @@ dispatch! { yardstick;
 
     /// [`INTEGER_ROUND`] multiply-adds a round, as the int8 products do them.
     fn multiply_add_integers(rounds: usize) -> i32;
+}
+
+/// How large 16-bit activations may be, and all of a row together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationBounds {
+    /// Bounds the size of each.
+    pub largest: i16,
+    /// No weight is larger: so many times the sum of their sizes stays below 2^31. A power of two.
+    pub weight_max: i32,
+}
+
+impl ActivationBounds {
+    /// For weights of 8 bits. 128 and not 127, so that a weight of -128 in a damaged file cannot overflow either.
+    pub const INT8: Self = ActivationBounds {
+        largest: i16::MAX,
+        weight_max: 128,
+    };
+    /// For packed weights.
+    pub const PACKED: Self = ActivationBounds {
+        largest: packed::PACKED_ACTIVATION_MAX,
+        weight_max: packed::PACKED_WEIGHT_MAX,
+    };
 }
 
 /// Some columns of a matrix.

@@ -22,8 +22,11 @@
 
 use half::f16;
 
-use super::{elementwise, low_rank, wkv6, wkv7, yardstick};
-use super::{Columns, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token, WkvChannels};
+use super::{elementwise, low_rank, packed, scalar, wkv6, wkv7, yardstick};
+use super::{
+    ActivationBounds, Columns, PackedRows, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token,
+    WkvChannels,
+};
 
 mod dotprod;
 mod float;
@@ -121,7 +124,7 @@ macro_rules! shared {
             ) -> usize;
             fn add_gated(x: &mut [f32], gate: &[f32], y: &[f32]);
             fn scale(x: &mut [f32], factors: &[f32]);
-            fn quantise_activations(x: &[f32], out: &mut [i16]) -> f32;
+            fn quantise_activations(x: &[f32], bounds: ActivationBounds, out: &mut [i16]) -> f32;
             fn rescale_sums(sums: &[i32], scale: f32, factors: &[f32], out: &mut [f32]);
             fn widen_f16(x: &[f16], out: &mut [f32]);
         }
@@ -153,6 +156,19 @@ macro_rules! shared {
             fn low_rank_f16(
                 weights: &[f16], columns: Columns, x: Rows<'_, f32>, out: &mut [f32],
             );
+        }
+
+        plain! { $set, packed:
+            fn dots_packed(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]);
+            fn widen_packed(weights: PackedRows<'_>, out: &mut [i16]);
+            fn gather_packed(
+                weights: PackedRows<'_>, rows: &[u32], values: &[i16], out: &mut [i32],
+            );
+            fn pack_packed(weights: PackedRows<'_>, first: usize, n: usize, panel: &mut [i16]);
+        }
+
+        plain! { $set, scalar:
+            fn dots_i16(weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
         }
 
         plain! { $set, yardstick:

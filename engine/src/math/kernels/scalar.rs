@@ -20,12 +20,18 @@ pub(super) fn dots_f16(weights: &[f16], x: Rows<'_, f32>, cols: usize, out: &mut
 }
 
 pub(super) fn dots_i8(weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]) {
-    dots(weights, x, cols, out, |row, x| {
-        let terms = row.iter().zip(x);
-        terms
-            .map(|(&w, &x)| i32::from(w) * i32::from(x))
-            .fold(0, i32::wrapping_add)
-    });
+    dots(weights, x, cols, out, dot_of_integers);
+}
+
+pub(super) fn dots_i16(weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]) {
+    dots(weights, x, cols, out, dot_of_integers);
+}
+
+#[inline(always)]
+fn dot_of_integers<W: Copy + Into<i32>>(row: &[W], x: &[i16]) -> i32 {
+    let products = row.iter().zip(x);
+    let products = products.map(|(&w, &x)| w.into() * i32::from(x));
+    products.fold(0, i32::wrapping_add)
 }
 
 #[inline(always)]

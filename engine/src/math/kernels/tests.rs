@@ -9,6 +9,7 @@ use rand_core::{RngCore, SeedableRng};
 
 use super::*;
 
+mod packed;
 mod wkv6;
 mod wkv7;
 
@@ -96,9 +97,10 @@ fn elementwise_operations_have_the_same_bits_on_every_set() {
             both("rescale_sums", &|set, out| {
                 set.rescale_sums(&sums, 0.37, &y, out)
             });
+            let bounds = [ActivationBounds::INT8, ActivationBounds::PACKED][n % 2];
             let (mut a, mut b) = (vec![0; n], vec![0; n]);
-            let scale_a = KernelSet::Scalar.quantise_activations(&x, &mut a);
-            let scale_b = set.quantise_activations(&x, &mut b);
+            let scale_a = KernelSet::Scalar.quantise_activations(&x, bounds, &mut a);
+            let scale_b = set.quantise_activations(&x, bounds, &mut b);
             assert_eq!(
                 (a, scale_a.to_bits()),
                 (b, scale_b.to_bits()),
@@ -199,7 +201,8 @@ fn activations_are_scaled_so_that_integer_sums_cannot_overflow() {
             vec![1e30; n],
         ] {
             let mut out = vec![0_i16; n];
-            let scale = KernelSet::Scalar.quantise_activations(&x, &mut out);
+            let scale =
+                KernelSet::Scalar.quantise_activations(&x, ActivationBounds::INT8, &mut out);
             let sum: i64 = out.iter().map(|&v| i64::from(v).abs()).sum();
             assert!(sum * 128 < 1 << 31, "n = {n}: sum {sum}");
             let worst = x
@@ -231,7 +234,8 @@ fn activations_are_scaled_so_that_integer_sums_cannot_overflow() {
             for set in KernelSet::available() {
                 let mut out = [1_i16; 20];
                 assert!(
-                    set.quantise_activations(&x, &mut out).is_nan(),
+                    set.quantise_activations(&x, ActivationBounds::INT8, &mut out)
+                        .is_nan(),
                     "{bad} at {at}"
                 );
                 let mut rescaled = [0.0; 20];
@@ -242,7 +246,7 @@ fn activations_are_scaled_so_that_integer_sums_cannot_overflow() {
     }
     let mut out = [1_i16; 3];
     assert_eq!(
-        KernelSet::Scalar.quantise_activations(&[0.0; 3], &mut out),
+        KernelSet::Scalar.quantise_activations(&[0.0; 3], ActivationBounds::INT8, &mut out),
         0.0
     );
     assert_eq!(out, [0; 3]);

@@ -173,76 +173,84 @@ impl<W: Float> Weight for W {
     }
 }
 
-impl Weight for i8 {
-    type X = i16;
-    type Sum = i32;
-    type Wide = i16;
-    type Register = __m256i;
-    const STEP: usize = 16;
-    const PAIR: usize = 2;
-    const CHAINS: usize = 1;
-    const DOT_REGISTERS: usize = 4;
+/// Integers that widen to a register of i16.
+macro_rules! integer_weight {
+    ($weight:ty, $load:expr) => {
+        impl Weight for $weight {
+            type X = i16;
+            type Sum = i32;
+            type Wide = i16;
+            type Register = __m256i;
+            const STEP: usize = 16;
+            const PAIR: usize = 2;
+            const CHAINS: usize = 1;
+            const DOT_REGISTERS: usize = 4;
 
-    #[inline(always)]
-    unsafe fn zero() -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_setzero_si256() }
-    }
+            #[inline(always)]
+            unsafe fn zero() -> __m256i {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_setzero_si256() }
+            }
 
-    #[inline(always)]
-    unsafe fn load(p: *const i8) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) }
-    }
+            #[inline(always)]
+            unsafe fn load(p: *const $weight) -> __m256i {
+                // SAFETY: the caller's promise.
+                unsafe { $load(p.cast()) }
+            }
 
-    #[inline(always)]
-    unsafe fn load_x(p: *const i16) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
+            #[inline(always)]
+            unsafe fn load_x(p: *const i16) -> __m256i {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_loadu_si256(p.cast()) }
+            }
 
-    #[inline(always)]
-    unsafe fn load_wide(p: *const i16) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
+            #[inline(always)]
+            unsafe fn load_wide(p: *const i16) -> __m256i {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_loadu_si256(p.cast()) }
+            }
 
-    #[inline(always)]
-    unsafe fn broadcast(p: *const i16) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
-    }
+            #[inline(always)]
+            unsafe fn broadcast(p: *const i16) -> __m256i {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+            }
 
-    #[inline(always)]
-    unsafe fn multiply_add(weights: __m256i, x: __m256i, sums: __m256i) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(weights, x)) }
-    }
+            #[inline(always)]
+            unsafe fn multiply_add(weights: __m256i, x: __m256i, sums: __m256i) -> __m256i {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(weights, x)) }
+            }
 
-    #[inline(always)]
-    unsafe fn add(a: __m256i, b: __m256i) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_add_epi32(a, b) }
-    }
+            #[inline(always)]
+            unsafe fn add(a: __m256i, b: __m256i) -> __m256i {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_add_epi32(a, b) }
+            }
 
-    #[inline(always)]
-    unsafe fn total(sums: __m256i) -> i32 {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let high = _mm256_extracti128_si256(sums, 1);
-            let sum = _mm_add_epi32(_mm256_castsi256_si128(sums), high);
-            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0b_01_00_11_10));
-            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0b_10_11_00_01));
-            _mm_cvtsi128_si32(sum)
+            #[inline(always)]
+            unsafe fn total(sums: __m256i) -> i32 {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let high = _mm256_extracti128_si256(sums, 1);
+                    let sum = _mm_add_epi32(_mm256_castsi256_si128(sums), high);
+                    let sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0b_01_00_11_10));
+                    let sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0b_10_11_00_01));
+                    _mm_cvtsi128_si32(sum)
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn add_to(p: *mut i32, sums: __m256i) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let p = p.cast::<__m256i>();
+                    _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), sums));
+                }
+            }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn add_to(p: *mut i32, sums: __m256i) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let p = p.cast::<__m256i>();
-            _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), sums));
-        }
-    }
+    };
 }
+
+integer_weight!(i8, |p| _mm256_cvtepi8_epi16(_mm_loadu_si128(p)));
+integer_weight!(i16, |p| _mm256_loadu_si256(p));
