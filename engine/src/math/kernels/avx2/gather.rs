@@ -11,12 +11,12 @@ use super::weight::Float;
 use super::LANES;
 
 /// Rows of one pass.
-const GROUP: usize = 8;
+pub(super) const GROUP: usize = 8;
 /// Bytes that a prefetch brings.
 const CACHE_LINE: usize = 64;
 
 /// Fetches some rows line by line.
-struct Fetch {
+pub(super) struct Fetch {
     rows: [*const i8; GROUP],
     row_bytes: usize,
     row: usize,
@@ -24,14 +24,14 @@ struct Fetch {
 }
 
 impl Fetch {
-    /// Fetches so many lines as one line of each of the rows of a pass has.
+    /// Fetches so many lines.
     ///
     /// # Safety
     /// The CPU has the features.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn go_on(&mut self) {
-        for _ in 0..GROUP {
+    pub(super) unsafe fn go_on(&mut self, n_lines: usize) {
+        for _ in 0..n_lines {
             if self.row < GROUP {
                 // SAFETY: a prefetch may name any address.
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(self.rows[self.row].wrapping_add(self.at)) };
@@ -45,16 +45,16 @@ impl Fetch {
 }
 
 /// The rows of one pass, and what is fetched meanwhile.
-struct PassRows<W> {
+pub(super) struct PassRows<W> {
     rows: [*const W; GROUP],
-    fetch: Fetch,
+    pub(super) fetch: Fetch,
 }
 
 impl<W> PassRows<W> {
     /// The pass that begins with `rows[first]`, of a matrix with rows of `width`. Where most of its rows
     /// are wanted, most of those behind `weights` will be next.
     #[inline(always)]
-    fn new(weights: &[W], width: usize, rows: &[u32], first: usize) -> Self {
+    pub(super) fn new(weights: &[W], width: usize, rows: &[u32], first: usize) -> Self {
         let start = |i: usize| weights[rows[i] as usize * width..].as_ptr();
         let is_dense = 2 * rows.len() * width >= weights.len();
         let mut pass = PassRows {
@@ -109,7 +109,7 @@ pub(super) unsafe fn gather_float<W: Float>(
 }
 
 impl Fetch {
-    fn nothing() -> Self {
+    pub(super) fn nothing() -> Self {
         Fetch {
             rows: [std::ptr::null(); GROUP],
             row_bytes: 0,
@@ -142,7 +142,7 @@ unsafe fn add_rows_float<W: Float, const N: usize>(
         let mut c = 0;
         while c + LANES <= n {
             if N == GROUP && c % line == 0 {
-                fetch.go_on();
+                fetch.go_on(GROUP);
             }
             let mut sum = _mm256_loadu_ps(out.as_ptr().add(c));
             for (row, &factor) in rows.iter().zip(&factors) {
@@ -207,7 +207,7 @@ unsafe fn add_rows_i8<const N: usize>(
         let mut c = 0;
         while c + STEP <= n {
             if N == GROUP && c % CACHE_LINE == 0 {
-                fetch.go_on();
+                fetch.go_on(GROUP);
             }
             let target = out.as_mut_ptr().add(c).cast::<__m256i>();
             let mut low = _mm256_loadu_si256(target);

@@ -12,20 +12,25 @@
 //!
 //! All sums are exact modulo 2^32.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::super::packed::{self, PackedRow, PackedRows, BLOCK, NIBBLE_CODES, NIBBLE_OFFSET, UNIT};
 use super::super::{Rows, PANEL_WIDTH};
+use super::gather::{self, Fetch, PassRows};
 
-/// Bytes that a prefetch brings.
-const CACHE_LINE: usize = 64;
 /// How far ahead of itself decode fetches weights; see `tile.rs`.
 const DECODE_FETCH: usize = 6 << 10;
 /// Units whose activations are split at once: 4,096 columns, 8 KiB of bytes on the stack.
 const SPLIT_UNITS: usize = 64;
 /// Units whose scales are unpacked at once.
 const GROUP: usize = 16;
+
+/// Bytes of a unit.
+const fn unit_bytes(bits: u32) -> usize {
+    packed::packed_row_bytes(bits, UNIT)
+}
 
 /// `code * scale = (FACTOR * u - OFFSET) * scale` of the unsigned numbers `u` that products are made with.
 const fn factor_and_offset(bits: u32) -> (i32, i32) {
@@ -36,7 +41,8 @@ const fn factor_and_offset(bits: u32) -> (i32, i32) {
     }
 }
 
-/// Activations of some units, as products want them.
+/// Activations of some units, as products want them. Aligned, so that no load crosses a cache line.
+#[repr(align(64))]
 struct Split {
     /// (units, 4, 32): high bytes of the first halves of both blocks, their low bytes, those of the second halves
     bytes: MaybeUninit<[i8; SPLIT_UNITS * 4 * BLOCK]>,
@@ -153,70 +159,105 @@ unsafe fn dots_of<const BITS: u32>(weights: PackedRows<'_>, x: Rows<'_, i16>, ou
     }
 }
 
+/// What unpacking needs beside the weights. Compilers put constants back into memory, which costs a load an instruction in
+/// loops that are bound by loads; these stay in registers.
+#[derive(Clone, Copy)]
+struct Constants {
+    nibble: __m256i,
+    /// What four bits mean, plus the offset; or the bits above the low four.
+    codes: __m256i,
+    /// Where each word of eight bytes has its high bits: the first halves of blocks, and the second.
+    shifts: [__m256i; 2],
+}
+
+impl Constants {
+    /// # Safety
+    /// The CPU has the features.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn new<const BITS: u32>() -> Self {
+        const TABLE: [i8; 16] = {
+            let mut table = NIBBLE_CODES;
+            let mut i = 0;
+            while i < 16 {
+                table[i] += NIBBLE_OFFSET as i8;
+                i += 1;
+            }
+            table
+        };
+        // SAFETY: the CPU has AVX2, and the table 16 bytes.
+        unsafe {
+            let codes = match BITS {
+                4 => _mm256_broadcastsi128_si256(_mm_loadu_si128(TABLE.as_ptr().cast())),
+                5 => _mm256_set1_epi8(0x10),
+                _ => _mm256_set1_epi8(0x30),
+            };
+            let shifts = match BITS {
+                6 => [
+                    _mm256_setr_epi64x(4, 4, 2, 2),
+                    _mm256_setr_epi64x(0, 0, 2, 2),
+                ],
+                _ => [
+                    _mm256_setr_epi64x(4, 3, 2, 1),
+                    _mm256_setr_epi64x(0, 1, 2, 3),
+                ],
+            };
+            Constants {
+                nibble: in_register(_mm256_set1_epi8(15)),
+                codes: in_register(codes),
+                shifts: shifts.map(|shift| in_register(shift)),
+            }
+        }
+    }
+}
+
+/// The same, of which the compiler does not know what it is.
+///
+/// # Safety
+/// The CPU has the features.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn in_register(mut value: __m256i) -> __m256i {
+    // SAFETY: nothing is executed.
+    unsafe {
+        asm!("/* {0} */", inout(ymm_reg) value, options(pure, nomem, nostack, preserves_flags));
+    }
+    value
+}
+
 /// The codes of one unit plus their offset, those of the first halves of both blocks and those of the second halves.
 ///
 /// # Safety
 /// The CPU has the features; 32 bytes are readable at `low`, `8 * (BITS - 4)` at `high`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unsigned<const BITS: u32>(low: *const u8, high: *const u8) -> [__m256i; 2] {
+unsafe fn unsigned<const BITS: u32>(
+    constants: &Constants,
+    low: *const u8,
+    high: *const u8,
+) -> [__m256i; 2] {
     // SAFETY: the caller's promise.
     unsafe {
         let bytes = _mm256_loadu_si256(low.cast());
-        let mask = _mm256_set1_epi8(15);
-        let first = _mm256_and_si256(bytes, mask);
-        let second = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), mask);
-        match BITS {
-            4 => {
-                let codes = table();
-                [
-                    _mm256_shuffle_epi8(codes, first),
-                    _mm256_shuffle_epi8(codes, second),
-                ]
-            }
-            // Each word of eight bytes has its bits at another place.
-            5 => {
-                let high = _mm256_set1_epi64x(high.cast::<i64>().read_unaligned());
-                let bit = _mm256_set1_epi8(16);
-                let above = _mm256_sllv_epi64(high, _mm256_setr_epi64x(4, 3, 2, 1));
-                let below = _mm256_srlv_epi64(high, _mm256_setr_epi64x(0, 1, 2, 3));
-                [
-                    _mm256_or_si256(first, _mm256_and_si256(above, bit)),
-                    _mm256_or_si256(second, _mm256_and_si256(below, bit)),
-                ]
-            }
-            _ => {
-                let high = _mm256_broadcastsi128_si256(_mm_loadu_si128(high.cast()));
-                let two_bits = _mm256_set1_epi8(48);
-                let above = _mm256_sllv_epi64(high, _mm256_setr_epi64x(4, 4, 2, 2));
-                let below = _mm256_srlv_epi64(high, _mm256_setr_epi64x(0, 0, 2, 2));
-                [
-                    _mm256_or_si256(first, _mm256_and_si256(above, two_bits)),
-                    _mm256_or_si256(second, _mm256_and_si256(below, two_bits)),
-                ]
-            }
+        let first = _mm256_and_si256(bytes, constants.nibble);
+        let second = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), constants.nibble);
+        if BITS == 4 {
+            return [
+                _mm256_shuffle_epi8(constants.codes, first),
+                _mm256_shuffle_epi8(constants.codes, second),
+            ];
         }
+        let high = match BITS {
+            5 => _mm256_set1_epi64x(high.cast::<i64>().read_unaligned()),
+            _ => _mm256_broadcastsi128_si256(_mm_loadu_si128(high.cast())),
+        };
+        let above = _mm256_sllv_epi64(high, constants.shifts[0]);
+        let below = _mm256_srlv_epi64(high, constants.shifts[1]);
+        [
+            _mm256_or_si256(first, _mm256_and_si256(above, constants.codes)),
+            _mm256_or_si256(second, _mm256_and_si256(below, constants.codes)),
+        ]
     }
-}
-
-/// What four bits mean, plus the offset, in both halves.
-///
-/// # Safety
-/// The CPU has the features.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn table() -> __m256i {
-    const TABLE: [i8; 16] = {
-        let mut table = NIBBLE_CODES;
-        let mut i = 0;
-        while i < 16 {
-            table[i] += NIBBLE_OFFSET as i8;
-            i += 1;
-        }
-        table
-    };
-    // SAFETY: the array has 16 bytes.
-    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(TABLE.as_ptr().cast())) }
 }
 
 /// One row times split activations: units `first .. first + n`.
@@ -228,18 +269,22 @@ unsafe fn table() -> __m256i {
 unsafe fn dot<const BITS: u32>(row: &PackedRow<'_>, split: &Split, first: usize, n: usize) -> i32 {
     let n_high = 8 * (BITS as usize - 4);
     let (factor, offset) = factor_and_offset(BITS);
-    // SAFETY: units stay below `first + n`, also in `split`; a group's scales that are no more in the row are read from a
-    // copy; a prefetch may name any address.
+    // SAFETY: units stay below `first + n`, also in `split`, but for the scales of the last group: what is read behind them
+    // are low bits, of which every unit has 32 bytes, and their sums are 0. A prefetch may name any address.
     unsafe {
         let mut low = row.low.as_ptr().add(first * BLOCK);
         let mut high = row.high.as_ptr().add(first * n_high);
         let mut x = split.bytes().cast::<__m256i>();
+        // Rows follow each other: what lies so far ahead of a unit is a part of the next ones.
+        let ahead = row.scales.as_ptr().wrapping_add(first * unit_bytes(BITS));
+        let mut ahead = ahead.wrapping_add(DECODE_FETCH);
         let mut sums_high = _mm256_setzero_si256();
         let mut sums_low = _mm256_setzero_si256();
         let mut offsets = _mm256_setzero_si256();
+        let (constants, one) = (Constants::new::<BITS>(), in_register(_mm256_set1_epi16(1)));
         for group in (0..n).step_by(GROUP) {
             let n_units = GROUP.min(n - group);
-            let scales = load_scales(&row.scales[first + group..first + group + n_units]);
+            let scales = _mm_loadu_si128(row.scales.as_ptr().add(first + group).cast());
             let nibble = _mm_set1_epi8(15);
             let scales = [
                 _mm_and_si128(scales, nibble),
@@ -261,12 +306,11 @@ unsafe fn dot<const BITS: u32>(row: &PackedRow<'_>, split: &Split, first: usize,
             // Byte `i` of each half, widened to 16 bits, in all its lanes.
             let mut index = _mm256_set1_epi16(0x8000_u16 as i16);
             for _ in 0..n_units {
-                if low as usize % CACHE_LINE < BLOCK {
-                    _mm_prefetch::<_MM_HINT_T1>(low.wrapping_add(DECODE_FETCH).cast());
-                }
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                ahead = ahead.wrapping_add(unit_bytes(BITS));
                 let scale = _mm256_shuffle_epi8(scales, index);
-                index = _mm256_add_epi16(index, _mm256_set1_epi16(1));
-                let [a, b] = unsigned::<BITS>(low, high);
+                index = _mm256_add_epi16(index, one);
+                let [a, b] = unsigned::<BITS>(&constants, low, high);
                 let product =
                     |codes, at: usize| _mm256_maddubs_epi16(codes, _mm256_loadu_si256(x.add(at)));
                 let products_high = _mm256_add_epi16(product(a, 0), product(b, 2));
@@ -285,52 +329,33 @@ unsafe fn dot<const BITS: u32>(row: &PackedRow<'_>, split: &Split, first: usize,
     }
 }
 
-/// Up to 16 bytes of scales.
+/// Sixteen unsigned codes, widened, as integers with this scale.
 ///
 /// # Safety
 /// The CPU has the features.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn load_scales(scales: &[u8]) -> __m128i {
-    if scales.len() == GROUP {
-        // SAFETY: there are 16 bytes.
-        return unsafe { _mm_loadu_si128(scales.as_ptr().cast()) };
+unsafe fn scaled<const BITS: u32>(codes: __m128i, scale: i16) -> __m256i {
+    let (factor, offset) = factor_and_offset(BITS);
+    // SAFETY: the CPU has AVX2.
+    unsafe {
+        let scale = _mm256_set1_epi16(scale);
+        let codes = _mm256_cvtepu8_epi16(codes);
+        let codes = match factor {
+            1 => codes,
+            _ => _mm256_add_epi16(codes, codes),
+        };
+        _mm256_mullo_epi16(
+            _mm256_sub_epi16(codes, _mm256_set1_epi16(offset as i16)),
+            scale,
+        )
     }
-    let mut padded = [0; GROUP];
-    padded[..scales.len()].copy_from_slice(scales);
-    // SAFETY: there are 16 bytes.
-    unsafe { _mm_loadu_si128(padded.as_ptr().cast()) }
 }
 
-/// The weights of one unit as integers: the first and the second half of its first block, then of its second.
-///
-/// # Safety
-/// The CPU has the features; the row has this unit.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn widen_unit<const BITS: u32>(row: &PackedRow<'_>, unit: usize) -> [__m256i; 4] {
-    let n_high = 8 * (BITS as usize - 4);
-    let (factor, offset) = factor_and_offset(BITS);
-    // SAFETY: the row has this unit.
-    unsafe {
-        let low = row.low.as_ptr().add(unit * BLOCK);
-        let high = row.high.as_ptr().add(unit * n_high);
-        let [a, b] = unsigned::<BITS>(low, high);
-        let scale = *row.scales.get_unchecked(unit);
-        let scales = [scale & 15, scale >> 4].map(|s| i16::from(s) + 1);
-        let widen = |half, scale: i16| {
-            let scale = i32::from(scale);
-            let codes = _mm256_cvtepu8_epi16(half);
-            let scaled = _mm256_mullo_epi16(codes, _mm256_set1_epi16((factor * scale) as i16));
-            _mm256_sub_epi16(scaled, _mm256_set1_epi16((offset * scale) as i16))
-        };
-        [
-            widen(_mm256_castsi256_si128(a), scales[0]),
-            widen(_mm256_castsi256_si128(b), scales[0]),
-            widen(_mm256_extracti128_si256::<1>(a), scales[1]),
-            widen(_mm256_extracti128_si256::<1>(b), scales[1]),
-        ]
-    }
+/// The scales of both blocks of a unit.
+#[inline(always)]
+fn scales_of(byte: u8) -> [i16; 2] {
+    [byte & 15, byte >> 4].map(|scale| i16::from(scale) + 1)
 }
 
 /// # Safety
@@ -352,17 +377,36 @@ pub(super) unsafe fn widen(weights: PackedRows<'_>, out: &mut [i16]) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn widen_of<const BITS: u32>(weights: PackedRows<'_>, out: &mut [i16]) {
+    let n_high = 8 * (BITS as usize - 4);
+    // SAFETY: the CPU has AVX2.
+    let constants = unsafe { Constants::new::<BITS>() };
     for (index, out) in out.chunks_exact_mut(weights.cols).enumerate() {
         let row = weights.row(index);
         for (unit, out) in out.chunks_mut(UNIT).enumerate() {
-            // SAFETY: the row has as many units as `out` has chunks.
-            let widened = unsafe { widen_unit::<BITS>(&row, unit) };
-            let mut numbers = [0_i16; UNIT];
-            for (numbers, register) in numbers.chunks_exact_mut(16).zip(widened) {
-                // SAFETY: there are 16 numbers.
-                unsafe { _mm256_storeu_si256(numbers.as_mut_ptr().cast(), register) };
+            let mut padded = [0_i16; UNIT];
+            let target = match out.len() {
+                UNIT => out.as_mut_ptr(),
+                _ => padded.as_mut_ptr(),
+            };
+            let scales = scales_of(row.scales[unit]);
+            // SAFETY: the row has as many units as `out` has chunks; `target` has 64 numbers.
+            unsafe {
+                let low = row.low.as_ptr().add(unit * BLOCK);
+                let high = row.high.as_ptr().add(unit * n_high);
+                let [a, b] = unsigned::<BITS>(&constants, low, high);
+                let sixteen = [
+                    scaled::<BITS>(_mm256_castsi256_si128(a), scales[0]),
+                    scaled::<BITS>(_mm256_castsi256_si128(b), scales[0]),
+                    scaled::<BITS>(_mm256_extracti128_si256::<1>(a), scales[1]),
+                    scaled::<BITS>(_mm256_extracti128_si256::<1>(b), scales[1]),
+                ];
+                for (i, sixteen) in sixteen.into_iter().enumerate() {
+                    _mm256_storeu_si256(target.add(16 * i).cast(), sixteen);
+                }
             }
-            out.copy_from_slice(&numbers[..out.len()]);
+            if out.len() < UNIT {
+                out.copy_from_slice(&padded[..out.len()]);
+            }
         }
     }
 }
@@ -386,8 +430,11 @@ pub(super) unsafe fn gather(
     }
 }
 
-/// Rows of one pass of a gather.
-const ROWS: usize = 8;
+/// Rows of one pass of a gather, and pairs of them.
+const ROWS: usize = gather::GROUP;
+const PAIRS: usize = ROWS / 2;
+/// Units of which the scales of a pair of rows are unpacked at once.
+const PAIR_GROUP: usize = 8;
 
 /// # Safety
 /// As [`gather`].
@@ -400,63 +447,171 @@ unsafe fn gather_of<const BITS: u32>(
     out: &mut [i32],
 ) {
     out.fill(0);
-    for (rows, values) in rows.chunks(ROWS).zip(values.chunks(ROWS)) {
+    for (first, values) in (0..).step_by(ROWS).zip(values.chunks(ROWS)) {
         // Missing rows are the first again, times 0.
-        let n = rows.len().next_multiple_of(2);
-        let row = |i: usize| weights.row(rows[if i < rows.len() { i } else { 0 }] as usize);
-        let rows: [PackedRow<'_>; ROWS] = std::array::from_fn(row);
-        let pairs: [i32; ROWS / 2] = std::array::from_fn(|pair| {
-            let value = |i: usize| values.get(i).map_or(0, |&v| u32::from(v as u16));
-            (value(2 * pair) | value(2 * pair + 1) << 16) as i32
-        });
-        for (unit, out) in out.chunks_mut(UNIT).enumerate() {
-            let mut padded = [0; UNIT];
-            padded[..out.len()].copy_from_slice(out);
-            // SAFETY: every row has as many units as `out` has chunks; `padded` has 64 numbers.
-            unsafe { add_unit::<BITS>(&rows[..n], &pairs, unit, &mut padded) };
-            out.copy_from_slice(&padded[..out.len()]);
-        }
+        let index = |i: usize| rows[first + if i < values.len() { i } else { 0 }] as usize;
+        let value = |i: usize| values.get(i).map_or(0, |&v| u32::from(v as u16));
+        let pass = GatherPass::<BITS> {
+            rows: std::array::from_fn(|i| weights.row(index(i))),
+            values: std::array::from_fn(|pair| {
+                (value(2 * pair) | value(2 * pair + 1) << 16) as i32
+            }),
+            n_pairs: values.len().div_ceil(2),
+        };
+        let mut fetch = match values.len() {
+            ROWS => PassRows::new(weights.bytes, weights.row_bytes(), rows, first).fetch,
+            _ => Fetch::nothing(),
+        };
+        // SAFETY: each row has as many units as `out`.
+        unsafe { pass.add_to(out, &mut fetch) };
     }
 }
 
-/// `out[c] += sum over i of values[i] * rows[i][c]` for one unit; `rows` are even in number, and `pairs` their values two
-/// by two.
-///
-/// # Safety
-/// The CPU has the features; every row has the unit, and `pairs` all rows.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_unit<const BITS: u32>(
-    rows: &[PackedRow<'_>],
-    pairs: &[i32; ROWS / 2],
-    unit: usize,
-    out: &mut [i32; UNIT],
-) {
-    // SAFETY: the caller's promise; there are 64 sums.
-    unsafe {
-        // Each register of 16 columns becomes two of sums: columns 0 to 3 and 8 to 11, and the others.
-        let mut sums = [_mm256_setzero_si256(); 8];
-        for (rows, &pair) in rows.chunks_exact(2).zip(pairs) {
-            let (a, b) = (
-                widen_unit::<BITS>(&rows[0], unit),
-                widen_unit::<BITS>(&rows[1], unit),
-            );
-            let values = _mm256_set1_epi32(pair);
-            for (i, (a, b)) in a.into_iter().zip(b).enumerate() {
-                let first = _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), values);
-                let second = _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), values);
-                sums[2 * i] = _mm256_add_epi32(sums[2 * i], first);
-                sums[2 * i + 1] = _mm256_add_epi32(sums[2 * i + 1], second);
+/// Up to eight rows, each times a number of its own.
+struct GatherPass<'a, const BITS: u32> {
+    rows: [PackedRow<'a>; ROWS],
+    /// Two numbers each.
+    values: [i32; PAIRS],
+    n_pairs: usize,
+}
+
+impl<const BITS: u32> GatherPass<'_, BITS> {
+    /// `out[c] += sum over i of values[i] * rows[i][c]`.
+    ///
+    /// # Safety
+    /// The CPU has the features; every row has as many units as `out`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_to(&self, out: &mut [i32], fetch: &mut Fetch) {
+        // SAFETY: the CPU has AVX2.
+        let (constants, values) = unsafe {
+            (
+                Constants::new::<BITS>(),
+                self.values.map(|pair| _mm256_set1_epi32(pair)),
+            )
+        };
+        // SAFETY: as above.
+        let mut scales = [unsafe { _mm256_setzero_si256() }; PAIRS];
+        for (unit, out) in out.chunks_mut(UNIT).enumerate() {
+            if unit % PAIR_GROUP == 0 {
+                for (pair, scales) in scales.iter_mut().enumerate().take(self.n_pairs) {
+                    // SAFETY: the rows have this unit.
+                    *scales = unsafe { self.scales(pair, unit) };
+                }
+            }
+            // SAFETY: the CPU has AVX2.
+            unsafe { fetch.go_on((ROWS * unit_bytes(BITS)).div_ceil(64)) };
+            let mut padded = [0; UNIT];
+            let target = match out.len() {
+                UNIT => out.as_mut_ptr(),
+                n => {
+                    padded[..n].copy_from_slice(out);
+                    padded.as_mut_ptr()
+                }
+            };
+            // SAFETY: the rows have this unit, and `target` 64 sums.
+            unsafe { self.add_unit(&constants, &scales, &values, unit, target) };
+            if out.len() < UNIT {
+                out.copy_from_slice(&padded[..out.len()]);
             }
         }
-        for i in 0..4 {
-            let target = out.as_mut_ptr().add(16 * i).cast::<__m256i>();
-            let (first, second) = (sums[2 * i], sums[2 * i + 1]);
-            let low = _mm256_permute2x128_si256::<0x20>(first, second);
-            let high = _mm256_permute2x128_si256::<0x31>(first, second);
-            _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), low));
-            let target = target.add(1);
-            _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), high));
+    }
+
+    /// Scales of a pair of rows for eight units: two bytes a unit, of first blocks in the low half and of second blocks in
+    /// the high half.
+    ///
+    /// # Safety
+    /// The CPU has the features; the rows have units from `first` on.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn scales(&self, pair: usize, first: usize) -> __m256i {
+        // SAFETY: behind the scales of a row are its low bits, 32 bytes a unit, so that eight bytes can be read from
+        // any of its scales on.
+        unsafe {
+            let load = |row: &PackedRow<'_>| {
+                let scales = row.scales.as_ptr().add(first);
+                _mm_loadl_epi64(scales.cast())
+            };
+            let rows = &self.rows[2 * pair..];
+            let bytes = _mm_unpacklo_epi8(load(&rows[0]), load(&rows[1]));
+            let nibble = _mm_set1_epi8(15);
+            let low = _mm_and_si128(bytes, nibble);
+            let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble);
+            _mm256_add_epi8(_mm256_set_m128i(high, low), _mm256_set1_epi8(1))
+        }
+    }
+
+    /// # Safety
+    /// The CPU has the features; the rows have this unit, `scales` are those of its group, and there are 64 sums at `out`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn add_unit(
+        &self,
+        constants: &Constants,
+        scales: &[__m256i; PAIRS],
+        values: &[__m256i; PAIRS],
+        unit: usize,
+        out: *mut i32,
+    ) {
+        let n_high = 8 * (BITS as usize - 4);
+        let (factor, offset) = factor_and_offset(BITS);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            // Columns of first blocks are in the low halves: 0 to 3, 4 to 7 and so on of both blocks.
+            let mut sums = [zero; 8];
+            let mut offsets = zero;
+            // The two bytes of this unit, widened to 16 bits, in all lanes.
+            let byte = 2 * (unit % PAIR_GROUP) as i32;
+            let index = _mm256_set1_epi32(0x8001_8000_u32 as i32 + byte + (byte << 16));
+            for pair in 0..self.n_pairs {
+                let codes = |row: &PackedRow<'_>| {
+                    let low = row.low.as_ptr().add(unit * BLOCK);
+                    let high = row.high.as_ptr().add(unit * n_high);
+                    unsigned::<BITS>(constants, low, high)
+                };
+                let (a, b) = (codes(&self.rows[2 * pair]), codes(&self.rows[2 * pair + 1]));
+                let scale = _mm256_shuffle_epi8(scales[pair], index);
+                let value = values[pair];
+                offsets = _mm256_add_epi32(offsets, _mm256_madd_epi16(scale, value));
+                for half in 0..2 {
+                    let bytes = [
+                        _mm256_unpacklo_epi8(a[half], b[half]),
+                        _mm256_unpackhi_epi8(a[half], b[half]),
+                    ];
+                    for (i, bytes) in bytes.into_iter().enumerate() {
+                        let pairs = [
+                            _mm256_unpacklo_epi8(bytes, zero),
+                            _mm256_unpackhi_epi8(bytes, zero),
+                        ];
+                        for (j, pairs) in pairs.into_iter().enumerate() {
+                            let sum = &mut sums[4 * half + 2 * i + j];
+                            let integers = _mm256_mullo_epi16(pairs, scale);
+                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(integers, value));
+                        }
+                    }
+                }
+            }
+            let offsets = _mm256_mullo_epi32(offsets, _mm256_set1_epi32(offset));
+            let exact = |sum| {
+                let sum = if factor == 2 {
+                    _mm256_add_epi32(sum, sum)
+                } else {
+                    sum
+                };
+                _mm256_sub_epi32(sum, offsets)
+            };
+            for i in 0..4 {
+                let (first, second) = (exact(sums[2 * i]), exact(sums[2 * i + 1]));
+                let blocks = [
+                    _mm256_permute2x128_si256::<0x20>(first, second),
+                    _mm256_permute2x128_si256::<0x31>(first, second),
+                ];
+                for (block, sums) in blocks.into_iter().enumerate() {
+                    let target = out.add(block * BLOCK + 8 * i).cast::<__m256i>();
+                    _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), sums));
+                }
+            }
         }
     }
 }
@@ -484,14 +639,31 @@ pub(super) unsafe fn pack(weights: PackedRows<'_>, first: usize, n: usize, panel
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pack_of<const BITS: u32>(weights: PackedRows<'_>, first: usize, panel: &mut [i16]) {
-    let (unit, sixteen) = (first / UNIT, first % UNIT / PANEL_WIDTH);
-    let n_rows = weights.n_rows();
-    for (pair, panel) in panel.chunks_exact_mut(2 * PANEL_WIDTH).enumerate() {
-        // SAFETY: rows are below `n_rows`, and have the unit; a row of the panel has 32 numbers.
-        unsafe {
-            let a = widen_unit::<BITS>(&weights.row(2 * pair), unit)[sixteen];
+    let (n_rows, row_bytes) = (weights.n_rows(), weights.row_bytes());
+    let n_units = weights.cols.div_ceil(UNIT);
+    let (unit, block) = (first / UNIT, first / BLOCK % 2);
+    let n_high = 8 * (BITS as usize - 4);
+    // Where these columns are in each row.
+    let scale_at = unit;
+    let low_at = n_units + unit * BLOCK + block * 16;
+    let high_at = n_units * (1 + BLOCK) + unit * n_high;
+    // SAFETY: rows are below `n_rows` and have the columns; a row of the panel has 32 numbers.
+    unsafe {
+        let constants = Constants::new::<BITS>();
+        let sixteen = |row: usize| {
+            let row = weights.bytes.as_ptr().add(row * row_bytes);
+            let scale = scales_of(*row.add(scale_at))[block];
+            let (low, high) = (row.add(low_at), row.add(high_at));
+            let codes = match first / 16 % 2 {
+                0 => half_of_block::<BITS, 0>(&constants, low, high, block),
+                _ => half_of_block::<BITS, 1>(&constants, low, high, block),
+            };
+            scaled::<BITS>(codes, scale)
+        };
+        for (pair, panel) in panel.chunks_exact_mut(2 * PANEL_WIDTH).enumerate() {
+            let a = sixteen(2 * pair);
             let b = match 2 * pair + 1 < n_rows {
-                true => widen_unit::<BITS>(&weights.row(2 * pair + 1), unit)[sixteen],
+                true => sixteen(2 * pair + 1),
                 false => _mm256_setzero_si256(),
             };
             let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
@@ -499,5 +671,46 @@ unsafe fn pack_of<const BITS: u32>(weights: PackedRows<'_>, first: usize, panel:
             _mm256_storeu_si256(target, _mm256_permute2x128_si256::<0x20>(low, high));
             _mm256_storeu_si256(target.add(1), _mm256_permute2x128_si256::<0x31>(low, high));
         }
+    }
+}
+
+/// The codes of the first or second half of a block plus their offset.
+///
+/// # Safety
+/// The CPU has the features; 16 bytes are readable at `low`, `8 * (BITS - 4)` at `high`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn half_of_block<const BITS: u32, const HALF: usize>(
+    constants: &Constants,
+    low: *const u8,
+    high: *const u8,
+    block: usize,
+) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = _mm_loadu_si128(low.cast());
+        let bytes = if HALF == 0 {
+            bytes
+        } else {
+            _mm_srli_epi16::<4>(bytes)
+        };
+        let bytes = _mm_and_si128(bytes, _mm256_castsi256_si128(constants.nibble));
+        let codes = _mm256_castsi256_si128(constants.codes);
+        if BITS == 4 {
+            return _mm_shuffle_epi8(codes, bytes);
+        }
+        let high = match BITS {
+            5 => _mm_set1_epi64x(high.cast::<i64>().read_unaligned()),
+            _ => _mm_loadu_si128(high.cast()),
+        };
+        let shift = match block {
+            0 => _mm256_castsi256_si128(constants.shifts[HALF]),
+            _ => _mm256_extracti128_si256::<1>(constants.shifts[HALF]),
+        };
+        let high = match HALF {
+            0 => _mm_sllv_epi64(high, shift),
+            _ => _mm_srlv_epi64(high, shift),
+        };
+        _mm_or_si128(bytes, _mm_and_si128(high, codes))
     }
 }
