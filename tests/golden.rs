@@ -7,7 +7,7 @@ mod common;
 #[path = "common/skipped.rs"]
 mod skipped;
 
-use common::{all_floats, floats, golden, goldens, ids, json, open, Random};
+use common::{all_floats, distance, floats, golden, goldens, ids, json, open, Random};
 use rwkv_edge::{CheckpointSource, ConvertOptions, ErrorKind, Model, Output, Quant, Session, Span};
 
 /// Largest difference that the issue allows, in standard deviations of the logits. f32 sums in another
@@ -31,15 +31,6 @@ fn argmax(row: &[f32]) -> usize {
 
 fn is_emulated() -> bool {
     std::env::var_os("RWKV_EDGE_EMULATED").is_some()
-}
-
-/// Relative L2 distance.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    let square = |x: f32| f64::from(x).powi(2);
-    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
-    // Of nothing but zeros, as in the empty state of RWKV-7, any difference is large.
-    let size = b.iter().map(|&b| square(b)).sum::<f64>().max(1e-30);
-    (difference / size).sqrt()
 }
 
 #[test]
@@ -165,9 +156,8 @@ fn prefill_in_any_chunking_equals_decode() {
     let mut random = Random(5);
     // All of them take an emulated CPU minutes.
     let n_rounds = if is_emulated() { 2 } else { 6 };
-    for (name, quant) in
-        goldens().flat_map(|name| [(name, Quant::F32), (name, Quant::F16), (name, Quant::Int8)])
-    {
+    let quants = [Quant::F32, Quant::F16, Quant::Int8, Quant::Q5, Quant::Q4];
+    for (name, quant) in goldens().flat_map(|name| quants.map(|quant| (name, quant))) {
         let mut tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
         // The gemm crate, which f32 weights go to from 64 rows on, sums in another order.
         tokens.truncate(63);
@@ -192,7 +182,7 @@ fn prefill_in_any_chunking_equals_decode() {
 #[test]
 fn long_prompts_in_any_chunking_equal_decode() {
     let mut random = Random(17);
-    let quants = [Quant::F32, Quant::F16, Quant::Int8];
+    let quants = [Quant::F32, Quant::F16, Quant::Int8, Quant::Q6, Quant::Q4];
     let names = ["small-safetensors", "v5-pth", "v6-pth", "v7-pth"].into_iter();
     for (name, quant) in names.flat_map(|name| quants.map(|quant| (name, quant))) {
         let model = open(golden(name), quant, 2);
@@ -234,7 +224,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn many_spans_at_once_equal_one_after_the_other() {
-    let quants = [Quant::F32, Quant::Int8];
+    let quants = [Quant::F32, Quant::Int8, Quant::Q5];
     let names = ["small-safetensors", "v5-pth", "v6-pth", "v7-pth"].into_iter();
     for (name, quant) in names.flat_map(|name| quants.map(|quant| (name, quant))) {
         let model = open(golden(name), quant, 2);

@@ -21,7 +21,7 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
     for name in goldens() {
         let mut tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
         tokens.truncate(48);
-        for quant in [Quant::F32, Quant::F16, Quant::Int8] {
+        for &quant in Quant::ALL {
             let model = open(golden(name), quant, 2);
             let path = save(&model, &folder, &format!("{name}-{quant}"));
             let bytes = std::fs::read(&path).expect("just written");
@@ -43,7 +43,7 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
                     .into_iter()
                     .filter(|tensor| tensor.shape.len() == 2);
                 let bytes: u64 = matrices
-                    .map(|t| t.shape.iter().product::<usize>() as u64 * bytes_per_weight(quant))
+                    .map(|t| t.shape.iter().product::<usize>() as u64 * bits_per_weight(quant) / 8)
                     .sum();
                 let (used, not_used) = match huge_pages {
                     false => (saved_info.mapped_bytes, saved_info.huge_page_bytes),
@@ -64,11 +64,15 @@ fn a_saved_model_is_used_in_place_and_gives_the_same_bits() {
     }
 }
 
-fn bytes_per_weight(quant: Quant) -> u64 {
+/// At least.
+fn bits_per_weight(quant: Quant) -> u64 {
     match quant {
-        Quant::F32 => 4,
-        Quant::F16 => 2,
-        Quant::Int8 => 1,
+        Quant::F32 => 32,
+        Quant::F16 => 16,
+        Quant::Int8 => 8,
+        Quant::Q6 => 6,
+        Quant::Q5 => 5,
+        Quant::Q4 => 4,
         other => panic!("{other} is not among the quantisations"),
     }
 }

@@ -109,3 +109,12 @@ impl Random {
         (self.next() % 20_001) as f32 / 10_000.0 - 1.0
     }
 }
+
+/// Relative L2 distance.
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x).powi(2);
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    // Of nothing but zeros, as in the empty state of RWKV-7, any difference is large.
+    let size = b.iter().map(|&b| square(b)).sum::<f64>().max(1e-30);
+    (difference / size).sqrt()
+}

@@ -96,7 +96,13 @@ pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Net
 /// Refuses networks with a matrix that is not of this quantisation.
 pub(crate) fn check_quant(networks: &[&Network], quant: Quant) -> Result<()> {
     let mut all = networks.iter().copied().flat_map(Network::matrices);
-    match all.find(|matrix| matrix.quant() != matrix.layout.quant(quant)) {
+    // Of models of integers each matrix may have a format of its own: a file says of each what it is.
+    let fits = |matrix: &&Matrix| {
+        let wanted = matrix.layout.quant(quant);
+        let are_integers = matrix.quant().floats().is_none() && wanted.floats().is_none();
+        matrix.quant() == wanted || (are_integers && quant.is_mixed())
+    };
+    match all.find(|matrix| !fits(matrix)) {
         None => Ok(()),
         Some(matrix) => {
             let (name, found) = (&matrix.name, matrix.quant());

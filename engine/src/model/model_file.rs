@@ -466,13 +466,14 @@ impl FileWeights<'_> {
         &mut self,
         name: &str,
         shape: (usize, usize),
+        quant: Quant,
         take: &mut TakeRows<'_>,
     ) -> Result<()> {
-        let kinds = self.stored.parts(shape.0, shape.1);
+        let kinds = quant.parts(shape.0, shape.1);
         let values = self.take_entry(name, kinds[0].numbers.into(), &kinds[0].shape)?;
-        let (begin, row_bytes) = (values.begin, self.stored.row_values_bytes(shape.1));
+        let (begin, row_bytes) = (values.begin, quant.row_values_bytes(shape.1));
         let beside = self.beside(name, &kinds)?;
-        let stored = Stored::new(self.stored, shape, &beside);
+        let stored = Stored::new(quant, shape, &beside);
         let stored = stored.map_err(|bad| self.bad(name, bad))?;
         let at = |row: usize| begin + row as u64 * row_bytes;
         let read = |rows: Range<usize>| self.file.file.bytes(at(rows.start)..at(rows.end));
@@ -487,6 +488,30 @@ impl FileWeights<'_> {
     fn bad(&self, name: &str, bad: BadPart) -> Error {
         let tensor = format_args!("tensor {name}{}", bad.suffix).to_string();
         bad.error.at(tensor).at(self.file.file.name())
+    }
+
+    /// How a matrix is stored. In models of few bits its entry says it, because what is mixed may be chosen by whoever
+    /// wrote the file.
+    fn quant_in_file(&self, tensor: &TensorAt<'_>) -> Quant {
+        let usual = tensor.quant(self.stored);
+        let Some(entry) = self.entries.get(tensor.name().as_str()) else {
+            return usual;
+        };
+        let (n_rows, n_cols) = tensor.stored_shape();
+        let is_stored_as = |quant: &Quant| {
+            let values = &quant.parts(n_rows, n_cols)[0];
+            quant.floats().is_none()
+                && entry.dtype == values.numbers.into()
+                && entry.shape == values.shape
+        };
+        match usual.floats() {
+            Some(_) => usual,
+            None => Quant::ALL
+                .iter()
+                .copied()
+                .find(is_stored_as)
+                .unwrap_or(usual),
+        }
     }
 
     /// What rounding errors of a matrix will do.
@@ -530,7 +555,7 @@ impl WeightSource for FileWeights<'_> {
     fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
         let (name, layout) = (tensor.name(), tensor.layout());
         let (n_rows, n_cols) = tensor.stored_shape();
-        let (stored, quant) = (tensor.quant(self.stored), tensor.quant(self.quant));
+        let (stored, quant) = (self.quant_in_file(tensor), tensor.quant(self.quant));
         if let Some(numbers) = stored.floats() {
             let raw = self.raw(&name, numbers, (n_rows, n_cols))?;
             let importance = self.importance(tensor)?;
@@ -550,13 +575,14 @@ impl WeightSource for FileWeights<'_> {
 impl RowsSource for FileWeights<'_> {
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
         let (name, shape) = (tensor.name(), tensor.stored_shape());
-        match tensor.quant(self.stored).floats() {
+        let in_file = self.quant_in_file(tensor);
+        match in_file.floats() {
             Some(numbers) => {
                 let raw = self.raw(&name, numbers, shape)?;
                 let importance = self.importance(tensor)?;
                 convert_in_pieces(&raw, tensor.quant(self.quant), importance, self.pool, take)
             }
-            None => self.stored_rows(&name, shape, take),
+            None => self.stored_rows(&name, shape, in_file, take),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::batch::{Segment, Span};
 use super::config::Sizes;
 use super::names;
 use super::state::State;
-use super::table::{tensors, TensorSpec};
+use super::table::{tensors, Sensitivity, TensorSpec};
 use crate::error::Result;
 use crate::math::aligned::Aligned;
 use crate::math::kernels::fetch::fetch;
@@ -27,7 +27,8 @@ tensors! {
     pub(crate) struct Embedding {
         /// (n_vocab, n_embd)
         table: Matrix = TensorSpec::matrix(names::EMBEDDING, |s| s.n_vocab, |s| s.n_embd)
-            .in_front_of_norm("ln0"),
+            .in_front_of_norm("ln0")
+            .sensitive(Sensitivity::High),
         /// (n_embd) ln0, applied to its rows
         norm_weight: Vector = norm_weight("ln0.weight").in_first_layer(),
         norm_bias: Vector = norm_bias("ln0.bias").in_first_layer(),
@@ -42,7 +43,8 @@ tensors! {
         norm_bias: Vector = norm_bias("ln_out.bias"),
         /// (n_vocab, n_embd)
         matrix: Matrix = TensorSpec::matrix(names::HEAD, |s| s.n_vocab, |s| s.n_embd)
-            .behind_norm("ln_out", None),
+            .behind_norm("ln_out", None)
+            .sensitive(Sensitivity::High),
     }
 }
 

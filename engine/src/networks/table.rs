@@ -117,12 +117,28 @@ pub(crate) struct TensorSpec {
     pub(crate) noise: (f32, f32),
     /// Of a matrix: shows how much its rounding errors matter.
     pub(crate) nearby_norm: NearbyNorm,
+    /// Of a matrix: what they do to a model's predictions.
+    pub(crate) sensitivity: Sensitivity,
     /// Whether the first layer lacks it. Checkpoints may hold one there that is never used.
     pub(crate) is_behind_first_layer: bool,
     /// Of a vector that checkpoints write with a row for each head: channels of a row.
     pub(crate) row: Option<Count>,
     /// Whether it belongs to a gate that variants of its network do without.
     pub(crate) is_of_gate: bool,
+}
+
+/// How much a matrix deserves more bits than most, where formats of few bits are mixed. docs/QUANTIZATION.md has what each kind
+/// does to predictions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sensitivity {
+    /// As most.
+    Usual,
+    /// One bit more.
+    High,
+    /// One bit more, and two that of the first layer: what it adds to the residual stream all layers read.
+    Output,
+    /// With four bits: one more in five layers of eight, spread over all.
+    Large,
 }
 
 /// What a tensor is, and how large.
@@ -370,6 +386,7 @@ impl TensorSpec {
             is_broadcast: false,
             noise: (0.0, 1.0),
             nearby_norm: NearbyNorm::None,
+            sensitivity: Sensitivity::Usual,
             is_behind_first_layer: false,
             row: None,
             is_of_gate: false,
@@ -454,6 +471,12 @@ impl TensorSpec {
         mix: Option<&'static str>,
     ) -> Self {
         self.nearby_norm = NearbyNorm::InFront { norm, mix };
+        self
+    }
+
+    /// Rounding errors of the matrix matter more than those of most.
+    pub(crate) const fn sensitive(mut self, sensitivity: Sensitivity) -> Self {
+        self.sensitivity = sensitivity;
         self
     }
 
@@ -572,9 +595,18 @@ impl TensorAt<'_> {
         is_listed && (self.layer != Some(0) || !self.spec.is_behind_first_layer)
     }
 
-    /// How it is stored in a model whose matrices are stored as `quant`.
+    /// How it is stored in a model that is stored as `quant`: the mix of formats that makes a model of few bits.
     pub(crate) fn quant(&self, quant: Quant) -> Quant {
-        self.layout().quant(quant)
+        let quant = self.layout().quant(quant);
+        match (self.spec.sensitivity, self.layer) {
+            (Sensitivity::Output, Some(0)) if quant == Quant::Q4 => Quant::Q6,
+            (Sensitivity::Output, Some(0)) if quant.is_mixed() => Quant::Int8,
+            (Sensitivity::High | Sensitivity::Output, _) => quant.with_more_bits(),
+            (Sensitivity::Large, Some(layer)) if quant == Quant::Q4 && 5 * layer % 8 < 5 => {
+                quant.with_more_bits()
+            }
+            _ => quant,
+        }
     }
 
     /// Rows and columns of a matrix in raw checkpoints.

@@ -19,8 +19,8 @@ use super::gated_mixing::{GatedBuffers, GatedMixing};
 use super::hidden::HiddenUnits;
 use super::state::{State, StateLayout};
 use super::table::{
-    tensors, Architecture, Kind, SizeSpec, StatePart, TensorSpec, N_ATTENTION, N_EMBD, N_HIDDEN,
-    N_LAYER, N_VOCAB, RESIDUAL_STREAM,
+    tensors, Architecture, Kind, Sensitivity, SizeSpec, StatePart, TensorSpec, N_ATTENTION, N_EMBD,
+    N_HIDDEN, N_LAYER, N_VOCAB, RESIDUAL_STREAM,
 };
 use crate::error::Result;
 use crate::math::aligned::Aligned;
@@ -151,11 +151,13 @@ tensors! {
         att_key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_mix_k")),
         att_value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
-            .behind_norm("ln1", Some("att.time_mix_v")),
+            .behind_norm("ln1", Some("att.time_mix_v"))
+            .sensitive(Sensitivity::High),
         att_receptance: Matrix = TensorSpec::matrix("att.receptance.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_mix_r")),
         /// (n_embd, n_attention)
-        att_output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention),
+        att_output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention)
+            .sensitive(Sensitivity::Output),
         /// (n_embd) the norm in front of the channel mixing
         ffn_norm_weight: Vector = norm_weight("ln2.weight"),
         ffn_norm_bias: Vector = norm_bias("ln2.bias"),
@@ -164,7 +166,8 @@ tensors! {
         ffn_mix_receptance: Vector = mix("ffn.time_mix_r"),
         /// (n_hidden, n_embd)
         ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
-            .behind_norm("ln2", Some("ffn.time_mix_k")),
+            .behind_norm("ln2", Some("ffn.time_mix_k"))
+            .sensitive(Sensitivity::Large),
         /// (n_embd, n_embd)
         ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd)
             .behind_norm("ln2", Some("ffn.time_mix_r")),

@@ -22,8 +22,8 @@ use super::gated_mixing::GatedMixing;
 use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
 use super::state::State;
 use super::table::{
-    tensors, Architecture, Kind, TensorSpec, N_ATTENTION, N_EMBD, N_HIDDEN, N_LAYER, N_VOCAB,
-    RESIDUAL_STREAM,
+    tensors, Architecture, Kind, Sensitivity, TensorSpec, N_ATTENTION, N_EMBD, N_HIDDEN, N_LAYER,
+    N_VOCAB, RESIDUAL_STREAM,
 };
 use crate::math::kernels::fetch::fetch;
 use crate::products::fetch_input_factors;
@@ -97,7 +97,8 @@ tensors! {
         key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_mix_k")),
         value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
-            .behind_norm("ln1", Some("att.time_mix_v")),
+            .behind_norm("ln1", Some("att.time_mix_v"))
+            .sensitive(Sensitivity::High),
         gate: Option<Matrix> = TensorSpec::matrix("att.gate.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_mix_g"))
             .of_gate(),
@@ -116,7 +117,8 @@ tensors! {
         head_norm_bias: Vector = TensorSpec::vector("att.ln_x.bias", |s| s.n_attention)
             .noise(-0.1, 0.1),
         /// (n_embd, n_attention)
-        output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention),
+        output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention)
+            .sensitive(Sensitivity::Output),
         /// (n_embd) the norm in front of the channel mixing
         ffn_norm_weight: Vector = norm_weight("ln2.weight"),
         ffn_norm_bias: Vector = norm_bias("ln2.bias"),
@@ -125,7 +127,8 @@ tensors! {
         ffn_mix_receptance: Vector = mix("ffn.time_mix_r"),
         /// (n_hidden, n_embd)
         ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
-            .behind_norm("ln2", Some("ffn.time_mix_k")),
+            .behind_norm("ln2", Some("ffn.time_mix_k"))
+            .sensitive(Sensitivity::Large),
         /// (n_embd, n_embd)
         ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd)
             .behind_norm("ln2", Some("ffn.time_mix_r")),

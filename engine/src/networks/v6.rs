@@ -19,8 +19,8 @@ use super::gated_mixing::GatedMixing;
 use super::head_states::{self, ATT_PREVIOUS, FFN_PREVIOUS, WKV};
 use super::state::State;
 use super::table::{
-    size, tensors, Architecture, Kind, ShownBy, SizeSpec, TensorSpec, N_ATTENTION, N_EMBD,
-    N_HIDDEN, N_LAYER, N_VOCAB, RESIDUAL_STREAM,
+    size, tensors, Architecture, Kind, Sensitivity, ShownBy, SizeSpec, TensorSpec, N_ATTENTION,
+    N_EMBD, N_HIDDEN, N_LAYER, N_VOCAB, RESIDUAL_STREAM,
 };
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::Rows;
@@ -113,7 +113,8 @@ tensors! {
         key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_maa_k")),
         value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
-            .behind_norm("ln1", Some("att.time_maa_v")),
+            .behind_norm("ln1", Some("att.time_maa_v"))
+            .sensitive(Sensitivity::High),
         gate: Matrix = TensorSpec::matrix("att.gate.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.time_maa_g")),
         /// (n_embd, rank_decay) first half of what the decay depends on
@@ -134,7 +135,8 @@ tensors! {
         head_norm_bias: Vector = TensorSpec::vector("att.ln_x.bias", |s| s.n_attention)
             .noise(-0.1, 0.1),
         /// (n_embd, n_attention)
-        output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention),
+        output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention)
+            .sensitive(Sensitivity::Output),
         /// (n_embd) the norm in front of the channel mixing
         ffn_norm_weight: Vector = norm_weight("ln2.weight"),
         ffn_norm_bias: Vector = norm_bias("ln2.bias"),
@@ -143,7 +145,8 @@ tensors! {
         ffn_mix_receptance: Vector = mix("ffn.time_maa_r"),
         /// (n_hidden, n_embd)
         ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
-            .behind_norm("ln2", Some("ffn.time_maa_k")),
+            .behind_norm("ln2", Some("ffn.time_maa_k"))
+            .sensitive(Sensitivity::Large),
         /// (n_embd, n_embd)
         ffn_receptance: Matrix = TensorSpec::matrix("ffn.receptance.weight", |s| s.n_embd, |s| s.n_embd)
             .behind_norm("ln2", Some("ffn.time_maa_r")),

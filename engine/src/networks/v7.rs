@@ -13,7 +13,7 @@ use super::common::{norm_bias, norm_weight, Behind, Block, Buffers as CommonBuff
 use super::config::Sizes;
 use super::head_states::{ATT_PREVIOUS, FFN_PREVIOUS};
 use super::state::State;
-use super::table::{tensors, TensorSpec};
+use super::table::{tensors, Sensitivity, TensorSpec};
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::Rows;
 use crate::products::low_rank::{multiply_with, LowRank, Then};
@@ -58,7 +58,8 @@ tensors! {
         key: Matrix = TensorSpec::matrix("att.key.weight", |s| s.n_attention, |s| s.n_embd)
             .behind_norm("ln1", Some("att.x_k")),
         value: Matrix = TensorSpec::matrix("att.value.weight", |s| s.n_attention, |s| s.n_embd)
-            .behind_norm("ln1", Some("att.x_v")),
+            .behind_norm("ln1", Some("att.x_v"))
+            .sensitive(Sensitivity::High),
         /// (n_embd, rank) first halves of low-rank pairs
         decay_1: Matrix = TensorSpec::low_rank("att.w1", |s| s.n_embd, |s| s.rank_decay),
         iclr_1: Matrix = TensorSpec::low_rank("att.a1", |s| s.n_embd, |s| s.rank_iclr),
@@ -84,7 +85,8 @@ tensors! {
         head_norm_weight: Vector = channels("att.ln_x.weight").noise(0.5, 1.5),
         head_norm_bias: Vector = channels("att.ln_x.bias").noise(-0.1, 0.1),
         /// (n_embd, n_attention)
-        output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention),
+        output: Matrix = TensorSpec::matrix("att.output.weight", |s| s.n_embd, |s| s.n_attention)
+            .sensitive(Sensitivity::Output),
         /// (n_embd) the norm in front of the channel mixing
         ffn_norm_weight: Vector = norm_weight("ln2.weight"),
         ffn_norm_bias: Vector = norm_bias("ln2.bias"),
@@ -92,7 +94,8 @@ tensors! {
         ffn_mix_key: Vector = mix("ffn.x_k"),
         /// (n_hidden, n_embd)
         ffn_key: Matrix = TensorSpec::matrix("ffn.key.weight", |s| s.n_hidden, |s| s.n_embd)
-            .behind_norm("ln2", Some("ffn.x_k")),
+            .behind_norm("ln2", Some("ffn.x_k"))
+            .sensitive(Sensitivity::Large),
         /// (n_hidden, n_embd): stored row per input, because most inputs are 0
         ffn_value: Matrix = TensorSpec::matrix("ffn.value.weight", |s| s.n_embd, |s| s.n_hidden)
             .row_per_input(),

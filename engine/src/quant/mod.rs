@@ -62,11 +62,11 @@ pub enum Quant {
     F16,
     /// 8-bit integers with a scale for each row and each column; see docs/QUANTIZATION.md.
     Int8,
-    /// 6 bits in blocks of 32, each with a scale.
+    /// 6 bits in blocks of 32, each with a scale. The first layer's output matrix has 8.
     Q6,
-    /// 5 bits, likewise; some matrices have more.
+    /// 5 bits, likewise. Matrices whose errors matter most have 6.
     Q5,
-    /// 4 bits, likewise; some matrices have more.
+    /// 4 bits, likewise. Matrices whose errors matter most have 5.
     Q4,
 }
 
@@ -237,6 +237,20 @@ impl Quant {
         let mut names: Vec<_> = Self::ALL.iter().map(|quant| quant.name()).collect();
         let last = names.pop().unwrap_or_default();
         format!("{} or {last}", names.join(", "))
+    }
+
+    /// Whether matrices of a model that is stored so have different formats; see `TensorAt::quant`.
+    pub(crate) fn is_mixed(self) -> bool {
+        matches!(self, Quant::Q6 | Quant::Q5 | Quant::Q4)
+    }
+
+    /// What matrices are stored as whose errors matter most, in a mixed model.
+    pub(crate) fn with_more_bits(self) -> Self {
+        match self {
+            Quant::Q4 => Quant::Q5,
+            Quant::Q5 => Quant::Q6,
+            _ => self,
+        }
     }
 
     /// The type of the weights where they are nothing but floats.
