@@ -9,7 +9,9 @@ use rwkv_edge::{Error, ErrorKind, Model, Result};
 
 use crate::job::{Event, Job, Owner};
 use crate::metrics::{Metrics, ModelMetrics};
-use crate::scheduler::{ending, panicked, Command, OpenSessions, Preparer, Rooms, Scheduler, Turn};
+use crate::scheduler::{
+    ending, panicked, Command, Given, Next, OpenSessions, Preparer, Queue, Scheduler, Turn,
+};
 use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
 
 /// What a worker may use.
@@ -71,8 +73,7 @@ pub struct Worker {
     store: Arc<Store>,
     metrics: ModelMetrics,
     sessions: Arc<OpenSessions>,
-    rooms: Arc<Rooms>,
-    jobs: Option<Sender<Job>>,
+    queue: Arc<Queue>,
     commands: Option<Sender<Command>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -100,8 +101,7 @@ impl Worker {
         let metrics = options.metrics.clone();
         let sessions = Arc::new(OpenSessions::default());
         let n_sequences = options.n_sequences.max(1);
-        let rooms = Arc::new(Rooms::new(n_sequences));
-        let (jobs, jobs_to_prepare) = mpsc::channel::<Job>();
+        let queue = Queue::new(n_sequences, metrics.sequences_waiting.clone());
         let (commands, to_do) = mpsc::channel();
         let (is_started, has_started) = mpsc::channel();
 
@@ -123,29 +123,16 @@ impl Worker {
         let preparer = Preparer {
             model: model.clone(),
             store: store.clone(),
-            rooms: rooms.clone(),
             sessions: sessions.clone(),
         };
-        let (begin, waiting) = (commands.clone(), metrics.sequences_waiting.clone());
+        let (its_commands, its_queue) = (commands.clone(), queue.clone());
         let preparing = spawn("rwkv-edge-prompts", move || {
-            for job in jobs_to_prepare {
-                let events = job.events.clone();
-                let prepared = catch_unwind(AssertUnwindSafe(|| preparer.prepare(job)));
-                let prepared = prepared.unwrap_or_else(|_| {
-                    let _ = events.send(Event::Failed(panicked()));
-                    None
-                });
-                // The last copy but the job's own, so that a job that ends is seen to.
-                drop(events);
-                waiting.dec();
-                let sent = match prepared {
-                    None => Ok(()),
-                    Some(Ok(prepared)) => begin.send(Command::Begin(Box::new(prepared))),
-                    Some(Err((job, error))) => {
-                        let _ = job.events.send(Event::Failed(error));
-                        Ok(())
-                    }
+            while let Some(next) = its_queue.next() {
+                let command = match next {
+                    Next::More => Some(Command::More),
+                    Next::Begin(job, given) => begin(&preparer, *job, given),
                 };
+                let sent = command.map_or(Ok(()), |command| its_commands.send(command));
                 if sent.is_err() {
                     return;
                 }
@@ -156,8 +143,7 @@ impl Worker {
             store,
             metrics,
             sessions,
-            rooms,
-            jobs: Some(jobs),
+            queue,
             commands: Some(commands),
             threads: vec![preparing, scheduler],
         })
@@ -165,16 +151,7 @@ impl Worker {
 
     /// Gives a job to the model. It begins when there is room; until then there are no events.
     pub fn submit(&self, job: Job) {
-        let events = job.events.clone();
-        self.metrics.sequences_waiting.inc();
-        let is_sent = match &self.jobs {
-            Some(jobs) => jobs.send(job).is_ok(),
-            None => false,
-        };
-        if !is_sent {
-            self.metrics.sequences_waiting.dec();
-            let _ = events.send(Event::Failed(ending()));
-        }
+        self.queue.push(job);
     }
 
     /// Gives the model other work.
@@ -322,14 +299,26 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // Whoever waits for room gets none.
-        self.rooms.close();
-        self.jobs = None;
+        self.queue.close();
         self.commands = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
         self.store.flush();
     }
+}
+
+/// What the batches are told of a job that there is room for; a client whose job cannot begin is told why.
+fn begin(preparer: &Preparer, job: Job, given: Arc<Given>) -> Option<Command> {
+    let events = job.events.clone();
+    let prepared = catch_unwind(AssertUnwindSafe(|| preparer.prepare(job, given)));
+    let error = match prepared {
+        Ok(Ok(prepared)) => return Some(Command::Begin(Box::new(prepared))),
+        Ok(Err(error)) => error,
+        Err(_) => panicked(),
+    };
+    let _ = events.send(Event::Failed(error));
+    None
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

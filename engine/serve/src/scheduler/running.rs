@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rwkv_edge::{Error, Result, State};
 
 use super::prepare::OpenSession;
-use super::rooms::Room;
+use super::queue::Room;
 use crate::job::{Ending, Event, Job};
 use crate::store::{Kept, Key, Session, Store, TextHash};
 
@@ -20,7 +20,6 @@ pub(crate) struct Running {
     session: Mutex<Option<OpenSession>>,
     n_left: AtomicUsize,
     has_failed: AtomicBool,
-    _room: Room,
 }
 
 /// The state before the last token of a prompt.
@@ -43,6 +42,8 @@ pub(crate) struct Ended {
     pub(crate) kept: Option<Kept>,
     /// Tokens that the session's next prompt begins with, behind that state, or, where there is none, behind the prompt's.
     pub(crate) pending: Vec<u32>,
+    /// Where it was drawn, which is free again when it is kept.
+    pub(crate) room: Option<Room>,
 }
 
 impl Running {
@@ -51,7 +52,6 @@ impl Running {
         text: Option<TextHash>,
         prompt_end: PromptEnd,
         session: Option<OpenSession>,
-        room: Room,
     ) -> Self {
         let n_choices = job.n_choices.max(1);
         Running {
@@ -61,13 +61,16 @@ impl Running {
             session: Mutex::new(session),
             n_left: AtomicUsize::new(n_choices),
             has_failed: AtomicBool::new(false),
-            _room: room,
         }
     }
 
     /// Whether nobody waits for the answers any more.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.job.events.is_closed() || self.has_failed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn n_choices(&self) -> usize {
+        self.job.n_choices.max(1)
     }
 
     pub(crate) fn is_session(&self) -> bool {
@@ -98,6 +101,7 @@ impl Running {
             n_tokens,
             kept,
             pending,
+            room,
         } = ended;
         let prompt_end = &self.prompt_end;
         let mut states = Vec::new();
@@ -122,7 +126,7 @@ impl Running {
         states.extend(kept);
         let running = self.clone();
         let then = move |written: Result<()>| {
-            drop(is_open);
+            drop((is_open, room));
             match written {
                 Ok(()) => {}
                 // The next request of the session would go on from what was before.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rwkv_edge::{Model, Result, Sampler, State, StopTexts, TextStream};
 
+use super::queue::Room;
 use super::running::{Ended, Running};
 use crate::constrain::Constraint;
 use crate::job::{Chosen, Ending, Event};
@@ -17,6 +18,7 @@ pub(super) struct Sequence<'m> {
     /// The token that is read next: the one that was drawn last.
     pub(super) next: u32,
     choice: usize,
+    room: Option<Room>,
     /// Of the state.
     key: Key,
     model: &'m Model,
@@ -54,6 +56,7 @@ impl<'m> Sequence<'m> {
         choice: usize,
         model: &'m Model,
         state: State,
+        room: Room,
     ) -> Result<Self> {
         let job = &running.job;
         let mut sampling = job.sampling.clone();
@@ -64,6 +67,7 @@ impl<'m> Sequence<'m> {
             state,
             next: 0,
             choice,
+            room: Some(room),
             key: running.prompt_end.key.then(running.prompt_end.token),
             model,
             sampler: Sampler::new(sampling, model.n_vocab())?,
@@ -229,6 +233,7 @@ impl<'m> Sequence<'m> {
             n_tokens: self.n_drawn,
             kept: kept.transpose()?,
             pending,
+            room: self.room.take(),
         })
     }
 }

@@ -1,79 +1,12 @@
-//! How many sequences run at once, and which sessions a job works on.
+//! What is taken in turns, and which sessions a job works on.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rwkv_edge::Result;
 
 use crate::job::Owner;
 use crate::session_errors;
-
-/// How often somebody who waits for room looks whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// Room for sequences.
-pub(crate) struct Rooms {
-    n_free: Mutex<usize>,
-    n_all: usize,
-    is_closed: AtomicBool,
-    freed: Condvar,
-}
-
-/// Room that is taken until this is dropped.
-pub(crate) struct Room {
-    rooms: Arc<Rooms>,
-    n: usize,
-}
-
-impl Rooms {
-    pub(crate) fn new(n: usize) -> Self {
-        Rooms {
-            n_free: Mutex::new(n),
-            n_all: n,
-            is_closed: AtomicBool::new(false),
-            freed: Condvar::new(),
-        }
-    }
-
-    /// Takes so much room, or all of it for those who want more, when there is; `None` as soon as it is not wanted.
-    pub(crate) fn take(
-        self: &Arc<Self>,
-        n: usize,
-        mut is_wanted: impl FnMut() -> bool,
-    ) -> Option<Room> {
-        let n = n.min(self.n_all);
-        let mut n_free = guard(&self.n_free);
-        let mut is_wanted = || is_wanted() && !self.is_closed.load(Ordering::Acquire);
-        while *n_free < n {
-            if !is_wanted() {
-                return None;
-            }
-            let waited = self.freed.wait_timeout(n_free, LOOK);
-            n_free = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *n_free -= n;
-        drop(n_free);
-        let rooms = self.clone();
-        is_wanted().then_some(Room { rooms, n })
-    }
-}
-
-impl Rooms {
-    /// There is no room for anybody any more.
-    pub(crate) fn close(&self) {
-        self.is_closed.store(true, Ordering::Release);
-        self.freed.notify_all();
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        *guard(&self.rooms.n_free) += self.n;
-        self.rooms.freed.notify_all();
-    }
-}
 
 /// What the workers of one server take in turns: the CPU, one step after the other, in the order in which they came.
 /// A plain lock goes back to whoever just left it.
@@ -145,6 +78,8 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
