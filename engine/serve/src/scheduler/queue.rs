@@ -108,7 +108,10 @@ impl Queue {
                 }
             }
             inner = match inner.owners.is_empty() {
-                true => self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
+                true => self
+                    .changed
+                    .wait(inner)
+                    .unwrap_or_else(PoisonError::into_inner),
                 false => {
                     let waited = self.changed.wait_timeout(inner, LOOK);
                     waited.unwrap_or_else(PoisonError::into_inner).0

@@ -127,9 +127,7 @@ fn whoever_ends_it_twice_does_not_want_to_wait() {
     });
     let mut whole = send(&server, &json!({"prompt": "x"}));
     let mut stream = send(&server, &json!({"prompt": "x", "stream": true}));
-    until("both began", || {
-        server.fake.held.lock().unwrap().len() == 2
-    });
+    until("both began", || server.fake.held.lock().unwrap().len() == 2);
     let begin = Instant::now();
     server.stopper.stop();
     thread::sleep(Duration::from_millis(100));
