@@ -22,6 +22,8 @@ pub struct WorkerOptions {
     pub n_sequences: usize,
     /// Bytes of states that are kept in memory.
     pub state_memory: u64,
+    /// Sessions of an owner at most.
+    pub sessions_max: usize,
     /// Where states are kept, too.
     pub disk: Option<DiskOptions>,
     /// What the workers of one server take in turns: the CPU.
@@ -35,6 +37,7 @@ impl Default for WorkerOptions {
         WorkerOptions {
             n_sequences: 16,
             state_memory: 256 << 20,
+            sessions_max: 1 << 16,
             disk: None,
             turn: Arc::default(),
             metrics: Metrics::new().model(""),
@@ -99,7 +102,7 @@ impl Worker {
         )?;
         let store = Arc::new(store);
         let metrics = options.metrics.clone();
-        let sessions = Arc::new(OpenSessions::default());
+        let sessions = Arc::new(OpenSessions::new(store.clone(), options.sessions_max));
         let n_sequences = options.n_sequences.max(1);
         let queue = Queue::new(n_sequences, metrics.sequences_waiting.clone());
         let (commands, to_do) = mpsc::channel();
@@ -212,6 +215,7 @@ impl Worker {
             let text = format!("there is a session {to:?}, expected a new name");
             return Err(Error::new(ErrorKind::Argument, text));
         }
+        self.sessions.check_new(owner, to)?;
         let fork = session.renamed(to);
         let info = SessionInfo::of(&fork);
         self.keep(owner, Vec::new(), fork)?;
@@ -257,6 +261,9 @@ impl Worker {
     /// [`ErrorKind::State`] when they are damaged, of another model, or not finite.
     pub fn import_session(&self, owner: &Owner, name: &str, bytes: &[u8]) -> Result<SessionInfo> {
         let _is_open = self.sessions.open(owner, name)?;
+        if matches!(self.store.session(owner, name), Ok(None)) {
+            self.sessions.check_new(owner, name)?;
+        }
         let mut state = self.model.try_new_state()?;
         let size = state.to_bytes(&[]).len();
         let (of_state, pending) = bytes.split_at(size.min(bytes.len()));

@@ -110,10 +110,13 @@ impl Preparer {
     ) -> Result<(Place, Option<OpenSession>)> {
         let is_open = self.sessions.open(&job.owner, name)?;
         let (base, created) = match self.store.session(&job.owner, name)? {
-            None => (self.nothing(first), crate::store::now()),
+            None => {
+                self.sessions.check_new(&job.owner, name)?;
+                (self.nothing(first), crate::store::now())
+            }
             Some(session) => {
                 let lost = || session_errors::lost(name);
-                let key = session.key().ok_or_else(lost)?;
+                let key = session.key().ok_or_else(|| session_errors::damaged(name))?;
                 let find = || self.store.find(&job.owner, key).ok_or_else(lost);
                 let base = Place {
                     key,

@@ -7,6 +7,7 @@ use rwkv_edge::Result;
 
 use crate::job::Owner;
 use crate::session_errors;
+use crate::store::{SessionLock, Store};
 
 /// What the workers of one server take in turns: the CPU, one step after the other, in the order in which they came.
 /// A plain lock goes back to whoever just left it.
@@ -41,34 +42,62 @@ impl Drop for MyTurn<'_> {
 }
 
 /// The sessions that jobs work on.
-#[derive(Default)]
-pub(crate) struct OpenSessions(Mutex<HashSet<(Owner, String)>>);
+pub(crate) struct OpenSessions {
+    open: Mutex<HashSet<(Owner, String)>>,
+    store: Arc<Store>,
+    n_max: usize,
+}
 
-/// That a session is worked on, until this is dropped.
+/// That a session is worked on, here and by no other server, until this is dropped.
 pub(crate) struct IsOpen {
     sessions: Arc<OpenSessions>,
     session: (Owner, String),
+    lock: Option<SessionLock>,
 }
 
 impl OpenSessions {
+    /// Those of a store, of which an owner may have so many.
+    pub(crate) fn new(store: Arc<Store>, n_max: usize) -> Self {
+        OpenSessions {
+            open: Mutex::default(),
+            store,
+            n_max,
+        }
+    }
+
     /// # Errors
     ///
-    /// When another job works on it.
+    /// When another job works on it, and those of the store's folder.
     pub(crate) fn open(self: &Arc<Self>, owner: &Owner, name: &str) -> Result<IsOpen> {
         let session = (owner.clone(), name.to_owned());
-        match guard(&self.0).insert(session.clone()) {
-            true => Ok(IsOpen {
-                sessions: self.clone(),
-                session,
-            }),
-            false => Err(session_errors::busy(name)),
+        if !guard(&self.open).insert(session.clone()) {
+            return Err(session_errors::busy(name));
+        }
+        let mut open = IsOpen {
+            sessions: self.clone(),
+            session,
+            lock: None,
+        };
+        open.lock = self.store.lock_session(owner, name)?;
+        Ok(open)
+    }
+
+    /// # Errors
+    ///
+    /// When there may be no other session of an owner.
+    pub(crate) fn check_new(&self, owner: &Owner, name: &str) -> Result<()> {
+        match self.store.n_sessions(owner) < self.n_max {
+            true => Ok(()),
+            false => Err(session_errors::too_many(name, self.n_max)),
         }
     }
 }
 
 impl Drop for IsOpen {
     fn drop(&mut self) {
-        guard(&self.sessions.0).remove(&self.session);
+        // Whoever opens it here next wants the lock, too.
+        self.lock = None;
+        guard(&self.sessions.open).remove(&self.session);
     }
 }
 

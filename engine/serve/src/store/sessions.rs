@@ -1,6 +1,6 @@
 //! Sessions: names that clients give to states, so that only what is new is sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,26 @@ pub(crate) fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
+/// How many there are of each owner in the folder.
+#[derive(Default)]
+pub(super) struct SessionFiles(HashMap<OwnerId, usize>);
+
+impl SessionFiles {
+    pub(super) fn add(&mut self, owner: OwnerId) {
+        *self.0.entry(owner).or_default() += 1;
+    }
+
+    pub(super) fn remove(&mut self, owner: OwnerId) {
+        if let Some(n) = self.0.get_mut(&owner) {
+            *n = n.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn n(&self, owner: OwnerId) -> usize {
+        self.0.get(&owner).copied().unwrap_or(0)
+    }
+}
+
 /// Those that are in memory, where there is no folder.
 #[derive(Default)]
 pub(super) struct Sessions(BTreeMap<(OwnerId, String), Session>);
@@ -76,9 +96,17 @@ impl Sessions {
         self.0.remove(&(owner, name.to_owned())).is_some()
     }
 
+    pub(super) fn n(&self, owner: OwnerId) -> usize {
+        self.of(owner).count()
+    }
+
     pub(super) fn all(&self, owner: OwnerId) -> Vec<Session> {
+        self.of(owner).cloned().collect()
+    }
+
+    fn of(&self, owner: OwnerId) -> impl Iterator<Item = &Session> {
         let of_owner = self.0.range((owner, String::new())..);
-        let of_owner = of_owner.take_while(|((of, _), _)| *of == owner);
-        of_owner.map(|(_, session)| session.clone()).collect()
+        let of_owner = of_owner.take_while(move |((of, _), _)| *of == owner);
+        of_owner.map(|(_, session)| session)
     }
 }

@@ -8,6 +8,7 @@ use rwkv_edge_serve::store::DiskOptions;
 use rwkv_edge_serve::{Ending, Event, Job, Owner, Prompt, Start, Worker, WorkerOptions};
 
 mod fairness;
+mod sessions;
 mod support;
 
 use support::{fails, in_folder, job, model, run, wait, worker, worker_with, TEXT};
