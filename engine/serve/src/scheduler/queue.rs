@@ -243,6 +243,7 @@ mod tests {
             max_new_tokens: None,
             stops: Vec::new(),
             ignore_end_of_text: false,
+            begins_with_word: false,
             top_logprobs: None,
             prompt_logprobs: false,
             constraint: None,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rwkv_edge::{Model, Result, Sampler, State, StopTexts, TextStream};
+use rwkv_edge_chat::first_word;
 
 use super::queue::Room;
 use super::running::{Ended, Running};
@@ -110,7 +111,10 @@ impl<'m> Sequence<'m> {
         if let Some(constraint) = &mut self.constraint {
             constraint.apply(logits)?;
         }
-        let token = self.sampler.sample(logits);
+        let token = match job.begins_with_word && self.drawn.trim().is_empty() {
+            true => first_word(&mut self.sampler, logits, self.model)?,
+            false => self.sampler.sample(logits),
+        };
         let chosen = match row {
             Some((n_top, row)) => logprobs::chosen(&row, token, n_top),
             None => logprobs::unasked(token),
