@@ -12,7 +12,7 @@ use crate::metrics::{Metrics, ModelMetrics};
 use crate::scheduler::{
     ending, panicked, Command, Given, Next, OpenSessions, Preparer, Queue, Scheduler, Turn,
 };
-use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
+use crate::store::{self, DiskOptions, Kept, Key, Pending, Session, Store};
 
 /// What a worker may use.
 #[derive(Clone, Debug)]
@@ -281,6 +281,10 @@ impl Worker {
         // Nobody knows what it has read, but that it is the same bytes.
         let key = Key::of_bytes(of_state);
         let n_tokens = state.n_tokens();
+        let pending = Pending {
+            tokens: pending,
+            text: None,
+        };
         let session = Session::new(name, key, n_tokens, pending, store::now());
         let info = SessionInfo::of(&session);
         let kept = Kept {

@@ -53,6 +53,8 @@ struct Place {
     key: Key,
     state: Option<Arc<State>>,
     tokens: Vec<u32>,
+    /// In front of the prompt, if that is a text.
+    text: String,
 }
 
 /// Makes the jobs of one model ready.
@@ -99,6 +101,7 @@ impl Preparer {
             key: self.store.root(),
             state: None,
             tokens: first.to_vec(),
+            text: String::new(),
         }
     }
 
@@ -118,10 +121,17 @@ impl Preparer {
                 let lost = || session_errors::lost(name);
                 let key = session.key().ok_or_else(|| session_errors::damaged(name))?;
                 let find = || self.store.find(&job.owner, key).ok_or_else(lost);
+                let is_text = matches!(job.prompt, Prompt::Text(_)) && !job.prompt_logprobs;
+                let (tokens, text) = match is_text {
+                    true => session.pending_text(),
+                    // What is told of a prompt begins with it.
+                    false => (&*session.pending, ""),
+                };
                 let base = Place {
                     key,
                     state: (key != self.store.root()).then(find).transpose()?,
-                    tokens: session.pending,
+                    tokens: tokens.to_vec(),
+                    text: text.to_owned(),
                 };
                 (base, session.created)
             }
@@ -148,6 +158,7 @@ impl Preparer {
                 (place, None)
             }
             Prompt::Text(text) => {
+                let text = &format!("{}{text}", base.text);
                 let mut whole = TextHash::behind(root);
                 whole.push(text.as_bytes());
                 (self.in_text(job, base, root, text)?, Some(whole))
@@ -181,6 +192,7 @@ impl Preparer {
                 key: hit.key,
                 state: Some(hit.state),
                 tokens: tokenizer.encode(&text[hit.size..])?,
+                text: String::new(),
             };
             self.find_tokens(job, &mut place);
             // All of a long text is only cut into tokens where that may be worth it.

@@ -8,7 +8,7 @@ use rwkv_edge::{Error, Result, State};
 use super::prepare::OpenSession;
 use super::queue::Room;
 use crate::job::{Ending, Event, Job};
-use crate::store::{Kept, Key, Session, Store, TextHash};
+use crate::store::{Kept, Key, Pending, Session, Store, TextHash};
 
 /// A job whose prompt has been read.
 pub(crate) struct Running {
@@ -40,8 +40,8 @@ pub(crate) struct Ended {
     pub(crate) n_tokens: usize,
     /// The state that a prompt with this answer goes on from.
     pub(crate) kept: Option<Kept>,
-    /// Tokens that the session's next prompt begins with, behind that state, or, where there is none, behind the prompt's.
-    pub(crate) pending: Vec<u32>,
+    /// What the session's next prompt begins with, behind that state, or, where there is none, behind the prompt's.
+    pub(crate) pending: Pending,
     /// Where it was drawn, which is free again when it is kept.
     pub(crate) room: Option<Room>,
 }

@@ -10,7 +10,7 @@ use super::running::{Ended, Running};
 use crate::constrain::Constraint;
 use crate::job::{Chosen, Ending, Event};
 use crate::logprobs;
-use crate::store::{Kept, Key};
+use crate::store::{Kept, Key, Pending};
 
 /// An answer, and the state that it is drawn behind.
 pub(super) struct Sequence<'m> {
@@ -209,15 +209,17 @@ impl<'m> Sequence<'m> {
             (_, Some(mark)) if is_begin(mark.n_read) => Some((&mark.state, mark.key, mark.n_read)),
             _ => None,
         };
-        let mut pending = Vec::new();
+        let mut pending = Pending::default();
         if self.running.is_session() {
             // What remains of an answer that is not as it was drawn is read behind the prompt.
             let n_read = kept.map_or(0, |(_, _, n_read)| n_read);
             if kept.is_none() {
-                pending.push(self.running.prompt_end.token);
+                pending.tokens.push(self.running.prompt_end.token);
             }
             if self.text.is_some() {
-                pending.extend(self.model.tokenizer()?.encode(&remains[n_read..])?);
+                let text = &remains[n_read..];
+                let tokens = self.model.tokenizer()?.encode(text)?;
+                pending.text = Some((tokens, text.to_owned()));
             }
         }
         let kept = kept.map(|(state, key, n_read)| -> Result<Kept> {

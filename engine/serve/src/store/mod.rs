@@ -24,7 +24,7 @@ pub use disk::DiskOptions;
 pub use keys::{Key, TextHash, TextKey};
 pub(crate) use locks::SessionLock;
 pub(crate) use sessions::now;
-pub use sessions::Session;
+pub use sessions::{Pending, Session};
 
 /// A state that was found.
 #[derive(Clone)]

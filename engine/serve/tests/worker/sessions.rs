@@ -5,7 +5,7 @@ use std::path::Path;
 use rwkv_edge_serve::store::DiskOptions;
 use rwkv_edge_serve::{Event, Job, Owner, Start, Worker};
 
-use crate::support::{fails, in_folder, job, run, worker_with, TEXT};
+use crate::support::{fails, in_folder, job, run, worker, worker_with, TEXT};
 
 fn in_session(name: &str) -> impl Fn(&mut Job) + '_ {
     move |job| {
@@ -52,6 +52,34 @@ fn servers_that_share_a_folder_do_not_work_on_one_session_at_once() {
         .filter(|name| name.to_string_lossy().ends_with(".lock"))
         .count();
     assert_eq!(n_locks, 0);
+}
+
+/// Where an answer and what comes next are cut into tokens together there may be others than where each is for itself.
+#[test]
+fn a_session_reads_what_is_read_of_the_whole_text() {
+    let (one, other) = (worker(), worker());
+    let turn = |worker: &Worker, prompt: &str, session: bool| {
+        run(worker, prompt, |job| {
+            if session {
+                in_session("a")(job);
+            }
+            job.remains = Some(Box::new(|text| Some(format!("{text}\n\n"))));
+        })
+    };
+    let mut whole = String::new();
+    for asked in [TEXT, "And then?", "Why?", "So"] {
+        whole += asked;
+        let in_session = turn(&one, asked, true);
+        let of_text = turn(&other, &whole, false);
+        assert_eq!(in_session.tokens, of_text.tokens, "{whole}");
+        whole += &format!("{}\n\n", of_text.text);
+    }
+    // Its bytes go on as it does.
+    let bytes = one.export_session(&Owner::new(""), "a").expect("readable");
+    other
+        .import_session(&Owner::new(""), "a", &bytes.expect("one"))
+        .expect("imported");
+    assert!(turn(&other, "Well", true).n_prompt < 12);
 }
 
 fn few(folder: Option<&Path>) -> Worker {
