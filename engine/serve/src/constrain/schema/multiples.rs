@@ -394,7 +394,7 @@ mod tests {
             json!({"properties": {"a": {"allOf": [{"$ref": "#/$defs/d0"}, both]}}}),
         ] {
             assert!(
-                check_meetings(&wrong, &[multiple.clone()]).is_err(),
+                check_meetings(&wrong, std::slice::from_ref(&multiple)).is_err(),
                 "{wrong}"
             );
         }
@@ -406,7 +406,7 @@ mod tests {
             json!({"$ref": "#/$defs/d0"}),
         ] {
             assert_eq!(
-                check_meetings(&right, &[multiple.clone()]),
+                check_meetings(&right, std::slice::from_ref(&multiple)),
                 Ok(()),
                 "{right}"
             );
