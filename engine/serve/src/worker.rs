@@ -45,6 +45,9 @@ impl Default for WorkerOptions {
     }
 }
 
+/// In the bytes of a session, in front of pending tokens that stand for a text: no vocabulary has as many.
+const TEXT_FOLLOWS: u32 = u32::MAX;
+
 /// What is known of a session.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -250,7 +253,13 @@ impl Worker {
         state.check()?;
         // What is pending goes behind the state, which says its own size.
         let mut bytes = state.to_bytes(&[]);
-        bytes.extend(session.pending.iter().flat_map(|token| token.to_le_bytes()));
+        let (tokens, text) = session.pending_text();
+        let mut pending = tokens.to_vec();
+        if !text.is_empty() {
+            pending.push(TEXT_FOLLOWS);
+            pending.extend(&session.pending[tokens.len()..]);
+        }
+        bytes.extend(pending.iter().flat_map(|token| token.to_le_bytes()));
         Ok(Some(bytes))
     }
 
@@ -272,7 +281,7 @@ impl Worker {
         let pending: Option<Vec<u32>> = pending
             .chunks(4)
             .map(|four| Some(u32::from_le_bytes(four.try_into().ok()?)))
-            .map(|token| token.filter(|&token| (token as usize) < n_vocab))
+            .map(|token| token.filter(|&token| (token as usize) < n_vocab || token == TEXT_FOLLOWS))
             .collect();
         let Some(pending) = pending else {
             let text = "behind the state: expected token ids of 4 bytes each";
@@ -281,10 +290,7 @@ impl Worker {
         // Nobody knows what it has read, but that it is the same bytes.
         let key = Key::of_bytes(of_state);
         let n_tokens = state.n_tokens();
-        let pending = Pending {
-            tokens: pending,
-            text: None,
-        };
+        let pending = self.pending(&pending)?;
         let session = Session::new(name, key, n_tokens, pending, store::now());
         let info = SessionInfo::of(&session);
         let kept = Kept {
@@ -294,6 +300,25 @@ impl Worker {
         };
         self.keep(owner, vec![kept], session)?;
         Ok(info)
+    }
+
+    /// Pending tokens, of which the last ones may stand for a text.
+    fn pending(&self, all: &[u32]) -> Result<Pending> {
+        let mut parts = all.splitn(2, |&token| token == TEXT_FOLLOWS);
+        let tokens = parts.next().unwrap_or_default().to_vec();
+        let of_text = parts.next().unwrap_or_default();
+        if of_text.contains(&TEXT_FOLLOWS) {
+            let text = "behind the state: expected at most one text";
+            return Err(Error::new(ErrorKind::State, text));
+        }
+        let text = match of_text.is_empty() {
+            true => None,
+            false => {
+                let text = self.model.tokenizer()?.decode(of_text)?;
+                Some((of_text.to_vec(), text))
+            }
+        };
+        Ok(Pending { tokens, text })
     }
 
     /// Keeps a session, and waits until it is written.
