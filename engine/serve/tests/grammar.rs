@@ -1,6 +1,8 @@
 //! Regexes, Lark and GBNF: what they take and what they do not, token by token; limits, and that all of it fails closed.
 
 mod grammar_walk;
+#[path = "grammar_walk/longest_match.rs"]
+mod longest_match;
 
 use std::time::{Duration, Instant};
 
@@ -199,49 +201,6 @@ fn gbnf_grammars_are_honoured() {
             &["", "a,", "[]", "A"],
         ),
         ("root ::=\n  \"a\"\n  | \"b\" c\nc ::= \"\" | d\nd ::= \"d\" root?", &["a", "b", "bd", "bda", "bdbd"], &["", "ad", "bdd"]),
-    ];
-    for (grammar, taken, not_taken) in cases {
-        check(Grammar::Gbnf(grammar.into()), taken, not_taken);
-    }
-}
-
-/// Where the longest match would hide texts of the grammar.
-#[test]
-fn gbnf_grammars_lose_no_text_to_the_longest_match() {
-    // As in llama.cpp's repository.
-    let arithmetic = r#"root  ::= (expr "=" ws term "\n")+
-expr  ::= term ([-+*/] term)*
-term  ::= ident | num | "(" ws expr ")" ws
-ident ::= [a-z] [a-z0-9_]* ws
-num   ::= [0-9]+ ws
-ws    ::= [ \t\n]*
-"#;
-    let cases: [(&str, &[&str], &[&str]); 5] = [
-        (
-            "root ::= [a-z]* pair\npair ::= \"a\" pair \"b\" | \"c\"",
-            &["c", "xc", "acb", "aacbb", "zzaacbb", "aaacb", "cc"],
-            &["", "a", "acbb", "xcx"],
-        ),
-        (
-            arithmetic,
-            &["a=b\n", "1 +(x*2)=y2\n", "a=b\nc=d\n", "a=b \n\n"],
-            &["a=b", "=b\n", "a=\n", "a=b\nc"],
-        ),
-        (
-            "root ::= \"if\" root | [a-z]+ \" \" root | \"x\"",
-            &["x", "ifx", "ififx", "if x", "ifif ifx"],
-            &["if", "if ", "xx"],
-        ),
-        (
-            "root ::= \"<\" root | \"<=\" root | [=a]",
-            &["a", "=", "<a", "<=a", "<=", "<<==", "<=="],
-            &["<", "<==a"],
-        ),
-        (
-            "root ::= \"(\" root \")\" | (. [龍-龠]?)*",
-            &["", "(", "()", "(龍)", "((a龍)"],
-            &[],
-        ),
     ];
     for (grammar, taken, not_taken) in cases {
         check(Grammar::Gbnf(grammar.into()), taken, not_taken);
