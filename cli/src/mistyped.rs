@@ -2,7 +2,7 @@
 //!
 //! A prompt is refused only where it is a single word in small letters that is one slip away from a command's name. Short
 //! names are near too many words (`chat`: that, what, cat), so that of those only two letters in the wrong order are
-//! taken for a slip.
+//! taken for a slip, and of five letters one that was left out.
 
 use std::ffi::OsString;
 
@@ -54,6 +54,7 @@ fn is_slip(word: &str, name: &str) -> bool {
     };
     match name.len() {
         0..=3 => false,
+        5 if word.len() == 4 => distance == 1,
         4 | 5 => distance == 1 && sorted(word) == sorted(name),
         _ => distance == 1,
     }
@@ -76,6 +77,13 @@ mod tests {
             ("chta", "chat"),
             ("inof", "info"),
             ("evla", "eval"),
+            #[cfg(feature = "serve")]
+            ("serv", "serve"),
+            #[cfg(feature = "serve")]
+            ("srve", "serve"),
+            #[cfg(feature = "serve")]
+            ("sreve", "serve"),
+            ("benh", "bench"),
         ] {
             assert_eq!(nearest(&command, word, is_slip), Some(name), "{word}");
         }
@@ -89,6 +97,10 @@ mod tests {
             "beach",
             "human",
             "mean",
+            "server",
+            "nerve",
+            "swerve",
+            "been",
             "once",
             "hello",
             "Quantise",

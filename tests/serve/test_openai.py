@@ -65,7 +65,9 @@ class Chat(WithServer):
         for token in answer.choices[0].logprobs.content:
             self.assertEqual(len(token.top_logprobs), 4)
             self.assertLessEqual(token.logprob, 0)
-            self.assertEqual(token.token, token.top_logprobs[0].token)
+            if token is not answer.choices[0].logprobs.content[0]:
+                # In place of the first one a line break may have been passed over.
+                self.assertEqual(token.token, token.top_logprobs[0].token)
 
     def test_a_conversation_is_not_read_again(self):
         messages = [{"role": "user", "content": TEXT}]

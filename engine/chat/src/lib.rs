@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod conversation;
+mod first_word;
 mod messages;
 mod options;
 mod own;
@@ -41,6 +42,7 @@ mod think;
 pub mod tools;
 
 pub use conversation::{Conversation, Undone};
+pub use first_word::first_word;
 pub use messages::{Message, Reply, Role};
 pub use options::{Event, Options};
 pub use prompt_cache::PromptCache;

@@ -85,6 +85,8 @@ pub struct Job {
     pub stops: Vec<String>,
     /// Whether the tokens that end a text are answers like others.
     pub ignore_end_of_text: bool,
+    /// Whether tokens that would end an answer before there is a word in it are passed over, as in a conversation.
+    pub begins_with_word: bool,
     /// With every token its log-probability and those of so many likeliest ones.
     pub top_logprobs: Option<usize>,
     /// Whether the prompt's tokens are told with their log-probabilities, too: all of it is read then.

@@ -9,8 +9,10 @@ use rwkv_edge::{Error, ErrorKind, Model, Result};
 
 use crate::job::{Event, Job, Owner};
 use crate::metrics::{Metrics, ModelMetrics};
-use crate::scheduler::{ending, panicked, Command, OpenSessions, Preparer, Rooms, Scheduler, Turn};
-use crate::store::{self, DiskOptions, Kept, Key, Session, Store};
+use crate::scheduler::{
+    ending, panicked, Command, Given, Next, OpenSessions, Preparer, Queue, Scheduler, Turn,
+};
+use crate::store::{self, DiskOptions, Kept, Key, Pending, Session, Store};
 
 /// What a worker may use.
 #[derive(Clone, Debug)]
@@ -20,6 +22,8 @@ pub struct WorkerOptions {
     pub n_sequences: usize,
     /// Bytes of states that are kept in memory.
     pub state_memory: u64,
+    /// Sessions of an owner at most.
+    pub sessions_max: usize,
     /// Where states are kept, too.
     pub disk: Option<DiskOptions>,
     /// What the workers of one server take in turns: the CPU.
@@ -33,12 +37,16 @@ impl Default for WorkerOptions {
         WorkerOptions {
             n_sequences: 16,
             state_memory: 256 << 20,
+            sessions_max: 1 << 16,
             disk: None,
             turn: Arc::default(),
             metrics: Metrics::new().model(""),
         }
     }
 }
+
+/// In the bytes of a session, in front of pending tokens that stand for a text: no vocabulary has as many.
+const TEXT_FOLLOWS: u32 = u32::MAX;
 
 /// What is known of a session.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,8 +79,7 @@ pub struct Worker {
     store: Arc<Store>,
     metrics: ModelMetrics,
     sessions: Arc<OpenSessions>,
-    rooms: Arc<Rooms>,
-    jobs: Option<Sender<Job>>,
+    queue: Arc<Queue>,
     commands: Option<Sender<Command>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -98,10 +105,9 @@ impl Worker {
         )?;
         let store = Arc::new(store);
         let metrics = options.metrics.clone();
-        let sessions = Arc::new(OpenSessions::default());
+        let sessions = Arc::new(OpenSessions::new(store.clone(), options.sessions_max));
         let n_sequences = options.n_sequences.max(1);
-        let rooms = Arc::new(Rooms::new(n_sequences));
-        let (jobs, jobs_to_prepare) = mpsc::channel::<Job>();
+        let queue = Queue::new(n_sequences, metrics.sequences_waiting.clone());
         let (commands, to_do) = mpsc::channel();
         let (is_started, has_started) = mpsc::channel();
 
@@ -123,29 +129,16 @@ impl Worker {
         let preparer = Preparer {
             model: model.clone(),
             store: store.clone(),
-            rooms: rooms.clone(),
             sessions: sessions.clone(),
         };
-        let (begin, waiting) = (commands.clone(), metrics.sequences_waiting.clone());
+        let (its_commands, its_queue) = (commands.clone(), queue.clone());
         let preparing = spawn("rwkv-edge-prompts", move || {
-            for job in jobs_to_prepare {
-                let events = job.events.clone();
-                let prepared = catch_unwind(AssertUnwindSafe(|| preparer.prepare(job)));
-                let prepared = prepared.unwrap_or_else(|_| {
-                    let _ = events.send(Event::Failed(panicked()));
-                    None
-                });
-                // The last copy but the job's own, so that a job that ends is seen to.
-                drop(events);
-                waiting.dec();
-                let sent = match prepared {
-                    None => Ok(()),
-                    Some(Ok(prepared)) => begin.send(Command::Begin(Box::new(prepared))),
-                    Some(Err((job, error))) => {
-                        let _ = job.events.send(Event::Failed(error));
-                        Ok(())
-                    }
+            while let Some(next) = its_queue.next() {
+                let command = match next {
+                    Next::More => Some(Command::More),
+                    Next::Begin(job, given) => begin(&preparer, *job, given),
                 };
+                let sent = command.map_or(Ok(()), |command| its_commands.send(command));
                 if sent.is_err() {
                     return;
                 }
@@ -156,8 +149,7 @@ impl Worker {
             store,
             metrics,
             sessions,
-            rooms,
-            jobs: Some(jobs),
+            queue,
             commands: Some(commands),
             threads: vec![preparing, scheduler],
         })
@@ -165,16 +157,7 @@ impl Worker {
 
     /// Gives a job to the model. It begins when there is room; until then there are no events.
     pub fn submit(&self, job: Job) {
-        let events = job.events.clone();
-        self.metrics.sequences_waiting.inc();
-        let is_sent = match &self.jobs {
-            Some(jobs) => jobs.send(job).is_ok(),
-            None => false,
-        };
-        if !is_sent {
-            self.metrics.sequences_waiting.dec();
-            let _ = events.send(Event::Failed(ending()));
-        }
+        self.queue.push(job);
     }
 
     /// Gives the model other work.
@@ -235,6 +218,7 @@ impl Worker {
             let text = format!("there is a session {to:?}, expected a new name");
             return Err(Error::new(ErrorKind::Argument, text));
         }
+        self.sessions.check_new(owner, to)?;
         let fork = session.renamed(to);
         let info = SessionInfo::of(&fork);
         self.keep(owner, Vec::new(), fork)?;
@@ -269,7 +253,13 @@ impl Worker {
         state.check()?;
         // What is pending goes behind the state, which says its own size.
         let mut bytes = state.to_bytes(&[]);
-        bytes.extend(session.pending.iter().flat_map(|token| token.to_le_bytes()));
+        let (tokens, text) = session.pending_text();
+        let mut pending = tokens.to_vec();
+        if !text.is_empty() {
+            pending.push(TEXT_FOLLOWS);
+            pending.extend(&session.pending[tokens.len()..]);
+        }
+        bytes.extend(pending.iter().flat_map(|token| token.to_le_bytes()));
         Ok(Some(bytes))
     }
 
@@ -280,6 +270,9 @@ impl Worker {
     /// [`ErrorKind::State`] when they are damaged, of another model, or not finite.
     pub fn import_session(&self, owner: &Owner, name: &str, bytes: &[u8]) -> Result<SessionInfo> {
         let _is_open = self.sessions.open(owner, name)?;
+        if matches!(self.store.session(owner, name), Ok(None)) {
+            self.sessions.check_new(owner, name)?;
+        }
         let mut state = self.model.try_new_state()?;
         let size = state.to_bytes(&[]).len();
         let (of_state, pending) = bytes.split_at(size.min(bytes.len()));
@@ -288,7 +281,7 @@ impl Worker {
         let pending: Option<Vec<u32>> = pending
             .chunks(4)
             .map(|four| Some(u32::from_le_bytes(four.try_into().ok()?)))
-            .map(|token| token.filter(|&token| (token as usize) < n_vocab))
+            .map(|token| token.filter(|&token| (token as usize) < n_vocab || token == TEXT_FOLLOWS))
             .collect();
         let Some(pending) = pending else {
             let text = "behind the state: expected token ids of 4 bytes each";
@@ -297,6 +290,7 @@ impl Worker {
         // Nobody knows what it has read, but that it is the same bytes.
         let key = Key::of_bytes(of_state);
         let n_tokens = state.n_tokens();
+        let pending = self.pending(&pending)?;
         let session = Session::new(name, key, n_tokens, pending, store::now());
         let info = SessionInfo::of(&session);
         let kept = Kept {
@@ -306,6 +300,25 @@ impl Worker {
         };
         self.keep(owner, vec![kept], session)?;
         Ok(info)
+    }
+
+    /// Pending tokens, of which the last ones may stand for a text.
+    fn pending(&self, all: &[u32]) -> Result<Pending> {
+        let mut parts = all.splitn(2, |&token| token == TEXT_FOLLOWS);
+        let tokens = parts.next().unwrap_or_default().to_vec();
+        let of_text = parts.next().unwrap_or_default();
+        if of_text.contains(&TEXT_FOLLOWS) {
+            let text = "behind the state: expected at most one text";
+            return Err(Error::new(ErrorKind::State, text));
+        }
+        let text = match of_text.is_empty() {
+            true => None,
+            false => {
+                let text = self.model.tokenizer()?.decode(of_text)?;
+                Some((of_text.to_vec(), text))
+            }
+        };
+        Ok(Pending { tokens, text })
     }
 
     /// Keeps a session, and waits until it is written.
@@ -322,14 +335,26 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // Whoever waits for room gets none.
-        self.rooms.close();
-        self.jobs = None;
+        self.queue.close();
         self.commands = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
         self.store.flush();
     }
+}
+
+/// What the batches are told of a job that there is room for; a client whose job cannot begin is told why.
+fn begin(preparer: &Preparer, job: Job, given: Arc<Given>) -> Option<Command> {
+    let events = job.events.clone();
+    let prepared = catch_unwind(AssertUnwindSafe(|| preparer.prepare(job, given)));
+    let error = match prepared {
+        Ok(Ok(prepared)) => return Some(Command::Begin(Box::new(prepared))),
+        Ok(Err(error)) => error,
+        Err(_) => panicked(),
+    };
+    let _ = events.send(Event::Failed(error));
+    None
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -1,6 +1,8 @@
 //! Regexes, Lark and GBNF: what they take and what they do not, token by token; limits, and that all of it fails closed.
 
 mod grammar_walk;
+#[path = "grammar_walk/longest_match.rs"]
+mod longest_match;
 
 use std::time::{Duration, Instant};
 

@@ -176,6 +176,129 @@ fn numbers_beside_bounds_are_valid_where_they_are_taken() {
     assert!(n_taken * 2 > n_valid, "few are taken");
 }
 
+/// Whether a number is an answer in some spelling.
+fn takes_number(start: &rwkv_edge_serve::constrain::Constraint, thousandths: i64) -> bool {
+    let sign = if thousandths < 0 { "-" } else { "" };
+    let (whole, rest) = (thousandths.abs() / 1000, thousandths.abs() % 1000);
+    let digits = format!("{rest:03}");
+    (0..=3).any(|n| {
+        let is_whole = digits[n..].bytes().all(|digit| digit == b'0');
+        let point = if n == 0 { "" } else { "." };
+        is_whole && demo().matches(start, &format!("{sign}{whole}{point}{}", &digits[..n]))
+    })
+}
+
+#[test]
+fn all_multiples_between_bounds_are_taken() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut below = |n: u32| i64::from(rand_core::RngCore::next_u32(&mut rng) % n);
+    let mut schemas = vec![
+        (100, Some((50, false)), Some((250, false))),
+        (100, Some((300, false)), Some((300, false))),
+        (100, Some((100, true)), Some((400, true))),
+        (250, None, Some((-120, true))),
+        (250, None, None),
+        (150, Some((-1000, false)), None),
+        (50, Some((1, false)), None),
+    ];
+    for _ in 0..120 {
+        let step = [1, 10, 50, 150, 100, 250, 300, 500, 1000, 1500, 2000][below(11) as usize];
+        let grain = [1, 10, 100, 500, 1000][below(5) as usize];
+        let low = (below(6000 / grain as u32) - 3000 / grain) * grain;
+        let high = low + below(3) * step + below(1000 / grain as u32 + 1) * grain;
+        let low = (below(8) > 0).then_some((low, below(2) == 0));
+        let high = (below(8) > 0).then_some((high, below(2) == 0));
+        schemas.push((step, low, high));
+    }
+    let mut n_empty = 0;
+    for (step, low, high) in schemas {
+        let mut schema = json!({"type": "number", "multipleOf": step as f64 / 1000.0});
+        for (bound, plain, exclusive) in [
+            (low, "minimum", "exclusiveMinimum"),
+            (high, "maximum", "exclusiveMaximum"),
+        ] {
+            if let Some((bound, is_excluded)) = bound {
+                let name = if is_excluded { exclusive } else { plain };
+                schema[name] = json!(bound as f64 / 1000.0);
+            }
+        }
+        let is_within = |x: i64| {
+            low.is_none_or(|(low, excluded)| x > low || (x == low && !excluded))
+                && high.is_none_or(|(high, excluded)| x < high || (x == high && !excluded))
+        };
+        let multiples: Vec<i64> = (-5000 / step..=5000 / step).map(|k| k * step).collect();
+        let n_within = multiples.iter().filter(|x| is_within(**x)).count();
+        let compiled = demo()
+            .compiler
+            .compile(&Grammar::JsonSchema(schema.clone()));
+        let start = match compiled {
+            Ok(start) => start,
+            Err(error) if n_within == 0 => {
+                let text = error.to_string();
+                assert!(
+                    text.contains("no multiple of") && text.contains("#/multipleOf"),
+                    "{schema}: {text}"
+                );
+                n_empty += 1;
+                continue;
+            }
+            Err(error) => panic!("{schema}: {error}"),
+        };
+        // Those near the bounds, and some others.
+        let is_near = |x: &i64| {
+            let bounds = low.iter().chain(&high);
+            x % (step * 7) == 0
+                || bounds
+                    .clone()
+                    .any(|(bound, _)| (x - bound).abs() <= 2 * step)
+        };
+        for x in multiples.into_iter().filter(is_near) {
+            assert_eq!(
+                takes_number(&start, x),
+                is_within(x),
+                "{schema}: {x} thousandths"
+            );
+        }
+    }
+    assert!(n_empty > 3, "{n_empty} empty");
+}
+
+#[test]
+fn one_of_numbers_is_honoured() {
+    let kinds = json!({"oneOf": [
+        {"type": "object", "properties": {"kind": {"const": 1}}, "required": ["kind"], "additionalProperties": false},
+        {"type": "object", "properties": {"kind": {"enum": [2, 3]}}, "required": ["kind"], "additionalProperties": false}]});
+    for (schema, right, wrong) in [
+        (
+            json!({"oneOf": [{"const": 1, "title": "one"}, {"const": 2}, {"enum": [2.5, "x"]}, {"type": "null"}]}),
+            &["1", "2", "2.5", "\"x\"", "null"][..],
+            &["3", "true", "12"][..],
+        ),
+        (
+            kinds,
+            &["{\"kind\":1}", "{\"kind\":3}"],
+            &["{\"kind\":4}", "{}"],
+        ),
+        (
+            json!({"properties": {"a": {"oneOf": [{"$ref": "#/$defs/a"}, {"const": 2}]}}, "$defs": {"a": {"const": 1}},
+                "type": "object", "required": ["a"], "additionalProperties": false}),
+            &["{\"a\":1}", "{\"a\":2}"],
+            &["{\"a\":3}"],
+        ),
+    ] {
+        let start = demo().compile(&Grammar::JsonSchema(schema.clone()));
+        for (texts, expected) in [(right, true), (wrong, false)] {
+            for text in texts {
+                assert_eq!(demo().matches(&start, text), expected, "{schema}: {text}");
+            }
+        }
+    }
+    refused(
+        json!({"oneOf": [{"const": 1}, {"enum": [1, 2]}]}),
+        "alternatives of `oneOf` that do not exclude each other visibly",
+    );
+}
+
 fn refused(schema: Value, expected: &str) {
     let error = demo().refusal(&Grammar::JsonSchema(schema.clone()));
     assert!(error.contains(expected), "{schema}: {error}");
@@ -240,6 +363,8 @@ fn values_that_are_not_honoured_are_named_with_their_place() {
         (json!({"exclusiveMinimum": true}), "the schema at #/exclusiveMinimum: expected a number"),
         (json!({"minimum": 1e300}), "the schema at #/minimum: 1e+300: expected whole numbers below 2^53"),
         (json!({"maximum": 9007199254740993u64}), "the schema at #/maximum: 9007199254740993: expected"),
+        (json!({"type": "number", "multipleOf": 0.1, "minimum": 0.11, "exclusiveMaximum": 0.2}), "the schema at #/multipleOf: no multiple of 0.1 is within the bounds"),
+        (json!({"allOf": [{"multipleOf": 0.1}, {"minimum": 0.05}]}), "the schema at #: bounds with decimals that are combined with a `multipleOf`"),
         (json!({"multipleOf": 0}), "the schema at #/multipleOf: 0, expected more than 0"),
         (json!({"multipleOf": 0.12345678912}), "the schema at #/multipleOf: 0.12345678912 has too many digits"),
         (json!({"minLength": -1}), "the schema at #/minLength: expected a whole number of 0 to 1048576"),
@@ -278,8 +403,8 @@ fn values_that_are_not_honoured_are_named_with_their_place() {
         (json!({"type": "object", "minProperties": 2, "patternProperties": {"a": true}, "additionalProperties": false}), "the schema at #/minProperties: "),
         (json!({"items": {"properties": {"a": true, "b": true, "c": true}, "additionalProperties": false, "minProperties": 2}}), "the schema at #/items: min/maxProperties only supported"),
         (json!({"properties": {"a": {"maxProperties": 1, "properties": {"b": true}}}}), "the schema at #/properties/a: min/maxProperties only supported"),
-        (json!({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}), "the schema at #/properties/a: oneOf constraints are not supported"),
-        (json!({"oneOf": [{"type": "string", "minLength": 3}, {"type": "string", "maxLength": 2}]}), "oneOf constraints are not supported"),
+        (json!({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}), "the schema at #/properties/a: alternatives of `oneOf` that do not exclude each other visibly"),
+        (json!({"oneOf": [{"type": "string", "minLength": 3}, {"type": "string", "maxLength": 2}]}), "alternatives of `oneOf` that do not exclude each other visibly"),
         (json!({"patternProperties": {"^a": true, "b$": true}}), "the schema at #: patternProperty regexes"),
         (json!({"minimum": 3, "maximum": 2, "type": "number"}), "the schema at #: no answer can satisfy it"),
         (json!({"type": "string", "minLength": 3, "maxLength": 2}), "no answer can satisfy it"),

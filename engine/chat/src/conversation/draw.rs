@@ -3,16 +3,13 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use rwkv_edge::{Error, ErrorKind, Model, Result, Sampler, StopTexts, TextStream};
+use rwkv_edge::{Error, ErrorKind, Result, Sampler, StopTexts, TextStream};
 
 use super::Conversation;
+use crate::first_word::first_word;
 use crate::options::Event;
 use crate::said::Ending;
 use crate::think::Parted;
-
-/// A vocabulary has a few dozen tokens of line breaks and spaces; a model that wants nothing else may
-/// have its way.
-const PASSED_OVER_MAX: usize = 64;
 
 /// What the model wrote after a prompt.
 pub(super) struct Written {
@@ -54,7 +51,7 @@ impl Conversation {
                 break Ending::EndOfText;
             };
             let token = match text.trim().is_empty() {
-                true => first_word(&mut sampler, logits, &model)?,
+                true => first_word(&mut sampler, &mut copied(logits)?, &model)?,
                 false => sampler.sample(logits),
             };
             if model.ends_text(token) {
@@ -109,25 +106,12 @@ impl Conversation {
     }
 }
 
-/// Draws the token that an answer begins with, passing over those that would end it before there is a
-/// word: small models often see the blank line behind a question as the end of everything.
-fn first_word(sampler: &mut Sampler, logits: &[f32], model: &Model) -> Result<u32> {
-    let tokenizer = model.tokenizer()?;
-    let mut changed = Vec::new();
-    changed.try_reserve_exact(logits.len()).map_err(|e| {
+fn copied(logits: &[f32]) -> Result<Vec<f32>> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(logits.len()).map_err(|e| {
         let text = format!("not enough memory for a row of logits: {e}");
         Error::new(ErrorKind::Memory, text)
     })?;
-    changed.extend_from_slice(logits);
-    let mut logits = changed;
-    for _ in 0..PASSED_OVER_MAX {
-        let token = sampler.sample(&logits);
-        let text = tokenizer.decode(&[token])?;
-        let is_line_break = text.contains('\n') && text.trim().is_empty();
-        if !model.ends_text(token) && !is_line_break {
-            return Ok(token);
-        }
-        logits[token as usize] = f32::NEG_INFINITY;
-    }
-    Ok(sampler.sample(&logits))
+    copy.extend_from_slice(logits);
+    Ok(copy)
 }

@@ -139,12 +139,13 @@ impl Compiler {
             let grammar = TopLevelGrammar::from_json_schema(part);
             if let Err(why) = self.matcher(grammar) {
                 if !why.contains(no_answer) {
-                    let why = schema.with_places(&why);
+                    let why = in_own_words(schema.with_places(&why));
                     return refused(format!("the schema at {place}: {why}"));
                 }
             }
         }
-        refused(format!("the schema at #: {}", schema.with_places(&why)))
+        let why = in_own_words(schema.with_places(&why));
+        refused(format!("the schema at #: {why}"))
     }
 
     fn matcher(&self, grammar: TopLevelGrammar) -> std::result::Result<Matcher, String> {
@@ -162,6 +163,16 @@ impl Compiler {
             Ok(_) => Ok(matcher),
             Err(error) => Err(format!("no token can come first: {}", first_line(&error))),
         }
+    }
+}
+
+/// Advice that nobody can follow here is left out.
+fn in_own_words(why: String) -> String {
+    match why.contains("coerce_one_of") {
+        true => "alternatives of `oneOf` that do not exclude each other visibly, by their types, constants or those of a \
+                 required property, are not supported"
+            .to_owned(),
+        false => why,
     }
 }
 

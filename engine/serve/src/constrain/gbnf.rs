@@ -2,13 +2,17 @@
 //!
 //! Rules that do not refer to themselves, through whatever others, become terminals, which the lexer takes at one go;
 //! only what is recursive is left to the parser. The lexer takes the longest match: where a terminal can go on with
-//! what the parser expects behind it, a text that the grammar allows in another way may not be found. Whatever is found
-//! is a text of the grammar.
+//! what the parser expects behind it, a text that the grammar allows in another way would not be found. Such grammars
+//! (`conflicts.rs`) are written so that each terminal is one character, which the parser alone puts together.
 
+mod conflicts;
 mod parse;
+mod parts;
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
+use self::parts::{Part, Writer};
 use super::{refused, regex};
 use rwkv_edge::Result;
 
@@ -16,13 +20,20 @@ use rwkv_edge::Result;
 #[derive(Clone, Debug, PartialEq)]
 enum Node {
     Text(String),
-    /// One character, as a regex.
-    Class(String),
+    /// One character.
+    Class(Class),
     /// The rule of this number.
     Rule(usize),
     Sequence(Vec<Node>),
     Choice(Vec<Node>),
     Repeat(Box<Node>, u32, Option<u32>),
+}
+
+/// Characters, as a regex and as ranges, both ends included.
+#[derive(Clone, Debug, PartialEq)]
+struct Class {
+    regex: String,
+    ranges: Vec<(char, char)>,
 }
 
 /// A rule, and the line where it is.
@@ -49,39 +60,75 @@ pub(super) fn to_lark(text: &str) -> Result<String> {
             "the GBNF grammar, line {line}: the rule `{name}` refers to itself without an end"
         )));
     }
+    let by_terminals = written(&rules, root, &facts, false);
+    let has_conflict = conflicts::are_in(&rules, &by_terminals);
+    Ok(match has_conflict {
+        false => by_terminals.to_lark(&rules),
+        true => written(&rules, root, &facts, true).to_lark(&rules),
+    })
+}
+
+/// A grammar of terminals and of rules.
+struct Written {
+    start: Part,
+    /// The numbers of the rules that are no terminals, and what they are.
+    rules: Vec<(usize, Part)>,
+    terminals: Vec<Node>,
+    /// Rules that are terminals.
+    terminal_rules: Vec<usize>,
+}
+
+fn written(rules: &[Rule], root: usize, facts: &Facts, is_by_character: bool) -> Written {
     let mut writer = Writer {
-        facts: &facts,
-        rules: &rules,
-        lark: String::new(),
-        n_terminals: 0,
+        facts,
+        rules,
+        terminals: Vec::new(),
+        numbers: HashMap::new(),
+        is_by_character,
     };
-    let start = writer.rule_part(&Node::Rule(root));
-    // Alternatives of nothing are written as nothing.
-    let start = if start.is_empty() {
-        EMPTY.to_owned()
-    } else {
-        start
-    };
-    let _ = writeln!(writer.lark, "start: {start}");
-    for (index, rule) in rules
-        .iter()
-        .enumerate()
-        .filter(|&(index, _)| facts.is_reached_from(root, index))
-    {
-        if !facts.is_recursive[index] {
-            let terminal = terminal_part(&rule.node);
-            let _ = writeln!(writer.lark, "T{index}: {terminal}");
+    let start = writer.part(&Node::Rule(root));
+    let (mut parts, mut terminal_rules) = (Vec::new(), Vec::new());
+    for (index, rule) in rules.iter().enumerate() {
+        if !facts.is_reached_from(root, index) {
+            continue;
         }
-        if facts.is_recursive[index] || facts.is_empty[index] {
-            let part = writer.rule_part(&rule.node);
-            let _ = writeln!(
-                writer.lark,
-                "r{index}: {}",
-                if part.is_empty() { EMPTY } else { &part }
-            );
+        if !facts.is_recursive[index] && !is_by_character {
+            terminal_rules.push(index);
+        }
+        if facts.is_recursive[index] || facts.is_empty[index] || is_by_character {
+            parts.push((index, writer.part(&rule.node)));
         }
     }
-    Ok(writer.lark)
+    Written {
+        start,
+        rules: parts,
+        terminals: writer.terminals,
+        terminal_rules,
+    }
+}
+
+impl Written {
+    fn to_lark(&self, rules: &[Rule]) -> String {
+        let mut lark = String::new();
+        let shown = |part: &Part| match part.to_string() {
+            // Alternatives of nothing are written as nothing.
+            text if text.is_empty() => EMPTY.to_owned(),
+            text => text,
+        };
+        let _ = writeln!(lark, "start: {}", shown(&self.start));
+        for (number, node) in self.terminals.iter().enumerate() {
+            if !matches!(node, Node::Rule(_)) {
+                let _ = writeln!(lark, "X{number}: {}", terminal_part(node));
+            }
+        }
+        for &index in &self.terminal_rules {
+            let _ = writeln!(lark, "T{index}: {}", terminal_part(&rules[index].node));
+        }
+        for (index, part) in &self.rules {
+            let _ = writeln!(lark, "r{index}: {}", shown(part));
+        }
+        lark
+    }
 }
 
 /// A terminal that matches nothing but the empty text.
@@ -184,102 +231,6 @@ fn reached_from(rules: &[Rule], from: usize) -> Vec<bool> {
     reached
 }
 
-struct Writer<'a> {
-    facts: &'a Facts,
-    rules: &'a [Rule],
-    lark: String,
-    n_terminals: usize,
-}
-
-impl Writer<'_> {
-    /// What stands for a node in a rule; nothing for what matches the empty text alone.
-    fn rule_part(&mut self, node: &Node) -> String {
-        if self.facts.is_terminal(node) && !self.facts.matches_empty(node) {
-            return self.terminal(node);
-        }
-        match node {
-            Node::Text(_) | Node::Class(_) => String::new(),
-            Node::Rule(index) => match self.is_nothing(&self.rules[*index].node) {
-                true => String::new(),
-                false => format!("r{index}"),
-            },
-            Node::Sequence(nodes) => self.sequence(nodes),
-            Node::Choice(nodes) => self.choice(nodes),
-            Node::Repeat(_, _, Some(0)) => String::new(),
-            Node::Repeat(inner, 0, most)
-                if self.facts.is_terminal(inner) && !self.facts.matches_empty(inner) =>
-            {
-                let some = Node::Repeat(inner.clone(), 1, *most);
-                format!("{}?", self.terminal(&some))
-            }
-            Node::Repeat(inner, least, most) => match self.rule_part(inner) {
-                part if part.is_empty() => part,
-                part => format!("({part}){}", counts(*least, *most)),
-            },
-        }
-    }
-
-    fn is_nothing(&self, node: &Node) -> bool {
-        match node {
-            Node::Text(text) => text.is_empty(),
-            Node::Class(_) | Node::Rule(_) => false,
-            Node::Sequence(nodes) | Node::Choice(nodes) => {
-                nodes.iter().all(|node| self.is_nothing(node))
-            }
-            Node::Repeat(node, _, most) => *most == Some(0) || self.is_nothing(node),
-        }
-    }
-
-    fn sequence(&mut self, nodes: &[Node]) -> String {
-        let mut parts = Vec::new();
-        let facts = self.facts;
-        for run in nodes.chunk_by(|a, b| facts.is_terminal(a) == facts.is_terminal(b)) {
-            let is_whole =
-                facts.is_terminal(&run[0]) && run.iter().any(|node| !facts.matches_empty(node));
-            match is_whole {
-                true => parts.push(self.terminal(&Node::Sequence(run.to_vec()))),
-                false => parts.extend(run.iter().map(|node| self.rule_part(node))),
-            }
-        }
-        parts.retain(|part| !part.is_empty());
-        parts.join(" ")
-    }
-
-    fn choice(&mut self, nodes: &[Node]) -> String {
-        let facts = self.facts;
-        let is_plain = |node: &&Node| facts.is_terminal(node) && !facts.matches_empty(node);
-        let plain: Vec<Node> = nodes.iter().filter(is_plain).cloned().collect();
-        let mut parts = Vec::new();
-        if !plain.is_empty() {
-            parts.push(self.terminal(&Node::Choice(plain)));
-        }
-        for node in nodes.iter().filter(|node| !is_plain(node)) {
-            parts.push(self.rule_part(node));
-        }
-        let has_empty = nodes.iter().any(|node| facts.matches_empty(node));
-        parts.retain(|part| !part.is_empty());
-        match parts.is_empty() {
-            true => String::new(),
-            false => format!(
-                "({}){}",
-                parts.join(" | "),
-                if has_empty { "?" } else { "" }
-            ),
-        }
-    }
-
-    /// The name of a terminal.
-    fn terminal(&mut self, node: &Node) -> String {
-        if let Node::Rule(index) = node {
-            return format!("T{index}");
-        }
-        let name = format!("X{}", self.n_terminals);
-        self.n_terminals += 1;
-        let _ = writeln!(self.lark, "{name}: {}", terminal_part(node));
-        name
-    }
-}
-
 /// A node as part of a terminal.
 fn terminal_part(node: &Node) -> String {
     let joined = |nodes: &[Node], sign: &str| {
@@ -289,7 +240,7 @@ fn terminal_part(node: &Node) -> String {
     match node {
         Node::Text(text) if text.is_empty() => EMPTY.to_owned(),
         Node::Text(text) => format!("/{}/", text.chars().map(regex::escaped).collect::<String>()),
-        Node::Class(regex) => format!("/{regex}/"),
+        Node::Class(class) => format!("/{}/", class.regex),
         Node::Rule(index) => format!("T{index}"),
         Node::Sequence(nodes) if nodes.is_empty() => EMPTY.to_owned(),
         Node::Sequence(nodes) => joined(nodes, " "),

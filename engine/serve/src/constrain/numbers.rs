@@ -1,6 +1,6 @@
 //! Numbers and constants of schemas, as far as they are honoured exactly.
 
-use serde_json::{Number, Value};
+use serde_json::{Map, Number, Value};
 
 /// What is wrong.
 type Result<T> = std::result::Result<T, String>;
@@ -120,14 +120,17 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Takes a bound, if that keyword is one.
-    pub(super) fn push(&mut self, keyword: &str, x: f64) {
-        match keyword {
-            "minimum" => self.lower.push((x, false)),
-            "exclusiveMinimum" => self.lower.push((x, true)),
-            "maximum" => self.upper.push((x, false)),
-            "exclusiveMaximum" => self.upper.push((x, true)),
-            _ => {}
+    /// Those of a schema.
+    pub(super) fn of(schema: &Map<String, Value>) -> Self {
+        let bound = |keyword: &str| schema.get(keyword).and_then(Value::as_f64);
+        let both = |inclusive: &str, exclusive: &str| {
+            let inclusive = bound(inclusive).map(|x| (x, false));
+            let exclusive = bound(exclusive).map(|x| (x, true));
+            inclusive.into_iter().chain(exclusive).collect()
+        };
+        Bounds {
+            lower: both("minimum", "exclusiveMinimum"),
+            upper: both("maximum", "exclusiveMaximum"),
         }
     }
 
@@ -195,11 +198,8 @@ mod tests {
     #[test]
     fn bounds_that_share_digits_are_refused() {
         let bounds = |pairs: [(&str, f64); 2]| {
-            let mut bounds = Bounds::default();
-            pairs
-                .into_iter()
-                .for_each(|(keyword, x)| bounds.push(keyword, x));
-            bounds.check()
+            let schema = pairs.map(|(keyword, x)| (keyword.to_owned(), json!(x)));
+            Bounds::of(&Map::from_iter(schema)).check()
         };
         assert!(bounds([("exclusiveMinimum", 0.0), ("maximum", 0.5)]).is_err());
         assert!(bounds([("minimum", -0.5), ("exclusiveMaximum", 0.0)]).is_err());

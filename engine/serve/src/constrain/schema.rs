@@ -5,10 +5,13 @@
 //! Answers are written without blanks, and strings without `\u`: a name would have two spellings otherwise, and the
 //! second one would not be held to its property's schema.
 
+mod exclusive;
+mod multiples;
 mod rewrite;
 
 use serde_json::{json, Map, Value};
 
+use self::multiples::{check_meetings, round_bounds, split_at_zero};
 use self::rewrite::{bound_multiples, check_least_properties, inline_options, put_regexes};
 use super::numbers::{check_constant, check_text, exact, Bounds, Multiples};
 use super::references::{
@@ -192,6 +195,10 @@ impl<'a> Pass<'a> {
                 .check_combined()
                 .map_err(|e| start.error(e))?;
             pass.bounds.check().map_err(|e| start.error(e))?;
+            check_meetings(&written, &schemas).map_err(|e| start.error(e))?;
+            for schema in &schemas {
+                check_meetings(schema, &schemas).map_err(|e| start.error(e))?;
+            }
         }
         let finite = finite_definitions(&schemas.iter().collect::<Vec<_>>());
         if let Some(index) = finite.iter().position(|&is_finite| !is_finite) {
@@ -244,7 +251,6 @@ impl<'a> Pass<'a> {
         let mut written = Map::new();
         let mut combined = Map::new();
         let mut regexes = Vec::new();
-        let mut bounds = Bounds::default();
         for (name, value) in keywords {
             let here = at.member(name);
             let name = name.as_str();
@@ -258,7 +264,7 @@ impl<'a> Pass<'a> {
                     };
                     match name {
                         "multipleOf" => self.multiples.push(number),
-                        _ => exact(number).map(|x| bounds.push(name, x)),
+                        _ => exact(number).map(drop),
                     }
                     .map_err(|e| here.error(e))?;
                     written.insert(name.into(), value.clone());
@@ -353,11 +359,14 @@ impl<'a> Pass<'a> {
                 _ => return Err(here.error(format_args!("`{name}` is not supported"))),
             }
         }
+        round_bounds(&mut written).map_err(|e| at.member("multipleOf").error(e))?;
         if written.get("type") != Some(&json!("integer")) {
+            let bounds = Bounds::of(&written);
             bounds.check().map_err(|e| at.error(e))?;
             self.bounds.append(&bounds);
         }
         bound_multiples(&mut written);
+        split_at_zero(&mut written, &mut combined).map_err(|e| at.member("multipleOf").error(e))?;
         check_least_properties(&mut written).map_err(|e| at.member("minProperties").error(e))?;
         put_regexes(regexes, &mut written, &mut combined);
         self.is_combined |= combined.contains_key("$ref") && combined.len() + written.len() > 1;

@@ -157,6 +157,7 @@ impl Answers {
                 max_new_tokens: Some(questions.max_new_tokens),
                 stops: questions.stops.clone(),
                 ignore_end_of_text: asked.ignore_eos,
+                begins_with_word: questions.reply.is_some() && !questions.is_exact,
                 top_logprobs: questions.top_logprobs,
                 prompt_logprobs: questions.prompt_logprobs,
                 constraint: questions.constraint.clone(),

@@ -79,7 +79,7 @@ pub(super) async fn answer(
 }
 
 /// Whether to think, in our own words or OpenAI's.
-fn think(fields: &mut Fields) -> Result<Think> {
+pub(super) fn think(fields: &mut Fields) -> Result<Think> {
     let think = fields.take("think");
     let effort = fields.take("reasoning_effort");
     if let (Some(_), Some(effort)) = (&think, &effort) {

@@ -32,8 +32,8 @@ pub(super) struct Connection {
     pub(super) local: SocketAddr,
 }
 
-/// Takes connections until it is told to stop, and then lets what has begun end, until it is told so again; gives how
-/// many did not end within the time.
+/// Takes connections until it is told to stop, and then lets what has begun end, until it is told so again. What has not
+/// ended within the time ends with an error; gives how many connections these were.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -42,6 +42,7 @@ pub(super) async fn serve(
 ) -> usize {
     /// After an error that is the system's, such as too many open files.
     const PAUSE: Duration = Duration::from_millis(50);
+    const TIME_FOR_ERRORS: Duration = Duration::from_millis(500);
     let n_max = app.config.connections_max.clamp(1, u32::MAX as usize >> 3);
     let places = Arc::new(Semaphore::new(n_max));
     while *stop.borrow() == 0 {
@@ -59,15 +60,19 @@ pub(super) async fn serve(
         }
     }
     drop(listener);
-    let all = places.acquire_many(n_max as u32);
+    let all = || places.acquire_many(n_max as u32);
     let is_done = tokio::select! {
-        done = timeout(app.config.drain, all) => done.is_ok(),
+        done = timeout(app.config.drain, all()) => done.is_ok(),
         _ = stop.wait_for(|n| *n > 1) => false,
     };
-    match is_done {
-        true => 0,
-        false => n_max - places.available_permits(),
+    if is_done {
+        return 0;
     }
+    let n_cut = n_max - places.available_permits();
+    app.cut();
+    // Whoever takes no error is not waited for.
+    let _ = timeout(TIME_FOR_ERRORS, all()).await;
+    n_cut
 }
 
 /// Those that find no place wait where the system keeps them.

@@ -42,20 +42,29 @@ macro_rules! drawing {
     };
 }
 
-/// What other servers know of drawing, and what turns it off.
+/// What other servers know of answers, and what turns it off.
 macro_rules! not_drawing {
     ($($more:expr),* $(,)?) => {
         &[
+            ("audio", &[]),
             ("best_of", &["1"]),
+            ("function_call", &["\"none\"", "\"auto\""]),
+            ("functions", &["[]"]),
             ("length_penalty", &["1"]),
             ("min_tokens", &["0"]),
             ("mirostat", &["0"]),
+            ("modalities", &["[\"text\"]"]),
             ("n_probs", &["0"]),
+            ("prediction", &[]),
             ("skip_special_tokens", &["true"]),
             ("spaces_between_special_tokens", &["true"]),
             ("tfs_z", &["1"]),
+            ("tool_choice", &["\"none\"", "\"auto\""]),
+            ("tools", &["[]"]),
             ("top_a", &["0"]),
             ("use_beam_search", &["false"]),
+            ("verbosity", &["\"medium\""]),
+            ("web_search_options", &[]),
             $($more),*
         ]
     };
@@ -75,15 +84,6 @@ pub(super) const CHAT: Lists = Lists {
         ("chat_template_kwargs", &["{}"]),
         ("continue_final_message", &["false"]),
         ("echo", &["false"]),
-        ("function_call", &["\"none\"", "\"auto\""]),
-        ("functions", &["[]"]),
-        ("modalities", &["[\"text\"]"]),
-        ("audio", &[]),
-        ("prediction", &[]),
-        ("tool_choice", &["\"none\"", "\"auto\""]),
-        ("tools", &["[]"]),
-        ("verbosity", &["\"medium\""]),
-        ("web_search_options", &[]),
     ),
 };
 
@@ -100,7 +100,14 @@ pub(super) const EMBEDDINGS: Lists = Lists {
 };
 
 pub(super) const TOKENIZE: Lists = Lists {
-    honoured: &["content", "messages", "model", "prompt"],
+    honoured: &[
+        "content",
+        "messages",
+        "model",
+        "prompt",
+        "reasoning_effort",
+        "think",
+    ],
     without_effect: &[],
     only_default: &[
         ("add_special", &["false", "true"]),

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::ending;
 use super::error::{ApiError, Result};
 use crate::job::Owner;
 
@@ -65,7 +66,7 @@ impl Admission {
                 .retry_after(RETRY_AFTER_SECONDS));
         }
         let permit = places.running.clone().acquire_owned().await;
-        permit.map_err(|_| ApiError::internal("the server ends"))
+        permit.map_err(|_| ending::error())
     }
 
     fn places(&self, owner: &Owner) -> Arc<Places> {

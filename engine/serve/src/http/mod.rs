@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod connections;
 mod embeddings;
+mod ending;
 mod error;
 mod fields;
 mod guard;
@@ -40,7 +41,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{watch, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
@@ -66,6 +67,8 @@ struct App {
     /// Work that is not the model's but takes a while: as much at once as there are processors to spare.
     slow_work: Arc<Semaphore>,
     is_ending: AtomicBool,
+    /// Turns true when what has not been answered is answered no more.
+    cut: watch::Sender<bool>,
 }
 
 impl App {
@@ -75,7 +78,7 @@ impl App {
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let permit = self.slow_work.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| ApiError::internal("the server ends"))?;
+        let permit = permit.map_err(|_| ending::error())?;
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             work()
@@ -84,7 +87,7 @@ impl App {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(ApiError::internal("the server ends")),
+                Err(_) => Err(ending::error()),
             },
         }
     }
@@ -159,6 +162,7 @@ fn router(app: &Arc<App>) -> Router {
     router
         .layer(from_fn_with_state(app.clone(), guard::check_place))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(app.clone(), ending::cut_off))
         .layer(axum::middleware::from_fn(without_sniffing))
         .layer(from_fn_with_state(app.clone(), log::log))
         .with_state(app.clone())

@@ -27,7 +27,7 @@ pub struct Stopper(Arc<watch::Sender<usize>>);
 
 impl Stopper {
     /// No connection is taken any more, and answers may end within [`Config::drain`]; a second time, nothing is waited
-    /// for.
+    /// for. What has not ended by then ends with an error.
     pub fn stop(&self) {
         self.0.send_modify(|n| *n += 1);
     }
@@ -75,6 +75,7 @@ impl Server {
             )),
             slow_work: Arc::new(Semaphore::new(n_slow)),
             is_ending: AtomicBool::new(false),
+            cut: watch::Sender::new(false),
             config,
         });
         Ok(Server {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::answers::{Answers, Piece, Usage};
 use super::error::Result;
-use super::App;
+use super::{ending, App};
 
 /// Makes chunks of pieces.
 pub(super) trait Chunks: Send + 'static {
@@ -28,6 +28,7 @@ pub(super) trait Chunks: Send + 'static {
 }
 
 struct Running<C> {
+    app: Arc<App>,
     answers: Option<Answers>,
     chunks: C,
     ready: VecDeque<String>,
@@ -45,6 +46,7 @@ pub(super) async fn respond(
     answers.begin().await?;
     let ready = chunks.begin().iter().map(Value::to_string).collect();
     let running = Running {
+        app: app.clone(),
         answers: Some(answers),
         chunks,
         ready,
@@ -71,7 +73,12 @@ impl<C: Chunks> Running<C> {
     /// Makes more ready; `None` when there is no more.
     async fn go_on(&mut self) -> Option<()> {
         let answers = self.answers.as_mut()?;
-        let made = match answers.next().await {
+        let next = tokio::select! {
+            biased;
+            next = answers.next() => next,
+            () = self.app.is_cut() => Err(ending::error()),
+        };
+        let made = match next {
             Ok(Some(piece)) => self.chunks.piece(piece, answers).map(Some),
             Ok(None) => Ok(None),
             Err(error) => Err(error),

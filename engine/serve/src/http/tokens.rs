@@ -9,6 +9,7 @@ use axum::Json;
 use rwkv_edge_chat::Think;
 use serde_json::{json, Value};
 
+use super::chat::think;
 use super::error::{ApiError, Result};
 use super::fields::{DETOKENIZE, TOKENIZE};
 use super::request::{text_of, Envelope};
@@ -24,6 +25,11 @@ pub(super) async fn tokenize(
     let fields = &mut envelope.fields;
     let served = envelope.served;
     let messages = fields.take("messages");
+    let think = think(fields)?;
+    if think != Think::Off && messages.is_none() {
+        let text = format!("think {think}: expected messages that are thought about");
+        return Err(ApiError::bad(text).param("think"));
+    }
     let texts = [fields.text("content")?, fields.text("prompt")?];
     let mut texts = texts.into_iter().flatten();
     let (text, other) = (texts.next(), texts.next());
@@ -35,7 +41,7 @@ pub(super) async fn tokenize(
         (None, Some(messages)) => {
             let messages = prompt::messages(messages)?;
             app.slowly(move || {
-                let asked = prompt::of_messages(&served, &messages, Think::Off, None)?;
+                let asked = prompt::of_messages(&served, &messages, think, None)?;
                 let (start, prompt) = asked.0;
                 let mut tokens = match start {
                     Start::Token(first) => vec![first],

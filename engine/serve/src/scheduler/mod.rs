@@ -1,13 +1,15 @@
 //! Batches of all that is to be done, step after step, on one thread.
 //!
 //! Each step reads one token of every answer that is drawn, and what of the prompts there is time for, so that a long
-//! prompt does not stop the others. A job whose client has gone is in no further step.
+//! prompt does not stop the others. A job whose client has gone is in no further step. Choices of a job begin behind its
+//! prompt as there is room for them.
 
 mod prepare;
+mod queue;
 mod reading;
-mod rooms;
 mod running;
 mod sequence;
+mod turns;
 
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -22,11 +24,13 @@ use crate::store::Store;
 use crate::worker::Work;
 
 pub(crate) use prepare::{Prepared, Preparer};
+use queue::Room;
+pub(crate) use queue::{Given, Next, Queue};
 use reading::Reading;
-pub use rooms::Turn;
-pub(crate) use rooms::{OpenSessions, Rooms};
 use running::{Ended, Running};
 use sequence::Sequence;
+pub(crate) use turns::OpenSessions;
+pub use turns::Turn;
 
 /// Rows of prompts in a step for each answer that is drawn beside them, and at least: so many that a step takes about
 /// twice as long as without them.
@@ -37,8 +41,22 @@ const PROMPT_ROWS_MIN: usize = 16;
 pub(crate) enum Command {
     /// A job that can begin.
     Begin(Box<Prepared>),
+    /// A job was given more room.
+    More,
     /// Something else.
     Work(Box<dyn Work>),
+}
+
+/// A prompt that was read, behind which not all choices have begun.
+struct Branching {
+    running: Arc<Running>,
+    given: Arc<Given>,
+    /// The last choice takes it.
+    state: Option<State>,
+    /// The logits behind it, which the last choice takes, too.
+    row: Vec<f32>,
+    /// The next choice.
+    choice: usize,
 }
 
 /// The thread's own.
@@ -52,6 +70,7 @@ pub(crate) struct Scheduler<'m> {
     n_threads: usize,
     rows_max: usize,
     reading: VecDeque<Reading>,
+    branching: Vec<Branching>,
     drawing: Vec<Sequence<'m>>,
     work: VecDeque<Box<dyn Work>>,
     logits: Vec<f32>,
@@ -78,6 +97,7 @@ impl<'m> Scheduler<'m> {
             turn,
             rows_max,
             reading: VecDeque::new(),
+            branching: Vec::new(),
             drawing: Vec::new(),
             work: VecDeque::new(),
             logits: Vec::new(),
@@ -91,19 +111,18 @@ impl<'m> Scheduler<'m> {
                 self.count();
                 match commands.recv() {
                     Ok(command) => self.take(command),
-                    Err(_) => return,
+                    Err(_) => return self.end(),
                 }
             }
             loop {
                 match commands.try_recv() {
                     Ok(command) => self.take(command),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => {
-                        return self.fail(self.reading.len(), &ending());
-                    }
+                    Err(TryRecvError::Disconnected) => return self.end(),
                 }
             }
             self.drop_cancelled();
+            self.branch();
             self.count();
             let turn = self.turn.clone();
             let _turn = turn.take();
@@ -121,6 +140,8 @@ impl<'m> Scheduler<'m> {
     fn take(&mut self, command: Command) {
         match command {
             Command::Work(work) => self.work.push_back(work),
+            // It is looked for in each step.
+            Command::More => {}
             Command::Begin(prepared) => {
                 let events = prepared.job.events.clone();
                 match Reading::new(*prepared, self.model, &self.store) {
@@ -133,6 +154,7 @@ impl<'m> Scheduler<'m> {
 
     fn drop_cancelled(&mut self) {
         self.reading.retain(|one| !one.job.events.is_closed());
+        self.branching.retain(|one| !one.running.is_cancelled());
         self.drawing.retain(|one| !one.running.is_cancelled());
     }
 
@@ -230,6 +252,14 @@ impl<'m> Scheduler<'m> {
         }
     }
 
+    /// Nobody can give commands any more.
+    fn end(&mut self) {
+        for one in self.branching.drain(..) {
+            one.running.fail(ending());
+        }
+        self.fail(self.reading.len(), &ending());
+    }
+
     /// Draws a token for each answer, on several threads where there are several answers.
     fn draw(&mut self, logits: &mut [f32]) {
         let n_vocab = self.model.n_vocab();
@@ -295,43 +325,68 @@ impl<'m> Scheduler<'m> {
         }
     }
 
-    /// The first tokens of a job's answers, all behind the same prompt.
+    /// A prompt was read to its end: its choices begin.
     fn begin_drawing(&mut self, reading: Reading, row: &[f32]) {
-        let n_choices = reading.job.n_choices.max(1);
-        self.metrics.tokens_made.inc_by(n_choices as u64);
-        let (running, state) = reading.end();
-        let begun = self.first_tokens(&running, n_choices, state, row);
-        match begun {
-            Ok(begun) => {
-                for (sequence, outcome) in begun {
-                    if goes_on(&running, Ok(outcome), &self.store) {
-                        self.drawing.push(sequence);
-                    }
-                }
-            }
-            Err(error) => running.fail(error),
+        let (running, state, given) = reading.end();
+        let mut one = Branching {
+            running,
+            given,
+            state: Some(state),
+            row: row.to_vec(),
+            choice: 0,
+        };
+        if !self.begin_choices(&mut one) {
+            self.branching.push(one);
         }
     }
 
-    /// Answers with their first tokens, and what has ended by them.
-    fn first_tokens(
-        &self,
-        running: &Arc<Running>,
-        n_choices: usize,
-        state: State,
-        row: &[f32],
-    ) -> Result<Vec<(Sequence<'m>, Option<Ended>)>> {
-        let mut states = Vec::with_capacity(n_choices);
-        for _ in 1..n_choices {
-            states.push(state.try_clone()?);
+    /// Begins choices that there is room for now.
+    fn branch(&mut self) {
+        let mut branching = std::mem::take(&mut self.branching);
+        branching.retain_mut(|one| !self.begin_choices(one));
+        self.branching = branching;
+    }
+
+    /// Draws first tokens of as many choices as there is room for; whether no more are to begin.
+    fn begin_choices(&mut self, one: &mut Branching) -> bool {
+        while one.choice < one.running.n_choices() {
+            let Some(room) = one.given.take() else {
+                return false;
+            };
+            self.metrics.tokens_made.inc();
+            match one.begin(self.model, room) {
+                Ok((sequence, outcome)) => {
+                    if goes_on(&one.running, Ok(outcome), &self.store) {
+                        self.drawing.push(sequence);
+                    }
+                }
+                Err(error) => {
+                    one.running.fail(error);
+                    return true;
+                }
+            }
         }
-        states.push(state);
-        let begin = |(choice, state): (usize, State)| {
-            let mut sequence = Sequence::new(running, choice, self.model, state)?;
-            let ended = draw_one(&mut sequence, &mut row.to_vec())?;
-            Ok((sequence, ended))
+        true
+    }
+}
+
+impl Branching {
+    /// The next choice with its first token, and what it ended by if that was all.
+    fn begin<'m>(&mut self, model: &'m Model, room: Room) -> Result<(Sequence<'m>, Option<Ended>)> {
+        let is_last = self.choice + 1 == self.running.n_choices();
+        let (state, mut row) = match is_last {
+            true => (self.state.take(), std::mem::take(&mut self.row)),
+            false => (None, self.row.clone()),
         };
-        states.into_iter().enumerate().map(begin).collect()
+        let state = match (state, &self.state) {
+            (Some(state), _) => state,
+            (None, Some(state)) => state.try_clone()?,
+            (None, None) => model.try_new_state()?,
+        };
+        let mut sequence = Sequence::new(&self.running, self.choice, model, state, room)?;
+        let outcome = draw_one(&mut sequence, &mut row)?;
+        self.choice += 1;
+        Ok((sequence, outcome))
     }
 }
 

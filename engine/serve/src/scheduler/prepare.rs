@@ -1,13 +1,14 @@
 //! From a job to what is to be read: tokens, and the kept state behind which they begin.
 //!
 //! On a thread of its own, since cutting a long text into tokens and reading a state from a disk must not hold up the
-//! steps of others. A job waits here until there is room for it, so that what it finds is not old.
+//! steps of others. A job comes here when there is room for it (`queue.rs`), so that what it finds is not old.
 
 use std::sync::Arc;
 
 use rwkv_edge::{Error, ErrorKind, Model, Result, State};
 
-use super::rooms::{IsOpen, OpenSessions, Room, Rooms};
+use super::queue::Given;
+use super::turns::{IsOpen, OpenSessions};
 use crate::job::{Job, Prompt, Start};
 use crate::session_errors;
 use crate::store::{Key, Store, TextHash};
@@ -16,7 +17,8 @@ use crate::store::{Key, Store, TextHash};
 pub(crate) struct Prepared {
     pub(crate) job: Job,
     pub(crate) begin: Begin,
-    pub(crate) room: Room,
+    /// Room for its choices, as far as there is some.
+    pub(crate) given: Arc<Given>,
 }
 
 /// Where a job begins.
@@ -51,30 +53,27 @@ struct Place {
     key: Key,
     state: Option<Arc<State>>,
     tokens: Vec<u32>,
+    /// In front of the prompt, if that is a text.
+    text: String,
 }
 
 /// Makes the jobs of one model ready.
 pub(crate) struct Preparer {
     pub(crate) model: Model,
     pub(crate) store: Arc<Store>,
-    pub(crate) rooms: Arc<Rooms>,
     pub(crate) sessions: Arc<OpenSessions>,
 }
 
 impl Preparer {
-    /// Waits for room, and finds out where a job begins; `None` when its client has gone or all work ends.
+    /// Finds out where a job begins.
     ///
     /// # Errors
     ///
     /// For tokens beyond the vocabulary, an empty prompt, a session that another job works on or whose state is no longer
-    /// there, and those of the tokenizer; with the job, whose client is to be told.
-    pub(crate) fn prepare(&self, job: Job) -> Option<Result<Prepared, (Job, Error)>> {
-        let n_rooms = job.n_choices.max(1);
-        let room = self.rooms.take(n_rooms, || !job.events.is_closed())?;
-        Some(match self.begin(&job) {
-            Ok(begin) => Ok(Prepared { job, begin, room }),
-            Err(error) => Err((job, error)),
-        })
+    /// there, and those of the tokenizer.
+    pub(crate) fn prepare(&self, job: Job, given: Arc<Given>) -> Result<Prepared> {
+        let begin = self.begin(&job)?;
+        Ok(Prepared { job, begin, given })
     }
 
     fn begin(&self, job: &Job) -> Result<Begin> {
@@ -102,6 +101,7 @@ impl Preparer {
             key: self.store.root(),
             state: None,
             tokens: first.to_vec(),
+            text: String::new(),
         }
     }
 
@@ -113,15 +113,25 @@ impl Preparer {
     ) -> Result<(Place, Option<OpenSession>)> {
         let is_open = self.sessions.open(&job.owner, name)?;
         let (base, created) = match self.store.session(&job.owner, name)? {
-            None => (self.nothing(first), crate::store::now()),
+            None => {
+                self.sessions.check_new(&job.owner, name)?;
+                (self.nothing(first), crate::store::now())
+            }
             Some(session) => {
                 let lost = || session_errors::lost(name);
-                let key = session.key().ok_or_else(lost)?;
+                let key = session.key().ok_or_else(|| session_errors::damaged(name))?;
                 let find = || self.store.find(&job.owner, key).ok_or_else(lost);
+                let is_text = matches!(job.prompt, Prompt::Text(_)) && !job.prompt_logprobs;
+                let (tokens, text) = match is_text {
+                    true => session.pending_text(),
+                    // What is told of a prompt begins with it.
+                    false => (&*session.pending, ""),
+                };
                 let base = Place {
                     key,
                     state: (key != self.store.root()).then(find).transpose()?,
-                    tokens: session.pending,
+                    tokens: tokens.to_vec(),
+                    text: text.to_owned(),
                 };
                 (base, session.created)
             }
@@ -148,6 +158,7 @@ impl Preparer {
                 (place, None)
             }
             Prompt::Text(text) => {
+                let text = &format!("{}{text}", base.text);
                 let mut whole = TextHash::behind(root);
                 whole.push(text.as_bytes());
                 (self.in_text(job, base, root, text)?, Some(whole))
@@ -181,6 +192,7 @@ impl Preparer {
                 key: hit.key,
                 state: Some(hit.state),
                 tokens: tokenizer.encode(&text[hit.size..])?,
+                text: String::new(),
             };
             self.find_tokens(job, &mut place);
             // All of a long text is only cut into tokens where that may be worth it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rwkv_edge::{Model, Result, State};
 
 use super::prepare::{Begin, OpenSession, Prepared};
-use super::rooms::Room;
+use super::queue::Given;
 use super::running::{PromptEnd, Running};
 use crate::job::{Event, Job};
 use crate::logprobs;
@@ -32,7 +32,7 @@ pub(super) struct Reading {
     has_begun: bool,
     text: Option<TextHash>,
     session: Option<OpenSession>,
-    room: Room,
+    given: Arc<Given>,
     inside: Vec<(u64, Key)>,
     n_inside_max: usize,
     /// The state before the last token.
@@ -41,7 +41,7 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) fn new(prepared: Prepared, model: &Model, store: &Store) -> Result<Self> {
-        let Prepared { job, begin, room } = prepared;
+        let Prepared { job, begin, given } = prepared;
         let Begin {
             key,
             state,
@@ -71,7 +71,7 @@ impl Reading {
             has_begun: false,
             text,
             session,
-            room,
+            given,
             inside: Vec::new(),
             n_inside_max: usize::try_from(n_inside_max).unwrap_or(usize::MAX),
             end_state: None,
@@ -180,8 +180,8 @@ impl Reading {
         let _ = self.job.events.send(Event::Prompt(told));
     }
 
-    /// The whole prompt has been read: the job with its state.
-    pub(super) fn end(self) -> (Arc<Running>, State) {
+    /// The whole prompt has been read: the job with its state and its room.
+    pub(super) fn end(self) -> (Arc<Running>, State, Arc<Given>) {
         let n = self.tokens.len();
         let (key, state) = match n {
             1 => (self.begin_key, self.begin_state),
@@ -192,7 +192,7 @@ impl Reading {
             state,
             token: self.tokens[n - 1],
         };
-        let running = Running::new(self.job, self.text, prompt_end, self.session, self.room);
-        (Arc::new(running), self.state)
+        let running = Running::new(self.job, self.text, prompt_end, self.session);
+        (Arc::new(running), self.state, self.given)
     }
 }

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rwkv_edge::{Error, Result, State};
 
 use super::prepare::OpenSession;
-use super::rooms::Room;
+use super::queue::Room;
 use crate::job::{Ending, Event, Job};
-use crate::store::{Kept, Key, Session, Store, TextHash};
+use crate::store::{Kept, Key, Pending, Session, Store, TextHash};
 
 /// A job whose prompt has been read.
 pub(crate) struct Running {
@@ -20,7 +20,6 @@ pub(crate) struct Running {
     session: Mutex<Option<OpenSession>>,
     n_left: AtomicUsize,
     has_failed: AtomicBool,
-    _room: Room,
 }
 
 /// The state before the last token of a prompt.
@@ -41,8 +40,10 @@ pub(crate) struct Ended {
     pub(crate) n_tokens: usize,
     /// The state that a prompt with this answer goes on from.
     pub(crate) kept: Option<Kept>,
-    /// Tokens that the session's next prompt begins with, behind that state, or, where there is none, behind the prompt's.
-    pub(crate) pending: Vec<u32>,
+    /// What the session's next prompt begins with, behind that state, or, where there is none, behind the prompt's.
+    pub(crate) pending: Pending,
+    /// Where it was drawn, which is free again when it is kept.
+    pub(crate) room: Option<Room>,
 }
 
 impl Running {
@@ -51,7 +52,6 @@ impl Running {
         text: Option<TextHash>,
         prompt_end: PromptEnd,
         session: Option<OpenSession>,
-        room: Room,
     ) -> Self {
         let n_choices = job.n_choices.max(1);
         Running {
@@ -61,13 +61,16 @@ impl Running {
             session: Mutex::new(session),
             n_left: AtomicUsize::new(n_choices),
             has_failed: AtomicBool::new(false),
-            _room: room,
         }
     }
 
     /// Whether nobody waits for the answers any more.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.job.events.is_closed() || self.has_failed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn n_choices(&self) -> usize {
+        self.job.n_choices.max(1)
     }
 
     pub(crate) fn is_session(&self) -> bool {
@@ -98,6 +101,7 @@ impl Running {
             n_tokens,
             kept,
             pending,
+            room,
         } = ended;
         let prompt_end = &self.prompt_end;
         let mut states = Vec::new();
@@ -122,7 +126,7 @@ impl Running {
         states.extend(kept);
         let running = self.clone();
         let then = move |written: Result<()>| {
-            drop(is_open);
+            drop((is_open, room));
             match written {
                 Ok(()) => {}
                 // The next request of the session would go on from what was before.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use rwkv_edge::{Model, Result, Sampler, State, StopTexts, TextStream};
+use rwkv_edge_chat::first_word;
 
+use super::queue::Room;
 use super::running::{Ended, Running};
 use crate::constrain::Constraint;
 use crate::job::{Chosen, Ending, Event};
 use crate::logprobs;
-use crate::store::{Kept, Key};
+use crate::store::{Kept, Key, Pending};
 
 /// An answer, and the state that it is drawn behind.
 pub(super) struct Sequence<'m> {
@@ -17,6 +19,7 @@ pub(super) struct Sequence<'m> {
     /// The token that is read next: the one that was drawn last.
     pub(super) next: u32,
     choice: usize,
+    room: Option<Room>,
     /// Of the state.
     key: Key,
     model: &'m Model,
@@ -54,6 +57,7 @@ impl<'m> Sequence<'m> {
         choice: usize,
         model: &'m Model,
         state: State,
+        room: Room,
     ) -> Result<Self> {
         let job = &running.job;
         let mut sampling = job.sampling.clone();
@@ -64,6 +68,7 @@ impl<'m> Sequence<'m> {
             state,
             next: 0,
             choice,
+            room: Some(room),
             key: running.prompt_end.key.then(running.prompt_end.token),
             model,
             sampler: Sampler::new(sampling, model.n_vocab())?,
@@ -106,7 +111,10 @@ impl<'m> Sequence<'m> {
         if let Some(constraint) = &mut self.constraint {
             constraint.apply(logits)?;
         }
-        let token = self.sampler.sample(logits);
+        let token = match job.begins_with_word && self.drawn.trim().is_empty() {
+            true => first_word(&mut self.sampler, logits, self.model)?,
+            false => self.sampler.sample(logits),
+        };
         let chosen = match row {
             Some((n_top, row)) => logprobs::chosen(&row, token, n_top),
             None => logprobs::unasked(token),
@@ -201,15 +209,17 @@ impl<'m> Sequence<'m> {
             (_, Some(mark)) if is_begin(mark.n_read) => Some((&mark.state, mark.key, mark.n_read)),
             _ => None,
         };
-        let mut pending = Vec::new();
+        let mut pending = Pending::default();
         if self.running.is_session() {
             // What remains of an answer that is not as it was drawn is read behind the prompt.
             let n_read = kept.map_or(0, |(_, _, n_read)| n_read);
             if kept.is_none() {
-                pending.push(self.running.prompt_end.token);
+                pending.tokens.push(self.running.prompt_end.token);
             }
             if self.text.is_some() {
-                pending.extend(self.model.tokenizer()?.encode(&remains[n_read..])?);
+                let text = &remains[n_read..];
+                let tokens = self.model.tokenizer()?.encode(text)?;
+                pending.text = Some((tokens, text.to_owned()));
             }
         }
         let kept = kept.map(|(state, key, n_read)| -> Result<Kept> {
@@ -229,6 +239,7 @@ impl<'m> Sequence<'m> {
             n_tokens: self.n_drawn,
             kept: kept.transpose()?,
             pending,
+            room: self.room.take(),
         })
     }
 }

@@ -16,19 +16,23 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::index::{lock, Index, OwnerId};
 use super::keys::{Key, TextKey};
+use super::locks::SessionLock;
+use super::sessions::SessionFiles;
 use super::{Kept, Session};
+use crate::session_errors;
 
 /// Where states are written, and how much of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskOptions {
     /// The folder; it is made if it is not there.
     pub folder: PathBuf,
-    /// Bytes of states of one model at most.
+    /// Bytes of states of one model at most; those of other models in the same folder are neither counted nor removed.
     pub n_bytes_max: u64,
 }
 
 const STATE: &str = ".state";
 const SESSION: &str = ".session";
+const LOCK: &str = ".lock";
 const TEMPORARY: &str = ".being-written-";
 /// Temporary files that are older are left-overs of somebody who was killed.
 const LEFT_OVER_AGE: Duration = Duration::from_secs(600);
@@ -144,9 +148,18 @@ impl Disk {
     pub(super) fn refresh(&self) {
         let scanned = self.scanned.lock();
         let mut scanned = scanned.unwrap_or_else(PoisonError::into_inner);
-        if scanned.at.elapsed() < scanned.took * SCAN_SHARE {
-            return;
+        if scanned.at.elapsed() >= scanned.took * SCAN_SHARE {
+            self.look(&mut scanned);
         }
+    }
+
+    /// The same at once, for what must be there.
+    pub(super) fn refresh_now(&self) {
+        let scanned = self.scanned.lock();
+        self.look(&mut scanned.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn look(&self, scanned: &mut Scanned) {
         let changed = self.files.changed();
         if changed.is_some() && changed == scanned.changed {
             return;
@@ -190,7 +203,12 @@ impl Disk {
 
     pub(super) fn session(&self, owner: OwnerId, name: &str) -> Result<Option<Session>> {
         let path = self.files.session_path(owner, name);
-        let read = read_session(&path)?;
+        let read = match read_session(&path)? {
+            Some(Ok(session)) => Some(session),
+            // What a power failure tears.
+            Some(Err(_)) => return Err(session_errors::damaged(name)),
+            None => None,
+        };
         // Two names of one hash are not to be feared, but cost nothing to tell apart.
         Ok(read.filter(|session| session.name == name))
     }
@@ -206,18 +224,35 @@ impl Disk {
             let name = name.to_string_lossy();
             if name.starts_with(&begin) && name.ends_with(SESSION) {
                 // One that cannot be read is no reason not to tell of the others.
-                sessions.extend(read_session(&entry.path()).ok().flatten());
+                sessions.extend(
+                    read_session(&entry.path())
+                        .ok()
+                        .flatten()
+                        .and_then(Result::ok),
+                );
             }
         }
         sessions.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(sessions)
     }
 
+    /// So that no other server works on it; `None` when one does.
+    pub(super) fn lock_session(&self, owner: OwnerId, name: &str) -> Result<Option<SessionLock>> {
+        let path = self
+            .files
+            .session_path(owner, name)
+            .with_extension(&LOCK[1..]);
+        SessionLock::take(&path).map_err(|e| failed("lock", &path, &e))
+    }
+
     pub(super) fn delete_session(&self, owner: OwnerId, name: &str) -> Result<bool> {
         self.flush();
         let path = self.files.session_path(owner, name);
         match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                lock(&self.files.index).session_files.remove(owner);
+                Ok(true)
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(failed("remove", &path, &e)),
         }
@@ -280,6 +315,14 @@ impl Files {
         Some((OwnerId(owner), Key(key), text))
     }
 
+    /// Whose session a file is.
+    fn owner_of_session(&self, name: &str) -> Option<OwnerId> {
+        let mut parts = name.strip_suffix(SESSION)?.split('-');
+        let mut number = || u128::from_str_radix(parts.next()?, 16).ok();
+        (number()? == self.root.0).then_some(())?;
+        number().map(OwnerId)
+    }
+
     fn changed(&self) -> Option<SystemTime> {
         fs::metadata(&self.folder).and_then(|m| m.modified()).ok()
     }
@@ -289,10 +332,15 @@ impl Files {
         let before = lock(&self.index).files();
         let mut new = Vec::new();
         let mut there = std::collections::HashSet::new();
+        let mut sessions = SessionFiles::default();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name();
-            let Some((owner, key, text)) = name.to_str().and_then(|name| self.parse(name)) else {
+            let Some(name) = name.to_str() else { continue };
+            if let Some(owner) = self.owner_of_session(name) {
+                sessions.add(owner);
+            }
+            let Some((owner, key, text)) = self.parse(name) else {
                 continue;
             };
             there.insert((owner, key));
@@ -308,6 +356,7 @@ impl Files {
         }
         new.sort_by_key(|&(used, ..)| used);
         let mut index = lock(&self.index);
+        index.session_files = sessions;
         for (_, owner, key, text, n_bytes) in new {
             index.insert_file(owner, key, text, n_bytes);
         }
@@ -324,7 +373,13 @@ impl Files {
             return;
         };
         for entry in entries.flatten() {
-            let is_temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY);
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(LOCK) {
+                // One that nobody has is removed with the lock.
+                drop(SessionLock::take(&entry.path()));
+            }
+            let is_temporary = name.starts_with(TEMPORARY);
             let is_old = entry
                 .metadata()
                 .and_then(|m| m.modified())
@@ -395,7 +450,11 @@ impl Files {
             let path = self.session_path(owner, &session.name);
             let text = serde_json::to_vec(session)
                 .map_err(|e| Error::new(ErrorKind::Io, format!("a session: {e}")))?;
+            let is_new = !path.exists();
             self.write_file(&path, &text)?;
+            if is_new {
+                lock(&self.index).session_files.add(owner);
+            }
         }
         Ok(())
     }
@@ -438,12 +497,10 @@ fn read_state(path: &Path, model: &Model) -> Result<Option<State>> {
     Ok(Some(state))
 }
 
-fn read_session(path: &Path) -> Result<Option<Session>> {
-    let Some(bytes) = read_bytes(path).map_err(|e| failed("read", path, &e))? else {
-        return Ok(None);
-    };
-    let read = serde_json::from_slice(&bytes);
-    read.map_err(|e| Error::new(ErrorKind::Io, format!("{}: {e}", path.display())))
+/// `None` when there is no such file; inside, what it holds if that is a session.
+fn read_session(path: &Path) -> Result<Option<serde_json::Result<Session>>> {
+    let bytes = read_bytes(path).map_err(|e| failed("read", path, &e))?;
+    Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)))
 }
 
 fn failed(action: &str, path: &Path, e: &io::Error) -> Error {
@@ -465,7 +522,7 @@ fn make_private(folder: &Path) -> io::Result<()> {
             for entry in fs::read_dir(folder)? {
                 let name = entry?.file_name();
                 let name = name.to_string_lossy();
-                let is_ours = [STATE, SESSION].iter().any(|end| name.ends_with(end));
+                let is_ours = [STATE, SESSION, LOCK].iter().any(|end| name.ends_with(end));
                 if !is_ours && !name.starts_with(TEMPORARY) {
                     let text = format!(
                         "others can look into it, and it holds {name:?}, which is no state: expected a folder of mode 700"

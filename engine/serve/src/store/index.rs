@@ -7,7 +7,7 @@ use rwkv_edge::State;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::keys::{Key, TextHash, TextKey};
-use super::sessions::Sessions;
+use super::sessions::{SessionFiles, Sessions};
 use super::{Kept, Size};
 use crate::job::Owner;
 use crate::metrics::ModelMetrics;
@@ -38,6 +38,7 @@ pub(super) struct Index {
     /// Counts uses.
     clock: u64,
     pub(super) sessions: Sessions,
+    pub(super) session_files: SessionFiles,
 }
 
 /// The states of one owner.
@@ -111,6 +112,7 @@ impl Index {
             disk: Order::default(),
             clock: 0,
             sessions: Sessions::default(),
+            session_files: SessionFiles::default(),
         }
     }
 

@@ -7,6 +7,7 @@
 mod disk;
 mod index;
 mod keys;
+mod locks;
 mod sessions;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,13 +16,15 @@ use rwkv_edge::{Model, Result, State};
 
 use crate::job::Owner;
 use crate::metrics::ModelMetrics;
+use crate::session_errors;
 use disk::{Disk, Write};
 use index::{Index, OwnerId};
 
 pub use disk::DiskOptions;
 pub use keys::{Key, TextHash, TextKey};
+pub(crate) use locks::SessionLock;
 pub(crate) use sessions::now;
-pub use sessions::Session;
+pub use sessions::{Pending, Session};
 
 /// A state that was found.
 #[derive(Clone)]
@@ -139,7 +142,12 @@ impl Store {
     /// The state of a key.
     pub fn find(&self, owner: &Owner, key: Key) -> Option<Arc<State>> {
         self.refresh();
-        self.fetch(OwnerId::of(owner), key)
+        let owner = OwnerId::of(owner);
+        self.fetch(owner, key).or_else(|| {
+            // Another server may have written it just now.
+            self.disk.as_ref()?.refresh_now();
+            self.fetch(owner, key)
+        })
     }
 
     /// Whether a state is in memory, which is looked at by whoever would make it.
@@ -195,13 +203,36 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When its file cannot be read.
+    /// When its file is damaged or cannot be read.
     pub fn session(&self, owner: &Owner, name: &str) -> Result<Option<Session>> {
         let owner = OwnerId::of(owner);
         match &self.disk {
             Some(disk) => disk.session(owner, name),
             None => Ok(self.lock().sessions.get(owner, name)),
         }
+    }
+
+    /// How many sessions an owner has.
+    pub fn n_sessions(&self, owner: &Owner) -> usize {
+        let owner = OwnerId::of(owner);
+        let index = self.lock();
+        match &self.disk {
+            Some(_) => index.session_files.n(owner),
+            None => index.sessions.n(owner),
+        }
+    }
+
+    /// So that no other server works on a session; none is needed where there is no folder.
+    ///
+    /// # Errors
+    ///
+    /// When another one does, or its file cannot be locked.
+    pub(crate) fn lock_session(&self, owner: &Owner, name: &str) -> Result<Option<SessionLock>> {
+        let Some(disk) = &self.disk else {
+            return Ok(None);
+        };
+        let lock = disk.lock_session(OwnerId::of(owner), name)?;
+        lock.ok_or_else(|| session_errors::busy(name)).map(Some)
     }
 
     /// All sessions of an owner, by name.

@@ -211,7 +211,7 @@ fn grammars_are_compiled_first_and_end_answers_alone() {
         assert_eq!(json["choices"][0]["message"]["content"], "aaa ");
         assert_eq!(server.fake.grammars.lock().unwrap().last(), Some(&expected));
         let seen = server.fake.last();
-        assert!(seen.has_constraint);
+        assert!(seen.has_constraint && !seen.begins_with_word);
         assert_eq!(seen.stops, ["b"]);
     }
     let body = json!({"messages": hi(), "grammar": "start: \"a\"+", "grammar_form": "lark"});
@@ -220,7 +220,7 @@ fn grammars_are_compiled_first_and_end_answers_alone() {
     assert_eq!(server.fake.grammars.lock().unwrap().last(), Some(&lark));
     let text = json!({"messages": hi(), "response_format": {"type": "text"}});
     assert_eq!(server.post(PATH, &text).status, 200);
-    assert!(!server.fake.last().has_constraint);
+    assert!(!server.fake.last().has_constraint && server.fake.last().begins_with_word);
     let n_jobs = server.fake.seen.lock().unwrap().len();
     for (body, param) in [
         (
@@ -348,6 +348,14 @@ fn a_session_that_cannot_go_on_is_a_conflict() {
         (
             "session \"a\": its state is no longer there, expected a new session",
             "session_lost",
+        ),
+        (
+            "session \"a\": its file is damaged, expected one to be deleted or replaced",
+            "session_lost",
+        ),
+        (
+            "session \"a\": there are as many sessions as may be, 3 of this key and model",
+            "session_limit",
         ),
     ] {
         let server = start(Script::Fail(ErrorKind::State, text));

@@ -103,8 +103,15 @@ fn what_does_not_end_in_time_is_cut_off() {
     server.wait();
     assert!((300..5000).contains(&begin.elapsed().as_millis()));
     let mut all = Vec::new();
-    let _ = stream.read_to_end(&mut all);
-    assert!(!String::from_utf8_lossy(&all).contains("[DONE]"));
+    stream.read_to_end(&mut all).unwrap();
+    // The last event says so, as errors do, and the body ends as bodies do.
+    assert!(all.ends_with(b"0\r\n\r\n"));
+    let text = Answer::of(&all).text();
+    let last = text.trim_end().rsplit("data: ").next().unwrap();
+    let error: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(error["error"]["code"], "server_ending");
+    assert_eq!(error["error"]["type"], "server_error");
+    assert!(!text.contains("[DONE]"));
     assert!(server.fake.held.lock().unwrap()[0].events.is_closed());
     let lines = server.lines.lock().unwrap().join("\n");
     assert!(
@@ -118,14 +125,27 @@ fn whoever_ends_it_twice_does_not_want_to_wait() {
     let mut server = start_with(Script::Silence, |config| {
         config.drain = Duration::from_secs(60)
     });
-    let _stream = send(&server, &json!({"prompt": "x"}));
-    until("it began", || server.fake.held.lock().unwrap().len() == 1);
+    let mut whole = send(&server, &json!({"prompt": "x"}));
+    let mut stream = send(&server, &json!({"prompt": "x", "stream": true}));
+    until("both began", || server.fake.held.lock().unwrap().len() == 2);
     let begin = Instant::now();
     server.stopper.stop();
     thread::sleep(Duration::from_millis(100));
     server.stopper.stop();
     server.wait();
     assert!(begin.elapsed() < Duration::from_secs(10));
+    let mut all = Vec::new();
+    whole.read_to_end(&mut all).unwrap();
+    let (status, message, _, code) = Answer::of(&all).refusal();
+    assert_eq!((status, code), (503, json!("server_ending")), "{message}");
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    let text = Answer::of(&all).text();
+    assert!(text.contains("\"server_ending\"") && !text.contains("[DONE]"));
+    until("both are logged", || {
+        let lines = server.lines.lock().unwrap().join("\n");
+        lines.contains("/v1/completions 503 ") && lines.contains("/v1/completions 200 ")
+    });
 }
 
 #[test]

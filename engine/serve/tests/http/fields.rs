@@ -58,6 +58,7 @@ fn how_tokens_are_drawn_reaches_the_model() {
         (vec!["a".to_owned(), "b".into()], true)
     );
     assert_eq!((seen.max_new_tokens, seen.n_choices), (Some(9), 2));
+    assert!(!seen.begins_with_word);
     let body = json!({"prompt": "Hi", "stop": "\n", "top_k": -1});
     assert_eq!(server.post(COMPLETIONS, &body).status, 200);
     let first = server.fake.last();
@@ -208,6 +209,9 @@ fn bookkeeping_and_defaults_of_other_servers_are_accepted() {
         (CHAT, "functions", json!([]), json!([{}])),
         (CHAT, "audio", Value::Null, json!({})),
         (CHAT, "echo", json!(false), json!(true)),
+        (COMPLETIONS, "tools", json!([]), json!([{}])),
+        (COMPLETIONS, "audio", Value::Null, json!({})),
+        (COMPLETIONS, "tool_choice", json!("none"), json!("required")),
         (COMPLETIONS, "suffix", json!(""), json!("end")),
         (COMPLETIONS, "best_of", json!(1), json!(2)),
     ] {

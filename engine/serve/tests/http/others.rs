@@ -158,6 +158,19 @@ fn texts_become_tokens_and_back() {
         .post("/tokenize", &json!({"messages": messages}))
         .json();
     assert_eq!(json["tokens"], json!(encode("User: Hi\n\nAssistant:")));
+    for (think, end) in [
+        (json!("on"), "<think"),
+        (json!("fake"), "<think>\n</think"),
+        (json!(false), ""),
+    ] {
+        let body = json!({"messages": messages, "think": think});
+        let json = server.post("/tokenize", &body).json();
+        let text = format!(
+            "User: Hi\n\nAssistant:{}{end}",
+            if end.is_empty() { "" } else { " " }
+        );
+        assert_eq!(json["tokens"], json!(encode(&text)), "{think}");
+    }
     let json = server
         .post(
             "/detokenize",
@@ -170,6 +183,8 @@ fn texts_become_tokens_and_back() {
         ("/tokenize", json!({"content": "a", "prompt": "b"})),
         ("/tokenize", json!({"content": "a", "messages": []})),
         ("/tokenize", json!({"content": 1})),
+        ("/tokenize", json!({"content": "a", "think": "on"})),
+        ("/tokenize", json!({"messages": messages, "think": "hard"})),
         ("/tokenize", json!({"text": "a"})),
         ("/detokenize", json!({})),
         ("/detokenize", json!({"tokens": "a"})),

@@ -7,6 +7,8 @@ use rwkv_edge::SamplerOptions;
 use rwkv_edge_serve::store::DiskOptions;
 use rwkv_edge_serve::{Ending, Event, Job, Owner, Prompt, Start, Worker, WorkerOptions};
 
+mod fairness;
+mod sessions;
 mod support;
 
 use support::{fails, in_folder, job, model, run, wait, worker, worker_with, TEXT};
@@ -103,6 +105,26 @@ fn a_thought_is_not_gone_on_from() {
     assert_eq!(second.n_cached, first.n_prompt - 1);
     let fresh = run(&support::worker(), &format!("{TEXT} Yes.\n\nWhy?"), |_| {});
     assert_eq!(second.tokens, fresh.tokens);
+}
+
+/// Small models often see the blank line behind a question as the end of everything.
+#[test]
+fn an_answer_of_a_conversation_begins_with_a_word() {
+    let worker = worker();
+    let asked = |begins_with_word: bool| {
+        let mut texts = Vec::new();
+        for prompt in [TEXT, "What is a trait?", "A lifetime is", "Why?"] {
+            let answer = run(&worker, prompt, |job| {
+                job.begins_with_word = begins_with_word;
+                job.ignore_end_of_text = false;
+                job.stops = vec!["\n\n".into()];
+            });
+            texts.push(answer.text);
+        }
+        texts.into_iter().filter(|text| text.trim().is_empty())
+    };
+    assert!(asked(false).count() > 0);
+    assert_eq!(asked(true).count(), 0);
 }
 
 fn in_session(name: &str) -> impl Fn(&mut Job) + '_ {

@@ -55,6 +55,7 @@ pub fn job(prompt: &str, change: impl FnOnce(&mut Job)) -> (Job, UnboundedReceiv
         max_new_tokens: Some(12),
         stops: Vec::new(),
         ignore_end_of_text: true,
+        begins_with_word: false,
         top_logprobs: None,
         prompt_logprobs: false,
         constraint: None,

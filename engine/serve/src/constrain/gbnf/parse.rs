@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::super::regex::escaped;
-use super::{Node, Rule};
+use super::{Class, Node, Rule};
 
 /// The line, and what is wrong there.
 type Result<T> = std::result::Result<T, (usize, String)>;
@@ -171,7 +171,10 @@ impl<'a> Parser<'a> {
                 Some('[') => self.class()?,
                 Some('.') => {
                     self.next();
-                    Node::Class("(?s:.)".into())
+                    Node::Class(Class {
+                        regex: "(?s:.)".into(),
+                        ranges: vec![('\0', char::MAX)],
+                    })
                 }
                 Some('(') => self.group()?,
                 Some('<' | '!') => {
@@ -280,9 +283,11 @@ impl<'a> Parser<'a> {
     fn class(&mut self) -> Result<Node> {
         self.next();
         let mut class = String::from("[");
-        if self.take("^") {
+        let is_negated = self.take("^");
+        if is_negated {
             class.push('^');
         }
+        let mut ranges = Vec::new();
         if self.peek() == Some(']') {
             return self.error("a class of nothing");
         }
@@ -293,6 +298,7 @@ impl<'a> Parser<'a> {
                 Some(_) => {}
             }
             let first = self.character()?;
+            let mut range = (first, first);
             class.push_str(&escaped(first));
             if self.peek() == Some('-') && !self.text[self.at..].starts_with("-]") {
                 self.next();
@@ -302,11 +308,19 @@ impl<'a> Parser<'a> {
                 }
                 class.push('-');
                 class.push_str(&escaped(last));
+                range.1 = last;
             }
+            ranges.push(range);
         }
         self.next();
         class.push(']');
-        Ok(Node::Class(class))
+        if is_negated {
+            ranges = all_but(ranges);
+        }
+        Ok(Node::Class(Class {
+            regex: class,
+            ranges,
+        }))
     }
 
     /// A character of a text or of a class.
@@ -342,6 +356,25 @@ impl<'a> Parser<'a> {
             )),
         }
     }
+}
+
+/// The characters that are in none of these ranges.
+fn all_but(mut ranges: Vec<(char, char)>) -> Vec<(char, char)> {
+    ranges.sort_unstable();
+    let mut others = Vec::new();
+    let mut next = Some('\0');
+    for (first, last) in ranges {
+        let Some(from) = next else { break };
+        if from < first {
+            // The character before it.
+            others.extend((from..first).next_back().map(|before| (from, before)));
+        }
+        if last >= from {
+            next = (last..=char::MAX).nth(1);
+        }
+    }
+    others.extend(next.map(|from| (from, char::MAX)));
+    others
 }
 
 #[cfg(test)]

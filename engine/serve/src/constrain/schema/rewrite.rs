@@ -3,6 +3,7 @@
 use serde_json::{json, Map, Value};
 
 use super::super::references::definition_of;
+use super::exclusive::open_options;
 
 /// References to references.
 const CHAIN_MAX: usize = 32;
@@ -92,7 +93,7 @@ pub(super) fn inline_options(value: &mut Value, definitions: &[Value], is_map_of
             }
         }
         Value::Object(members) => {
-            for (name, member) in members {
+            for (name, member) in members.iter_mut() {
                 match name.as_str() {
                     _ if is_map_of_schemas => inline_options(member, definitions, false),
                     "const" | "enum" => {}
@@ -107,6 +108,9 @@ pub(super) fn inline_options(value: &mut Value, definitions: &[Value], is_map_of
                     }
                     _ => inline_options(member, definitions, false),
                 }
+            }
+            if !is_map_of_schemas {
+                open_options(members, definitions);
             }
         }
         _ => {}

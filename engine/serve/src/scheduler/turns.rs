@@ -1,79 +1,13 @@
-//! How many sequences run at once, and which sessions a job works on.
+//! What is taken in turns, and which sessions a job works on.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rwkv_edge::Result;
 
 use crate::job::Owner;
 use crate::session_errors;
-
-/// How often somebody who waits for room looks whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// Room for sequences.
-pub(crate) struct Rooms {
-    n_free: Mutex<usize>,
-    n_all: usize,
-    is_closed: AtomicBool,
-    freed: Condvar,
-}
-
-/// Room that is taken until this is dropped.
-pub(crate) struct Room {
-    rooms: Arc<Rooms>,
-    n: usize,
-}
-
-impl Rooms {
-    pub(crate) fn new(n: usize) -> Self {
-        Rooms {
-            n_free: Mutex::new(n),
-            n_all: n,
-            is_closed: AtomicBool::new(false),
-            freed: Condvar::new(),
-        }
-    }
-
-    /// Takes so much room, or all of it for those who want more, when there is; `None` as soon as it is not wanted.
-    pub(crate) fn take(
-        self: &Arc<Self>,
-        n: usize,
-        mut is_wanted: impl FnMut() -> bool,
-    ) -> Option<Room> {
-        let n = n.min(self.n_all);
-        let mut n_free = guard(&self.n_free);
-        let mut is_wanted = || is_wanted() && !self.is_closed.load(Ordering::Acquire);
-        while *n_free < n {
-            if !is_wanted() {
-                return None;
-            }
-            let waited = self.freed.wait_timeout(n_free, LOOK);
-            n_free = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *n_free -= n;
-        drop(n_free);
-        let rooms = self.clone();
-        is_wanted().then_some(Room { rooms, n })
-    }
-}
-
-impl Rooms {
-    /// There is no room for anybody any more.
-    pub(crate) fn close(&self) {
-        self.is_closed.store(true, Ordering::Release);
-        self.freed.notify_all();
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        *guard(&self.rooms.n_free) += self.n;
-        self.rooms.freed.notify_all();
-    }
-}
+use crate::store::{SessionLock, Store};
 
 /// What the workers of one server take in turns: the CPU, one step after the other, in the order in which they came.
 /// A plain lock goes back to whoever just left it.
@@ -108,34 +42,62 @@ impl Drop for MyTurn<'_> {
 }
 
 /// The sessions that jobs work on.
-#[derive(Default)]
-pub(crate) struct OpenSessions(Mutex<HashSet<(Owner, String)>>);
+pub(crate) struct OpenSessions {
+    open: Mutex<HashSet<(Owner, String)>>,
+    store: Arc<Store>,
+    n_max: usize,
+}
 
-/// That a session is worked on, until this is dropped.
+/// That a session is worked on, here and by no other server, until this is dropped.
 pub(crate) struct IsOpen {
     sessions: Arc<OpenSessions>,
     session: (Owner, String),
+    lock: Option<SessionLock>,
 }
 
 impl OpenSessions {
+    /// Those of a store, of which an owner may have so many.
+    pub(crate) fn new(store: Arc<Store>, n_max: usize) -> Self {
+        OpenSessions {
+            open: Mutex::default(),
+            store,
+            n_max,
+        }
+    }
+
     /// # Errors
     ///
-    /// When another job works on it.
+    /// When another job works on it, and those of the store's folder.
     pub(crate) fn open(self: &Arc<Self>, owner: &Owner, name: &str) -> Result<IsOpen> {
         let session = (owner.clone(), name.to_owned());
-        match guard(&self.0).insert(session.clone()) {
-            true => Ok(IsOpen {
-                sessions: self.clone(),
-                session,
-            }),
-            false => Err(session_errors::busy(name)),
+        if !guard(&self.open).insert(session.clone()) {
+            return Err(session_errors::busy(name));
+        }
+        let mut open = IsOpen {
+            sessions: self.clone(),
+            session,
+            lock: None,
+        };
+        open.lock = self.store.lock_session(owner, name)?;
+        Ok(open)
+    }
+
+    /// # Errors
+    ///
+    /// When there may be no other session of an owner.
+    pub(crate) fn check_new(&self, owner: &Owner, name: &str) -> Result<()> {
+        match self.store.n_sessions(owner) < self.n_max {
+            true => Ok(()),
+            false => Err(session_errors::too_many(name, self.n_max)),
         }
     }
 }
 
 impl Drop for IsOpen {
     fn drop(&mut self) {
-        guard(&self.sessions.0).remove(&self.session);
+        // Whoever opens it here next wants the lock, too.
+        self.lock = None;
+        guard(&self.sessions.open).remove(&self.session);
     }
 }
 
@@ -145,6 +107,8 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
