@@ -19,6 +19,7 @@ mod by_tensor;
 mod byte_size;
 mod cache_folder;
 mod chat;
+mod compare;
 mod completions;
 mod convert;
 mod devices;

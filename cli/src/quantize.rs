@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};
 use crate::progress::Progress;
-use crate::{hub, model, note, paths};
+use crate::{compare, hub, model, note, paths};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -18,46 +18,55 @@ pub(crate) struct Args {
     model: ModelArgs,
 
     /// The file to write; it appears only when it is complete
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "compare")]
+    output: Option<PathBuf>,
 
-    /// Print one JSON object about the file
+    #[command(flatten)]
+    compare: compare::Args,
+
+    /// Print one JSON object about the file, or of what is compared
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.compare.is_wanted() {
+        return compare::run(&args.compare, &args.model, args.json);
+    }
+    let Some(output) = &args.output else {
+        bail!("--output: missing, expected the file to write");
+    };
     if let Some(source) = &args.model.model {
         let same = |a: &PathBuf, b: &PathBuf| match (fs::canonicalize(a), fs::canonicalize(b)) {
             (Ok(a), Ok(b)) => a == b,
             _ => false,
         };
-        if same(source, &args.output) {
+        if same(source, output) {
             bail!(
                 "{}: is the model itself, expected another file",
-                args.output.display()
+                output.display()
             );
         }
     }
-    paths::check_replaced(&args.output, paths::Written::ModelFile)?;
+    paths::check_replaced(output, paths::Written::ModelFile)?;
     // Not only when everything is read, which may take minutes.
-    drop(OutputFile::create(&args.output)?);
+    drop(OutputFile::create(output)?);
     let mut model_args = args.model.clone();
     model_args.quant.get_or_insert(Quant::Int8);
     let model = model::open_to_copy(&model_args)?;
     let template = chat_template(args)?;
     let mut progress = Progress::at_once("writing");
-    model.save(&args.output, &mut |p| progress.show(p.done, p.total))?;
+    model.save(output, &mut |p| progress.show(p.done, p.total))?;
     drop(progress);
     let info = model.info();
-    let found = fs::metadata(&args.output).with_context(|| {
-        let shown = args.output.display();
+    let found = fs::metadata(output).with_context(|| {
+        let shown = output.display();
         format!("{shown}: written, whole, but its size cannot be read")
     })?;
     let size_bytes = found.len();
     if args.json {
         let object = json!({
-            "file": args.output.to_string_lossy(),
+            "file": output.to_string_lossy(),
             "quant": info.quant.name(),
             "n_params": info.n_params,
             "bytes": size_bytes,
@@ -70,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     note!(
         "{}: {}, {} parameters, {:.1} MB, {:.2} bits a weight{}",
-        args.output.display(),
+        output.display(),
         info.quant,
         info.n_params,
         size_bytes as f64 / 1e6,
