@@ -52,9 +52,13 @@ impl Row {
             if BITS == 4 {
                 let nibble = vdupq_n_u8(15);
                 let (first, second) = (vandq_u8(a, nibble), vandq_u8(b, nibble));
-                let low = [first, vshrq_n_u8::<4>(a), second, vshrq_n_u8::<4>(b)];
                 let codes = vld1q_s8(NIBBLE_CODES.as_ptr());
-                return low.map(|low| vqtbl1q_s8(codes, low));
+                return [
+                    vqtbl1q_s8(codes, first),
+                    vqtbl1q_s8(codes, vshrq_n_u8::<4>(a)),
+                    vqtbl1q_s8(codes, second),
+                    vqtbl1q_s8(codes, vshrq_n_u8::<4>(b)),
+                ];
             }
             // Each sixteen columns of the unit have their bits at another place: 0, 4, 2 and 6. Shifts that insert (sli,
             // sri) put them together with the low bits.
@@ -66,13 +70,12 @@ impl Row {
                 5 => vandq_u8(from_2, mask),
                 _ => from_2,
             };
-            let numbers = [
-                vandq_u8(vsliq_n_u8::<4>(a, high), all),
-                vsriq_n_u8::<4>(vandq_u8(high, mask), a),
-                vandq_u8(vsliq_n_u8::<4>(b, from_2), all),
-                vsriq_n_u8::<4>(last, b),
-            ];
-            numbers.map(|u| vreinterpretq_s8_u8(u))
+            [
+                vreinterpretq_s8_u8(vandq_u8(vsliq_n_u8::<4>(a, high), all)),
+                vreinterpretq_s8_u8(vsriq_n_u8::<4>(vandq_u8(high, mask), a)),
+                vreinterpretq_s8_u8(vandq_u8(vsliq_n_u8::<4>(b, from_2), all)),
+                vreinterpretq_s8_u8(vsriq_n_u8::<4>(last, b)),
+            ]
         }
     }
 
@@ -136,7 +139,12 @@ impl Row {
         unsafe {
             let numbers = self.numbers::<BITS>(unit);
             let scales = [self.block_scale(unit, 0), self.block_scale(unit, 1)];
-            std::array::from_fn(|i| scaled::<BITS>(numbers[i], scales[i / 2]))
+            [
+                scaled::<BITS>(numbers[0], scales[0]),
+                scaled::<BITS>(numbers[1], scales[0]),
+                scaled::<BITS>(numbers[2], scales[1]),
+                scaled::<BITS>(numbers[3], scales[1]),
+            ]
         }
     }
 
