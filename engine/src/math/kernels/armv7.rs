@@ -1,9 +1,9 @@
 //! Kernels for 32-bit ARM with NEON and VFPv4 (Cortex-A5, A7, A15, A17, and the 64-bit ones in 32-bit mode).
 //!
 //! Stable Rust has no NEON on this architecture, neither its intrinsics nor its detection: inner loops are in
-//! `armv7.s`, and Linux tells what the CPU has. VFPv4, because it came with both what floats need: fused
-//! multiply-adds, so that sums are those of `avx2.rs`, and the conversion of f16. A CPU without it (Cortex-A8, A9)
-//! runs the scalar kernels.
+//! `armv7.s`, those for packed weights in `armv7/packed.s`, and Linux tells what the CPU has. VFPv4, because it
+//! came with both what floats need: fused multiply-adds, so that sums are those of `avx2.rs`, and the conversion of
+//! f16. A CPU without it (Cortex-A8, A9) runs the scalar kernels.
 //!
 //! [`Neon`] can only be made where Linux names both, so holding one is the proof that every function here may
 //! run. What each computes is specified by the function of the same name in `scalar.rs`; NEON takes numbers below

@@ -11,7 +11,8 @@
 //! float.rs    f32 and f16 weights; f16 is widened by `fcvtl`, which every CPU of the kind has
 //! integer.rs  int8 weights, widened to i16 (`sxtl`), times 16-bit activations onto i32 (`smlal`)
 //! dotprod.rs  int8 weights as they are, times activations split into two signed bytes (`sdot`)
-//! packed.rs   weights of 4 to 6 bits, times activations split likewise (`sdot`, or `smull` and `smlal`)
+//! packed.rs   weights of 4 to 6 bits, times activations split likewise (`sdot`, or `smull` and `smlal`); packed_row.rs has
+//!             what their rows mean
 //! peak.rs     what the instructions can do at most
 //! ```
 //!

@@ -19,7 +19,7 @@ pub(super) const fn factor_and_offset(bits: u32) -> (i32, i32) {
     }
 }
 
-/// Where the parts of one row begin, and all of it can be read from each to the end of the row.
+/// Where the parts of one row begin; each pointer may be read from to the end of the row.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     scales: *const u8,
@@ -45,7 +45,7 @@ impl Row {
     /// The row has this unit, and weights of `BITS` bits.
     #[inline(always)]
     pub(super) unsafe fn numbers<const BITS: u32>(self, unit: usize) -> [int8x16_t; 4] {
-        // SAFETY: a unit has 32 low bytes, and `n_high` high ones.
+        // SAFETY: a unit has 32 low bytes; the rest is the caller's promise.
         unsafe {
             let low = self.low.add(unit * BLOCK);
             let [a, b] = [vld1q_u8(low), vld1q_u8(low.add(16))];
@@ -89,9 +89,9 @@ impl Row {
         // SAFETY: a unit has 8 high bytes or 16.
         unsafe {
             if BITS == 5 {
-                let both = vld1q_dup_u64(self.high.add(unit * 8).cast());
+                let word = self.high.add(unit * 8).cast::<u64>().read_unaligned();
                 let places = vcombine_s8(vdup_n_s8(0), vdup_n_s8(-1));
-                let high = vshlq_u8(vreinterpretq_u8_u64(both), places);
+                let high = vshlq_u8(vreinterpretq_u8_u64(vdupq_n_u64(word)), places);
                 (high, vdupq_n_u8(0x10))
             } else {
                 (vld1q_u8(self.high.add(unit * 16)), vdupq_n_u8(0x30))
