@@ -22,7 +22,8 @@ impl RowSource for Noise {
         for (row, out) in rows.zip(out.chunks_exact_mut(self.n_cols)) {
             for (column, out) in out.iter_mut().enumerate() {
                 let size = (row % 5 * (column % 7)) as f32;
-                let noise = (row * 7919 + column * 104_729) % 20_011;
+                // Beyond 32 bits with the largest matrix.
+                let noise = (row as u64 * 7919 + column as u64 * 104_729) % 20_011;
                 *out = size * (noise as f32 / 3000.0 - 3.0);
             }
         }

@@ -1,9 +1,9 @@
 //! Kernels for 32-bit ARM with NEON and VFPv4 (Cortex-A5, A7, A15, A17, and the 64-bit ones in 32-bit mode).
 //!
 //! Stable Rust has no NEON on this architecture, neither its intrinsics nor its detection: inner loops are in
-//! `armv7.s`, and Linux tells what the CPU has. VFPv4, because it came with both what floats need: fused
-//! multiply-adds, so that sums are those of `avx2.rs`, and the conversion of f16. A CPU without it (Cortex-A8, A9)
-//! runs the scalar kernels.
+//! `armv7.s`, those for packed weights in `armv7/packed.s`, and Linux tells what the CPU has. VFPv4, because it
+//! came with both what floats need: fused multiply-adds, so that sums are those of `avx2.rs`, and the conversion of
+//! f16. A CPU without it (Cortex-A8, A9) runs the scalar kernels.
 //!
 //! [`Neon`] can only be made where Linux names both, so holding one is the proof that every function here may
 //! run. What each computes is specified by the function of the same name in `scalar.rs`; NEON takes numbers below
@@ -15,11 +15,13 @@ use std::arch::global_asm;
 use half::f16;
 
 use super::elementwise::{self, add_lanes, f16_to_f32, LANES};
-use super::{low_rank, packed, scalar, wkv6, wkv7, yardstick};
+use super::{low_rank, scalar, wkv6, wkv7, yardstick};
 use super::{
     ActivationBounds, Columns, PackedRows, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token,
     WkvChannels, PANEL_WIDTH,
 };
+
+mod packed;
 
 global_asm!(include_str!("armv7.s"), options(raw));
 
@@ -31,9 +33,11 @@ extern "C" {
     fn rwkv_edge_dot_f32(weights: *const f32, x: *const f32, steps: usize, sums: *mut f32);
     fn rwkv_edge_dot_f16(weights: *const f16, x: *const f32, steps: usize, sums: *mut f32);
     fn rwkv_edge_dot_i8(weights: *const i8, x: *const i16, steps: usize) -> i32;
+    fn rwkv_edge_dot_i16(weights: *const i16, x: *const i16, steps: usize) -> i32;
     fn rwkv_edge_add_row_f32(row: *const f32, out: *mut f32, steps: usize, value: *const f32);
     fn rwkv_edge_add_row_f16(row: *const f16, out: *mut f32, steps: usize, value: *const f32);
     fn rwkv_edge_add_row_i8(row: *const i8, out: *mut i32, steps: usize, value: *const i16);
+    fn rwkv_edge_add_row_i16(row: *const i16, out: *mut i32, steps: usize, value: *const i16);
     fn rwkv_edge_panel_f32(panel: *const f32, x: *const f32, steps: usize, sums: *mut f32);
     fn rwkv_edge_panel_i8(panel: *const i16, x: *const i16, steps: usize, sums: *mut i32);
     /// Of the C library.
@@ -132,19 +136,6 @@ plain! { scalar:
     fn pack_i8(weights: &[i8], stride: usize, first: usize, n: usize, panel: &mut [i16]);
 }
 
-plain! { packed:
-    fn dots_packed(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]);
-    fn widen_packed(weights: PackedRows<'_>, out: &mut [i16]);
-    fn gather_packed(
-        weights: PackedRows<'_>, rows: &[u32], values: &[i16], out: &mut [i32],
-    );
-    fn pack_packed(weights: PackedRows<'_>, first: usize, n: usize, panel: &mut [i16]);
-}
-
-plain! { scalar:
-    fn dots_i16(weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
-}
-
 plain! { yardstick:
     fn read_words(words: &[u64]) -> u64;
     fn multiply_add_floats(rounds: usize) -> f32;
@@ -169,12 +160,45 @@ impl Neon {
     }
 
     pub(super) fn dots_i8(self, weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]) {
-        let n_out = weights.len() / cols;
-        for (o, row) in weights.chunks_exact(cols).enumerate() {
-            for t in 0..x.n {
-                out[t * n_out + o] = dot_i8(row, &x.values[t * x.stride..][..cols]);
-            }
-        }
+        dots_integer(weights, x, cols, out, |row, x, steps| {
+            // SAFETY: `dots_integer` has so many steps in both slices.
+            unsafe { rwkv_edge_dot_i8(row.as_ptr(), x.as_ptr(), steps) }
+        });
+    }
+
+    pub(super) fn dots_i16(self, weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]) {
+        dots_integer(weights, x, cols, out, |row, x, steps| {
+            // SAFETY: as above.
+            unsafe { rwkv_edge_dot_i16(row.as_ptr(), x.as_ptr(), steps) }
+        });
+    }
+
+    pub(super) fn dots_packed(self, weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]) {
+        packed::dots(weights, x, out);
+    }
+
+    pub(super) fn widen_packed(self, weights: PackedRows<'_>, out: &mut [i16]) {
+        packed::widen(weights, out);
+    }
+
+    pub(super) fn gather_packed(
+        self,
+        weights: PackedRows<'_>,
+        rows: &[u32],
+        values: &[i16],
+        out: &mut [i32],
+    ) {
+        packed::gather(weights, rows, values, out);
+    }
+
+    pub(super) fn pack_packed(
+        self,
+        weights: PackedRows<'_>,
+        first: usize,
+        n: usize,
+        panel: &mut [i16],
+    ) {
+        packed::pack(weights, first, n, panel);
     }
 
     pub(super) fn gather_f32(self, weights: &[f32], rows: &[u32], values: &[f32], out: &mut [f32]) {
@@ -273,20 +297,32 @@ fn dots_float<W: Copy + Default>(
     }
 }
 
-fn dot_i8(row: &[i8], x: &[i16]) -> i32 {
-    let steps = row.len() / STEP;
-    let (whole, part) = row.split_at(steps * STEP);
-    let mut sum = 0;
-    if steps > 0 {
-        // SAFETY: `x` is as long as the row, which has so many steps; a `Neon` was at hand.
-        sum = unsafe { rwkv_edge_dot_i8(whole.as_ptr(), x.as_ptr(), steps) };
+/// `dot_steps(row, x, steps)` is the product of whole steps.
+#[inline(always)]
+fn dots_integer<W: Copy + Default>(
+    weights: &[W],
+    x: Rows<'_, i16>,
+    cols: usize,
+    out: &mut [i32],
+    dot_steps: impl Fn(&[W], &[i16], usize) -> i32,
+) {
+    let n_out = weights.len() / cols;
+    let steps = cols / STEP;
+    for (o, row) in weights.chunks_exact(cols).enumerate() {
+        let (whole, part) = row.split_at(steps * STEP);
+        for t in 0..x.n {
+            let x = &x.values[t * x.stride..][..cols];
+            let mut sum = 0;
+            if steps > 0 {
+                sum = dot_steps(whole, x, steps);
+            }
+            if !part.is_empty() {
+                let x = padded(&x[whole.len()..]);
+                sum = sum.wrapping_add(dot_steps(&padded(part), &x, 1));
+            }
+            out[t * n_out + o] = sum;
+        }
     }
-    if !part.is_empty() {
-        let (row, x) = (padded(part), padded(&x[whole.len()..]));
-        // SAFETY: both have one step.
-        sum = sum.wrapping_add(unsafe { rwkv_edge_dot_i8(row.as_ptr(), x.as_ptr(), 1) });
-    }
-    sum
 }
 
 /// `add_steps(row, out, steps, value)` adds whole steps of a row times a value, `add(weight, value, out)` what

@@ -83,6 +83,33 @@ rwkv_edge_dot_i8:
     bx lr
     .size rwkv_edge_dot_i8, . - rwkv_edge_dot_i8
 
+@ int32_t rwkv_edge_dot_i16(const int16_t *weights, const int16_t *x, size_t steps)
+    .p2align 4
+    .hidden rwkv_edge_dot_i16
+    .globl rwkv_edge_dot_i16
+    .type rwkv_edge_dot_i16, %function
+rwkv_edge_dot_i16:
+    vmov.i32 q12, #0
+    vmov.i32 q13, #0
+    vmov.i32 q14, #0
+    vmov.i32 q15, #0
+1:  vld1.16 {d0-d3}, [r0]!
+    vld1.16 {d16-d19}, [r1]!
+    subs r2, r2, #1
+    vmlal.s16 q12, d0, d16
+    vmlal.s16 q13, d1, d17
+    vmlal.s16 q14, d2, d18
+    vmlal.s16 q15, d3, d19
+    bne 1b
+    vadd.i32 q12, q12, q13
+    vadd.i32 q14, q14, q15
+    vadd.i32 q12, q12, q14
+    vadd.i32 d24, d24, d25
+    vpadd.i32 d24, d24, d24
+    vmov.32 r0, d24[0]
+    bx lr
+    .size rwkv_edge_dot_i16, . - rwkv_edge_dot_i16
+
 @ void rwkv_edge_add_row_f32(const float *row, float *out, size_t steps, const float *value)
 @ out += row * value
     .p2align 4
@@ -147,6 +174,25 @@ rwkv_edge_add_row_i8:
     bne 1b
     bx lr
     .size rwkv_edge_add_row_i8, . - rwkv_edge_add_row_i8
+
+@ void rwkv_edge_add_row_i16(const int16_t *row, int32_t *out, size_t steps, const int16_t *value)
+    .p2align 4
+    .hidden rwkv_edge_add_row_i16
+    .globl rwkv_edge_add_row_i16
+    .type rwkv_edge_add_row_i16, %function
+rwkv_edge_add_row_i16:
+    vld1.16 {d16[]}, [r3]
+1:  vldmia r1, {d24-d31}
+    vld1.16 {d0-d3}, [r0]!
+    subs r2, r2, #1
+    vmlal.s16 q12, d0, d16
+    vmlal.s16 q13, d1, d16
+    vmlal.s16 q14, d2, d16
+    vmlal.s16 q15, d3, d16
+    vstmia r1!, {d24-d31}
+    bne 1b
+    bx lr
+    .size rwkv_edge_add_row_i16, . - rwkv_edge_add_row_i16
 
 @ void rwkv_edge_panel_f32(const float *panel, const float *x, size_t steps, float sums[16])
 @ sums[o] += sum over i < steps of x[i] * panel[i][o]

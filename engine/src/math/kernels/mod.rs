@@ -12,7 +12,7 @@
 //! scalar.rs       matrix kernels in plain Rust: the specification
 //! avx2.rs         the same for x86-64 with AVX2, FMA and F16C (avx2/: one file a kind of kernel)
 //! neon.rs         the same for 64-bit ARM, without and with the dot product of bytes (neon/: likewise)
-//! armv7.rs        the same for 32-bit ARM with NEON; the inner loops are in armv7.s
+//! armv7.rs        the same for 32-bit ARM with NEON; the inner loops are in armv7.s and armv7/packed.s
 //! ```
 //!
 //! [`KernelSet`] is chosen once, when a model is opened; every call then matches on it, which costs

@@ -11,6 +11,8 @@
 //! float.rs    f32 and f16 weights; f16 is widened by `fcvtl`, which every CPU of the kind has
 //! integer.rs  int8 weights, widened to i16 (`sxtl`), times 16-bit activations onto i32 (`smlal`)
 //! dotprod.rs  int8 weights as they are, times activations split into two signed bytes (`sdot`)
+//! packed.rs   weights of 4 to 6 bits, times activations split likewise (`sdot`, or `smull` and `smlal`); packed_row.rs has
+//!             what their rows mean
 //! peak.rs     what the instructions can do at most
 //! ```
 //!
@@ -20,9 +22,11 @@
 // From Rust 1.87 on, most intrinsics are safe; on 1.85 they are not.
 #![allow(unused_unsafe)]
 
+use std::arch::aarch64::*;
+
 use half::f16;
 
-use super::{elementwise, low_rank, packed, scalar, wkv6, wkv7, yardstick};
+use super::{elementwise, low_rank, wkv6, wkv7, yardstick};
 use super::{
     ActivationBounds, Columns, PackedRows, Rows, Wkv6Head, Wkv6Token, Wkv7Head, Wkv7Token,
     WkvChannels,
@@ -31,6 +35,8 @@ use super::{
 mod dotprod;
 mod float;
 mod integer;
+mod packed;
+mod packed_row;
 mod peak;
 
 pulp::simd_type!({
@@ -158,19 +164,6 @@ macro_rules! shared {
             );
         }
 
-        plain! { $set, packed:
-            fn dots_packed(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]);
-            fn widen_packed(weights: PackedRows<'_>, out: &mut [i16]);
-            fn gather_packed(
-                weights: PackedRows<'_>, rows: &[u32], values: &[i16], out: &mut [i32],
-            );
-            fn pack_packed(weights: PackedRows<'_>, first: usize, n: usize, panel: &mut [i16]);
-        }
-
-        plain! { $set, scalar:
-            fn dots_i16(weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
-        }
-
         plain! { $set, yardstick:
             fn read_words(words: &[u64]) -> u64;
         }
@@ -182,6 +175,9 @@ macro_rules! shared {
             dots_f16 => float::dots, (
                 weights: &[f16], x: Rows<'_, f32>, cols: usize, out: &mut [f32],
             );
+            dots_i16 => integer::dots, (
+                weights: &[i16], x: Rows<'_, i16>, cols: usize, out: &mut [i32],
+            );
             gather_f32 => float::gather, (
                 weights: &[f32], rows: &[u32], values: &[f32], out: &mut [f32],
             );
@@ -190,6 +186,9 @@ macro_rules! shared {
             );
             gather_i8 => integer::gather, (
                 weights: &[i8], rows: &[u32], values: &[i16], out: &mut [i32],
+            );
+            gather_packed => packed::gather, (
+                weights: PackedRows<'_>, rows: &[u32], values: &[i16], out: &mut [i32],
             );
             pack_f32 => float::pack, (
                 weights: &[f32], stride: usize, first: usize, n: usize, panel: &mut [f32],
@@ -200,6 +199,10 @@ macro_rules! shared {
             pack_i8 => integer::pack, (
                 weights: &[i8], stride: usize, first: usize, n: usize, panel: &mut [i16],
             );
+            pack_packed => packed::pack, (
+                weights: PackedRows<'_>, first: usize, n: usize, panel: &mut [i16],
+            );
+            widen_packed => packed::widen, (weights: PackedRows<'_>, out: &mut [i16]);
             multiply_panel_f32 => float::multiply_panel, (
                 panel: &[f32], x: Rows<'_, f32>, out: &mut [f32],
             );
@@ -216,11 +219,17 @@ shared!(NeonDotprod);
 
 kernels! { Neon:
     dots_i8 => integer::dots, (weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
+    dots_packed => packed::dots::<packed::Bytes>, (
+        weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32],
+    );
     multiply_add_integers => peak::multiply_add_integers, (rounds: usize) -> i32;
 }
 
 kernels! { NeonDotprod:
     dots_i8 => dotprod::dots, (weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]);
+    dots_packed => dotprod::dots_packed, (
+        weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32],
+    );
     multiply_add_integers => dotprod::multiply_add_integers, (rounds: usize) -> i32;
 }
 
@@ -234,6 +243,23 @@ unsafe fn load_part<T: Copy + Default>(p: *const T, n: usize) -> [T; 16] {
     // SAFETY: the caller's promise; they are numbers of another place than a new array.
     unsafe { std::ptr::copy_nonoverlapping(p, numbers.as_mut_ptr(), n) };
     numbers
+}
+
+/// Writes the high bytes of sixteen numbers, then their low bytes: `x = 256 * high + low`, both signed.
+///
+/// # Safety
+/// 32 bytes are writable at `target`.
+#[inline(always)]
+unsafe fn split_sixteen(numbers: [int16x8_t; 2], target: *mut i8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // The low byte is signed, so the high byte is that of the number rounded to a multiple of 256.
+        let rounded = numbers.map(|x| vaddq_s16(x, vdupq_n_s16(128)));
+        let bytes = |x: [int16x8_t; 2]| x.map(|x| vreinterpretq_s8_s16(x));
+        let (rounded, low) = (bytes(rounded), bytes(numbers));
+        vst1q_s8(target, vuzp2q_s8(rounded[0], rounded[1]));
+        vst1q_s8(target.add(16), vuzp1q_s8(low[0], low[1]));
+    }
 }
 
 /// Cuts `n` rows into tiles of at most `most` that differ by at most one row: (first row, rows).

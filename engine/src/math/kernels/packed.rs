@@ -37,6 +37,7 @@ pub(crate) const NIBBLE_CODES: [i8; 16] = [
     -32, -26, -20, -16, -12, -9, -6, -3, 0, 3, 6, 9, 13, 17, 22, 29,
 ];
 /// See [`NIBBLE_CODES`].
+#[cfg(target_arch = "x86_64")]
 pub(super) const NIBBLE_OFFSET: i32 = 32;
 
 /// Rows of packed weights.

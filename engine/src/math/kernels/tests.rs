@@ -563,6 +563,9 @@ fn work_to_count() {
             n,
         },
     );
+    if kernel.contains("_q") {
+        return packed::work_to_count(set, kernel, (x, ROWS, COLS), times);
+    }
     for _ in 0..times {
         match kernel {
             "dots_i8" => set.dots_i8(&bytes, x, COLS, &mut sums[..n * ROWS]),

@@ -19,8 +19,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::mem::MaybeUninit;
 
-use super::super::Rows;
-use super::{integer, load_part, tiles};
+use super::super::{PackedRows, Rows};
+use super::{integer, load_part, packed, split_sixteen, tiles};
 
 /// Columns of one step.
 const STEP: usize = 16;
@@ -40,7 +40,7 @@ const EXCEPTIONS_MAX: usize = 8;
 /// The CPU has the features.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) unsafe fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     // SAFETY: the instruction touches nothing but registers. Its intrinsic is not stable in Rust 1.85.
     unsafe {
         asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sums, in(vreg) a, in(vreg) b,
@@ -88,6 +88,14 @@ pub(super) unsafe fn dots(weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &m
             }
         }
     }
+}
+
+/// # Safety
+/// The CPU has the features; lengths are as `KernelSet::dots_packed` demands.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn dots_packed(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]) {
+    // SAFETY: as here.
+    unsafe { packed::dots::<packed::Dotprod>(weights, x, out) }
 }
 
 /// Some columns of some rows of activations as bytes.
@@ -159,13 +167,8 @@ impl Split {
 unsafe fn split_step(x: *const i16, target: *mut i8) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let numbers = [vld1q_s16(x), vld1q_s16(x.add(8))];
-        // The low byte is signed, so the high byte is that of the number rounded to a multiple of 256.
-        let rounded = numbers.map(|x| vaddq_s16(x, vdupq_n_s16(128)));
-        let bytes = |x: [int16x8_t; 2]| x.map(|x| vreinterpretq_s8_s16(x));
-        let (rounded, low) = (bytes(rounded), bytes(numbers));
-        vst1q_s8(target, vuzp2q_s8(rounded[0], rounded[1]));
-        vst1q_s8(target.add(STEP), vuzp1q_s8(low[0], low[1]));
+        let numbers = integer::load_x(x);
+        split_sixteen(numbers, target);
         vmaxvq_s16(vmaxq_s16(numbers[0], numbers[1])) >= TOO_LARGE
     }
 }

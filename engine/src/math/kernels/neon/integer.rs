@@ -1,5 +1,6 @@
 //! Products with int8 weights for every 64-bit ARM CPU: sixteen weights are widened to i16 (`sxtl`) and
-//! multiplied by 16-bit activations onto i32 (`smlal`, four a time), which cannot saturate.
+//! multiplied by 16-bit activations onto i32 (`smlal`, four a time), which cannot saturate. Weights of 16 bits, which
+//! packed ones are widened to for many rows of activations, need no widening; the rest is the same.
 //!
 //! Sums are exact in any order; the tiles are those of `float.rs` with one register of sums a product:
 //! 4 rows of weights x up to 4 rows of activations.
@@ -15,23 +16,38 @@ const STEP: usize = 16;
 const GROUP: usize = 8;
 
 /// Sixteen weights or activations.
-type Sixteen = [int16x8_t; 2];
+pub(super) type Sixteen = [int16x8_t; 2];
 
-/// # Safety
-/// Sixteen weights are readable at `p`.
-#[inline(always)]
-unsafe fn load_weights(p: *const i8) -> Sixteen {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let weights = vld1q_s8(p);
-        [vmovl_s8(vget_low_s8(weights)), vmovl_high_s8(weights)]
+/// The types that weights have.
+pub(super) trait Weight: Copy + Default {
+    /// # Safety
+    /// Sixteen weights are readable at `p`.
+    unsafe fn load(p: *const Self) -> Sixteen;
+}
+
+impl Weight for i8 {
+    #[inline(always)]
+    unsafe fn load(p: *const i8) -> Sixteen {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let weights = vld1q_s8(p);
+            [vmovl_s8(vget_low_s8(weights)), vmovl_high_s8(weights)]
+        }
+    }
+}
+
+impl Weight for i16 {
+    #[inline(always)]
+    unsafe fn load(p: *const i16) -> Sixteen {
+        // SAFETY: the caller's promise.
+        unsafe { load_x(p) }
     }
 }
 
 /// # Safety
 /// Sixteen numbers are readable at `p`.
 #[inline(always)]
-unsafe fn load_x(p: *const i16) -> Sixteen {
+pub(super) unsafe fn load_x(p: *const i16) -> Sixteen {
     // SAFETY: the caller's promise.
     unsafe { [vld1q_s16(p), vld1q_s16(p.add(8))] }
 }
@@ -41,7 +57,11 @@ unsafe fn load_x(p: *const i16) -> Sixteen {
 /// # Safety
 /// None on this architecture; unsafe on Rust 1.85.
 #[inline(always)]
-unsafe fn multiply_add<const N: usize>(sums: &mut [int32x4_t; N], weights: Sixteen, x: Sixteen) {
+pub(super) unsafe fn multiply_add<const N: usize>(
+    sums: &mut [int32x4_t; N],
+    weights: Sixteen,
+    x: Sixteen,
+) {
     // SAFETY: NEON belongs to the architecture.
     unsafe {
         for i in 0..2 {
@@ -56,7 +76,12 @@ unsafe fn multiply_add<const N: usize>(sums: &mut [int32x4_t; N], weights: Sixte
 
 /// # Safety
 /// Lengths are as `check_dots` demands.
-pub(super) unsafe fn dots(weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &mut [i32]) {
+pub(super) unsafe fn dots<W: Weight>(
+    weights: &[W],
+    x: Rows<'_, i16>,
+    cols: usize,
+    out: &mut [i32],
+) {
     let pass = Pass {
         weights: weights.as_ptr(),
         cols,
@@ -83,9 +108,9 @@ pub(super) unsafe fn dots(weights: &[i8], x: Rows<'_, i16>, cols: usize, out: &m
 }
 
 /// Rows of weights, rows of activations, and where their products go.
-struct Pass {
+struct Pass<W> {
     /// (n_out, cols)
-    weights: *const i8,
+    weights: *const W,
     cols: usize,
     /// (.., x_stride)
     x: *const i16,
@@ -95,7 +120,7 @@ struct Pass {
     n_out: usize,
 }
 
-impl Pass {
+impl<W: Weight> Pass<W> {
     /// All rows of weights times rows of activations `t .. t + T`.
     ///
     /// # Safety
@@ -132,7 +157,7 @@ impl Pass {
             while c < full {
                 let mut rows = [[vdupq_n_s16(0); 2]; O];
                 for (i, row) in rows.iter_mut().enumerate() {
-                    *row = load_weights(weights.add(i * self.cols + c));
+                    *row = W::load(weights.add(i * self.cols + c));
                 }
                 for t in 0..T {
                     let x = load_x(x.add(t * self.x_stride + c));
@@ -149,7 +174,7 @@ impl Pass {
                     let x = load_x(x.as_ptr());
                     for (i, sums) in sums.iter_mut().enumerate() {
                         let row = load_part(weights.add(i * self.cols + c), left);
-                        multiply_add(&mut sums[t], load_weights(row.as_ptr()), x);
+                        multiply_add(&mut sums[t], W::load(row.as_ptr()), x);
                     }
                 }
             }
@@ -205,7 +230,7 @@ unsafe fn add_rows<const N: usize>(rows: [*const i8; N], values: [i16; N], out: 
                 *sum = vld1q_s32(target.add(4 * i));
             }
             for (row, &value) in rows.iter().zip(&values) {
-                multiply_add(&mut sums, load_weights(row.add(c)), [vdupq_n_s16(value); 2]);
+                multiply_add(&mut sums, i8::load(row.add(c)), [vdupq_n_s16(value); 2]);
             }
             for (i, &sum) in sums.iter().enumerate() {
                 vst1q_s32(target.add(4 * i), sum);

@@ -34,6 +34,43 @@ impl Made {
     }
 }
 
+/// As [`super::work_to_count`], of a matrix of so many rows and columns: "dots_q4" and its like, as the engine takes one
+/// row of activations and several, "gather_q4" and "panel_q4".
+pub(super) fn work_to_count(
+    set: KernelSet,
+    kernel: &str,
+    (x, rows, cols): (Rows<'_, i16>, usize, usize),
+    times: usize,
+) {
+    let (kind, bits) = kernel.split_once("_q").expect("a kernel");
+    let bits = bits.parse().expect("a number");
+    let (by_output, by_input) = (Made::new(bits, rows, cols), Made::new(bits, cols, rows));
+    let indices: Vec<u32> = (0..rows as u32).collect();
+    let (mut widened, mut panel) = (vec![0; rows * cols], vec![0; cols * PANEL_WIDTH]);
+    let mut sums = vec![0; x.n * cols];
+    for _ in 0..times {
+        match kind {
+            "dots" if x.n == 1 => set.dots_packed(by_output.rows(), x, &mut sums[..rows]),
+            "dots" => {
+                set.widen_packed(by_output.rows(), &mut widened);
+                set.dots_i16(&widened, x, cols, &mut sums[..x.n * rows]);
+            }
+            "gather" => {
+                let values = &x.values[..rows];
+                set.gather_packed(by_output.rows(), &indices, values, &mut sums[..cols]);
+            }
+            "panel" => {
+                for first in (0..rows).step_by(PANEL_WIDTH) {
+                    set.pack_packed(by_input.rows(), first, PANEL_WIDTH, &mut panel);
+                    set.multiply_panel_i8(&panel, x, &mut sums[..x.n * PANEL_WIDTH]);
+                }
+            }
+            _ => panic!("no such kernel: {kernel}"),
+        }
+    }
+    std::hint::black_box(sums);
+}
+
 fn activations(n: usize, seed: usize) -> Vec<i16> {
     let numbers = Random::new(seed).shorts(n);
     let largest = PACKED_ACTIVATION_MAX;
@@ -101,6 +138,33 @@ fn gathers_and_panels_are_those_of_the_scalar_twin() {
             KernelSet::Scalar.pack_packed(made.rows(), first, n, &mut expected);
             set.pack_packed(made.rows(), first, n, &mut found);
             assert!(found == expected, "{what}: panel from {first}");
+        }
+    });
+}
+
+/// Where kernels hold sums in 16 bits: numbers, scales and activations that are as large as they can be.
+#[test]
+fn the_largest_products_are_those_of_the_scalar_twin() {
+    for_each_set(|set| {
+        for bits in 4..=6 {
+            for byte in [0x00, 0xff] {
+                let cols = 3 * UNIT;
+                let mut made = Made::new(bits, 3, cols);
+                made.bytes.fill(byte);
+                // Of 128 the low byte is -128; of the largest, both bytes are 127.
+                for x in [128, PACKED_ACTIVATION_MAX, -PACKED_ACTIVATION_MAX] {
+                    let values = vec![x; cols];
+                    let x = Rows {
+                        values: &values,
+                        stride: cols,
+                        n: 1,
+                    };
+                    let (mut expected, mut found) = (vec![0; 3], vec![1; 3]);
+                    KernelSet::Scalar.dots_packed(made.rows(), x, &mut expected);
+                    set.dots_packed(made.rows(), x, &mut found);
+                    assert_eq!(found, expected, "{} {bits} bits, {byte}", set.name());
+                }
+            }
         }
     });
 }
