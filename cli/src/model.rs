@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
-use rwkv_edge::{Model, Options, Tokenizer};
+use rwkv_edge::{Model, Options, Target, Tokenizer};
 
 use crate::args::ModelArgs;
 use crate::progress::Progress;
@@ -54,8 +54,8 @@ pub(crate) fn open_to_look(args: &ModelArgs) -> Result<Model> {
 }
 
 /// Opens a model of which a quantised copy is made, and hints at no other way to make one.
-pub(crate) fn open_to_copy(args: &ModelArgs) -> Result<Model> {
-    open_model(args, options(args), Purpose::Copy)
+pub(crate) fn open_to_copy(args: &ModelArgs, target: Option<Target>) -> Result<Model> {
+    open_model(args, options(args).target(target), Purpose::Copy)
 }
 
 pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {

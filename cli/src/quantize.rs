@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{bail, Context, Result};
-use rwkv_edge::{Model, OutputFile};
+use rwkv_edge::{Model, OutputFile, Target};
 use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};
+use crate::byte_size::ByteSize;
 use crate::progress::Progress;
 use crate::{compare, hub, model, note, paths};
 
@@ -22,11 +23,55 @@ pub(crate) struct Args {
     output: Option<PathBuf>,
 
     #[command(flatten)]
+    target: TargetArgs,
+
+    #[command(flatten)]
     compare: compare::Args,
 
     /// Print one JSON object about the file, or of what is compared
     #[arg(long)]
     json: bool,
+}
+
+/// How large the file is to be.
+#[derive(clap::Args)]
+struct TargetArgs {
+    /// Mix formats of 4 to 8 bits: so many bits a weight, such as 4.6
+    ///
+    /// The mean over all matrices that are not floats, with scales. Bits go where they take most damage away.
+    #[arg(long, value_name = "BITS", value_parser = milli_bits, conflicts_with = "target_size")]
+    target_bits: Option<u32>,
+
+    /// Mix formats of 4 to 8 bits: a file of at most so many bytes, such as 120M
+    #[arg(long, value_name = "SIZE")]
+    target_size: Option<ByteSize>,
+}
+
+impl TargetArgs {
+    fn of(&self, model: &ModelArgs) -> Result<Option<Target>> {
+        let target = match (self.target_bits, self.target_size) {
+            (Some(bits), _) => Target::MilliBits(bits),
+            (None, Some(ByteSize(bytes))) => Target::FileBytes(bytes),
+            (None, None) => return Ok(None),
+        };
+        match model.quant {
+            None => Ok(Some(target)),
+            Some(_) => {
+                bail!("--quant: formats are mixed for the size, expected no --quant beside it")
+            }
+        }
+    }
+}
+
+/// Thousandths of a bit.
+fn milli_bits(text: &str) -> Result<u32, String> {
+    let bits: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}`: expected a number such as 4.6"))?;
+    match (4.0..=8.5).contains(&bits) {
+        true => Ok((1000.0 * bits).floor() as u32),
+        false => Err(format!("{text}: expected 4 to 8.5")),
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -52,8 +97,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Not only when everything is read, which may take minutes.
     drop(OutputFile::create(output)?);
     let mut model_args = args.model.clone();
-    model_args.quant.get_or_insert(Quant::Int8);
-    let model = model::open_to_copy(&model_args)?;
+    let target = args.target.of(&model_args)?;
+    if target.is_none() {
+        model_args.quant.get_or_insert(Quant::Int8);
+    }
+    let model = model::open_to_copy(&model_args, target)?;
     let template = chat_template(args)?;
     let mut progress = Progress::at_once("writing");
     model.save(output, &mut |p| progress.show(p.done, p.total))?;

@@ -110,6 +110,7 @@ pub use model::tokens::Tokens;
 pub use model::{Model, Options, Sparsity, Workspace};
 pub use networks::batch::{Output, Span};
 pub use networks::known::model_types;
+pub use networks::mix::Target;
 pub use networks::state::State;
 pub use networks::tensor_info::TensorInfo;
 pub use progress::{Progress, ProgressUnit};

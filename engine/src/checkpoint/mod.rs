@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::error::{printable, Error};
 use crate::files::{FileBytes, Folder, SourceFile, Watch};
 use crate::networks::config::Config;
+use crate::networks::mix::Mix;
 
 mod adapter;
 mod additions;
@@ -80,6 +81,8 @@ pub(crate) struct Checkpoint {
     pub(crate) has_tokenizer_inside: bool,
     /// Which tokenizer files were looked for and where, for the error of whoever needs one.
     pub(crate) tokenizer_search: String,
+    /// Which format each matrix becomes, where that was chosen for a size.
+    pub(crate) mix: Option<Mix>,
 }
 
 impl Checkpoint {

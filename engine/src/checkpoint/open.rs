@@ -223,6 +223,7 @@ fn finish(
         tokenizer,
         has_tokenizer_inside: false,
         tokenizer_search,
+        mix: None,
     })
 }
 

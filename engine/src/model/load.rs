@@ -178,9 +178,17 @@ impl CheckpointWeights<'_> {
         })
     }
 
+    /// How a matrix is to be stored.
+    fn format(&self, tensor: &TensorAt<'_>) -> Quant {
+        match &self.checkpoint.mix {
+            Some(mix) => mix.format(tensor),
+            None => tensor.quant(self.quant),
+        }
+    }
+
     /// What rounding errors of a matrix will do.
     fn importance(&self, matrix: &TensorAt<'_>) -> Result<Importance> {
-        matrix.importance(matrix.quant(self.quant), &mut |vector| {
+        matrix.importance(self.format(matrix), &mut |vector| {
             let raw = self.tensor(vector)?;
             Forms::read(&raw, vector.spec.form, vector.len()).map(|forms| forms.network)
         })
@@ -213,7 +221,7 @@ impl WeightSource for CheckpointWeights<'_> {
         let stored = self.stored(tensor)?;
         let (name, layout) = (tensor.name(), tensor.layout());
         let importance = self.importance(tensor)?;
-        let quant = tensor.quant(self.quant);
+        let quant = self.format(tensor);
         let matrix = convert(&stored, name, layout, quant, importance, self.pool)?;
         self.was_read(&stored, tensor.len());
         Ok(matrix)
@@ -224,7 +232,7 @@ impl RowsSource for CheckpointWeights<'_> {
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()> {
         let stored = self.stored(tensor)?;
         let importance = self.importance(tensor)?;
-        let quant = tensor.quant(self.quant);
+        let quant = self.format(tensor);
         convert_in_pieces(&stored, quant, importance, self.pool, take)?;
         self.was_read(&stored, tensor.len());
         Ok(())

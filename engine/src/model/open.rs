@@ -18,7 +18,9 @@ use crate::files::{Folder, SourceFile, Watch};
 use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::fit::{Demand, Limit};
+use crate::networks::mix::Mix;
 use crate::progress::Progress;
+use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
 
 impl Model {
@@ -155,14 +157,16 @@ impl Model {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         merge(&mut opened, options)?;
+        let quant = mix(&mut opened, options)?;
         let origin = Origin::new(opened, options.tokenizer.is_some())?;
         let watches = origin.watches();
-        let model = Self::from_origin((origin, path), options, progress);
+        let model = Self::from_origin((origin, path), quant, options, progress);
         Watch::judge_all(&watches, model)
     }
 
     fn from_origin(
         (mut origin, path): (Origin, Option<&Path>),
+        quant: Option<Quant>,
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
@@ -172,7 +176,7 @@ impl Model {
             map: &options.device_map,
             memory_max: &options.device_memory_max,
             config: origin.config(),
-            quant: options.quant,
+            quant,
             stored: origin.stored_quant(),
         })?;
         let mut facts = origin.facts(&plan, options.huge_pages);
@@ -211,6 +215,29 @@ impl Model {
             path: path.map(Path::to_owned),
         };
         Ok(Model::assemble(loaded, setup))
+    }
+}
+
+/// Chooses formats for a size, where one is given. Returns what the model is stored as.
+fn mix(opened: &mut Opened, options: &Options) -> Result<Option<Quant>> {
+    let Some(target) = options.target else {
+        return Ok(options.quant);
+    };
+    match opened {
+        Opened::Checkpoint(checkpoint) => {
+            let sizes = &checkpoint.config.sizes;
+            let tokenizer = checkpoint.tokenizer.as_ref();
+            let tokenizer_bytes = tokenizer.map_or(0, |file| file.bytes.len() as u64);
+            let mix = Mix::new(sizes, target, tokenizer_bytes);
+            let mix = mix.map_err(|e| e.at(&checkpoint.place))?;
+            let quant = mix.quant;
+            checkpoint.mix = Some(mix);
+            Ok(Some(quant))
+        }
+        Opened::ModelFile(file) => {
+            let text = "a model file, expected the checkpoint that it was made from: formats are mixed from that";
+            Err(Error::unsupported(text).at(file.file.name()))
+        }
     }
 }
 

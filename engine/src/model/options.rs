@@ -9,6 +9,7 @@ use crate::checkpoint::Lora;
 use crate::devices::names::{Device, DeviceMap};
 use crate::error::{Error, Result};
 use crate::files::Access;
+use crate::networks::mix::Target;
 use crate::quant::Quant;
 
 /// More threads than any machine this is made for has cores.
@@ -28,6 +29,9 @@ pub struct Options {
     /// What to turn the matrices into; `None` keeps them as they are stored (bf16 becomes f16, and so do
     /// all matrices of a quantised file of rwkv.cpp or llama.cpp).
     pub quant: Option<Quant>,
+    /// Mixes formats of 4 to 8 bits so that the model is at most so large, with the least expected damage; for checkpoints, and
+    /// instead of [`quant`](field@Self::quant).
+    pub target: Option<Target>,
     /// Threads that work on one forward pass, the caller's own included. `None`: one for each physical core
     /// that this process may use. 1: no thread is ever started, but one for each further device of
     /// [`DeviceMap::DataParallel`].
@@ -83,6 +87,12 @@ impl Options {
     /// Sets [`quant`](field@Self::quant).
     pub fn quant(mut self, quant: impl Into<Option<Quant>>) -> Self {
         self.quant = quant.into();
+        self
+    }
+
+    /// Sets [`target`](field@Self::target).
+    pub fn target(mut self, target: impl Into<Option<Target>>) -> Self {
+        self.target = target.into();
         self
     }
 

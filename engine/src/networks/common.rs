@@ -28,7 +28,7 @@ tensors! {
         /// (n_vocab, n_embd)
         table: Matrix = TensorSpec::matrix(names::EMBEDDING, |s| s.n_vocab, |s| s.n_embd)
             .in_front_of_norm("ln0")
-            .sensitive(Sensitivity::High),
+            .sensitive(Sensitivity::Highest),
         /// (n_embd) ln0, applied to its rows
         norm_weight: Vector = norm_weight("ln0.weight").in_first_layer(),
         norm_bias: Vector = norm_bias("ln0.bias").in_first_layer(),
@@ -44,7 +44,7 @@ tensors! {
         /// (n_vocab, n_embd)
         matrix: Matrix = TensorSpec::matrix(names::HEAD, |s| s.n_vocab, |s| s.n_embd)
             .behind_norm("ln_out", None)
-            .sensitive(Sensitivity::High),
+            .sensitive(Sensitivity::Highest),
     }
 }
 

@@ -23,6 +23,7 @@ mod head_states;
 pub(crate) mod hidden;
 pub(crate) mod importance;
 pub(crate) mod known;
+pub(crate) mod mix;
 pub(crate) mod names;
 pub(crate) mod source;
 pub(crate) mod state;
