@@ -296,6 +296,7 @@ impl Worker {
         let kept = Kept {
             key,
             text: None,
+            before: None,
             state: Arc::new(state),
         };
         self.keep(owner, vec![kept], session)?;

@@ -35,8 +35,10 @@ pub(super) struct Reading {
     given: Arc<Given>,
     inside: Vec<(u64, Key)>,
     n_inside_max: usize,
+    /// The last state that was kept, this prompt's beginning included.
+    last_kept: Option<Key>,
     /// The state before the last token.
-    end_state: Option<Arc<State>>,
+    end: Option<Kept>,
 }
 
 impl Reading {
@@ -53,6 +55,7 @@ impl Reading {
             session,
         } = begin;
         let begin_state = state;
+        let last_kept = begin_state.is_some().then_some(key);
         let state = match &begin_state {
             Some(state) => state.try_clone()?,
             None => model.try_new_state()?,
@@ -74,7 +77,8 @@ impl Reading {
             given,
             inside: Vec::new(),
             n_inside_max: usize::try_from(n_inside_max).unwrap_or(usize::MAX),
-            end_state: None,
+            last_kept,
+            end: None,
         })
     }
 
@@ -114,7 +118,7 @@ impl Reading {
     pub(super) fn has_read(&mut self, n: usize, store: &Store) -> Result<()> {
         self.n_read += n;
         if self.is_at_last() {
-            self.end_state = Some(self.kept(store)?);
+            self.end = Some(self.kept(store)?);
             return Ok(());
         }
         let is_kept = self.state.n_tokens().is_multiple_of(KEPT_EVERY);
@@ -132,19 +136,22 @@ impl Reading {
     }
 
     /// A copy of the state, which is in the store, too.
-    fn kept(&self, store: &Store) -> Result<Arc<State>> {
+    fn kept(&mut self, store: &Store) -> Result<Kept> {
         let state = Arc::new(self.state.try_clone()?);
+        let key = self.key();
         let kept = Kept {
-            key: self.key(),
+            key,
             text: None,
-            state: state.clone(),
+            before: self.last_kept.replace(key),
+            state,
         };
-        store.keep(&self.job.owner, kept);
-        Ok(state)
+        store.keep(&self.job.owner, kept.clone());
+        Ok(kept)
     }
 
     fn keep_inside(&mut self, store: &Store) -> Result<()> {
         if store.has(&self.job.owner, self.key()) {
+            self.last_kept = Some(self.key());
             return Ok(());
         }
         self.kept(store)?;
@@ -183,12 +190,14 @@ impl Reading {
     /// The whole prompt has been read: the job with its state and its room.
     pub(super) fn end(self) -> (Arc<Running>, State, Arc<Given>) {
         let n = self.tokens.len();
-        let (key, state) = match n {
-            1 => (self.begin_key, self.begin_state),
-            _ => (self.keys[n - 2], self.end_state),
+        let (key, before, state) = match self.end {
+            Some(end) => (end.key, end.before, Some(end.state)),
+            // There was nothing but the last token to read.
+            None => (self.begin_key, None, self.begin_state),
         };
         let prompt_end = PromptEnd {
             key,
+            before,
             state,
             token: self.tokens[n - 1],
         };

@@ -25,6 +25,8 @@ pub(crate) struct Running {
 /// The state before the last token of a prompt.
 pub(crate) struct PromptEnd {
     pub(crate) key: Key,
+    /// Of the state that it was read behind, if that was kept.
+    pub(crate) before: Option<Key>,
     /// `None` before any token.
     pub(crate) state: Option<Arc<State>>,
     /// The last token.
@@ -108,6 +110,7 @@ impl Running {
         states.extend(prompt_end.state.as_ref().map(|state| Kept {
             key: prompt_end.key,
             text: None,
+            before: prompt_end.before,
             state: state.clone(),
         }));
         let session = self.session.lock();

@@ -230,7 +230,12 @@ impl<'m> Sequence<'m> {
                 text.key()
             });
             let state = Arc::new(state.try_clone()?);
-            Ok(Kept { key, text, state })
+            Ok(Kept {
+                key,
+                text,
+                before: Some(self.running.prompt_end.key),
+                state,
+            })
         });
         Ok(Ended {
             choice: self.choice,

@@ -429,7 +429,10 @@ impl Files {
         states: &[Kept],
         session: Option<&Session>,
     ) -> Result<()> {
-        for Kept { key, text, state } in states {
+        for Kept {
+            key, text, state, ..
+        } in states
+        {
             let path = self.path(owner, *key, *text);
             let older = lock(&self.index).file_text(owner, *key);
             if let Some(older) = older {

@@ -7,13 +7,18 @@ use rwkv_edge::State;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::keys::{Key, TextHash, TextKey};
-use super::sessions::{SessionFiles, Sessions};
+use super::links::Links;
+use super::sessions::{Session, SessionFiles, Sessions};
 use super::{Kept, Size};
 use crate::job::Owner;
 use crate::metrics::ModelMetrics;
 
 /// What an entry takes beside the numbers of its state, about: in the maps here, and for the state's own fields.
 const ENTRY_BYTES: u64 = 512;
+/// States that another one stands for may have this share of the memory before others go for them: a message that is
+/// edited and an answer that is drawn again begin there, and so does the second conversation with a system prompt, up
+/// to which only one goes on from it.
+const SPENT_SHARE: u64 = 16;
 
 /// An owner as it stands in names of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,11 +38,14 @@ pub(super) fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
 pub(super) struct Index {
     metrics: ModelMetrics,
     trees: HashMap<OwnerId, Tree>,
+    /// Of those in memory the ends of conversations, and what several go on from.
     memory: Order,
+    /// Of those in memory the ones that exactly one other goes on from: it is what the next request will want.
+    spent: Order,
     disk: Order,
     /// Counts uses.
     clock: u64,
-    pub(super) sessions: Sessions,
+    sessions: Sessions,
     pub(super) session_files: SessionFiles,
 }
 
@@ -45,6 +53,7 @@ pub(super) struct Index {
 #[derive(Default)]
 struct Tree {
     entries: HashMap<Key, Entry>,
+    links: Links,
     /// Those behind answers: by the size of the text, and its hash.
     texts: BTreeMap<u64, HashMap<u128, Key>>,
 }
@@ -58,6 +67,7 @@ struct Entry {
 struct InMemory {
     state: Arc<State>,
     place: Place,
+    is_spent: bool,
 }
 
 struct OnDisk {
@@ -91,8 +101,11 @@ impl Order {
         self.n_bytes -= place.n_bytes;
     }
 
-    fn oldest(&self) -> Option<(OwnerId, Key)> {
-        self.by_use.values().next().copied()
+    /// When it was used, and which one it is.
+    fn oldest(&self) -> Option<(u64, (OwnerId, Key))> {
+        self.by_use
+            .first_key_value()
+            .map(|(&used, &which)| (used, which))
     }
 
     fn size(&self) -> Size {
@@ -109,6 +122,7 @@ impl Index {
             metrics: metrics.clone(),
             trees: HashMap::new(),
             memory: Order::default(),
+            spent: Order::default(),
             disk: Order::default(),
             clock: 0,
             sessions: Sessions::default(),
@@ -118,7 +132,7 @@ impl Index {
 
     /// Tells what there is, after each change of it.
     fn count(&self) {
-        let (memory, disk) = (self.memory.size(), self.disk.size());
+        let (memory, disk) = (self.in_memory(), self.disk.size());
         for (gauge, n) in [
             (&self.metrics.states_memory, memory.n_states),
             (&self.metrics.states_memory_bytes, memory.n_bytes),
@@ -130,7 +144,11 @@ impl Index {
     }
 
     pub(super) fn in_memory(&self) -> Size {
-        self.memory.size()
+        let (memory, spent) = (self.memory.size(), self.spent.size());
+        Size {
+            n_states: memory.n_states + spent.n_states,
+            n_bytes: memory.n_bytes + spent.n_bytes,
+        }
     }
 
     pub(super) fn on_disk(&self) -> Size {
@@ -164,17 +182,87 @@ impl Index {
             used: self.tick(),
             n_bytes: kept.state.size_bytes() as u64 + ENTRY_BYTES,
         };
+        let is_spent = self.is_spent(owner, kept.key);
         let in_memory = InMemory {
             state: kept.state.clone(),
             place,
+            is_spent,
         };
         let entry = self.entry(owner, kept.key, kept.text);
         let older = entry.memory.replace(in_memory);
         if let Some(older) = older {
-            self.memory.remove(older.place);
+            self.order(older.is_spent).remove(older.place);
         }
-        self.memory.add(owner, kept.key, place);
+        self.order(is_spent).add(owner, kept.key, place);
+        self.link(owner, kept);
         self.count();
+    }
+
+    fn order(&mut self, is_spent: bool) -> &mut Order {
+        match is_spent {
+            true => &mut self.spent,
+            false => &mut self.memory,
+        }
+    }
+
+    /// Notes what a state goes on from, as far as that is still there.
+    fn link(&mut self, owner: OwnerId, kept: &Kept) {
+        let Some(tree) = self.trees.get_mut(&owner) else {
+            return;
+        };
+        let is_there = |before: &Key| *before != kept.key && tree.entries.contains_key(before);
+        let Some(before) = kept.before.filter(is_there) else {
+            return;
+        };
+        let older = tree.links.link(before, kept.key);
+        for changed in older.into_iter().chain([before]) {
+            self.rank(owner, changed);
+        }
+    }
+
+    /// Whether exactly one state goes on from this one, and no session. Where there is a folder this does not know of the
+    /// sessions, and need not: their states are in files.
+    fn is_spent(&self, owner: OwnerId, key: Key) -> bool {
+        let tree = self.trees.get(&owner);
+        tree.is_some_and(|tree| tree.links.has_one_behind(key)) && !self.sessions.is_at(owner, key)
+    }
+
+    /// Puts a state where it belongs, after a change of what goes on from it.
+    fn rank(&mut self, owner: OwnerId, key: Key) {
+        let is_spent = self.is_spent(owner, key);
+        let tree = self.trees.get_mut(&owner);
+        let entry = tree.and_then(|tree| tree.entries.get_mut(&key));
+        let Some(memory) = entry.and_then(|entry| entry.memory.as_mut()) else {
+            return;
+        };
+        if memory.is_spent != is_spent {
+            memory.is_spent = is_spent;
+            let place = memory.place;
+            self.order(!is_spent).remove(place);
+            self.order(is_spent).add(owner, key, place);
+        }
+    }
+
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Keeps a session in memory.
+    pub(super) fn insert_session(&mut self, owner: OwnerId, session: Session) {
+        let key = session.key();
+        let older = self.sessions.insert(owner, session);
+        for key in older.and_then(|older| older.key()).into_iter().chain(key) {
+            self.rank(owner, key);
+        }
+    }
+
+    /// Forgets a session that is in memory; whether there was one.
+    pub(super) fn remove_session(&mut self, owner: OwnerId, name: &str) -> bool {
+        let removed = self.sessions.remove(owner, name);
+        if let Some(key) = removed.as_ref().and_then(Session::key) {
+            self.rank(owner, key);
+        }
+        removed.is_some()
     }
 
     /// A file of a state is there.
@@ -258,7 +346,11 @@ impl Index {
             again(&mut self.disk, &mut disk.place);
         }
         let state = entry.memory.as_mut().map(|memory| {
-            again(&mut self.memory, &mut memory.place);
+            let order = match memory.is_spent {
+                true => &mut self.spent,
+                false => &mut self.memory,
+            };
+            again(order, &mut memory.place);
             memory.state.clone()
         });
         Some((state, entry.text))
@@ -273,12 +365,21 @@ impl Index {
 
     fn remove_from_memory(&mut self, owner: OwnerId, key: Key) -> Option<Kept> {
         let entry = self.trees.get_mut(&owner)?.entries.get_mut(&key)?;
-        let InMemory { state, place } = entry.memory.take()?;
+        let InMemory {
+            state,
+            place,
+            is_spent,
+        } = entry.memory.take()?;
         let text = entry.text;
-        self.memory.remove(place);
+        self.order(is_spent).remove(place);
         self.remove_if_nowhere(owner, key);
         self.count();
-        Some(Kept { key, text, state })
+        Some(Kept {
+            key,
+            text,
+            before: None,
+            state,
+        })
     }
 
     /// The file of a state is gone.
@@ -312,16 +413,20 @@ impl Index {
                 }
             }
         }
+        let before = tree.links.remove(key);
         if tree.entries.is_empty() {
             self.trees.remove(&owner);
+        }
+        if let Some(before) = before {
+            self.rank(owner, before);
         }
     }
 
     /// Lets states go until so many bytes are left; gives those that are in no file.
     pub(super) fn shrink_memory(&mut self, n_bytes_max: u64) -> Vec<(OwnerId, Kept)> {
         let mut gone = Vec::new();
-        while self.memory.n_bytes > n_bytes_max {
-            let Some((owner, key)) = self.memory.oldest() else {
+        while self.in_memory().n_bytes > n_bytes_max {
+            let Some((owner, key)) = self.first_to_go(n_bytes_max) else {
                 break;
             };
             let is_on_disk = self.has_file(owner, key);
@@ -331,11 +436,23 @@ impl Index {
         gone
     }
 
-    /// Lets files go until so many bytes are left; gives those that are to be removed.
+    /// Of those in memory, which may have so many bytes: a spent one, or whichever was not used for longest where these
+    /// have no more than their share.
+    fn first_to_go(&self, n_bytes_max: u64) -> Option<(OwnerId, Key)> {
+        let (spent, other) = (self.spent.oldest(), self.memory.oldest());
+        let first = match self.spent.n_bytes > n_bytes_max / SPENT_SHARE {
+            true => spent,
+            false => spent.into_iter().chain(other).min_by_key(|&(used, _)| used),
+        };
+        first.map(|(_, which)| which)
+    }
+
+    /// Lets files go until so many bytes are left, those first that were not used for longest: sessions of other
+    /// servers, and of earlier ones, may be anywhere in a chain. Gives those that are to be removed.
     pub(super) fn shrink_disk(&mut self, n_bytes_max: u64) -> Vec<(OwnerId, Key, Option<TextKey>)> {
         let mut gone = Vec::new();
         while self.disk.n_bytes > n_bytes_max {
-            let Some((owner, key)) = self.disk.oldest() else {
+            let Some((_, (owner, key))) = self.disk.oldest() else {
                 break;
             };
             let text = self.file_text(owner, key).flatten();

@@ -1,5 +1,8 @@
-//! States that are kept, so that nothing is read twice: in memory, where those go first that were not used for longest,
-//! and in a folder.
+//! States that are kept, so that nothing is read twice: in memory and in a folder.
+//!
+//! Where there is no more room those go that were not used for longest. In memory, spent ones go before all others: a
+//! state is spent when exactly one other goes on from it, such as the end of a prompt whose answer is kept, and no
+//! session is there. Ends of conversations stay, and what several go on from, such as a system prompt.
 //!
 //! A state is found by the tokens that it has read, or, behind an answer, by the text: what a client sends back is cut
 //! into tokens in another way than the model drew them. Each owner has states of its own, and finds no others.
@@ -7,6 +10,7 @@
 mod disk;
 mod index;
 mod keys;
+mod links;
 mod locks;
 mod sessions;
 
@@ -44,6 +48,8 @@ pub struct Kept {
     pub key: Key,
     /// All text that it has read, behind an answer.
     pub text: Option<TextKey>,
+    /// Of the state that it goes on from, if that is known.
+    pub before: Option<Key>,
     /// The state.
     pub state: Arc<State>,
 }
@@ -178,7 +184,7 @@ impl Store {
                 index.insert(id, one);
             }
             if let (Some(session), None) = (&session, &self.disk) {
-                index.sessions.insert(id, session.clone());
+                index.insert_session(id, session.clone());
             }
         }
         self.make_room();
@@ -208,7 +214,7 @@ impl Store {
         let owner = OwnerId::of(owner);
         match &self.disk {
             Some(disk) => disk.session(owner, name),
-            None => Ok(self.lock().sessions.get(owner, name)),
+            None => Ok(self.lock().sessions().get(owner, name)),
         }
     }
 
@@ -218,7 +224,7 @@ impl Store {
         let index = self.lock();
         match &self.disk {
             Some(_) => index.session_files.n(owner),
-            None => index.sessions.n(owner),
+            None => index.sessions().n(owner),
         }
     }
 
@@ -244,7 +250,7 @@ impl Store {
         let owner = OwnerId::of(owner);
         match &self.disk {
             Some(disk) => disk.sessions(owner),
-            None => Ok(self.lock().sessions.all(owner)),
+            None => Ok(self.lock().sessions().all(owner)),
         }
     }
 
@@ -257,7 +263,7 @@ impl Store {
         let owner = OwnerId::of(owner);
         match &self.disk {
             Some(disk) => disk.delete_session(owner, name),
-            None => Ok(self.lock().sessions.remove(owner, name)),
+            None => Ok(self.lock().remove_session(owner, name)),
         }
     }
 
@@ -291,6 +297,7 @@ impl Store {
         let kept = Kept {
             key,
             text,
+            before: None,
             state: state.clone(),
         };
         self.lock().insert(owner, &kept);

@@ -1,6 +1,6 @@
 //! Sessions: names that clients give to states, so that only what is new is sent.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -111,19 +111,39 @@ impl SessionFiles {
 
 /// Those that are in memory, where there is no folder.
 #[derive(Default)]
-pub(super) struct Sessions(BTreeMap<(OwnerId, String), Session>);
+pub(super) struct Sessions {
+    by_name: BTreeMap<(OwnerId, String), Session>,
+    /// The states that they go on from, and their names.
+    by_key: BTreeSet<(OwnerId, Key, String)>,
+}
 
 impl Sessions {
-    pub(super) fn insert(&mut self, owner: OwnerId, session: Session) {
-        self.0.insert((owner, session.name.clone()), session);
+    /// Gives the one that had the name until now.
+    pub(super) fn insert(&mut self, owner: OwnerId, session: Session) -> Option<Session> {
+        let older = self.remove(owner, &session.name);
+        if let Some(key) = session.key() {
+            self.by_key.insert((owner, key, session.name.clone()));
+        }
+        self.by_name.insert((owner, session.name.clone()), session);
+        older
     }
 
     pub(super) fn get(&self, owner: OwnerId, name: &str) -> Option<Session> {
-        self.0.get(&(owner, name.to_owned())).cloned()
+        self.by_name.get(&(owner, name.to_owned())).cloned()
     }
 
-    pub(super) fn remove(&mut self, owner: OwnerId, name: &str) -> bool {
-        self.0.remove(&(owner, name.to_owned())).is_some()
+    pub(super) fn remove(&mut self, owner: OwnerId, name: &str) -> Option<Session> {
+        let removed = self.by_name.remove(&(owner, name.to_owned()))?;
+        if let Some(key) = removed.key() {
+            self.by_key.remove(&(owner, key, name.to_owned()));
+        }
+        Some(removed)
+    }
+
+    /// Whether any goes on from a state.
+    pub(super) fn is_at(&self, owner: OwnerId, key: Key) -> bool {
+        let mut from = self.by_key.range((owner, key, String::new())..);
+        from.next().is_some_and(|at| (at.0, at.1) == (owner, key))
     }
 
     pub(super) fn n(&self, owner: OwnerId) -> usize {
@@ -135,7 +155,7 @@ impl Sessions {
     }
 
     fn of(&self, owner: OwnerId) -> impl Iterator<Item = &Session> {
-        let of_owner = self.0.range((owner, String::new())..);
+        let of_owner = self.by_name.range((owner, String::new())..);
         let of_owner = of_owner.take_while(move |((of, _), _)| *of == owner);
         of_owner.map(|(_, session)| session)
     }

@@ -7,6 +7,7 @@ use rwkv_edge::SamplerOptions;
 use rwkv_edge_serve::store::DiskOptions;
 use rwkv_edge_serve::{Ending, Event, Job, Owner, Prompt, Start, Worker, WorkerOptions};
 
+mod eviction;
 mod fairness;
 mod sessions;
 mod support;
