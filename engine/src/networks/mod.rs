@@ -25,6 +25,7 @@ pub(crate) mod importance;
 pub(crate) mod known;
 pub(crate) mod mix;
 pub(crate) mod names;
+mod sensitivity;
 pub(crate) mod source;
 pub(crate) mod state;
 pub(crate) mod table;

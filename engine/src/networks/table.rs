@@ -12,9 +12,9 @@ use super::config::{Config, Sizes};
 use super::form::Form;
 use super::importance::NearbyNorm;
 use super::names::{split_layer, HuggingFace, EMBEDDING};
+pub(crate) use super::sensitivity::Sensitivity;
 use super::state::StateLayout;
 use crate::quant::matrix::Layout;
-use crate::quant::Quant;
 
 /// Rows, columns or channels, from the sizes of a model.
 pub(crate) type Count = fn(&Sizes) -> usize;
@@ -125,22 +125,6 @@ pub(crate) struct TensorSpec {
     pub(crate) row: Option<Count>,
     /// Whether it belongs to a gate that variants of its network do without.
     pub(crate) is_of_gate: bool,
-}
-
-/// How much a matrix deserves more bits than most, where formats of few bits are mixed. docs/QUANTIZATION.md has what each kind
-/// does to predictions.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sensitivity {
-    /// As most.
-    Usual,
-    /// One bit more, of what all tokens pass at the beginning and the end.
-    Highest,
-    /// One bit more.
-    High,
-    /// One bit more, and two that of the first layer: what it adds to the residual stream all layers read.
-    Output,
-    /// With four bits: one more in five layers of eight, spread over all.
-    Large,
 }
 
 /// What a tensor is, and how large.
@@ -488,22 +472,6 @@ impl TensorSpec {
         self
     }
 
-    /// What rounding errors of a matrix do to predictions, for each number, relative to those of the embedding; `None` of
-    /// vectors. Means over the trained models of versions 4 and 7.
-    pub(crate) fn damage(&self) -> Option<f64> {
-        let Shape::Matrix { layout, .. } = self.shape else {
-            return None;
-        };
-        Some(match (self.sensitivity, layout) {
-            (_, Layout::RowPerInput) => 0.15,
-            (Sensitivity::Highest, _) => 0.9,
-            (Sensitivity::High, _) => 0.5,
-            (Sensitivity::Output, _) => 0.45,
-            (Sensitivity::Large, _) => 0.4,
-            (Sensitivity::Usual, _) => 0.25,
-        })
-    }
-
     /// Whether it is a small matrix that stays floats, which raw checkpoints store with a row for each input.
     pub(crate) fn is_low_rank(&self) -> bool {
         matches!(
@@ -611,22 +579,6 @@ impl TensorAt<'_> {
         let mut listed = self.sizes.architecture.layer.iter();
         let is_listed = self.layer.is_none() || listed.any(|spec| spec.name == self.spec.name);
         is_listed && (self.layer != Some(0) || !self.spec.is_behind_first_layer)
-    }
-
-    /// How it is stored in a model that is stored as `quant`: the mix of formats that makes a model of few bits.
-    pub(crate) fn quant(&self, quant: Quant) -> Quant {
-        let quant = self.layout().quant(quant);
-        match (self.spec.sensitivity, self.layer) {
-            (Sensitivity::Output, Some(0)) if quant == Quant::Q4 => Quant::Q6,
-            (Sensitivity::Output, Some(0)) if quant.is_mixed() => Quant::Int8,
-            (Sensitivity::Highest | Sensitivity::High | Sensitivity::Output, _) => {
-                quant.with_more_bits()
-            }
-            (Sensitivity::Large, Some(layer)) if quant == Quant::Q4 && 5 * layer % 8 < 5 => {
-                quant.with_more_bits()
-            }
-            _ => quant,
-        }
     }
 
     /// Rows and columns of a matrix in raw checkpoints.
