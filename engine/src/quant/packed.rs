@@ -39,8 +39,9 @@ use crate::math::threads::ColumnBlock;
 const STEP: f32 = 1.0 / 512.0;
 /// The largest scale of a block.
 const SCALE_MAX: u8 = 16;
-/// From so many rows of activations on, weights are widened to 16 bits once for all rows.
-const WIDENED_FROM: usize = 2;
+/// From so many rows of activations on, weights are widened to 16 bits once for all rows: in AVX2 that takes 0.05 ns a weight,
+/// then 0.014 a row, where each row takes 0.025 from the bits.
+const WIDENED_FROM: usize = 5;
 /// Rows that one task rounds.
 const TASK_ROWS: usize = 16;
 
