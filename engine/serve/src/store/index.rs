@@ -15,9 +15,11 @@ use crate::metrics::ModelMetrics;
 
 /// What an entry takes beside the numbers of its state, about: in the maps here, and for the state's own fields.
 const ENTRY_BYTES: u64 = 512;
-/// States that another one stands for may have this share of the memory before others go for them: a message that is
-/// edited and an answer that is drawn again begin there, and so does the second conversation with a system prompt, up
-/// to which only one goes on from it.
+/// Spent states do not go before others while there are at most so many of them, in at most this share of the memory: a
+/// message that is edited and an answer that is drawn again begin there, and so does the second conversation with a
+/// system prompt, up to which only one goes on from it. Few, so that memory for 1.1 states of each conversation keeps
+/// all ends, and some that several share.
+const SPENT_KEPT_MAX: u64 = 16;
 const SPENT_SHARE: u64 = 16;
 
 /// An owner as it stands in names of files.
@@ -436,11 +438,13 @@ impl Index {
         gone
     }
 
-    /// Of those in memory, which may have so many bytes: a spent one, or whichever was not used for longest where these
-    /// have no more than their share.
+    /// Of those in memory, which may have so many bytes: the spent one that was not used for longest, or where there are
+    /// few of these, whichever was not.
     fn first_to_go(&self, n_bytes_max: u64) -> Option<(OwnerId, Key)> {
         let (spent, other) = (self.spent.oldest(), self.memory.oldest());
-        let first = match self.spent.n_bytes > n_bytes_max / SPENT_SHARE {
+        let size = self.spent.size();
+        let are_many = size.n_states > SPENT_KEPT_MAX || size.n_bytes > n_bytes_max / SPENT_SHARE;
+        let first = match are_many {
             true => spent,
             false => spent.into_iter().chain(other).min_by_key(|&(used, _)| used),
         };
