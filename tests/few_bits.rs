@@ -35,7 +35,7 @@ fn matrices_whose_errors_matter_most_have_more_bits() {
                     (Some(0), [_, "output", _]) => Quant::Int8,
                     (Some(_), [_, "output", _] | ["att", "value", _]) => more(quant),
                     (Some(layer), ["ffn", "key", _])
-                        if quant == Quant::Q4 && [0, 2, 4, 5, 7].contains(&layer) =>
+                        if quant == Quant::Q4 && [1, 3, 4, 6, 7].contains(&layer) =>
                     {
                         Quant::Q5
                     }

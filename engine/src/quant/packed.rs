@@ -418,12 +418,10 @@ impl BlockOfRow {
         for scale in wanted.saturating_sub(1).max(1)..=(wanted + 1).min(SCALE_MAX) {
             let scaled = step * f32::from(scale);
             let inverse = 1.0 / scaled;
-            let mut errors = [0.0_f32; BLOCK];
-            for i in 0..BLOCK {
+            let error = sum(std::array::from_fn(|i| {
                 let error = self.x[i] - scaled * codes.nearest(self.x[i] * inverse);
-                errors[i] = self.weights[i] * error * error;
-            }
-            let error = sum(errors);
+                self.weights[i] * error * error
+            }));
             if error < least {
                 least = error;
                 best.0 = scale;
