@@ -31,7 +31,7 @@ pub(crate) struct ModelArgs {
     /// f32, f16, int8, q6, q5 or q4 [default: as stored]
     ///
     /// What the weight matrices are turned into while loading; quantised GGUF and rwkv.cpp files become f16. A
-    /// model file of int8 weights can only stay so: f16 and f32 would make it no more exact, and are refused.
+    /// model file of integers can only stay as it is: f16 and f32 would make it no more exact, and are refused.
     #[arg(short, long, hide_possible_values = true)]
     pub(crate) quant: Option<Quant>,
 

@@ -12,6 +12,7 @@ use serde_json::{json, Value};
 use crate::args::{ModelArgs, Quant};
 use crate::input::Input;
 use crate::model;
+use crate::numbers;
 use crate::perplexity::add_summary;
 use crate::plot::{Plot, Series};
 use crate::progress::Progress;
@@ -21,13 +22,16 @@ const TIMED_TOKENS: usize = 32;
 
 /// What to compare, and with what.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct CompareArgs {
     /// Write nothing: print what quantisations cost, such as f16,int8,q5,q4
     ///
     /// Of each the bits a weight, the megabytes of its weights, its perplexity on --text, how far its predictions are from
     /// those of f32, how often the likeliest token is the same, and the tokens a second that it generates here. Two models
     /// are open at a time.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "text")]
+    #[arg(
+        long, value_name = "LIST", value_delimiter = ',', requires = "text",
+        conflicts_with_all = ["output", "quant", "target_bits", "target_size"],
+    )]
     compare: Vec<Quant>,
 
     /// The text for --compare; - is stdin
@@ -35,7 +39,10 @@ pub(crate) struct Args {
     text: Option<std::path::PathBuf>,
 
     /// Use so many tokens of --text at most
-    #[arg(long, value_name = "N", default_value_t = 8192, requires = "compare")]
+    #[arg(
+        long, value_name = "N", default_value_t = 8192, requires = "compare",
+        value_parser = numbers::whole::<u32>(2..=u32::MAX.into()),
+    )]
     limit: u32,
 
     /// Draw the KL divergence against the bits, as SVG
@@ -43,7 +50,7 @@ pub(crate) struct Args {
     plot: Option<std::path::PathBuf>,
 }
 
-impl Args {
+impl CompareArgs {
     pub(crate) fn is_wanted(&self) -> bool {
         !self.compare.is_empty()
     }
@@ -58,7 +65,7 @@ struct Line {
     tokens_per_s: f64,
 }
 
-pub(crate) fn run(args: &Args, model_args: &ModelArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: &CompareArgs, model_args: &ModelArgs, as_json: bool) -> Result<()> {
     let plot = args.plot.as_deref().map(Plot::create).transpose()?;
     let file = args.text.as_deref().unwrap_or(Path::new("-"));
     let mut input = Input::open(file)?;

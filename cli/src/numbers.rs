@@ -34,6 +34,8 @@ const OPTIONS: &[&str] = &[
     "state_memory",
     "stride",
     "synthetic",
+    "target_bits",
+    "target_size",
     "temperature",
     "threads",
     "tokens",

@@ -10,8 +10,9 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};
 use crate::byte_size::ByteSize;
+use crate::compare::{self, CompareArgs};
 use crate::progress::Progress;
-use crate::{compare, hub, model, note, paths};
+use crate::{hub, model, note, paths};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,7 +27,7 @@ pub(crate) struct Args {
     target: TargetArgs,
 
     #[command(flatten)]
-    compare: compare::Args,
+    compare: CompareArgs,
 
     /// Print one JSON object about the file, or of what is compared
     #[arg(long)]
@@ -69,7 +70,7 @@ fn milli_bits(text: &str) -> Result<u32, String> {
         .parse()
         .map_err(|_| format!("`{text}`: expected a number such as 4.6"))?;
     match (4.0..=8.5).contains(&bits) {
-        true => Ok((1000.0 * bits).floor() as u32),
+        true => Ok((1000.0 * bits).round() as u32),
         false => Err(format!("{text}: expected 4 to 8.5")),
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct ModelFacts {
     pub(crate) sizes: Sizes,
     /// How its matrices are stored.
     pub(crate) stored: Quant,
+    /// Bytes that its matrices take more than in the usual mix of formats.
+    pub(crate) more_bytes: i64,
     /// What reading its tokenizer will take; 0 without one.
     pub(crate) tokenizer: u64,
     /// What its tuned initial state takes; 0 without one.
@@ -127,7 +129,14 @@ impl Demand {
     /// Adds the weights of a stage on the CPU.
     fn add(&mut self, origin: &ModelFacts, stage: &PlannedStage, is_whole: bool) {
         let quant = stage.quant;
+        // A mix is of the whole model: of a part it counts too much rather than too little.
+        let more = if is_whole {
+            origin.more_bytes
+        } else {
+            origin.more_bytes.max(0)
+        };
         let all = weight_bytes(&self.sizes, &stage.part, quant, false);
+        let all = all.saturating_add_signed(more);
         let vectors = weight_bytes(&self.sizes, &stage.part, quant, true);
         let low_rank = low_rank_bytes(&self.sizes, &stage.part, quant);
         let is_stored = quant == origin.stored;
@@ -234,7 +243,13 @@ impl Demand {
     }
 
     fn window(&self, rows: usize) -> u64 {
-        window_bytes(&self.sizes, self.quant, rows)
+        // A file may mix formats otherwise than is usual.
+        let quant = if self.quant.is_mixed() {
+            Quant::Int8
+        } else {
+            self.quant
+        };
+        window_bytes(&self.sizes, quant, rows)
     }
 
     fn loading(&self) -> u64 {

@@ -25,8 +25,9 @@ use crate::math::numbers_of;
 use crate::math::threads::Pool;
 use crate::model::load::{convert, convert_in_pieces};
 use crate::model::{Inner, Loaded};
-use crate::networks::config::Config;
+use crate::networks::config::{Config, Sizes};
 use crate::networks::fingerprint::Fingerprint;
+use crate::networks::mix::Mix;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
 use crate::networks::state::{time_state_name, Initial, StateLayout};
 use crate::networks::table::TensorAt;
@@ -230,6 +231,8 @@ pub(crate) struct ModelFile {
     pub(crate) config: Config,
     /// How its matrices are stored.
     pub(crate) quant: Quant,
+    /// In a model of few bits: how each of them is.
+    pub(crate) mix: Option<Mix>,
     fingerprint: Fingerprint,
     adapters: Vec<String>,
     pub(crate) tokenizer: Option<TokenizerFile>,
@@ -279,9 +282,14 @@ impl ModelFile {
                 None => None,
             },
         };
+        let config = Config::from_json(architecture, get("config")?)?;
+        let quant = Quant::from_name(quant).ok_or_else(unknown)?;
         Ok(ModelFile {
-            config: Config::from_json(architecture, get("config")?)?,
-            quant: Quant::from_name(quant).ok_or_else(unknown)?,
+            mix: quant
+                .is_mixed()
+                .then(|| mix_in_file(&config.sizes, quant, &tensors)),
+            config,
+            quant,
             fingerprint,
             adapters: match tensors.metadata.get(ADAPTERS) {
                 Some(list) => serde_json::from_str(list).map_err(|e| damaged(ADAPTERS, &e))?,
@@ -316,6 +324,7 @@ impl ModelFile {
             entries: entries.map(|entry| (entry.name.clone(), entry)).collect(),
             file: &self.tensors,
             stored: self.quant,
+            mix: self.mix.as_ref(),
             quant: plan.quant(),
             pool,
             is_short,
@@ -339,6 +348,37 @@ impl ModelFile {
     }
 }
 
+/// How each matrix of a model of few bits is stored. Its tensor says it, because what is mixed may be chosen by whoever wrote
+/// the file.
+fn mix_in_file(sizes: &Sizes, quant: Quant, file: &SafetensorsFile) -> Mix {
+    let entries = file
+        .tensors
+        .iter()
+        .map(|entry| (entry.name.as_str(), entry));
+    let entries: BTreeMap<&str, &TensorEntry> = entries.collect();
+    let mut formats = BTreeMap::new();
+    let tensors = sizes
+        .architecture
+        .tensors(sizes, &sizes.architecture.whole(sizes));
+    for tensor in tensors.filter(|tensor| tensor.is_matrix() && !tensor.spec.is_low_rank()) {
+        let name = tensor.name();
+        let Some(entry) = entries.get(name.as_str()) else {
+            continue;
+        };
+        let (n_rows, n_cols) = tensor.stored_shape();
+        let is_stored_as = |quant: &Quant| {
+            let values = &quant.parts(n_rows, n_cols)[0];
+            quant.floats().is_none()
+                && entry.dtype == values.numbers.into()
+                && entry.shape == values.shape
+        };
+        if let Some(found) = Quant::ALL.iter().copied().find(is_stored_as) {
+            formats.insert(name, found);
+        }
+    }
+    Mix::of_formats(quant, formats)
+}
+
 fn tokenizer_file(tensors: &SafetensorsFile) -> Result<Option<TokenizerFile>> {
     let Some(entry) = tensors.tensors.iter().find(|entry| entry.name == TOKENIZER) else {
         return Ok(None);
@@ -360,6 +400,7 @@ struct FileWeights<'a> {
     entries: BTreeMap<String, &'a TensorEntry>,
     file: &'a SafetensorsFile,
     stored: Quant,
+    mix: Option<&'a Mix>,
     quant: Quant,
     pool: &'a Pool,
     /// Whether pages of what was copied are dropped at once, because memory is short.
@@ -490,27 +531,11 @@ impl FileWeights<'_> {
         bad.error.at(tensor).at(self.file.file.name())
     }
 
-    /// How a matrix is stored. In models of few bits its entry says it, because what is mixed may be chosen by whoever
-    /// wrote the file.
+    /// How a matrix is stored.
     fn quant_in_file(&self, tensor: &TensorAt<'_>) -> Quant {
-        let usual = tensor.quant(self.stored);
-        let Some(entry) = self.entries.get(tensor.name().as_str()) else {
-            return usual;
-        };
-        let (n_rows, n_cols) = tensor.stored_shape();
-        let is_stored_as = |quant: &Quant| {
-            let values = &quant.parts(n_rows, n_cols)[0];
-            quant.floats().is_none()
-                && entry.dtype == values.numbers.into()
-                && entry.shape == values.shape
-        };
-        match usual.floats() {
-            Some(_) => usual,
-            None => Quant::ALL
-                .iter()
-                .copied()
-                .find(is_stored_as)
-                .unwrap_or(usual),
+        match self.mix {
+            Some(mix) => mix.format(tensor),
+            None => tensor.quant(self.stored),
         }
     }
 

@@ -12,6 +12,7 @@ use super::origin::Origin;
 use super::outline::Outline;
 use super::{no_tokenizer, Model, Options, Setup};
 use crate::checkpoint::{self, ChatTemplate, Opened, TokenizerFile};
+use crate::devices::names::DeviceMap;
 use crate::devices::plan::{Plan, Request};
 use crate::error::{Error, Result};
 use crate::files::{Folder, SourceFile, Watch};
@@ -19,6 +20,7 @@ use crate::math::kernels::KernelSet;
 use crate::math::threads::Pool;
 use crate::memory::fit::{Demand, Limit};
 use crate::networks::mix::Mix;
+use crate::networks::state::StateLayout;
 use crate::progress::Progress;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
@@ -223,12 +225,23 @@ fn mix(opened: &mut Opened, options: &Options) -> Result<Option<Quant>> {
     let Some(target) = options.target else {
         return Ok(options.quant);
     };
+    if options.device_map != DeviceMap::default() {
+        let text = "a mix of formats for a size, and a map of devices: expected one of them";
+        return Err(Error::argument(text));
+    }
     match opened {
         Opened::Checkpoint(checkpoint) => {
             let sizes = &checkpoint.config.sizes;
-            let tokenizer = checkpoint.tokenizer.as_ref();
-            let tokenizer_bytes = tokenizer.map_or(0, |file| file.bytes.len() as u64);
-            let mix = Mix::new(sizes, target, tokenizer_bytes);
+            let tokenizer_bytes = match (&options.tokenizer, &checkpoint.tokenizer) {
+                (Some(path), _) => SourceFile::open_without_mapping(path)?.len(),
+                (None, Some(file)) => file.bytes.len() as u64,
+                (None, None) => 0,
+            };
+            let state_bytes = match checkpoint.tuned {
+                Some(_) => StateLayout::of_sizes(sizes).size_bytes() as u64,
+                None => 0,
+            };
+            let mix = Mix::new(sizes, target, tokenizer_bytes + state_bytes);
             let mix = mix.map_err(|e| e.at(&checkpoint.place))?;
             let quant = mix.quant;
             checkpoint.mix = Some(mix);

@@ -13,6 +13,7 @@ use crate::files::Watch;
 use crate::math::threads::Pool;
 use crate::memory::fit::{ModelFacts, WeightsPlace};
 use crate::networks::config::Config;
+use crate::networks::mix::Mix;
 use crate::networks::state::StateLayout;
 use crate::progress::Progress;
 use crate::quant::Quant;
@@ -105,6 +106,14 @@ impl Origin {
     }
 
     /// What decides how much memory the model takes; `copies`: whether what is used in place is copied.
+    /// Which format each matrix has, or becomes, where that is not by its quantisation alone.
+    fn mix(&self) -> Option<&Mix> {
+        match self {
+            Origin::Checkpoint(checkpoint) => checkpoint.mix.as_ref(),
+            Origin::ModelFile(file) => file.mix.as_ref(),
+        }
+    }
+
     pub(super) fn facts(&self, plan: &Plan, copies: bool) -> ModelFacts {
         let copies = copies && quant_of_copies(plan).is_some();
         let tokenizer = self.tokenizer().map_or(0, |file| {
@@ -119,6 +128,7 @@ impl Origin {
             sizes,
             initial_state: if self.is_tuned() { state as u64 } else { 0 },
             stored: self.stored_quant(),
+            more_bytes: self.mix().map_or(0, |mix| mix.more_bytes(&sizes)),
             tokenizer,
             place: match self {
                 Origin::Checkpoint(_) if copies => WeightsPlace::Checkpoint { mapped: 0 },

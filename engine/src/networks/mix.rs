@@ -40,44 +40,70 @@ const STEPS: [(Quant, f64); 4] = [
     (Quant::Q6, 4.8e-4),
     (Quant::Int8, 2.5e-5),
 ];
-/// Beside its numbers a tensor of a model file takes so much of the header and of padding at most.
-const FILE_BYTES_OF_TENSOR: u64 = 384;
+/// Beside its numbers a tensor of a model file takes so much of the header and of padding at most, and it is up to three.
+const FILE_BYTES_OF_TENSOR: u64 = 3 * 384;
+/// What a model file has besides: its settings, the names of adapters, a chat template.
+const FILE_BYTES_OF_METADATA: u64 = 64 << 10;
 
 /// A matrix on its way to more bits.
 struct Candidate {
     name: String,
-    shape: (usize, usize),
     damage: f64,
+    /// Formats with their errors and bytes, each larger than the one in front of it.
+    steps: Vec<(Quant, f64, u64)>,
     step: usize,
 }
 
 impl Candidate {
-    fn bytes(&self, step: usize) -> u64 {
-        let parts = STEPS[step].0.parts(self.shape.0, self.shape.1);
-        parts.iter().map(|part| part.size_bytes()).sum()
+    /// `None` for what stays floats.
+    fn of(tensor: &TensorAt<'_>) -> Option<Self> {
+        let damage = tensor.spec.damage()?;
+        if tensor.quant(Quant::Q4).floats().is_some() {
+            return None;
+        }
+        let (n_rows, n_cols) = tensor.stored_shape();
+        let mut steps: Vec<(Quant, f64, u64)> = Vec::with_capacity(STEPS.len());
+        for (quant, error) in STEPS {
+            let parts = quant.parts(n_rows, n_cols);
+            let bytes = parts.iter().map(|part| part.size_bytes()).sum();
+            // Packed rows are filled up to 64 weights: in narrow matrices a better format may be the smaller one.
+            while steps.last().is_some_and(|worse| worse.2 >= bytes) {
+                steps.pop();
+            }
+            steps.push((quant, error, bytes));
+        }
+        Some(Candidate {
+            name: tensor.name(),
+            damage: damage * tensor.len() as f64,
+            steps,
+            step: 0,
+        })
+    }
+
+    fn least_bytes(&self) -> u64 {
+        self.steps[0].2
     }
 
     /// What the next step costs, and what it saves for each byte of that.
     fn next(&self) -> Option<(u64, f64)> {
-        let (_, better) = STEPS.get(self.step + 1)?;
-        let cost = self.bytes(self.step + 1) - self.bytes(self.step);
-        Some((
-            cost,
-            self.damage * (STEPS[self.step].1 - better) / cost.max(1) as f64,
-        ))
+        let (_, error, bytes) = self.steps[self.step];
+        let (_, better, more) = *self.steps.get(self.step + 1)?;
+        let cost = more - bytes;
+        Some((cost, self.damage * (error - better) / cost as f64))
     }
 }
 
 impl Mix {
-    /// The mix for a model of these sizes, whose tokenizer takes `tokenizer_bytes`.
+    /// The mix for a model of these sizes, with `more_bytes` that its file has beside weights, such as a tokenizer.
     ///
     /// # Errors
     /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a target below what four bits take.
-    pub(crate) fn new(sizes: &Sizes, target: Target, tokenizer_bytes: u64) -> Result<Self> {
+    pub(crate) fn new(sizes: &Sizes, target: Target, more_bytes: u64) -> Result<Self> {
         let tensors = sizes
             .architecture
             .tensors(sizes, &sizes.architecture.whole(sizes));
-        let (mut candidates, mut other_bytes, mut n_weights) = (Vec::new(), tokenizer_bytes, 0);
+        let (mut candidates, mut other_bytes, mut n_weights) = (Vec::new(), more_bytes, 0);
+        other_bytes += FILE_BYTES_OF_METADATA;
         for tensor in tensors {
             other_bytes += FILE_BYTES_OF_TENSOR;
             match Candidate::of(&tensor) {
@@ -92,7 +118,7 @@ impl Mix {
                 None => other_bytes += 4 * tensor.len() as u64,
             }
         }
-        let least: u64 = candidates.iter().map(|one| one.bytes(0)).sum();
+        let least: u64 = candidates.iter().map(Candidate::least_bytes).sum();
         let room = match target {
             Target::MilliBits(bits) => {
                 let bytes = u128::from(bits) * u128::from(n_weights) / 8000;
@@ -131,36 +157,41 @@ impl Mix {
             bits if bits < 6.2 => Quant::Q5,
             _ => Quant::Q6,
         };
-        let formats = candidates
-            .into_iter()
-            .map(|one| (one.name, STEPS[one.step].0));
+        let formats = candidates.into_iter();
+        let formats = formats.map(|one| (one.name, one.steps[one.step].0));
         Ok(Mix {
             formats: formats.collect(),
             quant,
         })
     }
 
+    /// A model whose matrices have these formats, and others those of `quant`.
+    pub(crate) fn of_formats(quant: Quant, formats: BTreeMap<String, Quant>) -> Self {
+        Mix { formats, quant }
+    }
+
+    /// Bytes that matrices take more than in a model of the usual mix.
+    pub(crate) fn more_bytes(&self, sizes: &Sizes) -> i64 {
+        let tensors = sizes
+            .architecture
+            .tensors(sizes, &sizes.architecture.whole(sizes));
+        let bytes = |tensor: TensorAt<'_>| {
+            let [found, usual] = [self.format(&tensor), tensor.quant(self.quant)].map(|quant| {
+                let bytes = quant.memory_bytes(tensor.stored_shape(), false);
+                i64::try_from(bytes).unwrap_or(i64::MAX)
+            });
+            found - usual
+        };
+        tensors
+            .filter(TensorAt::is_matrix)
+            .map(bytes)
+            .fold(0, i64::saturating_add)
+    }
+
     /// How a matrix is stored.
     pub(crate) fn format(&self, tensor: &TensorAt<'_>) -> Quant {
         let chosen = self.formats.get(&tensor.name()).copied();
         chosen.unwrap_or_else(|| tensor.quant(self.quant))
-    }
-}
-
-impl Candidate {
-    /// `None` for what stays floats.
-    fn of(tensor: &TensorAt<'_>) -> Option<Self> {
-        let damage = tensor.spec.damage()?;
-        tensor
-            .quant(Quant::Q4)
-            .floats()
-            .is_none()
-            .then(|| Candidate {
-                name: tensor.name(),
-                shape: tensor.stored_shape(),
-                damage: damage * tensor.len() as f64,
-                step: 0,
-            })
     }
 }
 
@@ -192,6 +223,9 @@ mod tests {
             let found = 8000.0 * bytes as f64 / n as f64;
             assert!(found <= f64::from(bits), "{bits}: {found}");
             assert!(found >= f64::from(bits.min(8000)) - 60.0, "{bits}: {found}");
+            let usual = Mix::of_formats(mix.quant, BTreeMap::new());
+            let usual = super::tests::bytes(&usual, &sizes).0;
+            assert!((mix.more_bytes(&sizes) - (bytes as i64 - usual as i64)).abs() < 1 << 20);
             assert!(bytes >= last);
             last = bytes;
         }
@@ -209,6 +243,24 @@ mod tests {
             "what matters most comes first"
         );
         assert_eq!(embedding(9000), (Quant::Int8, Quant::Int8));
+    }
+
+    #[test]
+    fn narrow_matrices_have_no_format_that_is_larger_and_worse() {
+        for n_embd in [40, 48, 96, 130] {
+            let sizes = sizes([300, n_embd, 3, n_embd, 4 * n_embd]);
+            for bits in [5200, 6500, 8500] {
+                if let Ok(mix) = Mix::new(&sizes, Target::MilliBits(bits), 0) {
+                    let (bytes, n) = bytes(&mix, &sizes);
+                    assert!(8000.0 * bytes as f64 / n as f64 <= f64::from(bits));
+                }
+            }
+            let most = Mix::new(&sizes, Target::MilliBits(12_000), 0).expect("enough");
+            assert!(
+                most.formats.values().all(|quant| *quant == Quant::Int8),
+                "{n_embd}"
+            );
+        }
     }
 
     #[test]

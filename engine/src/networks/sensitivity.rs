@@ -17,7 +17,8 @@ pub(crate) enum Sensitivity {
     Highest,
     /// One bit more.
     High,
-    /// One bit more, and two that of the first layer: what it adds to the residual stream all layers read.
+    /// One bit more, and two that of the first layer, or int8 where it has five bits or six: what it adds to the residual stream
+    /// all layers read.
     Output,
     /// With four bits: one more in up to five layers of eight, spread over all; in fewer where the mean would be more than
     /// [`Q4_BITS_MAX`], as with a large vocabulary.

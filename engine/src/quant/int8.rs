@@ -233,7 +233,7 @@ impl scales::Rounding for Rounding {
                 *scale = f16::from_f32(largest_product(row, inverses) / 127.0);
             }
         });
-        check_scales(block, row_scales, Int8::NAME)?;
+        check_scales(block, row_scales, (Int8::NAME, "8e6"))?;
         let scales = &*row_scales;
         pool.run_chunks(values, TASK_ROWS * n_cols, |task, values| {
             let first = task * TASK_ROWS;

@@ -322,7 +322,7 @@ impl<const BITS: u32> scales::Rounding for Rounding<BITS> {
                 *scale = f16::from_f32(largest / (f32::from(SCALE_MAX) * STEP));
             }
         });
-        check_scales(block, row_scales, Self::name())?;
+        check_scales(block, row_scales, (Self::name(), "6e4"))?;
         let scales = &*row_scales;
         pool.run_chunks(values, TASK_ROWS * row_bytes, |task, values| {
             let first = task * TASK_ROWS;
@@ -382,6 +382,9 @@ impl BlockOfRow {
     #[inline]
     fn best_scale(&self, codes: &Codes) -> f32 {
         let largest = self.x.iter().fold(0.0_f32, |a, &x| a.max(x.abs()));
+        if !largest.is_finite() {
+            return f32::INFINITY;
+        }
         let inverse = codes.largest / largest;
         // A block of zeros, or of numbers so small that their inverses overflow.
         if !inverse.is_finite() {
@@ -408,7 +411,7 @@ impl BlockOfRow {
     /// The scale of the block, 1 to 16 times `step`, and the bits of its weights.
     #[inline]
     fn round(&self, codes: &Codes, step: f32) -> (u8, [u8; BLOCK]) {
-        let mut best = (1, [codes.zero; BLOCK]);
+        let mut best = (1, std::array::from_fn(|i| codes.zero(i)));
         if step == 0.0 {
             return best;
         }
@@ -425,7 +428,10 @@ impl BlockOfRow {
             if error < least {
                 least = error;
                 best.0 = scale;
-                best.1 = self.x.map(|x| codes.bits(x * inverse));
+                best.1 = std::array::from_fn(|i| match self.x[i] {
+                    0.0 => codes.zero(i),
+                    x => codes.bits(x * inverse),
+                });
             }
         }
         best
@@ -454,8 +460,8 @@ struct Codes {
     largest: f32,
     /// Parts of that which are tried.
     sizes: &'static [f32],
-    /// The bits of the code 0, or next to it.
-    zero: u8,
+    /// The bits of the code 0, or of those beside it.
+    zeros: [u8; 2],
     /// The code next to the numbers of each half step, from -64 on. Where two codes meet is a multiple of 1/2.
     nearest: [f32; HALVES],
     /// Its bits.
@@ -476,7 +482,7 @@ impl Codes {
                 4 => &[0.93, 1.0, 1.09, 1.19, 1.32, 1.47],
                 _ => &[1.0, 1.11, 1.25],
             },
-            zero: 0,
+            zeros: [0; 2],
             nearest: [0.0; HALVES],
             bits: [0; HALVES],
         };
@@ -492,8 +498,14 @@ impl Codes {
             codes.nearest[half] = f32::from(code);
             codes.bits[half] = bits;
         }
-        codes.zero = nearest(0.0).1;
+        codes.zeros = [nearest(0.25).1, nearest(-0.25).1];
         codes
+    }
+
+    /// The bits of a 0. Formats without such a code take turns, so that many zeros of a row do not add up.
+    #[inline(always)]
+    fn zero(&self, column: usize) -> u8 {
+        self.zeros[column % 2]
     }
 
     #[inline(always)]

@@ -187,7 +187,7 @@ pub(super) trait Rounding {
     /// What an integer of 1 means beside the scale of its row.
     const STEP: f32;
 
-    /// Rounds rows to `values` (rows, row_numbers) and their scales (rows), all 0 before. The result must not depend on blocks
+    /// Rounds rows to `values` (rows, row_numbers) and their scales (rows), whatever these held before. The result must not depend on blocks
     /// or threads.
     ///
     /// # Errors
@@ -242,13 +242,18 @@ pub(super) fn convert_in_pieces<R: Rounding>(
     })
 }
 
-/// Refuses scales that are not finite.
-pub(super) fn check_scales(block: &Block<'_>, row_scales: &[f16], format: &str) -> Result<()> {
+/// Refuses scales that are not finite: `largest` is the size of weights that the format has room for.
+pub(super) fn check_scales(
+    block: &Block<'_>,
+    row_scales: &[f16],
+    (format, largest): (&str, &str),
+) -> Result<()> {
     match row_scales.iter().position(|scale| !scale.is_finite()) {
         None => Ok(()),
         Some(row) => {
             let row = block.rows.start + row;
-            let text = format!("row {row}: weights too large for {format}, expected less than 8e6");
+            let text =
+                format!("row {row}: weights too large for {format}, expected less than {largest}");
             Err(Error::unsupported(text).at(block.source.place()))
         }
     }

@@ -156,7 +156,9 @@ impl Plugin {
         // SAFETY: NULL, or what the plugin gave as a list.
         let quants = unsafe { texts(info.quants) };
         // Names that only later hosts know are none of ours.
+        // Formats of few bits are mixed within a model, which plugins are not told of.
         let quants = quants.iter().filter_map(|name| Quant::from_name(name));
+        let quants = quants.filter(|quant| !quant.is_mixed());
         Ok(DeviceInfo {
             device: self.place(device),
             name: fixed_text(&info.name),

@@ -66,6 +66,7 @@ impl<'a> PackedRows<'a> {
         let (scales, rest) = row.split_at(n_units);
         let (low, high) = rest.split_at(n_units * BLOCK);
         PackedRow {
+            bytes: row,
             scales,
             low,
             high,
@@ -87,6 +88,9 @@ pub(crate) const fn packed_row_bytes(bits: u32, cols: usize) -> usize {
 
 /// The parts of one row.
 pub(crate) struct PackedRow<'a> {
+    /// All of it, which begins with the scales.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(super) bytes: &'a [u8],
     pub(super) scales: &'a [u8],
     pub(super) low: &'a [u8],
     pub(super) high: &'a [u8],

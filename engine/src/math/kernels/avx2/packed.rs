@@ -192,7 +192,7 @@ unsafe fn dot<const BITS: u32>(row: &PackedRow<'_>, split: &Split, first: usize,
         let (constants, one) = (Constants::new::<BITS>(), in_register(_mm256_set1_epi16(1)));
         for group in (0..n).step_by(GROUP) {
             let n_units = GROUP.min(n - group);
-            let scales = _mm_loadu_si128(row.scales.as_ptr().add(first + group).cast());
+            let scales = _mm_loadu_si128(row.bytes.as_ptr().add(first + group).cast());
             let nibble = _mm_set1_epi8(15);
             let scales = [
                 _mm_and_si128(scales, nibble),

@@ -128,7 +128,7 @@ impl<const BITS: u32> GatherPass<'_, BITS> {
         // any of its scales on.
         unsafe {
             let load = |row: &PackedRow<'_>| {
-                let scales = row.scales.as_ptr().add(first);
+                let scales = row.bytes.as_ptr().add(first);
                 _mm_loadl_epi64(scales.cast())
             };
             let rows = &self.rows[2 * pair..];

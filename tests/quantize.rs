@@ -1,0 +1,110 @@
+//! `rwkv-edge quantize`: sizes that are asked for, and what each quantisation costs.
+
+use std::fs;
+
+#[path = "common/command.rs"]
+mod command;
+
+use command::{run, stderr, stdout};
+use serde_json::Value;
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+#[test]
+fn compared_quantisations_are_a_table_and_json() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let plot = folder.path().join("damage.svg");
+    let plot = plot.to_str().expect("UTF-8");
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/validation.txt");
+    let args = [
+        "quantize",
+        "--compare",
+        "int8,q5,q4",
+        "--text",
+        text,
+        "--limit",
+        "200",
+    ];
+    let table = stdout(&run([&args[..], &["--plot", plot]].concat()));
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(
+        lines[0].starts_with("200 tokens; f32 has a perplexity of "),
+        "{table}"
+    );
+    let names: Vec<_> = lines[2..5]
+        .iter()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(names, ["int8", "q5", "q4"], "{table}");
+    assert!(fs::read_to_string(plot)
+        .expect("was drawn")
+        .contains("<svg"));
+
+    let json = parse(&stdout(&run([&args[..], &["--json"]].concat())));
+    let number = |quant: usize, key: &str| json["compared"][quant][key].as_f64().expect("a number");
+    let rising = |key: &str| (0..3).map(|quant| number(quant, key)).collect::<Vec<_>>();
+    let (bits, divergence) = (rising("bits_per_weight"), rising("kl_mean"));
+    assert!(bits.windows(2).all(|pair| pair[0] > pair[1]), "{bits:?}");
+    assert!(
+        divergence.windows(2).all(|pair| pair[0] < pair[1]),
+        "{divergence:?}"
+    );
+    assert!(rising("tokens_per_s").iter().all(|&speed| speed > 0.0));
+    // The text shows the same numbers, alone and beside others.
+    let alone = [
+        "perplexity",
+        "--quant",
+        "q4",
+        "--against",
+        "f32",
+        "--limit",
+        "200",
+        "--json",
+        text,
+    ];
+    let alone = parse(&stdout(&run(alone)));
+    assert_eq!(alone["kl_mean"], json["compared"][2]["kl_mean"]);
+}
+
+#[test]
+fn files_are_as_large_as_was_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mixed.safetensors");
+    let file = file.to_str().expect("UTF-8");
+    stdout(&run(["quantize", "--target-size", "6500K", "-o", file]));
+    let size = fs::metadata(file).expect("was written").len();
+    assert!((6_200_000..=6500 * 1024).contains(&size), "{size}");
+    assert!(!stdout(&run(["-m", file, "-n", "8", "A trait is"])).is_empty());
+
+    stdout(&run(["quantize", "--target-bits", "5", "-o", file]));
+    let info = parse(&stdout(&run(["info", "--json", "-m", file])));
+    let bits = info["bits_per_weight"].as_f64().expect("a number");
+    assert!((4.9..=5.0).contains(&bits), "{bits}");
+
+    for (args, said) in [
+        (&["--target-size", "2M"][..], "expected "),
+        (&["--target-bits", "3"], "expected 4 to 8.5"),
+        (
+            &["--target-bits", "5", "--quant", "int8"],
+            "no --quant beside it",
+        ),
+        (
+            &["--target-bits", "5", "-m", file],
+            "expected the checkpoint",
+        ),
+        (&["--compare", "q4"], "--text"),
+    ] {
+        let other = folder.path().join("other.safetensors");
+        let other = other.to_str().expect("UTF-8");
+        let output = run([&["quantize", "-o", other], args].concat());
+        assert!(!output.status.success(), "{args:?}");
+        assert!(
+            stderr(&output).contains(said),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+        assert!(fs::metadata(other).is_err(), "{args:?}: wrote a file");
+    }
+}
