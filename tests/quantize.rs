@@ -94,7 +94,7 @@ fn files_are_as_large_as_was_asked() {
             &["--target-bits", "5", "-m", file],
             "expected the checkpoint",
         ),
-        (&["--compare", "q4"], "--text"),
+        (&["--compare", "q4", "--text", "x"], "cannot be used with"),
     ] {
         let other = folder.path().join("other.safetensors");
         let other = other.to_str().expect("UTF-8");
