@@ -157,7 +157,8 @@ fn prefill_in_any_chunking_equals_decode() {
     // All of them take an emulated CPU minutes.
     let n_rounds = if is_emulated() { 2 } else { 6 };
     let quants = [Quant::F32, Quant::F16, Quant::Int8, Quant::Q5, Quant::Q4];
-    for (name, quant) in goldens().flat_map(|name| quants.map(|quant| (name, quant))) {
+    let all = goldens().flat_map(|name| quants.map(|quant| (name, quant)));
+    for (name, quant) in all.filter(|(_, quant)| !(is_emulated() && *quant == Quant::Q5)) {
         let mut tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
         // The gemm crate, which f32 weights go to from 64 rows on, sums in another order.
         tokens.truncate(63);

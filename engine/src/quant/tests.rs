@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::blocks::{Blocks, RowSource};
 use super::convert::{convert_rows, convert_rows_in_pieces, UPLOAD_BYTES};
 use super::matrix::{Layout, Matrix};
-use super::parts::{MatrixRows, MatrixSize, PartKind, Stored};
+use super::parts::{MatrixRows, MatrixSize, Numbers, PartKind, Stored};
 use super::{Quant, Weights};
 use crate::error::Result;
 use crate::files::FileBytes;
@@ -177,10 +177,14 @@ impl Joined {
 
 #[test]
 fn pieces_are_the_whole() {
-    // Of 17 MiB in 4 bits, so that there are several of each.
-    let shape = (34, 1 << 20);
+    // Of 17 MiB or more, so that there are several of each. Emulated CPUs take minutes for the search of packed scales, and how
+    // rows are cut is no matter of the CPU.
+    let is_packed = |quant: Quant| quant.parts(1, 64)[0].numbers == Numbers::U8;
+    let is_emulated = cfg!(not(target_arch = "x86_64"));
     let pool = Pool::new(2);
-    for &quant in Quant::ALL {
+    let all = Quant::ALL.iter().copied();
+    for quant in all.filter(|&quant| !(is_emulated && is_packed(quant))) {
+        let shape = (if is_packed(quant) { 34 } else { 17 }, 1 << 20);
         let whole = matrix(quant, shape, &pool);
         let source = Noise { n_cols: shape.1 };
         let mut blocks = Blocks::new(&source, shape.0, shape.1, &pool);

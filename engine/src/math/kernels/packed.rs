@@ -43,7 +43,7 @@ pub(super) const NIBBLE_OFFSET: i32 = 32;
 /// Rows of packed weights.
 #[derive(Clone, Copy)]
 pub struct PackedRows<'a> {
-    /// (rows, [`packed_row_bytes`])
+    /// All rows, each as many bytes as its weights take in whole units of 64.
     pub bytes: &'a [u8],
     /// Weights of a row.
     pub cols: usize,
