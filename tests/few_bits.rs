@@ -11,9 +11,7 @@ fn formats(model: &Model) -> Vec<(String, Quant)> {
     let matrices = model.tensors().into_iter();
     let matrices = matrices.filter(|tensor| tensor.shape.len() == 2);
     let formats = matrices.map(|tensor| (tensor.name, tensor.quant));
-    formats
-        .filter(|(_, quant)| !matches!(quant, Quant::F32 | Quant::F16))
-        .collect()
+    formats.filter(|(_, quant)| !quant.is_float()).collect()
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn files_are_as_large_as_was_asked() {
         (&["--target-bits", "3"], "expected 4 to 8.5"),
         (
             &["--target-bits", "5", "--quant", "int8"],
-            "no --quant beside it",
+            "cannot be used with",
         ),
         (
             &["--target-bits", "5", "-m", file],

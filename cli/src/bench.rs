@@ -233,7 +233,7 @@ fn tokens(model: &Model, n: usize) -> Result<Vec<u32>> {
     Ok(all)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -37,7 +37,7 @@ impl ByTensor {
             .map(|(ours, _)| ours)
             .collect();
         // Low-rank matrices stay floats: beside what integers do to others there is nothing to see of them.
-        let is_integer = |tensor: &TensorInfo| !matches!(tensor.quant, Quant::F32 | Quant::F16);
+        let is_integer = |tensor: &TensorInfo| !tensor.quant.is_float();
         let some_are_integers = changed.iter().any(is_integer);
         let is_looked_at = |tensor: &&TensorInfo| is_integer(tensor) || !some_are_integers;
         let matrices: Vec<_> = changed.iter().filter(is_looked_at).cloned().collect();

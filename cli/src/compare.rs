@@ -1,7 +1,7 @@
 //! `rwkv-edge quantize --compare`: what each quantisation of a model costs, before one is chosen.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{bail, Context, Result};
@@ -10,6 +10,7 @@ use rwkv_edge_scoring::{measure, Outcome, Windows};
 use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
+use crate::bench::median;
 use crate::input::Input;
 use crate::model;
 use crate::numbers;
@@ -36,7 +37,7 @@ pub(crate) struct CompareArgs {
 
     /// The text for --compare; - is stdin
     #[arg(long, value_name = "FILE", requires = "compare")]
-    text: Option<std::path::PathBuf>,
+    text: Option<PathBuf>,
 
     /// Use so many tokens of --text at most
     #[arg(
@@ -47,13 +48,7 @@ pub(crate) struct CompareArgs {
 
     /// Draw the KL divergence against the bits, as SVG
     #[arg(long, value_name = "FILE", requires = "compare")]
-    plot: Option<std::path::PathBuf>,
-}
-
-impl CompareArgs {
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.compare.is_empty()
-    }
+    plot: Option<PathBuf>,
 }
 
 /// One line of the table.
@@ -134,8 +129,7 @@ fn decode_speed(model: &Model, tokens: &[u32]) -> Result<f64> {
         session.eval(&[token])?;
         times.push(start.elapsed().as_secs_f64());
     }
-    times.sort_by(f64::total_cmp);
-    Ok(1.0 / times[times.len() / 2])
+    Ok(1.0 / median(times))
 }
 
 fn to_text(lines: &[Line], of_reference: f64, n_tokens: usize) -> String {

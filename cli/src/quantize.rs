@@ -40,27 +40,20 @@ struct TargetArgs {
     /// Mix formats of 4 to 8 bits: so many bits a weight, such as 4.6
     ///
     /// The mean over all matrices that are not floats, with scales. Bits go where they take most damage away.
-    #[arg(long, value_name = "BITS", value_parser = milli_bits, conflicts_with = "target_size")]
+    #[arg(long, value_name = "BITS", value_parser = milli_bits, conflicts_with_all = ["target_size", "quant"])]
     target_bits: Option<u32>,
 
     /// Mix formats of 4 to 8 bits: a file of at most so many bytes, such as 120M
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "quant")]
     target_size: Option<ByteSize>,
 }
 
 impl TargetArgs {
-    fn of(&self, model: &ModelArgs) -> Result<Option<Target>> {
-        let target = match (self.target_bits, self.target_size) {
-            (Some(bits), _) => Target::MilliBits(bits),
-            (None, Some(ByteSize(bytes))) => Target::FileBytes(bytes),
-            (None, None) => return Ok(None),
-        };
-        match model.quant {
-            None => Ok(Some(target)),
-            Some(_) => {
-                bail!("--quant: formats are mixed for the size, expected no --quant beside it")
-            }
-        }
+    fn target(&self) -> Option<Target> {
+        let size = self
+            .target_size
+            .map(|ByteSize(bytes)| Target::FileBytes(bytes));
+        self.target_bits.map(Target::MilliBits).or(size)
     }
 }
 
@@ -76,11 +69,9 @@ fn milli_bits(text: &str) -> Result<u32, String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.compare.is_wanted() {
-        return compare::run(&args.compare, &args.model, args.json);
-    }
+    // One of the two is there, and only one.
     let Some(output) = &args.output else {
-        bail!("--output: missing, expected the file to write");
+        return compare::run(&args.compare, &args.model, args.json);
     };
     if let Some(source) = &args.model.model {
         let same = |a: &PathBuf, b: &PathBuf| match (fs::canonicalize(a), fs::canonicalize(b)) {
@@ -98,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Not only when everything is read, which may take minutes.
     drop(OutputFile::create(output)?);
     let mut model_args = args.model.clone();
-    let target = args.target.of(&model_args)?;
+    let target = args.target.target();
     if target.is_none() {
         model_args.quant.get_or_insert(Quant::Int8);
     }

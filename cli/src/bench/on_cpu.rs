@@ -58,9 +58,9 @@ pub(super) fn measure(args: &Args, model: &Model, program: &Program) -> Result<V
     // Prefill computes the logits of its last token only.
     let n = args.prompt_tokens as f64;
     let prefill_macs_per_s = prefill * (info.layer_macs as f64 + info.head_macs as f64 / n);
-    let path_peak = match info.quant {
-        rwkv_edge::Quant::F32 | rwkv_edge::Quant::F16 => f32_macs,
-        _ => int8_macs,
+    let path_peak = match info.quant.is_float() {
+        true => f32_macs,
+        false => int8_macs,
     };
     // The state is read and written.
     let decode_bytes = info.decode_bytes + 2 * info.state_bytes as u64;

@@ -25,7 +25,7 @@ use crate::math::numbers_of;
 use crate::math::threads::Pool;
 use crate::model::load::{convert, convert_in_pieces};
 use crate::model::{Inner, Loaded};
-use crate::networks::config::{Config, Sizes};
+use crate::networks::config::Config;
 use crate::networks::fingerprint::Fingerprint;
 use crate::networks::mix::Mix;
 use crate::networks::source::{RowsSource, TakeRows, WeightSource};
@@ -39,6 +39,7 @@ use crate::quant::parts::{BadPart, Numbers, PartKind, Stored};
 use crate::quant::{Quant, Weights};
 
 mod checksum;
+mod formats;
 
 pub(crate) use checksum::verify as verify_checksum;
 use checksum::{find as find_checksum, BLANK as CHECKSUM_BLANK};
@@ -287,7 +288,7 @@ impl ModelFile {
         Ok(ModelFile {
             mix: quant
                 .is_mixed()
-                .then(|| mix_in_file(&config.sizes, quant, &tensors)),
+                .then(|| formats::in_file(&config.sizes, quant, &tensors)),
             config,
             quant,
             fingerprint,
@@ -346,37 +347,6 @@ impl ModelFile {
             adapters: self.adapters,
         })
     }
-}
-
-/// How each matrix of a model of few bits is stored. Its tensor says it, because what is mixed may be chosen by whoever wrote
-/// the file.
-fn mix_in_file(sizes: &Sizes, quant: Quant, file: &SafetensorsFile) -> Mix {
-    let entries = file
-        .tensors
-        .iter()
-        .map(|entry| (entry.name.as_str(), entry));
-    let entries: BTreeMap<&str, &TensorEntry> = entries.collect();
-    let mut formats = BTreeMap::new();
-    let tensors = sizes
-        .architecture
-        .tensors(sizes, &sizes.architecture.whole(sizes));
-    for tensor in tensors.filter(|tensor| tensor.is_matrix() && !tensor.spec.is_low_rank()) {
-        let name = tensor.name();
-        let Some(entry) = entries.get(name.as_str()) else {
-            continue;
-        };
-        let (n_rows, n_cols) = tensor.stored_shape();
-        let is_stored_as = |quant: &Quant| {
-            let values = &quant.parts(n_rows, n_cols)[0];
-            quant.floats().is_none()
-                && entry.dtype == values.numbers.into()
-                && entry.shape == values.shape
-        };
-        if let Some(found) = Quant::ALL.iter().copied().find(is_stored_as) {
-            formats.insert(name, found);
-        }
-    }
-    Mix::of_formats(quant, formats)
 }
 
 fn tokenizer_file(tensors: &SafetensorsFile) -> Result<Option<TokenizerFile>> {

@@ -58,14 +58,9 @@ impl Candidate {
     /// `None` for what stays floats.
     fn of(tensor: &TensorAt<'_>) -> Option<Self> {
         let damage = tensor.spec.damage()?;
-        if tensor.quant(Quant::Q4).floats().is_some() {
-            return None;
-        }
-        let (n_rows, n_cols) = tensor.stored_shape();
         let mut steps: Vec<(Quant, f64, u64)> = Vec::with_capacity(STEPS.len());
         for (quant, error) in STEPS {
-            let parts = quant.parts(n_rows, n_cols);
-            let bytes = parts.iter().map(|part| part.size_bytes()).sum();
+            let bytes = quant.stored_bytes(tensor.stored_shape());
             // Packed rows are filled up to 64 weights: in narrow matrices a better format may be the smaller one.
             while steps.last().is_some_and(|worse| worse.2 >= bytes) {
                 steps.pop();
@@ -102,8 +97,8 @@ impl Mix {
         let tensors = sizes
             .architecture
             .tensors(sizes, &sizes.architecture.whole(sizes));
-        let (mut candidates, mut other_bytes, mut n_weights) = (Vec::new(), more_bytes, 0);
-        other_bytes += FILE_BYTES_OF_METADATA;
+        let (mut candidates, mut n_weights) = (Vec::new(), 0);
+        let mut other_bytes = more_bytes + FILE_BYTES_OF_METADATA;
         for tensor in tensors {
             other_bytes += FILE_BYTES_OF_TENSOR;
             match Candidate::of(&tensor) {
@@ -206,16 +201,15 @@ mod tests {
             .tensors(sizes, &sizes.architecture.whole(sizes));
         let matrices = tensors.filter(|tensor| Candidate::of(tensor).is_some());
         matrices.fold((0, 0), |(bytes, n), tensor| {
-            let (n_rows, n_cols) = tensor.stored_shape();
-            let parts = mix.format(&tensor).parts(n_rows, n_cols);
-            let of_parts: u64 = parts.iter().map(|part| part.size_bytes()).sum();
-            (bytes + of_parts, n + tensor.len() as u64)
+            let of_tensor = mix.format(&tensor).stored_bytes(tensor.stored_shape());
+            (bytes + of_tensor, n + tensor.len() as u64)
         })
     }
 
     #[test]
     fn mixes_fill_what_they_are_given_and_no_more() {
         let sizes = sizes([50_277, 768, 12, 768, 3072]);
+        let usual = |quant| bytes(&Mix::of_formats(quant, BTreeMap::new()), &sizes).0;
         let mut last = 0;
         for bits in [4200, 4600, 4750, 5000, 5500, 6100, 7000, 8000, 9000] {
             let mix = Mix::new(&sizes, Target::MilliBits(bits), 0).expect("enough");
@@ -223,9 +217,10 @@ mod tests {
             let found = 8000.0 * bytes as f64 / n as f64;
             assert!(found <= f64::from(bits), "{bits}: {found}");
             assert!(found >= f64::from(bits.min(8000)) - 60.0, "{bits}: {found}");
-            let usual = Mix::of_formats(mix.quant, BTreeMap::new());
-            let usual = super::tests::bytes(&usual, &sizes).0;
-            assert!((mix.more_bytes(&sizes) - (bytes as i64 - usual as i64)).abs() < 1 << 20);
+            assert_eq!(
+                mix.more_bytes(&sizes),
+                bytes as i64 - usual(mix.quant) as i64
+            );
             assert!(bytes >= last);
             last = bytes;
         }

@@ -29,13 +29,20 @@ pub(crate) enum Sensitivity {
 const Q4_BITS_MAX: f64 = 4.75;
 
 impl TensorSpec {
+    /// Rounding errors of the matrix matter more than those of most.
+    pub(crate) const fn sensitive(mut self, sensitivity: Sensitivity) -> Self {
+        self.sensitivity = sensitivity;
+        self
+    }
+
     /// What rounding errors of a matrix do to predictions, for each number, relative to those of the embedding; `None` of
-    /// vectors. Means over the trained models of versions 4 and 7.
+    /// what stays floats. Means over the trained models of versions 4 and 7.
     pub(crate) fn damage(&self) -> Option<f64> {
         let Shape::Matrix { layout, .. } = self.shape else {
             return None;
         };
         Some(match (self.sensitivity, layout) {
+            (_, Layout::LowRank) => return None,
             (_, Layout::RowPerInput) => 0.15,
             (Sensitivity::Highest, _) => 0.9,
             (Sensitivity::High, _) => 0.5,
@@ -81,14 +88,10 @@ fn layers_with_more_bits(sizes: &Sizes) -> usize {
     });
     let (mut n_numbers, mut n_bytes, mut cost) = (0.0, 0.0, 0.0);
     for (tensor, times) in outside.chain(in_layers) {
-        if tensor.spec.damage().is_none() || tensor.spec.is_low_rank() || !tensor.is_there() {
+        if tensor.spec.damage().is_none() || !tensor.is_there() {
             continue;
         }
-        let (n_rows, n_cols) = tensor.stored_shape();
-        let bytes = |quant: Quant| {
-            let parts = quant.parts(n_rows, n_cols);
-            parts.iter().map(|part| part.size_bytes()).sum::<u64>() as f64
-        };
+        let bytes = |quant: Quant| quant.stored_bytes(tensor.stored_shape()) as f64;
         let stored = match tensor.spec.sensitivity {
             Sensitivity::Large => {
                 cost = bytes(Quant::Q5) - bytes(Quant::Q4);

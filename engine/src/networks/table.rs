@@ -460,12 +460,6 @@ impl TensorSpec {
         self
     }
 
-    /// Rounding errors of the matrix matter more than those of most.
-    pub(crate) const fn sensitive(mut self, sensitivity: Sensitivity) -> Self {
-        self.sensitivity = sensitivity;
-        self
-    }
-
     /// Rows of the matrix are normalised by a layer norm.
     pub(crate) const fn in_front_of_norm(mut self, norm: &'static str) -> Self {
         self.nearby_norm = NearbyNorm::Behind { norm };

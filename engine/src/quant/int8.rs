@@ -33,14 +33,14 @@ use crate::quant::blocks::{Block, Blocks};
 use crate::quant::exponents::{largest_product, Importance};
 use crate::quant::matrix::{Buffer, Layout};
 use crate::quant::parts::{Numbers, PartKind};
-use crate::quant::scales::{self, check_scales, Columns, Scales, SCALES};
+use crate::quant::scales::{self, check_scales, ColumnExponents, Scales, SCALES};
 use crate::quant::{
     ByInput, Format, Inputs, IntegerSums, Quant, Room, SumsOfIntegers, TakeParts, Weights,
 };
 
 /// Rows of one task.
 const TASK_ROWS: usize = 16;
-/// Columns that are looked at together.
+/// ColumnExponents that are looked at together.
 const LANES: usize = 16;
 
 /// A matrix of 8-bit integers.
@@ -182,7 +182,7 @@ impl Format for Int8 {
         fetch(factors);
         let weights = self.rows(n_cols, &outputs);
         kernels.dots_i8(weights, inputs.integers, n_cols, room.sums);
-        inputs.rescale(kernels, room.sums, factors, out);
+        inputs.rescale(kernels, room.sums, factors, 0, out);
     }
 
     fn by_input(&self) -> ByInput<'_> {
@@ -192,7 +192,7 @@ impl Format for Int8 {
 
 /// How the rows of a matrix are rounded to integers.
 struct Rounding {
-    columns: Columns,
+    columns: ColumnExponents,
     drifts: Option<Drifts>,
 }
 
@@ -203,7 +203,7 @@ impl Rounding {
     ///
     /// Those of reading it.
     fn new(blocks: &mut Blocks<'_>) -> Result<Self> {
-        let columns = Columns::new(blocks)?;
+        let columns = ColumnExponents::new(blocks)?;
         let drifts = Drifts::new(&blocks.importance, &columns.inverses)?;
         Ok(Rounding { columns, drifts })
     }
@@ -215,7 +215,7 @@ impl scales::Rounding for Rounding {
     type Number = i8;
     const STEP: f32 = Rounding::STEP;
 
-    fn columns(&self) -> &Columns {
+    fn columns(&self) -> &ColumnExponents {
         &self.columns
     }
 

@@ -253,6 +253,11 @@ impl Quant {
         }
     }
 
+    /// Whether matrices are floats, and not integers with scales.
+    pub fn is_float(self) -> bool {
+        self.floats().is_some()
+    }
+
     /// The type of the weights where they are nothing but floats.
     pub(crate) fn floats(self) -> Option<Numbers> {
         of_quant!(self, F => F::FLOATS)
@@ -266,6 +271,13 @@ impl Quant {
     /// What a matrix consists of, the weights first.
     pub(crate) fn parts(self, n_rows: usize, n_cols: usize) -> Vec<PartKind> {
         of_quant!(self, F => F::parts(n_rows, n_cols))
+    }
+
+    /// Bytes of all parts of a matrix, also of those that may be left out.
+    pub(crate) fn stored_bytes(self, (n_rows, n_cols): (usize, usize)) -> u64 {
+        let parts = self.parts(n_rows, n_cols);
+        let bytes = parts.iter().map(PartKind::size_bytes);
+        bytes.fold(0, u64::saturating_add)
     }
 
     /// Bytes of one row of weights, without what belongs to it.
@@ -312,17 +324,19 @@ pub(crate) struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Integer sums (rows, outputs) back to numbers; `factors` belong to the outputs.
+    /// Integer sums (rows, outputs) back to numbers, those of the outputs from `first` on; `factors` belong to these.
     #[inline]
     fn rescale(
         &self,
         kernels: KernelSet,
         sums: &[i32],
         factors: &[f32],
+        first: usize,
         out: &mut ColumnBlock<'_, f32>,
     ) {
         for (row, sums) in sums.chunks_exact(factors.len()).enumerate() {
-            kernels.rescale_sums(sums, self.scales[row], factors, out.row_mut(row));
+            let out = &mut out.row_mut(row)[first..][..factors.len()];
+            kernels.rescale_sums(sums, self.scales[row], factors, out);
         }
     }
 }

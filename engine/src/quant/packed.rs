@@ -22,17 +22,18 @@ use half::f16;
 use super::blocks::{Block, Blocks};
 use super::matrix::{Buffer, Layout};
 use super::parts::{Numbers, PartKind};
-use super::scales::{self, check_scales, Columns, Scales};
+use super::scales::{self, check_scales, ColumnExponents, Scales};
 use super::{
     ByInput, Format, Inputs, IntegerSums, Quant, Room, SumsOfIntegers, TakeParts, Weights,
 };
 use crate::error::Result;
 use crate::files::FileBytes;
-use crate::math::collected;
+
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::packed::{code, high_bits, packed_row_bytes, BLOCK, UNIT};
 use crate::math::kernels::{ActivationBounds, KernelSet, PackedRows};
-use crate::math::threads::ColumnBlock;
+use crate::math::threads::{ColumnBlock, Columns};
+use crate::math::{collected, zeroed};
 
 /// A weight of 1 in the scale of its row: then row scales are about as large as the largest weights, and in the range of f16
 /// where these are.
@@ -42,8 +43,6 @@ const SCALE_MAX: u8 = 16;
 /// From so many rows of activations on, weights are widened to 16 bits once for all rows: in AVX2 that takes 0.05 ns a weight,
 /// then 0.014 a row, where each row takes 0.025 from the bits.
 const WIDENED_FROM: usize = 5;
-/// Rows that one task rounds.
-const TASK_ROWS: usize = 16;
 
 /// A matrix of numbers of `BITS` bits.
 #[derive(Clone)]
@@ -229,7 +228,7 @@ where
         if x.n < WIDENED_FROM || n_widened == 0 {
             let weights = self.rows(n_cols, &outputs);
             kernels.dots_packed(weights, x, room.sums);
-            return inputs.rescale(kernels, room.sums, factors, out);
+            return inputs.rescale(kernels, room.sums, factors, 0, out);
         }
         for first in outputs.clone().step_by(n_widened) {
             let rows = first..(first + n_widened).min(outputs.end);
@@ -237,12 +236,9 @@ where
             let sums = &mut room.sums[..rows.len() * x.n];
             kernels.widen_packed(self.rows(n_cols, &rows), widened);
             kernels.dots_i16(widened, x, n_cols, sums);
-            let at = rows.start - outputs.start..rows.end - outputs.start;
-            let factors = &factors[at.clone()];
-            for (row, sums) in sums.chunks_exact(rows.len()).enumerate() {
-                let out = &mut out.row_mut(row)[at.clone()];
-                kernels.rescale_sums(sums, inputs.scales[row], factors, out);
-            }
+            let first = rows.start - outputs.start;
+            let factors = &factors[first..][..rows.len()];
+            inputs.rescale(kernels, sums, factors, first, out);
         }
     }
 
@@ -253,7 +249,7 @@ where
 
 /// How the rows of a matrix are rounded.
 struct Rounding<const BITS: u32> {
-    columns: Columns,
+    columns: ColumnExponents,
     /// (n_cols, filled up to whole units) what an error of one in the integers of a column costs, relative to the others
     weights: Vec<f32>,
 }
@@ -264,7 +260,7 @@ impl<const BITS: u32> Rounding<BITS> {
     /// # Errors
     /// Those of reading it.
     fn new(blocks: &mut Blocks<'_>) -> Result<Self> {
-        let columns = Columns::new(blocks)?;
+        let columns = ColumnExponents::new(blocks)?;
         let squares = &blocks.importance.columns;
         let n_cols = columns.inverses.len();
         let is_known = squares.len() == n_cols;
@@ -296,7 +292,7 @@ impl<const BITS: u32> scales::Rounding for Rounding<BITS> {
     type Number = u8;
     const STEP: f32 = STEP;
 
-    fn columns(&self) -> &Columns {
+    fn columns(&self) -> &ColumnExponents {
         &self.columns
     }
 
@@ -306,47 +302,33 @@ impl<const BITS: u32> scales::Rounding for Rounding<BITS> {
 
     fn round(&self, block: &Block<'_>, values: &mut [u8], row_scales: &mut [f16]) -> Result<()> {
         let (n_cols, row_bytes) = (self.columns.inverses.len(), self.row_numbers());
-        let (numbers, pool) = (block.numbers, block.pool);
-        let codes = Codes::new::<BITS>();
-        let n_blocks = self.weights.len() / BLOCK;
-        // The best scales of all blocks of some rows need memory; they are searched for twice instead, which is
-        // a third of the time.
-        pool.run_chunks(row_scales, TASK_ROWS, |task, scales| {
-            let rows = numbers[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
-            for (scale, row) in scales.iter_mut().zip(rows) {
-                let mut largest = 0.0_f32;
-                for index in 0..n_blocks {
-                    let found = self.block(row, index).best_scale(&codes);
-                    largest = if found > largest { found } else { largest };
-                }
-                *scale = f16::from_f32(largest / (f32::from(SCALE_MAX) * STEP));
+        let (codes, n_blocks) = (Codes::new::<BITS>(), self.weights.len() / BLOCK);
+        let mut best_scales = zeroed(block.rows.len().saturating_mul(n_blocks), scales::SCALES)?;
+        let rows = (
+            Columns::new(values, row_bytes),
+            Columns::new(&mut best_scales, n_blocks),
+        );
+        let round = |row: usize, values: &mut [u8], best: &mut [f32], scale: &mut f16| {
+            let numbers = &block.numbers[row * n_cols..][..n_cols];
+            let mut largest = 0.0_f32;
+            for (index, best) in best.iter_mut().enumerate() {
+                *best = self.block(numbers, index).best_scale(&codes);
+                largest = if *best > largest { *best } else { largest };
             }
-        });
-        check_scales(block, row_scales, (Self::name(), "6e4"))?;
-        let scales = &*row_scales;
-        pool.run_chunks(values, TASK_ROWS * row_bytes, |task, values| {
-            let first = task * TASK_ROWS;
-            let rows = numbers[first * n_cols..].chunks_exact(n_cols);
-            let rows = rows.zip(&scales[first..]);
-            for (values, (row, scale)) in values.chunks_exact_mut(row_bytes).zip(rows) {
-                let mut packed = PackedRowMut::<BITS>::new(values);
-                let step = scale.to_f32() * STEP;
-                for index in 0..n_blocks {
-                    let block = self.block(row, index);
-                    let (scale, bits) = block.round(&codes, step);
-                    packed.put(index, scale, &bits);
-                }
+            *scale = f16::from_f32(largest / (f32::from(SCALE_MAX) * STEP));
+            let mut packed = PackedRowMut::<BITS>::new(values);
+            let step = scale.to_f32() * STEP;
+            for (index, &best) in best.iter().enumerate() {
+                let (scale, bits) = self.block(numbers, index).round(&codes, best, step);
+                packed.put(index, scale, &bits);
             }
-        });
-        Ok(())
+        };
+        block.pool.run_rows(rows, row_scales, round);
+        check_scales(block, row_scales, (Packed::<BITS>::NAME, "6e4"))
     }
 }
 
 impl<const BITS: u32> Rounding<BITS> {
-    fn name() -> &'static str {
-        Packed::<BITS>::NAME
-    }
-
     /// One block of a row, with the columns' factors taken out; 0 behind the last column.
     #[inline]
     fn block(&self, row: &[f32], index: usize) -> BlockOfRow {
@@ -408,14 +390,14 @@ impl BlockOfRow {
         best
     }
 
-    /// The scale of the block, 1 to 16 times `step`, and the bits of its weights.
+    /// The scale of the block, 1 to 16 times `step`, near the best one, and the bits of its weights.
     #[inline]
-    fn round(&self, codes: &Codes, step: f32) -> (u8, [u8; BLOCK]) {
+    fn round(&self, codes: &Codes, best_scale: f32, step: f32) -> (u8, [u8; BLOCK]) {
         let mut best = (1, std::array::from_fn(|i| codes.zero(i)));
         if step == 0.0 {
             return best;
         }
-        let wanted = (self.best_scale(codes) / step).round();
+        let wanted = (best_scale / step).round();
         let wanted = wanted.clamp(1.0, f32::from(SCALE_MAX)) as u8;
         let mut least = f32::INFINITY;
         for scale in wanted.saturating_sub(1).max(1)..=(wanted + 1).min(SCALE_MAX) {

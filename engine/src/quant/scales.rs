@@ -19,7 +19,7 @@ use super::parts::{Numbers, PartKind};
 use super::TakeParts;
 use crate::error::{Error, Result};
 use crate::files::FileBytes;
-use crate::math::{collected, numbers_of, reserve, resized, zeroed};
+use crate::math::{collected, copied, numbers_of, reserve, resized, zeroed};
 
 /// Column exponents are left out where scales would cost more than half a bit a weight: only in
 /// matrices narrower than about 50, which no published model has.
@@ -147,14 +147,14 @@ impl Scales {
 }
 
 /// The exponents of a matrix's columns.
-pub(super) struct Columns {
+pub(super) struct ColumnExponents {
     /// (n_cols)
     exponents: Vec<i8>,
     /// (n_cols) 1 over the columns' factors
     pub(super) inverses: Vec<f32>,
 }
 
-impl Columns {
+impl ColumnExponents {
     /// Chooses them; reads the matrix, several times where it is large.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ impl Columns {
         } else {
             zeroed(n_cols, SCALES)?
         };
-        Ok(Columns {
+        Ok(ColumnExponents {
             inverses: inverse_factors(&exponents)?,
             exponents,
         })
@@ -179,7 +179,7 @@ pub(super) trait Rounding {
     /// What a stored row consists of.
     type Number: Pod;
 
-    fn columns(&self) -> &Columns;
+    fn columns(&self) -> &ColumnExponents;
 
     /// How many of them.
     fn row_numbers(&self) -> usize;
@@ -215,7 +215,7 @@ pub(super) fn convert<R: Rounding>(
         let (values, scales) = (&mut values[rows.start * n..], &mut row_scales[rows.start..]);
         rounding.round(block, values, scales)
     })?;
-    let exponents = rounding.columns().exponents.clone();
+    let exponents = copied(&rounding.columns().exponents, SCALES)?;
     Ok((values, Scales::new(row_scales, exponents, R::STEP)?))
 }
 

@@ -14,7 +14,7 @@ mod turns;
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rwkv_edge::{Error, ErrorKind, Model, Output, Result, Span, State, Workspace};
 
@@ -376,13 +376,13 @@ impl Branching {
         let is_last = self.choice + 1 == self.running.n_choices();
         let (state, mut row) = match is_last {
             true => (self.state.take(), std::mem::take(&mut self.row)),
-            false => (None, self.row.clone()),
+            false => {
+                let state = self.state.as_ref().map(State::try_clone);
+                (state.transpose()?, self.row.clone())
+            }
         };
-        let state = match (state, &self.state) {
-            (Some(state), _) => state,
-            (None, Some(state)) => state.try_clone()?,
-            (None, None) => model.try_new_state()?,
-        };
+        // Nothing takes it but the last choice, behind which there is none.
+        let state = state.ok_or_else(panicked)?;
         let mut sequence = Sequence::new(&self.running, self.choice, model, state, room)?;
         let outcome = draw_one(&mut sequence, &mut row)?;
         self.choice += 1;
@@ -425,6 +425,11 @@ fn goes_on(running: &Arc<Running>, outcome: Result<Option<Ended>>, store: &Store
 pub(crate) fn panicked() -> Error {
     let text = "a panic, which is a bug in rwkv-edge";
     Error::new(ErrorKind::Backend, text)
+}
+
+/// What a lock guards, whether or not somebody panicked who held it.
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a job is told that nobody works on any more.

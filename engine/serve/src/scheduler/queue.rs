@@ -5,12 +5,12 @@
 //! its other choices in the same turns: nobody waits until room for all of them is free at once.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::ending;
+use super::{ending, guard};
 use crate::job::{Event, Job, Owner};
 
 /// How often is looked whether what waits is still wanted.
@@ -217,10 +217,6 @@ impl Drop for Room {
         guard(&self.0.inner).n_free += 1;
         self.0.changed.notify_all();
     }
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

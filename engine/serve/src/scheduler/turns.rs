@@ -1,10 +1,11 @@
 //! What is taken in turns, and which sessions a job works on.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use rwkv_edge::Result;
 
+use super::guard;
 use crate::job::Owner;
 use crate::session_errors;
 use crate::store::{SessionLock, Store};
@@ -99,10 +100,6 @@ impl Drop for IsOpen {
         self.lock = None;
         guard(&self.sessions.open).remove(&self.session);
     }
-}
-
-fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

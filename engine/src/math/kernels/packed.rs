@@ -40,6 +40,29 @@ pub(crate) const NIBBLE_CODES: [i8; 16] = [
 #[cfg(target_arch = "x86_64")]
 pub(super) const NIBBLE_OFFSET: i32 = 32;
 
+/// A call for packed weights with their bits as a constant, `$BITS`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! of_bits {
+    ($weights:expr, $BITS:ident => $call:expr) => {
+        match $weights.bits {
+            4 => {
+                const $BITS: u32 = 4;
+                $call
+            }
+            5 => {
+                const $BITS: u32 = 5;
+                $call
+            }
+            _ => {
+                const $BITS: u32 = 6;
+                $call
+            }
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use of_bits;
+
 /// Rows of packed weights.
 #[derive(Clone, Copy)]
 pub struct PackedRows<'a> {

@@ -130,13 +130,7 @@ unsafe fn total(sums: __m256i) -> i32 {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn dots(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]) {
     // SAFETY: as here.
-    unsafe {
-        match weights.bits {
-            4 => dots_of::<4>(weights, x, out),
-            5 => dots_of::<5>(weights, x, out),
-            _ => dots_of::<6>(weights, x, out),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => dots_of::<BITS>(weights, x, out)) }
 }
 
 /// # Safety

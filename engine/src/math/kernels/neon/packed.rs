@@ -172,13 +172,7 @@ impl Products for Dotprod {
 #[inline(always)]
 pub(super) unsafe fn dots<P: Products>(weights: PackedRows<'_>, x: Rows<'_, i16>, out: &mut [i32]) {
     // SAFETY: as here.
-    unsafe {
-        match weights.bits {
-            4 => dots_of::<P, 4>(weights, x, out),
-            5 => dots_of::<P, 5>(weights, x, out),
-            _ => dots_of::<P, 6>(weights, x, out),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => dots_of::<P, BITS>(weights, x, out)) }
 }
 
 /// # Safety
@@ -276,13 +270,7 @@ unsafe fn add_dots<P: Products, const BITS: u32, const O: usize>(
 /// Lengths are as `KernelSet::widen_packed` demands.
 pub(super) unsafe fn widen(weights: PackedRows<'_>, out: &mut [i16]) {
     // SAFETY: as here.
-    unsafe {
-        match weights.bits {
-            4 => widen_of::<4>(weights, out),
-            5 => widen_of::<5>(weights, out),
-            _ => widen_of::<6>(weights, out),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => widen_of::<BITS>(weights, out)) }
 }
 
 /// # Safety
@@ -331,13 +319,7 @@ pub(super) unsafe fn gather(
     out: &mut [i32],
 ) {
     // SAFETY: as here.
-    unsafe {
-        match weights.bits {
-            4 => gather_of::<4>(weights, rows, values, out),
-            5 => gather_of::<5>(weights, rows, values, out),
-            _ => gather_of::<6>(weights, rows, values, out),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => gather_of::<BITS>(weights, rows, values, out)) }
 }
 
 /// # Safety
@@ -414,13 +396,7 @@ pub(super) unsafe fn pack(weights: PackedRows<'_>, first: usize, n: usize, panel
         return packed::pack_packed(weights, first, n, panel);
     }
     // SAFETY: as here; the sixteen columns lie in one unit.
-    unsafe {
-        match weights.bits {
-            4 => pack_of::<4>(weights, first, panel),
-            5 => pack_of::<5>(weights, first, panel),
-            _ => pack_of::<6>(weights, first, panel),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => pack_of::<BITS>(weights, first, panel)) }
 }
 
 /// # Safety

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::super::packed::{PackedRow, PackedRows, BLOCK, UNIT};
+use super::super::super::packed::{self, PackedRow, PackedRows, BLOCK, UNIT};
 use super::super::gather::{Fetch, PassRows, GROUP as ROWS};
 use super::codes::{unsigned, Constants};
 use super::{factor_and_offset, unit_bytes};
@@ -21,13 +21,7 @@ pub(in super::super) unsafe fn gather(
     out: &mut [i32],
 ) {
     // SAFETY: as here.
-    unsafe {
-        match weights.bits {
-            4 => gather_of::<4>(weights, rows, values, out),
-            5 => gather_of::<5>(weights, rows, values, out),
-            _ => gather_of::<6>(weights, rows, values, out),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => gather_of::<BITS>(weights, rows, values, out)) }
 }
 
 /// Pairs of the rows of one pass.

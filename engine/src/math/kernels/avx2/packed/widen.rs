@@ -11,13 +11,7 @@ use super::codes::{half_of_block, scaled, scales_of, unsigned, Constants};
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in super::super) unsafe fn widen(weights: PackedRows<'_>, out: &mut [i16]) {
     // SAFETY: as here.
-    unsafe {
-        match weights.bits {
-            4 => widen_of::<4>(weights, out),
-            5 => widen_of::<5>(weights, out),
-            _ => widen_of::<6>(weights, out),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => widen_of::<BITS>(weights, out)) }
 }
 
 /// # Safety
@@ -72,13 +66,7 @@ pub(in super::super) unsafe fn pack(
         return packed::pack_packed(weights, first, n, panel);
     }
     // SAFETY: as here; the sixteen columns lie in one unit.
-    unsafe {
-        match weights.bits {
-            4 => pack_of::<4>(weights, first, panel),
-            5 => pack_of::<5>(weights, first, panel),
-            _ => pack_of::<6>(weights, first, panel),
-        }
-    }
+    unsafe { packed::of_bits!(weights, BITS => pack_of::<BITS>(weights, first, panel)) }
 }
 
 /// # Safety
