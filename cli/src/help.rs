@@ -86,6 +86,8 @@ Examples:
         "\
 Examples:
   rwkv-edge quantize --model rwkv-4-169m-pile --quant int8 -o rwkv-4-169m.safetensors
+  rwkv-edge quantize --model rwkv-4-169m-pile --compare int8,q5,q4 --text text.txt
+  rwkv-edge quantize --model rwkv-4-169m-pile --target-size 100M -o rwkv-4-169m.safetensors
   rwkv-edge --model rwkv-4-169m.safetensors \"Once upon a time\"",
     ),
     (
