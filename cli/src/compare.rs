@@ -11,6 +11,7 @@ use serde_json::{json, Value};
 
 use crate::args::{ModelArgs, Quant};
 use crate::bench::median;
+use crate::calibrate::CalibrateArgs;
 use crate::input::Input;
 use crate::model;
 use crate::numbers;
@@ -60,15 +61,27 @@ struct Line {
     tokens_per_s: f64,
 }
 
-pub(crate) fn run(args: &CompareArgs, model_args: &ModelArgs, as_json: bool) -> Result<()> {
+/// What is quantised is calibrated, where there is a text for that.
+pub(crate) fn run(
+    args: &CompareArgs,
+    calibrate: &CalibrateArgs,
+    model_args: &ModelArgs,
+    as_json: bool,
+) -> Result<()> {
     let plot = args.plot.as_deref().map(Plot::create).transpose()?;
     let file = args.text.as_deref().unwrap_or(Path::new("-"));
     let mut input = Input::open(file)?;
+    let calibration = calibrate.tokens(model_args)?;
     let open = |quant| {
         let mut wanted = model_args.clone();
         wanted.quant = Some(quant);
-        model::open(&wanted)
-            .with_context(|| format!("the model as {}", rwkv_edge::Quant::from(quant)))
+        let opened = match &calibration {
+            Some(tokens) if !matches!(quant, Quant::F32 | Quant::F16) => {
+                model::open_to_copy(&wanted, None, Some(tokens))
+            }
+            _ => model::open(&wanted),
+        };
+        opened.with_context(|| format!("the model as {}", rwkv_edge::Quant::from(quant)))
     };
     let reference = open(Quant::F32)?;
     let tokens = input.tokenize(&reference, args.limit as usize)?;

@@ -88,6 +88,11 @@ impl Input {
         Ok(())
     }
 
+    /// What there is still to read.
+    pub(crate) fn reader(&mut self) -> &mut dyn BufRead {
+        &mut *self.reader
+    }
+
     /// The tokens of the text, of the first so many at most.
     pub(crate) fn tokenize(&mut self, model: &Model, n_max: usize) -> Result<Tokens> {
         let tokens = model.tokenize(&mut self.reader, n_max);

@@ -18,6 +18,7 @@ mod bench;
 mod by_tensor;
 mod byte_size;
 mod cache_folder;
+mod calibrate;
 mod chat;
 mod compare;
 mod completions;

@@ -54,8 +54,50 @@ pub(crate) fn open_to_look(args: &ModelArgs) -> Result<Model> {
 }
 
 /// Opens a model of which a quantised copy is made, and hints at no other way to make one.
-pub(crate) fn open_to_copy(args: &ModelArgs, target: Option<Target>) -> Result<Model> {
-    open_model(args, options(args).target(target), Purpose::Copy)
+///
+/// With tokens it is calibrated by them.
+pub(crate) fn open_to_copy(
+    args: &ModelArgs,
+    target: Option<Target>,
+    tokens: Option<&[u32]>,
+) -> Result<Model> {
+    let options = options(args).target(target);
+    match tokens {
+        None => open_model(args, options, Purpose::Copy),
+        Some(tokens) => open_calibrated(args, options, tokens),
+    }
+}
+
+/// Opens a checkpoint and quantises it by these tokens.
+fn open_calibrated(args: &ModelArgs, options: Options, tokens: &[u32]) -> Result<Model> {
+    let start = Instant::now();
+    args.lora.checked()?;
+    let Some(model) = &args.model else {
+        bail!("no model to calibrate, expected --model");
+    };
+    let path = hub::locate(model)?.path;
+    let mut progress = Progress::at_once("calibrating");
+    let model = Model::open_calibrated(&path, &options, tokens, &mut |p| {
+        progress.show(p.done, p.total)
+    })?;
+    drop(progress);
+    describe(&model, start.elapsed());
+    tell_of_small_tokenizer(&model);
+    Ok(model)
+}
+
+/// The tokenizer of a model whose weights are not read yet, for a text.
+pub(crate) fn open_tokenizer_of(args: &ModelArgs) -> Result<Tokenizer> {
+    let Some(model) = &args.model else {
+        bail!("no model, expected --model");
+    };
+    let path = hub::locate(model)?.path;
+    let mut options = options(args);
+    if options.tokenizer.is_none() {
+        paths::check_tokenizer(&path)?;
+        options.tokenizer = missing_tokenizer(&path)?;
+    }
+    Ok(Model::open_tokenizer(&path, &options)?)
 }
 
 pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::{ModelArgs, Quant};
 use crate::byte_size::ByteSize;
+use crate::calibrate::CalibrateArgs;
 use crate::compare::{self, CompareArgs};
 use crate::progress::Progress;
 use crate::{hub, model, note, paths};
@@ -25,6 +26,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     target: TargetArgs,
+
+    #[command(flatten)]
+    calibrate: CalibrateArgs,
 
     #[command(flatten)]
     compare: CompareArgs,
@@ -71,7 +75,7 @@ fn milli_bits(text: &str) -> Result<u32, String> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     // One of the two is there, and only one.
     let Some(output) = &args.output else {
-        return compare::run(&args.compare, &args.model, args.json);
+        return compare::run(&args.compare, &args.calibrate, &args.model, args.json);
     };
     if let Some(source) = &args.model.model {
         let same = |a: &PathBuf, b: &PathBuf| match (fs::canonicalize(a), fs::canonicalize(b)) {
@@ -93,7 +97,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if target.is_none() {
         model_args.quant.get_or_insert(Quant::Int8);
     }
-    let model = model::open_to_copy(&model_args, target)?;
+    let tokens = args.calibrate.tokens(&model_args)?;
+    let model = model::open_to_copy(&model_args, target, tokens.as_deref())?;
     let template = chat_template(args)?;
     let mut progress = Progress::at_once("writing");
     model.save(output, &mut |p| progress.show(p.done, p.total))?;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 pub(crate) mod aligned;
 pub(crate) mod exp;
 pub(crate) mod kernels;
+pub(crate) mod linear;
 pub(crate) mod threads;
 
 /// A vector with room for `n` elements of what is called `what`, or an error where the allocator refuses.

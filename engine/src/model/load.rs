@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::calibration::Calibration;
 use super::Loaded;
 use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
 use crate::devices::plan::Plan;
@@ -18,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::math::resized;
 use crate::math::threads::Pool;
 use crate::networks::fingerprint::{samples, Hasher};
-use crate::networks::source::{RowsSource, TakeRows, WeightSource};
+use crate::networks::mix::Mix;
+use crate::networks::source::{CalibratedSource, RowsSource, TakeRows, WeightSource};
 use crate::networks::state::StateLayout;
 use crate::networks::table::TensorAt;
 use crate::progress::{Counter, Progress, ProgressUnit};
@@ -34,12 +36,13 @@ use crate::quant::{Quant, Weights};
 const TASK_ROWS_ACROSS: usize = 256;
 
 /// Loads a checkpoint; `progress` counts weights. Where memory is short, no page is kept that
-/// was read only to be copied.
+/// was read only to be copied. With a calibration, it is quantised by what a text does to it.
 pub(crate) fn load(
     checkpoint: Checkpoint,
     plan: &Plan,
     pool: &Pool,
     is_short: bool,
+    calibration: Option<&Calibration<'_>>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Loaded> {
     let total = checkpoint
@@ -47,19 +50,22 @@ pub(crate) fn load(
         .values()
         .map(|tensor| tensor.len() as u64)
         .sum();
-    let mut hasher = Hasher::new(&checkpoint.config);
-    for adapter in &checkpoint.adapters {
-        hasher.adapter(adapter.identity);
-    }
     let mut weights = CheckpointWeights {
-        checkpoint: &checkpoint,
+        mix: checkpoint.mix.as_ref(),
         quant: plan.quant(),
-        pool,
         is_short,
-        hasher,
-        counter: Counter::new(ProgressUnit::Weights, total, progress),
+        counter: Some(Counter::new(ProgressUnit::Weights, total, progress)),
+        ..CheckpointWeights::new(&checkpoint, pool)
     };
-    let stages = Stages::build(&mut weights, &checkpoint.config, plan)?;
+    let stages = match calibration {
+        None => Stages::build(&mut weights, &checkpoint.config, plan)?,
+        Some(calibration) => {
+            // Its pages are read once more when the matrix is rounded.
+            let mut floats = CheckpointWeights::new(&checkpoint, pool);
+            let network = calibration.run((&mut floats, &mut weights), &checkpoint.config)?;
+            Stages::of_network(network, plan.quant())
+        }
+    };
     let stored_blocks = stored_blocks(&checkpoint);
     let layout = StateLayout::of_sizes(&checkpoint.config.sizes);
     let tuned = checkpoint.tuned.as_ref();
@@ -149,10 +155,31 @@ struct CheckpointWeights<'a> {
     is_short: bool,
     /// Becomes the checkpoint's fingerprint.
     hasher: Hasher,
-    counter: Counter<'a>,
+    counter: Option<Counter<'a>>,
+    mix: Option<&'a Mix>,
+    /// What a text has shown of the rounding errors of matrices, by their names.
+    importances: BTreeMap<String, Importance>,
 }
 
-impl CheckpointWeights<'_> {
+impl<'a> CheckpointWeights<'a> {
+    /// The weights as floats.
+    fn new(checkpoint: &'a Checkpoint, pool: &'a Pool) -> Self {
+        let mut hasher = Hasher::new(&checkpoint.config);
+        for adapter in &checkpoint.adapters {
+            hasher.adapter(adapter.identity);
+        }
+        CheckpointWeights {
+            checkpoint,
+            quant: stored_quant(checkpoint),
+            pool,
+            is_short: false,
+            hasher,
+            counter: None,
+            mix: None,
+            importances: BTreeMap::new(),
+        }
+    }
+
     /// The names were checked when the checkpoint was opened.
     fn tensor(&self, tensor: &TensorAt<'_>) -> Result<RawTensor> {
         let name = tensor.raw_name();
@@ -180,7 +207,7 @@ impl CheckpointWeights<'_> {
 
     /// How a matrix is to be stored.
     fn format(&self, tensor: &TensorAt<'_>) -> Quant {
-        match &self.checkpoint.mix {
+        match self.mix {
             Some(mix) => mix.format(tensor),
             None => tensor.quant(self.quant),
         }
@@ -188,6 +215,9 @@ impl CheckpointWeights<'_> {
 
     /// What rounding errors of a matrix will do.
     fn importance(&self, matrix: &TensorAt<'_>) -> Result<Importance> {
+        if let Some(shown) = self.importances.get(&matrix.name()) {
+            return Ok(shown.clone());
+        }
         matrix.importance(self.format(matrix), &mut |vector| {
             let raw = self.tensor(vector)?;
             Forms::read(&raw, vector.spec.form, vector.len()).map(|forms| forms.network)
@@ -198,7 +228,9 @@ impl CheckpointWeights<'_> {
         if self.is_short {
             raw.file.release(raw.offset..raw.end());
         }
-        self.counter.advance(n as u64);
+        if let Some(counter) = &mut self.counter {
+            counter.advance(n as u64);
+        }
     }
 }
 
@@ -225,6 +257,12 @@ impl WeightSource for CheckpointWeights<'_> {
         let matrix = convert(&stored, name, layout, quant, importance, self.pool)?;
         self.was_read(&stored, tensor.len());
         Ok(matrix)
+    }
+}
+
+impl CalibratedSource for CheckpointWeights<'_> {
+    fn set_importances(&mut self, importances: BTreeMap<String, Importance>) {
+        self.importances = importances;
     }
 }
 

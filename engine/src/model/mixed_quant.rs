@@ -11,6 +11,7 @@ use super::{Loaded, Model, Setup};
 use crate::devices::stages::Stages;
 use crate::error::{Error, Result};
 use crate::memory::budget::Budget;
+use crate::networks::config::Config;
 use crate::networks::source::WeightSource;
 use crate::networks::table::TensorAt;
 use crate::networks::{Network, Tensor};
@@ -75,12 +76,7 @@ impl Model {
 /// [`ErrorKind::Argument`](crate::ErrorKind::Argument) for a name that is no matrix of `other`.
 pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Network> {
     let mut parts = Parts::default();
-    for tensor in base.tensors() {
-        match tensor {
-            Tensor::Vector(vector) => drop(parts.vectors.insert(&vector.name, vector)),
-            Tensor::Matrix(matrix) => drop(parts.matrices.insert(&matrix.name, matrix)),
-        }
-    }
+    parts.insert(base);
     let others: BTreeMap<_, _> = other.matrices().map(|m| (m.name.as_str(), m)).collect();
     for &name in names {
         let matrix = others.get(name).ok_or_else(|| {
@@ -91,6 +87,17 @@ pub(crate) fn mix(base: &Network, other: &Network, names: &[&str]) -> Result<Net
         parts.matrices.insert(name, matrix);
     }
     Network::build(&mut parts, &base.config, &base.part())
+}
+
+/// One network of parts that follow each other. Weights are shared with them.
+///
+/// # Errors
+/// When a part is missing.
+pub(crate) fn joined(networks: &[Network], config: &Config) -> Result<Network> {
+    let mut parts = Parts::default();
+    networks.iter().for_each(|network| parts.insert(network));
+    let sizes = &config.sizes;
+    Network::build(&mut parts, config, &sizes.architecture.whole(sizes))
 }
 
 /// Refuses networks with a matrix that is not of this quantisation.
@@ -119,6 +126,17 @@ pub(crate) fn check_quant(networks: &[&Network], quant: Quant) -> Result<()> {
 struct Parts<'a> {
     vectors: BTreeMap<&'a str, &'a Vector>,
     matrices: BTreeMap<&'a str, &'a Matrix>,
+}
+
+impl<'a> Parts<'a> {
+    fn insert(&mut self, network: &'a Network) {
+        for tensor in network.tensors() {
+            match tensor {
+                Tensor::Vector(vector) => drop(self.vectors.insert(&vector.name, vector)),
+                Tensor::Matrix(matrix) => drop(self.matrices.insert(&matrix.name, matrix)),
+            }
+        }
+    }
 }
 
 /// Sizes and names need no check: they are those of a network that was built the same way.

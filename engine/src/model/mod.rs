@@ -31,6 +31,7 @@ use crate::text::tokenizer::Tokenizer;
 use info::Info;
 use tuned::Tuned;
 
+mod calibration;
 mod huge_pages;
 pub(crate) mod info;
 pub(crate) mod load;
@@ -516,6 +517,7 @@ impl Model {
             pool: &self.0.pool,
             kernels: self.0.kernels,
             paging: turn.as_ref().map(|turn| turn.paging),
+            observer: None,
         };
         let passed = match (pipelines, lanes) {
             ([pipeline], [lane]) => {

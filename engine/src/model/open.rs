@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::calibration::Calibration;
 use super::huge_pages::copy_to_huge_pages;
 use super::options::n_threads;
 use super::origin::Origin;
@@ -21,6 +22,7 @@ use crate::math::threads::Pool;
 use crate::memory::fit::{Demand, Limit};
 use crate::networks::mix::Mix;
 use crate::networks::state::StateLayout;
+use crate::networks::Machine;
 use crate::progress::Progress;
 use crate::quant::Quant;
 use crate::text::tokenizer::Tokenizer;
@@ -69,7 +71,32 @@ impl Model {
         options.check()?;
         let path = path.as_ref();
         let opened = checkpoint::open_path(path, options.access())?;
-        Self::from_opened((opened, Some(path)), options, progress)
+        Self::from_opened((opened, Some(path)), options, None, progress)
+    }
+
+    /// Opens a checkpoint and quantises it by what a text does to it: `tokens`, read from the empty state on. The weights
+    /// of a layer are rounded so that their errors make up for each other on what the layers in front of it give.
+    ///
+    /// Takes several times as long as [`open`](Self::open), in proportion to the tokens and to the size of the model; some thousand
+    /// tokens of text like that which the model is for are enough. The same tokens give the same model, for any number of threads, on
+    /// CPUs of one kind. The formats are those of [`Options::quant`](field@Options::quant) or
+    /// [`Options::target`](field@Options::target), which is of integers; the model is used and saved as any. `progress` counts
+    /// weights.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open); [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens, or one that is not of the
+    /// vocabulary; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a model file, floats, or layers on devices.
+    pub fn open_calibrated(
+        path: impl AsRef<Path>,
+        options: &Options,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        options.check()?;
+        let path = path.as_ref();
+        let opened = checkpoint::open_path(path, options.access())?;
+        Self::from_opened((opened, Some(path)), options, Some(tokens), progress)
     }
 
     /// Opens a model file, or a checkpoint of one file, that lies in memory, such as in memory-mapped flash.
@@ -83,7 +110,7 @@ impl Model {
     pub fn open_image(name: &str, image: &'static [u8], options: &Options) -> Result<Self> {
         options.check()?;
         let opened = checkpoint::open_image(name, image)?;
-        Self::from_opened((opened, None), options, &mut |_| {})
+        Self::from_opened((opened, None), options, None, &mut |_| {})
     }
 
     /// Opens a Hugging Face directory that is part of the program: (file name, content) pairs, such as
@@ -97,7 +124,7 @@ impl Model {
         options: &Options,
     ) -> Result<Self> {
         let opened = checkpoint::open_folder(Folder::Memory(files), true)?;
-        Self::from_opened((opened, None), options, &mut |_| {})
+        Self::from_opened((opened, None), options, None, &mut |_| {})
     }
 
     /// Opens only the tokenizer of a model, reading no weights.
@@ -156,19 +183,20 @@ impl Model {
     fn from_opened(
         (mut opened, path): (Opened, Option<&Path>),
         options: &Options,
+        tokens: Option<&[u32]>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
         merge(&mut opened, options)?;
         let quant = mix(&mut opened, options)?;
         let origin = Origin::new(opened, options.tokenizer.is_some())?;
         let watches = origin.watches();
-        let model = Self::from_origin((origin, path), quant, options, progress);
+        let model = Self::from_origin((origin, path), (quant, tokens), options, progress);
         Watch::judge_all(&watches, model)
     }
 
     fn from_origin(
         (mut origin, path): (Origin, Option<&Path>),
-        quant: Option<Quant>,
+        (quant, tokens): (Option<Quant>, Option<&[u32]>),
         options: &Options,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
@@ -197,7 +225,19 @@ impl Model {
             copy_to_huge_pages(&mut origin, &plan)?;
         }
         let pool = Pool::new(n_threads);
-        let mut loaded = origin.load(&plan, &pool, is_short, progress)?;
+        let calibration = tokens.map(|tokens| Calibration {
+            tokens,
+            machine: Machine {
+                pool: &pool,
+                kernels,
+                paging: None,
+                observer: None,
+            },
+        });
+        if let Some(calibration) = &calibration {
+            calibration.check(origin.config(), &plan)?;
+        }
+        let mut loaded = origin.load(&plan, &pool, is_short, calibration.as_ref(), progress)?;
         let budget = demand.budget(&loaded.stages, limit.memory_max)?;
         if let Some(path) = &options.tokenizer {
             let file = SourceFile::open_without_mapping(path)?;

@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use super::calibration::Calibration;
 use super::huge_pages::quant_of_copies;
 use super::load;
 use super::model_file::{self, ModelFile};
 use super::Loaded;
 use crate::checkpoint::{Checkpoint, Opened, TokenizerFile};
 use crate::devices::plan::Plan;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::Watch;
 use crate::math::threads::Pool;
 use crate::memory::fit::{ModelFacts, WeightsPlace};
@@ -153,17 +154,23 @@ impl Origin {
     /// short, no page is kept that was read only to be copied.
     ///
     /// # Errors
-    /// Those of reading and converting.
+    /// Those of reading and converting; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a calibration of a model
+    /// file.
     pub(super) fn load(
         self,
         plan: &Plan,
         pool: &Pool,
         is_short: bool,
+        calibration: Option<&Calibration<'_>>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Loaded> {
         match self {
             Origin::Checkpoint(checkpoint) => {
-                load::load(*checkpoint, plan, pool, is_short, progress)
+                load::load(*checkpoint, plan, pool, is_short, calibration, progress)
+            }
+            Origin::ModelFile(file) if calibration.is_some() => {
+                let text = "a model file, expected the checkpoint that it was made from: that is what is calibrated";
+                Err(Error::unsupported(text).at(file.file().name()))
             }
             Origin::ModelFile(file) => file.load(plan, pool, is_short),
         }

@@ -66,7 +66,7 @@ impl TensorAt<'_> {
                 Ok(Importance {
                     columns: collected(columns, WHAT)?,
                     means: biases,
-                    is_by_row: false,
+                    ..Importance::default()
                 })
             }
             NearbyNorm::Behind { norm } => {

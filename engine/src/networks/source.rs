@@ -2,9 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+
 use super::table::TensorAt;
 use super::Tensor;
 use crate::error::{Error, Result};
+use crate::quant::exponents::Importance;
 use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::parts::MatrixRows;
 use crate::quant::Quant;
@@ -26,6 +29,12 @@ pub(crate) trait RowsSource: WeightSource {
     /// Gives the matrix that [`WeightSource::matrix`] gives to `take`, from its first row to its last, in pieces
     /// that are small enough to be held beside each other.
     fn matrix_rows(&mut self, tensor: &TensorAt<'_>, take: &mut TakeRows<'_>) -> Result<()>;
+}
+
+/// A source that can be told what rounding errors of its matrices do.
+pub(crate) trait CalibratedSource: WeightSource {
+    /// By the names of matrices; of others it is what the layer norms beside them say.
+    fn set_importances(&mut self, importances: BTreeMap<String, Importance>);
 }
 
 /// Who takes pieces of a matrix.

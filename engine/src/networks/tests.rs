@@ -290,6 +290,7 @@ fn rows_may_be_wider_than_the_residual_stream() {
         pool: &pool,
         kernels,
         paging: None,
+        observer: None,
     };
     let run = |sizes: &Sizes| {
         let config = Config::of_sizes(*sizes);

@@ -115,6 +115,7 @@ pub(crate) fn multiply_with<const N: usize, const M: usize>(
         super::multiply(machine, scratch, products, &[]);
         return pool.run_blocks(&mut outputs, BLOCK_OUTPUTS, scratch, &ahead, small_work);
     }
+    machine.show(&products);
     let width = match N {
         // Few outputs are to be spread over all threads.
         0 => NARROW_OUTPUTS,

@@ -94,9 +94,26 @@ pub(crate) struct Machine<'a> {
     pub(crate) kernels: KernelSet,
     /// Where memory is too short for all weights.
     pub(crate) paging: Option<&'a Paging>,
+    /// Who looks at the inputs of matrices.
+    pub(crate) observer: Option<&'a dyn Observer>,
+}
+
+/// Who looks at what matrices of floats are multiplied with.
+pub(crate) trait Observer: Sync {
+    /// Rows of inputs of a matrix.
+    fn inputs(&self, matrix: &Matrix, rows: Rows<'_, f32>);
 }
 
 impl<'a> Machine<'a> {
+    /// Shows the inputs of products to who looks at them.
+    fn show<'p>(self, products: impl IntoIterator<Item = &'p Product<'p>>) {
+        if let Some(observer) = self.observer {
+            for Product { matrix, input, .. } in products {
+                observer.inputs(matrix, input.floats(matrix.n_inputs(), 0));
+            }
+        }
+    }
+
     /// The matrix, if it does not stay in memory.
     fn paged(self, matrix: &Matrix) -> Option<PagedMatrix<'a>> {
         self.paging.and_then(|paging| paging.find(matrix))
@@ -327,6 +344,7 @@ pub(crate) fn multiply<const N: usize>(
     next: &[&Matrix],
 ) {
     let Machine { pool, kernels, .. } = machine;
+    machine.show(&products);
     let width = match by_gemm(kernels, products.iter()) {
         true => GEMM_OUTPUTS,
         false => BLOCK_OUTPUTS,

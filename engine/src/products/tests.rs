@@ -48,6 +48,7 @@ fn product(matrix: &Matrix, kernels: KernelSet, pool: &Pool, n_rows: usize) -> V
         pool,
         kernels,
         paging: None,
+        observer: None,
     };
     let threads = 0..pool.n_threads();
     let scratch = |_| Scratch::new(n_rows, N_INPUTS, N_OUTPUTS).expect("memory");

@@ -81,6 +81,7 @@ impl Transposed {
         next: &[&Matrix],
     ) {
         debug_assert!(product.matrix.layout == Layout::RowPerInput);
+        machine.show([&product]);
         if product.input.n_rows < MANY_ROWS {
             let (n_rows, n_inputs) = (product.input.n_rows, product.matrix.n_inputs());
             self.n_seen

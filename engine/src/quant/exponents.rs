@@ -22,9 +22,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use crate::error::Result;
 use crate::math::{collected, resized, zeroed};
 use crate::quant::blocks::Blocks;
+use crate::quant::feedback::ErrorFeedback;
 
 /// Exponents count quarters of a power of two. Within these bounds products of scales, factors and activations stay far
 /// inside the range of f32.
@@ -40,7 +43,10 @@ const TASK_COLUMNS: usize = 64;
 /// over many texts, and a channel that is off by more than that would be rounded to nothing.
 const INPUT_SIZE_MIN: f64 = 1.0 / 64.0;
 
-/// What is known, without any text, of what the rounding errors of a matrix do.
+/// See [`RowImportances`].
+const ROW_IMPORTANCE_MIN: f32 = 1.0 / 64.0;
+
+/// What is known of what the rounding errors of a matrix do: from the layer norm beside it, or from a text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Importance {
     /// (n_cols) mean squares of the numbers that the columns are multiplied with; empty where nothing is known.
@@ -49,6 +55,11 @@ pub(crate) struct Importance {
     pub(crate) means: Vec<f32>,
     /// Whether each row is normalised after it was read, so that its errors count relative to its size.
     pub(crate) is_by_row: bool,
+    /// (n_rows) mean squares of the numbers that rows are multiplied with, where there is a row for each input; empty where
+    /// nothing is known.
+    pub(crate) rows: Arc<[f32]>,
+    /// Where a text was read, and columns are inputs.
+    pub(crate) feedback: Option<Arc<ErrorFeedback>>,
 }
 
 /// 2^(exponent / 4), the same bits on every platform.
@@ -137,7 +148,8 @@ struct Row {
 }
 
 impl Row {
-    fn new(weights: &[f32], inverses: &[f32], is_by_row: bool) -> Self {
+    /// `importance` is that of the row besides its size.
+    fn new(weights: &[f32], inverses: &[f32], is_by_row: bool, importance: f32) -> Self {
         let largest = largest_product(weights, inverses);
         let inverse = 1.0 / largest;
         if !inverse.is_finite() {
@@ -148,8 +160,36 @@ impl Row {
             true => largest / root_mean_square(weights),
             false => largest,
         };
-        let error = size * size;
+        let error = size * size * importance;
         Row { inverse, error }
+    }
+}
+
+/// How much rows matter, where that is known.
+struct RowImportances {
+    /// (n_rows), or none
+    squares: Arc<[f32]>,
+    mean: f32,
+}
+
+impl RowImportances {
+    fn new(squares: &Arc<[f32]>, n_rows: usize) -> Self {
+        let mean = squares.iter().map(|&x| f64::from(x)).sum::<f64>() / n_rows as f64;
+        let is_known = squares.len() == n_rows && (mean as f32).is_normal();
+        RowImportances {
+            squares: if is_known {
+                squares.clone()
+            } else {
+                Arc::default()
+            },
+            mean: mean as f32,
+        }
+    }
+
+    /// Relative to the mean. What a text shows is not all that there is: no row is taken to be without any.
+    fn of(&self, row: usize) -> f32 {
+        let square = self.squares.get(row);
+        square.map_or(1.0, |square| (square / self.mean).max(ROW_IMPORTANCE_MIN))
     }
 }
 
@@ -160,15 +200,17 @@ fn rows_error(
     mut sums: Option<&mut [f32]>,
 ) -> Result<f64> {
     let (n_cols, pool, is_by_row) = (blocks.n_cols, blocks.pool, blocks.importance.is_by_row);
+    let of_rows = RowImportances::new(&blocks.importance.rows, blocks.n_rows);
     let mut error = 0.0;
     let mut rows = Vec::new();
     blocks.for_each(|block| {
-        let numbers = block.numbers;
+        let (numbers, first) = (block.numbers, block.rows.start);
         resized(&mut rows, block.rows.len(), Row::default(), COLUMNS)?;
         pool.run_chunks(&mut rows, TASK_ROWS, |task, out| {
             let numbers = numbers[task * TASK_ROWS * n_cols..].chunks_exact(n_cols);
-            for (row, weights) in out.iter_mut().zip(numbers) {
-                *row = Row::new(weights, inverses, is_by_row);
+            for (at, (row, weights)) in out.iter_mut().zip(numbers).enumerate() {
+                let importance = of_rows.of(first + task * TASK_ROWS + at);
+                *row = Row::new(weights, inverses, is_by_row, importance);
             }
         });
         error += rows.iter().map(|row| f64::from(row.error)).sum::<f64>();

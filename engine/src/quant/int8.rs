@@ -397,7 +397,7 @@ mod tests {
             means: (0..N)
                 .map(|column| (column % 5) as f32 / 4.0 - 0.3)
                 .collect(),
-            is_by_row: false,
+            ..Importance::default()
         };
         let drifts = Drifts::new(&importance, &ones)
             .expect("memory")
@@ -430,7 +430,7 @@ mod tests {
         let importance = |means: Vec<f32>| Importance {
             columns: vec![1.0; means.len()],
             means,
-            is_by_row: false,
+            ..Importance::default()
         };
         for means in [Vec::new(), vec![0.0; 3]] {
             let drifts = Drifts::new(&importance(means), &[1.0; 3]).expect("memory");

@@ -37,6 +37,7 @@ use crate::math::threads::ColumnBlock;
 pub(crate) mod blocks;
 pub(crate) mod convert;
 pub(crate) mod exponents;
+pub(crate) mod feedback;
 mod floats;
 mod int8;
 pub(crate) mod matrix;

@@ -6,6 +6,7 @@
 //! the bytes, the tiles win.
 
 use super::Rows;
+use crate::math::linear::View;
 
 /// `out[t, o] = sum over c of weights[o, c] * x[t, c]`: `weights` is (n_out, cols), `out` (x.n, n_out).
 ///
@@ -33,6 +34,52 @@ pub fn multiply_f32(weights: &[f32], x: Rows<'_, f32>, cols: usize, out: &mut [f
             1,
             0.0,
             1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// `out[r, c] += factor * sum over k of a[r, k] * b[k, c]`, where `a` is (n_rows, n), `b` (n, n_cols), and rows of `out` are
+/// `out_stride` apart.
+///
+/// # Panics
+/// When the slices do not have these sizes.
+pub(crate) fn add_product_f32(
+    (n_rows, n, n_cols): (usize, usize, usize),
+    factor: f32,
+    a: View<'_>,
+    b: View<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    if n_rows == 0 || n == 0 || n_cols == 0 {
+        return;
+    }
+    a.check(n_rows, n);
+    b.check(n, n_cols);
+    assert!(n_cols <= out_stride && (n_rows - 1) * out_stride + n_cols <= out.len());
+    // SAFETY: the last element that each of the three reaches was just checked to lie in its slice, and rows of `out` do
+    // not overlap; strides are given in the crate's order, columns before rows.
+    unsafe {
+        gemm::gemm(
+            n_rows,
+            n_cols,
+            n,
+            out.as_mut_ptr(),
+            1,
+            out_stride as isize,
+            true,
+            a.values.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            factor,
             false,
             false,
             false,

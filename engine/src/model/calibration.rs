@@ -1,0 +1,254 @@
+//! Quantising by what a text does to a model: layer after layer, each given what the quantised layers in front of it make
+//! of the text.
+//!
+//! A layer is run twice over all tokens. Its weights as floats show what its matrices are multiplied with; then they are
+//! rounded by that (`quant/feedback.rs`), and what the rounded layer gives goes on. So the errors of a layer are part of what those
+//! behind it are rounded for. Rows of all tokens are held, and one layer as floats: where the checkpoint is mapped, and
+//! stored as f16, not even that.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::devices::plan::{Plan, Target};
+use crate::error::{Error, Result};
+use crate::math::kernels::Rows;
+use crate::math::threads::Pool;
+use crate::math::{all_finite, zeroed};
+use crate::model::mixed_quant::joined;
+use crate::networks::batch::{Output, Segment, Span};
+use crate::networks::config::{Config, Sizes};
+use crate::networks::source::{CalibratedSource, WeightSource};
+use crate::networks::state::{State, StateLayout};
+use crate::networks::table::StageRange;
+use crate::networks::{Buffers, Machine, Network};
+use crate::products::Observer;
+use crate::quant::exponents::Importance;
+use crate::quant::feedback::Moments;
+use crate::quant::matrix::{Layout, Matrix};
+
+/// Tokens that are fed at once.
+const ROWS: usize = 256;
+
+/// A text to quantise by, and what it is run on.
+pub(crate) struct Calibration<'a> {
+    /// At least one, all of the vocabulary.
+    pub(crate) tokens: &'a [u32],
+    pub(crate) machine: Machine<'a>,
+}
+
+impl Calibration<'_> {
+    /// Refuses what cannot be done, before anything is read.
+    ///
+    /// # Errors
+    /// See [`Model::open_calibrated`](crate::Model::open_calibrated).
+    pub(crate) fn check(&self, config: &Config, plan: &Plan) -> Result<()> {
+        let n_vocab = config.sizes.n_vocab;
+        if self.tokens.is_empty() {
+            return Err(Error::argument(
+                "no tokens to calibrate with, expected some thousands",
+            ));
+        }
+        if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            let text = format!("token {token} to calibrate with, expected less than {n_vocab}");
+            return Err(Error::argument(text));
+        }
+        let is_cpu = plan
+            .stages
+            .iter()
+            .all(|stage| matches!(stage.target, Target::Cpu));
+        let quant = plan.quant();
+        if !is_cpu || plan.stages.len() != 1 || quant.floats().is_some() {
+            let text = format!(
+                "{quant} on {} stages: expected integers, such as q4, on the CPU alone",
+                plan.stages.len()
+            );
+            return Err(Error::unsupported(text).at("calibration"));
+        }
+        Ok(())
+    }
+
+    /// The network, quantised. Both sources are of one model: `floats` has the weights as they are, `weights` rounds them.
+    ///
+    /// # Errors
+    /// Those of the sources; [`ErrorKind::Format`](crate::ErrorKind::Format) where the text leads to numbers that are not
+    /// finite; [`ErrorKind::Memory`](crate::ErrorKind::Memory).
+    pub(crate) fn run(
+        &self,
+        (floats, weights): (&mut dyn WeightSource, &mut dyn CalibratedSource),
+        config: &Config,
+    ) -> Result<Network> {
+        let sizes = &config.sizes;
+        let mut stream = Stream::new(sizes, self)?;
+        let part = |layers, has_embedding, has_head| StageRange {
+            layers,
+            has_embedding,
+            has_head,
+        };
+        let embedding = Network::build(weights, config, &part(0..0, true, false))?;
+        stream.pass(&embedding, None)?;
+        let mut parts = vec![embedding];
+        for layer in 0..sizes.n_layer {
+            let part = part(layer..layer + 1, false, false);
+            let exact = Network::build(floats, config, &part)?;
+            let seen = Seen::new(self.machine.pool);
+            stream.pass(&exact, Some(&seen))?;
+            exact.matrices().for_each(Matrix::release);
+            drop(exact);
+            weights.set_importances(seen.importances()?);
+            let network = Network::build(weights, config, &part)?;
+            stream.pass(&network, None)?;
+            parts.push(network);
+        }
+        let part = part(sizes.n_layer..sizes.n_layer, false, true);
+        let exact = Network::build(floats, config, &part)?;
+        let seen = Seen::new(self.machine.pool);
+        stream.see_head(&exact, &seen)?;
+        exact.matrices().for_each(Matrix::release);
+        drop(exact);
+        weights.set_importances(seen.importances()?);
+        parts.push(Network::build(weights, config, &part)?);
+        joined(&parts, config)
+    }
+}
+
+/// What passes from layer to layer.
+struct Stream<'a> {
+    calibration: &'a Calibration<'a>,
+    state: State,
+    buffers: Buffers,
+    /// (tokens, row width)
+    rows: Vec<f32>,
+    row_width: usize,
+}
+
+impl<'a> Stream<'a> {
+    fn new(sizes: &Sizes, calibration: &'a Calibration<'a>) -> Result<Self> {
+        let n_threads = calibration.machine.pool.n_threads();
+        let row_width = sizes.architecture.row_width(sizes);
+        let n_numbers = calibration.tokens.len().saturating_mul(row_width);
+        Ok(Stream {
+            calibration,
+            state: State::new(StateLayout::of_sizes(sizes), None)?,
+            buffers: Buffers::new(sizes, ROWS, n_threads, false)?,
+            rows: zeroed(n_numbers, "rows of all tokens")?,
+            row_width,
+        })
+    }
+
+    /// Feeds all rows to a part of the model, from the empty state on. Where nobody looks, what it gives takes their place.
+    fn pass(&mut self, network: &Network, observer: Option<&dyn Observer>) -> Result<()> {
+        let machine = Machine {
+            observer,
+            ..self.calibration.machine
+        };
+        self.state.reset();
+        let pieces = self.rows.chunks_mut(ROWS * self.row_width);
+        for (tokens, rows) in self.calibration.tokens.chunks(ROWS).zip(pieces) {
+            put_rows(&mut self.buffers, tokens.len(), rows);
+            let segment = Segment {
+                span: 0,
+                first_token: 0,
+                first_row: 0,
+                n_rows: tokens.len(),
+                output: Output::None,
+            };
+            let mut spans = [Span::new(&mut self.state, tokens, Output::None)];
+            network.forward(machine, &mut self.buffers, &[segment], &mut spans);
+            let given = self.buffers.rows_mut(tokens.len()).0;
+            if !all_finite(given) {
+                let text = "the text to calibrate with leads to numbers that are not finite";
+                return Err(Error::format(text));
+            }
+            if observer.is_none() {
+                rows.copy_from_slice(given);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what the head reads, without the logits that it makes of that.
+    fn see_head(&mut self, network: &Network, seen: &Seen<'_>) -> Result<()> {
+        let Some(head) = &network.head else {
+            return Err(Error::format("a model without a head"));
+        };
+        let n_embd = head.matrix.n_cols;
+        let numbers: Vec<usize> = (0..ROWS).collect();
+        let mut inputs = zeroed(ROWS * n_embd, "inputs of the head")?;
+        for rows in self.rows.chunks(ROWS * self.row_width) {
+            let n_rows = rows.len() / self.row_width;
+            put_rows(&mut self.buffers, n_rows, rows);
+            let inputs = &mut inputs[..n_rows * n_embd];
+            network.hidden(
+                self.calibration.machine,
+                &self.buffers,
+                &numbers[..n_rows],
+                inputs,
+            );
+            let rows = Rows {
+                values: &*inputs,
+                stride: n_embd,
+                n: n_rows,
+            };
+            seen.inputs(&head.matrix, rows);
+        }
+        Ok(())
+    }
+}
+
+/// What a stage finds as its input.
+fn put_rows(buffers: &mut Buffers, n_rows: usize, rows: &[f32]) {
+    buffers.rows_mut(n_rows).1.copy_from_slice(rows);
+    buffers.swap_rows();
+}
+
+/// What was seen of the inputs of matrices, by their names.
+struct Seen<'a> {
+    pool: &'a Pool,
+    moments: Mutex<BTreeMap<String, Result<(Moments, Layout)>>>,
+}
+
+impl<'a> Seen<'a> {
+    fn new(pool: &'a Pool) -> Self {
+        Seen {
+            pool,
+            moments: Mutex::default(),
+        }
+    }
+
+    fn importances(self) -> Result<BTreeMap<String, Importance>> {
+        let moments = self.moments.into_inner();
+        let moments = moments.unwrap_or_else(PoisonError::into_inner);
+        let importance = |(name, moments): (String, Result<(Moments, Layout)>)| {
+            let (moments, layout) = moments?;
+            let by_row = layout != Layout::RowPerOutput;
+            let mut i = moments.importance(by_row, self.pool)?;
+            if let Ok(only) = std::env::var("X_ONLY") {
+                if !only.split(',').any(|o| name.contains(o)) {
+                    i = Importance::default();
+                }
+            }
+            if std::env::var("X_FLAT").is_ok() { i.columns = Vec::new(); i.means = Vec::new(); }
+            if std::env::var("X_NOFB").is_ok() {
+                i.feedback = None;
+            }
+            Ok((name, i))
+        };
+        moments.into_iter().map(importance).collect()
+    }
+}
+
+impl Observer for Seen<'_> {
+    fn inputs(&self, matrix: &Matrix, rows: Rows<'_, f32>) {
+        let mut all = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let moments = all.entry(matrix.name.clone()).or_insert_with(|| {
+            let with_pairs = matrix.layout == Layout::RowPerOutput;
+            let moments = Moments::new(matrix.n_inputs(), with_pairs);
+            moments.map(|moments| (moments, matrix.layout))
+        });
+        if let Ok((moments, _)) = moments {
+            moments.add(rows, self.pool);
+        }
+    }
+}
