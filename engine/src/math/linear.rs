@@ -146,13 +146,6 @@ impl Tiles {
         })
     }
 
-    pub(crate) fn scale_diagonal(&mut self, by: f32) {
-        for at in 0..self.n {
-            let start = self.column(at / TILE);
-            self.numbers[start + (at % TILE) * (TILE + 1)] *= by;
-        }
-    }
-
     /// Adds the products of all pairs of columns of `rows`, which are n wide, summed over the rows.
     pub(crate) fn add_squares(&mut self, rows: Rows<'_, f32>, pool: &Pool) {
         let (n, mut numbers) = (self.n, std::mem::take(&mut self.numbers));

@@ -223,17 +223,7 @@ impl<'a> Seen<'a> {
         let importance = |(name, moments): (String, Result<(Moments, Layout)>)| {
             let (moments, layout) = moments?;
             let by_row = layout != Layout::RowPerOutput;
-            let mut i = moments.importance(by_row, self.pool)?;
-            if let Ok(only) = std::env::var("X_ONLY") {
-                if !only.split(',').any(|o| name.contains(o)) {
-                    i = Importance::default();
-                }
-            }
-            if std::env::var("X_FLAT").is_ok() { i.columns = Vec::new(); i.means = Vec::new(); }
-            if std::env::var("X_NOFB").is_ok() {
-                i.feedback = None;
-            }
-            Ok((name, i))
+            Ok((name, moments.importance(by_row, self.pool)?))
         };
         moments.into_iter().map(importance).collect()
     }

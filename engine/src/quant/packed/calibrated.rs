@@ -16,9 +16,6 @@ use crate::quant::feedback::ErrorFeedback;
 
 /// Rows of one task: enough for products of matrices, few enough for a second-level cache, with 256 KiB of 2,048 columns.
 const GROUP_ROWS: usize = 32;
-/// What makes up for errors may be larger than the weights were: scales of rows leave room for it.
-const ROOM: f32 = 1.0;
-
 /// Neighbouring rows on their way.
 struct Group<'a> {
     /// (rows, n_cols)
@@ -117,13 +114,7 @@ impl<const BITS: u32> Rounding<BITS> {
                 0.0_f32,
                 |largest, best| if best > largest { best } else { largest },
             );
-            *scale = Self::row_scale(
-                largest
-                    * std::env::var("X_ROOM")
-                        .ok()
-                        .and_then(|t| t.parse().ok())
-                        .unwrap_or(ROOM),
-            );
+            *scale = Self::row_scale(largest);
             if n_blocks % 2 == 1 {
                 let zeros = std::array::from_fn(|at| codes.zero(at));
                 PackedRowMut::<BITS>::new(values).put(n_blocks, 1, &zeros);
