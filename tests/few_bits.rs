@@ -104,6 +104,93 @@ fn trained_models_lose_little() {
     }
 }
 
+/// Rounded by another part of the text than the one that is predicted.
+#[test]
+fn calibrated_models_lose_less() {
+    let text = std::fs::read_to_string(repository("cli/demo/validation.txt")).expect("is there");
+    for folder in ["tests/fixtures/demo4", "cli/demo"] {
+        let exact = open(repository(folder), Quant::F32, 2);
+        let tokenizer = exact.tokenizer().expect("beside it");
+        let tokens = tokenizer.encode(&text).expect("any");
+        let (tokens, others) = (&tokens[..1024], &tokens[4096..6144]);
+        let logits = |model: &Model| model.session().eval_all(tokens).expect("valid tokens");
+        let expected = logits(&exact);
+        for quant in [Quant::Q5, Quant::Q4] {
+            let options = Options::new().quant(quant).threads(2);
+            let plain = open(repository(folder), quant, 2);
+            let calibrated =
+                Model::open_calibrated(repository(folder), &options, others, &mut |_| {})
+                    .expect("a trained model");
+            assert_eq!(formats(&calibrated), formats(&plain));
+            let [(plain, _), (calibrated, _)] = [&plain, &calibrated]
+                .map(|model| compared(&expected, &logits(model), exact.n_vocab()));
+            println!("{folder} {quant}: KL {plain:.5}, calibrated {calibrated:.5}");
+            assert!(
+                calibrated < 0.97 * plain,
+                "{folder} {quant}: {calibrated}, {plain} without"
+            );
+        }
+    }
+}
+
+/// Every version and kind of checkpoint, whatever its widths are: the same model for any number of threads, at most as far off
+/// on the tokens that it was rounded by as without them.
+#[test]
+fn models_of_all_versions_are_calibrated() {
+    for name in goldens() {
+        let tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
+        let logits = |model: &Model| model.session().eval_all(&tokens).expect("valid tokens");
+        let exact = logits(&open(golden(name), Quant::F32, 2));
+        for quant in [Quant::Int8, Quant::Q4] {
+            let calibrated = |threads: usize| {
+                let options = Options::new().quant(quant).threads(threads);
+                let mut last = None;
+                let model = Model::open_calibrated(golden(name), &options, &tokens, &mut |p| {
+                    last = Some(p);
+                });
+                let model = model.unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert!(
+                    last.is_some_and(|progress| progress.is_finished()),
+                    "{name}"
+                );
+                assert_eq!(model.info().quant, quant);
+                logits(&model)
+            };
+            let found = calibrated(2);
+            assert!(found == calibrated(1), "{name} {quant}");
+            let plain = distance(&logits(&open(golden(name), quant, 2)), &exact);
+            let found = distance(&found, &exact);
+            println!("{name} {quant}: {found:.3}, {plain:.3} without");
+            assert!(found < 1.1 * plain, "{name} {quant}: {found} {plain}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("model.safetensors");
+    let name = "v7-pth";
+    open(golden(name), Quant::F16, 1)
+        .save(&file, &mut |_| {})
+        .expect("saved");
+    let refused = |path: &std::path::Path, quant, tokens: &[u32]| {
+        let options = Options::new().quant(quant).threads(1);
+        let opened = Model::open_calibrated(path, &options, tokens, &mut |_| {});
+        opened.expect_err("is refused").to_string()
+    };
+    let golden = golden(name);
+    for (path, quant, tokens, said) in [
+        (&file, Quant::Q4, &[1, 2][..], "expected the checkpoint"),
+        (&golden, Quant::F16, &[1, 2], "expected integers"),
+        (&golden, Quant::Q4, &[], "no tokens"),
+        (&golden, Quant::Q4, &[1, 1 << 20], "expected less than"),
+    ] {
+        let error = refused(path, quant, tokens);
+        assert!(error.contains(said), "{error}");
+    }
+}
+
 /// Made-up models with the outlier rows and columns of large ones: nothing breaks down.
 #[test]
 fn errors_on_goldens_are_those_of_so_many_bits() {

@@ -108,3 +108,72 @@ fn files_are_as_large_as_was_asked() {
         assert!(fs::metadata(other).is_err(), "{args:?}: wrote a file");
     }
 }
+
+#[test]
+fn files_are_calibrated_by_a_text() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let demo = repository("cli/demo").display().to_string();
+    let (model, text) = (demo.as_str(), format!("{demo}/validation.txt"));
+    let write = |file: &str, more: &[&str]| {
+        let args = ["quantize", "-m", model, "--quant", "q4", "-o", file];
+        stdout(&run([&args[..], more].concat()));
+        fs::read(file).expect("was written")
+    };
+    let plain = write(&path("plain"), &[]);
+    let few = ["--calibrate", &text, "--calibrate-tokens", "700"];
+    let calibrated = write(&path("a"), &few);
+    assert_ne!(calibrated, plain);
+    assert_eq!(
+        write(&path("b"), &[&few[..], &["--threads", "1"]].concat()),
+        calibrated
+    );
+    assert!(!stdout(&run(["-m", &path("a"), "-n", "8", "A trait is"])).is_empty());
+
+    let compared = |more: &[&str]| {
+        let args = [
+            "quantize",
+            "-m",
+            model,
+            "--compare",
+            "f16,q4",
+            "--json",
+            "--limit",
+            "300",
+        ];
+        let args = [&args[..], &["--text", &text], more].concat();
+        parse(&stdout(&run(args)))["compared"].clone()
+    };
+    let (plain, calibrated) = (compared(&[]), compared(&few));
+    assert_eq!(
+        plain[0]["kl_mean"], calibrated[0]["kl_mean"],
+        "floats are as they are"
+    );
+    assert_ne!(plain[1]["kl_mean"], calibrated[1]["kl_mean"]);
+
+    fs::write(path("empty"), "").expect("writable");
+    for (args, said) in [
+        (&["-m", model, "--calibrate-tokens", "5"][..], "--calibrate"),
+        (&["--calibrate", &text], "--model"),
+        (&["-m", model, "--calibrate", &path("empty")], "no tokens"),
+        (&["-m", model, "--calibrate", &path("none")], "none"),
+        (
+            &["-m", model, "--quant", "f16", "--calibrate", &text],
+            "expected integers",
+        ),
+        (
+            &["-m", &path("plain"), "--calibrate", &text],
+            "expected the checkpoint",
+        ),
+    ] {
+        let other = path("other");
+        let output = run([&["quantize", "-o", &other], args].concat());
+        assert!(!output.status.success(), "{args:?}");
+        assert!(
+            stderr(&output).contains(said),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+        assert!(fs::metadata(&other).is_err(), "{args:?}: wrote a file");
+    }
+}
