@@ -314,8 +314,13 @@ impl Index {
         at.map(|at| at + 1)
     }
 
-    /// All states that have read beginnings of a text: sizes of these, ascending, and keys.
-    pub(super) fn beginnings(&self, owner: OwnerId, root: Key, text: &[u8]) -> Vec<(usize, Key)> {
+    /// All states that have read beginnings of a text: sizes of these, ascending, keys, and what was drawn behind each.
+    pub(super) fn beginnings(
+        &self,
+        owner: OwnerId,
+        root: Key,
+        text: &[u8],
+    ) -> Vec<(usize, Key, Option<u32>)> {
         let Some(tree) = self.trees.get(&owner) else {
             return Vec::new();
         };
@@ -326,7 +331,11 @@ impl Index {
             let end = usize::try_from(size).unwrap_or(usize::MAX);
             hash.push(&text[start..end]);
             start = end;
-            found.extend(keys.get(&hash.key().hash).map(|&key| (end, key)));
+            let Some(key) = keys.get(&hash.key(None).hash) else {
+                continue;
+            };
+            let of_text = tree.entries.get(key).and_then(|entry| entry.text);
+            found.push((end, *key, of_text.and_then(|text| text.next)));
         }
         found
     }
