@@ -78,7 +78,7 @@ class Sessions(unittest.TestCase):
         with Server() as server:
             _, _, models = server.request("GET", "/v1/models")
             state_bytes = models["data"][0]["state_bytes"]
-        memory = int(1.1 * 2 * N_SESSIONS * (state_bytes + 512))
+        memory = int(1.1 * N_SESSIONS * (state_bytes + 512))
         with Server("--state-memory", str(memory)) as server:
             turn(server, "warm", "warm")
             before = sum(server.resident_bytes())
