@@ -5,10 +5,10 @@ usage: RWKV_EDGE=target/release/rwkv-edge python3 tests/serve/measure.py [--mode
 Starts `rwkv-edge serve --quant int8` as it needs it and ends it again; without a model, of the demo model. The parts,
 all of them if none is named:
 
-  first     milliseconds from a request to the first piece of its answer, medians of 15, behind histories of 10 and
-            40 kB: by `session`, by messages that are sent again, and by `session` to a server that was killed and
-            started again with the same --state-dir, as its first request, for which the model is mapped anew, and as
-            its second
+  first     milliseconds from a request to the beginning of reading, and to the first piece of its answer, medians of
+            61 (of 15 restarts), behind histories of 10 and 40 kB: by `session`, by messages that are sent again, and
+            by `session` to a server that was killed and started again with the same --state-dir, as its first
+            request, for which the model is mapped anew, and as its second
   thousand  growth of the resident memory by 1,000 conversations of one turn, with --state-memory of 1.1 states for
             each, apart from pages of the model's file, which are mapped and become resident when they are first read;
             and how many tokens are read when each goes on by messages that are sent again
@@ -28,7 +28,8 @@ from pathlib import Path
 
 from server import Server
 
-N_TURNS = 15
+N_TURNS = 61
+N_RESTARTS = 15
 HISTORIES = (10_000, 40_000)
 N_CONVERSATIONS = int(os.environ.get("RWKV_EDGE_MEASURE_CONVERSATIONS", "1000"))
 N_SCHEMAS = int(os.environ.get("RWKV_EDGE_MEASURE_SCHEMAS", "300"))
@@ -55,7 +56,8 @@ def ask(server, messages, **more):
 
 
 def first_piece_ms(server, messages, **more):
-    """Milliseconds to the first piece of text, or to the end of an answer without one."""
+    """Milliseconds to the first event, which says that reading begins, and to the first piece of text, or to the end of
+    an answer without one."""
     host, port = server.address.rsplit(":", 1)
     connection = http.client.HTTPConnection(host, int(port), timeout=600)
     body = json.dumps({"messages": messages, "stream": True, **ANSWER, **more})
@@ -64,24 +66,25 @@ def first_piece_ms(server, messages, **more):
     response = connection.getresponse()
     if response.status != 200:
         raise RuntimeError(response.read())
-    found = None
+    read = found = None
     for line in response:
         if not line.startswith(b"data: {"):
             continue
         event = json.loads(line[6:])
         if "error" in event:
             raise RuntimeError(event)
+        read = read or time.perf_counter()
         delta = event["choices"][0]["delta"]
         if found is None and delta.get("content"):
             found = time.perf_counter()
     end = time.perf_counter()
     connection.close()
-    return 1000 * ((found or end) - begin)
+    return 1000 * (read - begin), 1000 * ((found or end) - begin)
 
 
 def show(name, values):
-    ordered = sorted(values)
-    print(f"{name}: {statistics.median(ordered):.1f} ms, {ordered[0]:.1f} to {ordered[-1]:.1f}", flush=True)
+    middles = (f"{statistics.median(of_one):.1f} ms (at least {min(of_one):.1f})" for of_one in zip(*values))
+    print(name, *middles, sep="  ", flush=True)
 
 
 def first(options):
@@ -106,7 +109,7 @@ def first(options):
                     # Not what the session has said, which would be known.
                     measure(n_bytes, "by messages", server, [*said[n_bytes], user(f"So what, {i}?")])
             server.kill()
-        for i in range(N_TURNS):
+        for i in range(N_RESTARTS):
             for n_bytes in HISTORIES:
                 for kind in ("first request after a restart", "second request after a restart"):
                     with Server(*options) as server:
