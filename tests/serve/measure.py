@@ -5,11 +5,13 @@ usage: RWKV_EDGE=target/release/rwkv-edge python3 tests/serve/measure.py [--mode
 Starts `rwkv-edge serve --quant int8` as it needs it and ends it again; without a model, of the demo model. The parts,
 all of them if none is named:
 
-  first     milliseconds from a request to the first piece of its answer, medians of 9, behind histories of 10 and
-            40 kB: by `session`, by messages that are sent again, and by `session` as the first request to a server
-            that was killed and started again with the same --state-dir
+  first     milliseconds from a request to the beginning of reading, and to the first piece of its answer, medians of
+            61 (of 15 restarts), behind histories of 10 and 40 kB: by `session`, by messages that are sent again, and
+            by `session` to a server that was killed and started again with the same --state-dir, as its first
+            request, for which the model is mapped anew, and as its second
   thousand  growth of the resident memory by 1,000 conversations of one turn, with --state-memory of 1.1 states for
-            each, and how many tokens are read when each goes on by messages that are sent again
+            each, apart from pages of the model's file, which are mapped and become resident when they are first read;
+            and how many tokens are read when each goes on by messages that are sent again
   schemas   how many answers to 300 schemas, whose strings and lists are bounded, end within 512 tokens at
             temperature 1
 """
@@ -26,7 +28,8 @@ from pathlib import Path
 
 from server import Server
 
-N_TURNS = 9
+N_TURNS = 61
+N_RESTARTS = 15
 HISTORIES = (10_000, 40_000)
 N_CONVERSATIONS = int(os.environ.get("RWKV_EDGE_MEASURE_CONVERSATIONS", "1000"))
 N_SCHEMAS = int(os.environ.get("RWKV_EDGE_MEASURE_SCHEMAS", "300"))
@@ -53,7 +56,8 @@ def ask(server, messages, **more):
 
 
 def first_piece_ms(server, messages, **more):
-    """Milliseconds to the first piece of text, or to the end of an answer without one."""
+    """Milliseconds to the first event, which says that reading begins, and to the first piece of text, or to the end of
+    an answer without one."""
     host, port = server.address.rsplit(":", 1)
     connection = http.client.HTTPConnection(host, int(port), timeout=600)
     body = json.dumps({"messages": messages, "stream": True, **ANSWER, **more})
@@ -62,47 +66,59 @@ def first_piece_ms(server, messages, **more):
     response = connection.getresponse()
     if response.status != 200:
         raise RuntimeError(response.read())
-    found = None
+    read = found = None
     for line in response:
         if not line.startswith(b"data: {"):
             continue
         event = json.loads(line[6:])
         if "error" in event:
             raise RuntimeError(event)
+        read = read or time.perf_counter()
         delta = event["choices"][0]["delta"]
         if found is None and delta.get("content"):
             found = time.perf_counter()
     end = time.perf_counter()
     connection.close()
-    return 1000 * ((found or end) - begin)
+    return 1000 * (read - begin), 1000 * ((found or end) - begin)
 
 
 def show(name, values):
-    ordered = sorted(values)
-    print(f"{name}: {statistics.median(ordered):.1f} ms, {ordered[0]:.1f} to {ordered[-1]:.1f}", flush=True)
+    middles = (f"{statistics.median(of_one):.1f} ms (at least {min(of_one):.1f})" for of_one in zip(*values))
+    print(name, *middles, sep="  ", flush=True)
 
 
 def first(options):
-    for n_bytes in HISTORIES:
-        text = history(n_bytes)
-        with tempfile.TemporaryDirectory() as folder:
-            options_here = [*options, "--state-dir", folder]
-            with Server(*options_here) as server:
-                answer, usage = ask(server, [user(text)], session="a")
+    """All kinds in turns, so that whatever else the machine does comes upon all of them."""
+    times = {}
+
+    def measure(n_bytes, kind, server, messages, **more):
+        times.setdefault((n_bytes, kind), []).append(first_piece_ms(server, messages, **more))
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = [*options, "--state-dir", folder]
+        said = {}
+        with Server(*options) as server:
+            for n_bytes in HISTORIES:
+                text = history(n_bytes)
+                answer, usage = ask(server, [user(text)], session=str(n_bytes))
                 print(f"history of {n_bytes} bytes, {usage['prompt_tokens']} tokens")
-                turns = [f"And then, {i}?" for i in range(N_TURNS)]
-                times = [first_piece_ms(server, [user(turn)], session="a") for turn in turns]
-                show("  by session", times)
-                said = [user(text), {"role": "assistant", "content": answer}]
-                times = [first_piece_ms(server, [*said, user(turn)]) for turn in turns]
-                show("  by messages", times)
-                server.kill()
-            times = []
+                said[n_bytes] = [user(text), {"role": "assistant", "content": answer}]
             for i in range(N_TURNS):
-                with Server(*options_here) as server:
-                    times.append(first_piece_ms(server, [user(f"After a restart, {i}?")], session="a"))
-                    server.kill()
-            show("  by session after a restart", times)
+                for n_bytes in HISTORIES:
+                    measure(n_bytes, "by session", server, [user(f"And then, {i}?")], session=str(n_bytes))
+                    # Not what the session has said, which would be known.
+                    measure(n_bytes, "by messages", server, [*said[n_bytes], user(f"So what, {i}?")])
+            server.kill()
+        for i in range(N_RESTARTS):
+            for n_bytes in HISTORIES:
+                for kind in ("first request after a restart", "second request after a restart"):
+                    with Server(*options) as server:
+                        if kind.startswith("second"):
+                            ask(server, [user(f"Something else, {i}.")])
+                        measure(n_bytes, f"by session, {kind}", server, [user(f"And now, {i}?")], session=str(n_bytes))
+                        server.kill()
+    for (n_bytes, kind), values in sorted(times.items()):
+        show(f"  {n_bytes} bytes {kind}", values)
 
 
 def thousand(options):
@@ -119,9 +135,9 @@ def thousand(options):
             asked = user(f"The number {i} is")
             answer, _ = ask(server, [asked])
             conversations.append([asked, {"role": "assistant", "content": answer}])
-        grown = server.resident_bytes() - before
-        each = grown / N_CONVERSATIONS
-        print(f"  {N_CONVERSATIONS} conversations: {grown / 1e6:.1f} MB more resident, {each:.0f} bytes each")
+        own, of_files = (now - then for now, then in zip(server.resident_bytes(), before))
+        print(f"  {N_CONVERSATIONS} conversations: {own / 1e6:.1f} MB more resident, and {of_files / 1e6:.1f} MB of the"
+              " model's file")
         kept = server.metric("rwkv_edge_states_memory")
         print(f"  {kept:.0f} states of {server.metric('rwkv_edge_states_memory_bytes'):.0f} bytes are kept")
         order = list(range(N_CONVERSATIONS))

@@ -81,8 +81,10 @@ class Server:
             time.sleep(0.01)
 
     def resident_bytes(self):
+        """Of its own memory, and of pages of files, which are those of the model and the program."""
         with open(f"/proc/{self.process.pid}/status") as status:
-            return int(re.search(r"VmRSS:\s+(\d+) kB", status.read())[1]) * 1024
+            text = status.read()
+        return tuple(int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) * 1024 for name in ("RssAnon", "RssFile"))
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)

@@ -202,7 +202,10 @@ fn all_multiples_between_bounds_are_taken() {
         (50, Some((1, false)), None),
     ];
     for _ in 0..120 {
-        let step = [1, 10, 50, 150, 100, 250, 300, 500, 1000, 1500, 2000][below(11) as usize];
+        let steps = [
+            1, 7, 10, 50, 70, 150, 100, 250, 290, 300, 500, 1000, 1500, 2000,
+        ];
+        let step = steps[below(14) as usize];
         let grain = [1, 10, 100, 500, 1000][below(5) as usize];
         let low = (below(6000 / grain as u32) - 3000 / grain) * grain;
         let high = low + below(3) * step + below(1000 / grain as u32 + 1) * grain;
@@ -257,6 +260,10 @@ fn all_multiples_between_bounds_are_taken() {
                 takes_number(&start, x),
                 is_within(x),
                 "{schema}: {x} thousandths"
+            );
+            assert!(
+                step == 1 || !takes_number(&start, x + 1),
+                "{schema}: {x} + 1 thousandths"
             );
         }
     }

@@ -14,6 +14,8 @@ const FRACTION_MIN: f64 = 1e-9;
 const DEPTH_MAX: usize = 32;
 /// Lowest common multiples are computed with 32 bits, of numbers whose product is below the square of this.
 const MULTIPLES_MAX: u64 = 65_535;
+/// Of a value of `multipleOf`.
+const DECIMALS_MAX: u32 = 9;
 
 /// A number of a schema, where it is exact.
 pub(super) fn exact(number: &Number) -> Result<f64> {
@@ -67,9 +69,45 @@ pub(super) fn check_text(text: &str) -> Result<()> {
     }
 }
 
+/// A number in decimal digits: coefficient and decimals, as few as there are. Numbers that schemas may have have up to 17
+/// digits and 26 decimals.
+pub(super) type Decimal = (i128, u32);
+
+pub(super) fn decimal(number: &Number) -> Option<Decimal> {
+    // As few digits as tell it from others, which are those that were written.
+    let text = number.as_f64()?.to_string();
+    let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));
+    let coefficient = format!("{whole}{decimals}").parse().ok()?;
+    Some((coefficient, u32::try_from(decimals.len()).ok()?))
+}
+
+/// A value of `multipleOf` from which llguidance gets these digits: it multiplies by 10 until no fraction is left, and
+/// rounds. So it gets 7000000000000001 from 0.07, and 7 from the next smaller number.
+pub(super) fn told_multiple((coefficient, n_decimals): (u32, u32), x: f64) -> Option<f64> {
+    let is_told = |x: &f64| {
+        let (mut multiplied, mut n) = (*x, 0u32);
+        while multiplied.fract() != 0.0 {
+            multiplied *= 10.0;
+            n += 1;
+        }
+        // It leaves out zeros at the end then.
+        let zeros = n.checked_sub(n_decimals).and_then(|n| 10u32.checked_pow(n));
+        let expected = zeros.and_then(|zeros| coefficient.checked_mul(zeros));
+        expected.map(f64::from) == Some(multiplied)
+    };
+    [x, x.next_down(), x.next_up()].into_iter().find(is_told)
+}
+
+/// The digits of a value of `multipleOf`, as many as there may be.
+pub(super) fn multiple(number: &Number) -> Option<(u32, u32)> {
+    let (coefficient, n_decimals) = decimal(number)?;
+    let coefficient = u32::try_from(coefficient).ok()?;
+    (n_decimals <= DECIMALS_MAX).then_some((coefficient, n_decimals))
+}
+
 /// All values of `multipleOf` of a schema.
 #[derive(Default)]
-pub(super) struct Multiples(Vec<(u64, u32)>);
+pub(super) struct Multiples(Vec<(u32, u32)>);
 
 impl Multiples {
     /// Takes one value.
@@ -78,19 +116,10 @@ impl Multiples {
         if x <= 0.0 {
             return Err(format!("{number}, expected more than 0"));
         }
-        // As llguidance takes it apart: by multiplications that round.
-        let (mut coefficient, mut n_decimals) = (x, 0);
-        while coefficient.fract() != 0.0 && n_decimals < 9 {
-            coefficient *= 10.0;
-            n_decimals += 1;
+        let one = multiple(number).ok_or_else(|| format!("{number} has too many digits"))?;
+        if told_multiple(one, x).is_none() {
+            return Err(format!("the digits of {number} are lost in rounding"));
         }
-        let is_exact = coefficient.fract() == 0.0
-            && coefficient <= f64::from(u32::MAX)
-            && coefficient / 10f64.powi(n_decimals as i32) == x;
-        if !is_exact {
-            return Err(format!("{number} has too many digits"));
-        }
-        let one = (coefficient as u64, n_decimals);
         if !self.0.contains(&one) {
             self.0.push(one);
         }
@@ -101,7 +130,7 @@ impl Multiples {
     pub(super) fn check_combined(&self) -> Result<()> {
         let n_decimals = self.0.iter().map(|&(_, n)| n).max().unwrap_or(0);
         let product = self.0.iter().try_fold(1u64, |product, &(coefficient, n)| {
-            coefficient
+            u64::from(coefficient)
                 .checked_mul(10u64.pow(n_decimals - n))?
                 .checked_mul(product)
         });
@@ -221,13 +250,30 @@ mod tests {
     }
 
     #[test]
+    fn few_multiples_are_lost_in_rounding() {
+        let is_lost = |n: &u32| {
+            let number = json!(f64::from(*n) / 100.0);
+            let number = number.as_number().expect("a number");
+            Multiples::default().push(number).is_err()
+        };
+        assert_eq!((1..100).filter(is_lost).collect::<Vec<_>>(), [53, 57]);
+    }
+
+    #[test]
     fn multiples_are_taken_as_they_are() {
         let push = |multiples: &mut Multiples, value: Value| match value {
             Value::Number(number) => multiples.push(&number),
             _ => Err("no number".to_owned()),
         };
         let mut multiples = Multiples::default();
-        for good in [json!(3), json!(0.01), json!(0.5), json!(2.0)] {
+        for good in [
+            json!(3),
+            json!(0.01),
+            json!(0.5),
+            json!(2.0),
+            json!(0.07),
+            json!(0.007),
+        ] {
             assert_eq!(push(&mut multiples, good.clone()), Ok(()), "{good}");
         }
         assert_eq!(
@@ -243,6 +289,7 @@ mod tests {
             json!(-3),
             json!(5_000_000_000u64),
             json!(0.123_456_789_12),
+            json!(0.53),
         ] {
             assert!(push(&mut few, bad.clone()).is_err(), "{bad}");
         }

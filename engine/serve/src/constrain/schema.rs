@@ -11,7 +11,7 @@ mod rewrite;
 
 use serde_json::{json, Map, Value};
 
-use self::multiples::{check_meetings, round_bounds, split_at_zero};
+use self::multiples::{check_meetings, round_bounds, split_at_zero, tell_multiples};
 use self::rewrite::{bound_multiples, check_least_properties, inline_options, put_regexes};
 use super::numbers::{check_constant, check_text, exact, Bounds, Multiples};
 use super::references::{
@@ -109,9 +109,11 @@ impl Schema<'_> {
             .map(|(index, definition)| (format!("d{index}"), definition.schema.clone()))
             .collect();
         document.insert("$defs".into(), Value::Object(definitions));
+        let mut document = Value::Object(document);
+        tell_multiples(&mut document);
         let options = json!({"whitespace_flexible": false, "json_allowed_escapes": "nrbtf\\\""});
-        document.insert("x-guidance".into(), options);
-        Value::Object(document)
+        document["x-guidance"] = options;
+        document
     }
 }
 

@@ -180,12 +180,15 @@ impl Preparer {
     /// Where a text begins that is not known: behind an answer in it, or behind tokens, whichever leaves less to read.
     fn in_text(&self, job: &Job, base: Place, root: Key, text: &str) -> Result<Place> {
         let tokenizer = self.model.tokenizer()?;
+        // Something is read in any case, since logits are not kept.
+        let is_fit = |size: usize, next: Option<u32>| {
+            let drawn = next.and_then(|next| tokenizer.token_bytes(next));
+            size < text.len() && goes_on_well(text, size, drawn.as_deref())
+        };
         let hit = match job.prompt_logprobs {
             true => None,
-            false => self.store.find_text(&job.owner, root, text),
+            false => self.store.find_text(&job.owner, root, text, is_fit),
         };
-        // Something is read in any case, since logits are not kept.
-        let hit = hit.filter(|hit| hit.size < text.len() && is_between_words(text, hit.size));
         let mut behind_answer = None;
         if let Some(hit) = hit {
             let mut place = Place {
@@ -226,6 +229,16 @@ impl Preparer {
 
 fn n_read(state: &Option<Arc<State>>) -> u64 {
     state.as_ref().map_or(0, |state| state.n_tokens())
+}
+
+/// Whether a text may be gone on from a state that has read it up to this place, behind which a token with these bytes was
+/// drawn. Where that is what follows, a word may go on there: the model has written it so.
+fn goes_on_well(text: &str, at: usize, drawn: Option<&[u8]>) -> bool {
+    let behind_drawn = drawn
+        .filter(|drawn| text.as_bytes()[at..].starts_with(drawn))
+        .map(|drawn| at + drawn.len());
+    is_between_words(text, at)
+        || behind_drawn.is_some_and(|end| text.is_char_boundary(end) && is_between_words(text, end))
 }
 
 /// Whether no word goes on across this place in a text. Where an answer was cut inside one and a client has written the

@@ -48,6 +48,8 @@ struct Mark {
     state: State,
     key: Key,
     n_read: usize,
+    /// What was drawn behind it.
+    next: Option<u32>,
 }
 
 impl<'m> Sequence<'m> {
@@ -138,6 +140,7 @@ impl<'m> Sequence<'m> {
                 state: self.state.try_clone()?,
                 key: self.key,
                 n_read,
+                next: self.drawn_next(),
             });
         }
         self.tell(chosen, given);
@@ -173,6 +176,11 @@ impl<'m> Sequence<'m> {
         Ok(given)
     }
 
+    /// The token that the state has not read, if that has a text.
+    fn drawn_next(&self) -> Option<u32> {
+        (self.n_read_next > self.n_read).then_some(self.next)
+    }
+
     fn tell(&self, chosen: Chosen, text: String) {
         let choice = self.choice;
         self.running.tell(Event::Token {
@@ -205,14 +213,18 @@ impl<'m> Sequence<'m> {
                 && remains.as_bytes()[..n_read] == self.drawn.as_bytes()[..n_read]
         };
         let kept = match (self.n_read, &self.mark) {
-            (Some(n_read), _) if is_begin(n_read) => Some((&self.state, self.key, n_read)),
-            (_, Some(mark)) if is_begin(mark.n_read) => Some((&mark.state, mark.key, mark.n_read)),
+            (Some(n_read), _) if is_begin(n_read) => {
+                Some((&self.state, self.key, n_read, self.drawn_next()))
+            }
+            (_, Some(mark)) if is_begin(mark.n_read) => {
+                Some((&mark.state, mark.key, mark.n_read, mark.next))
+            }
             _ => None,
         };
         let mut pending = Pending::default();
         if self.running.is_session() {
             // What remains of an answer that is not as it was drawn is read behind the prompt.
-            let n_read = kept.map_or(0, |(_, _, n_read)| n_read);
+            let n_read = kept.map_or(0, |(_, _, n_read, _)| n_read);
             if kept.is_none() {
                 pending.tokens.push(self.running.prompt_end.token);
             }
@@ -222,12 +234,12 @@ impl<'m> Sequence<'m> {
                 pending.text = Some((tokens, text.to_owned()));
             }
         }
-        let kept = kept.map(|(state, key, n_read)| -> Result<Kept> {
+        let kept = kept.map(|(state, key, n_read, next)| -> Result<Kept> {
             // Nothing of an answer: the prompt itself is found by its tokens.
             let text = self.running.text.clone().filter(|_| n_read > 0);
             let text = text.map(|mut text| {
                 text.push(&remains.as_bytes()[..n_read]);
-                text.key()
+                text.key(next)
             });
             let state = Arc::new(state.try_clone()?);
             Ok(Kept {

@@ -283,8 +283,9 @@ impl Files {
     }
 
     fn path(&self, owner: OwnerId, key: Key, text: Option<TextKey>) -> PathBuf {
-        let of_text = text.map_or(String::new(), |text| {
-            format!("-{:x}-{:032x}", text.size, text.hash)
+        let of_text = text.map_or(String::new(), |TextKey { size, hash, next }| {
+            let next = next.map_or(String::new(), |next| format!("-{next:x}"));
+            format!("-{size:x}-{hash:032x}{next}")
         });
         let begin = self.beginning(owner);
         self.folder.join(format!("{begin}{key}{of_text}{STATE}"))
@@ -310,6 +311,7 @@ impl Files {
             Some(size) => Some(TextKey {
                 size: u64::try_from(size).ok()?,
                 hash: number()?,
+                next: number().and_then(|next| u32::try_from(next).ok()),
             }),
         };
         Some((OwnerId(owner), Key(key), text))

@@ -60,6 +60,7 @@ struct Tree {
     texts: BTreeMap<u64, HashMap<u128, Key>>,
 }
 
+#[derive(Default)]
 struct Entry {
     text: Option<TextKey>,
     memory: Option<InMemory>,
@@ -118,6 +119,32 @@ impl Order {
     }
 }
 
+impl Tree {
+    /// A state is found by this text, and no longer by another: a session's texts begin with the session, those of messages
+    /// with the conversation.
+    fn set_text(&mut self, key: Key, text: TextKey) {
+        let older = self.entries.entry(key).or_default().text.replace(text);
+        if let Some(older) = older {
+            self.forget_text(key, older);
+        }
+        let of_size = self.texts.entry(text.size).or_default();
+        of_size.insert(text.hash, key);
+    }
+
+    fn forget_text(&mut self, key: Key, text: TextKey) {
+        let Some(of_size) = self.texts.get_mut(&text.size) else {
+            return;
+        };
+        // Another key may have the same text by now.
+        if of_size.get(&text.hash) == Some(&key) {
+            of_size.remove(&text.hash);
+        }
+        if of_size.is_empty() {
+            self.texts.remove(&text.size);
+        }
+    }
+}
+
 impl Index {
     pub(super) fn new(metrics: &ModelMetrics) -> Self {
         Index {
@@ -165,17 +192,10 @@ impl Index {
     fn entry(&mut self, owner: OwnerId, key: Key, text: Option<TextKey>) -> &mut Entry {
         let tree = self.trees.entry(owner).or_default();
         if let Some(text) = text {
-            let of_size = tree.texts.entry(text.size).or_default();
-            of_size.insert(text.hash, key);
+            tree.set_text(key, text);
         }
-        let entry = tree.entries.entry(key).or_insert(Entry {
-            text,
-            memory: None,
-            disk: None,
-        });
         // The same tokens may be an answer's end in one request and part of a prompt in another.
-        entry.text = entry.text.or(text);
-        entry
+        tree.entries.entry(key).or_default()
     }
 
     /// Keeps a state in memory, as the one that was used last.
@@ -314,8 +334,13 @@ impl Index {
         at.map(|at| at + 1)
     }
 
-    /// All states that have read beginnings of a text: sizes of these, ascending, and keys.
-    pub(super) fn beginnings(&self, owner: OwnerId, root: Key, text: &[u8]) -> Vec<(usize, Key)> {
+    /// All states that have read beginnings of a text: sizes of these, ascending, keys, and what was drawn behind each.
+    pub(super) fn beginnings(
+        &self,
+        owner: OwnerId,
+        root: Key,
+        text: &[u8],
+    ) -> Vec<(usize, Key, Option<u32>)> {
         let Some(tree) = self.trees.get(&owner) else {
             return Vec::new();
         };
@@ -326,7 +351,11 @@ impl Index {
             let end = usize::try_from(size).unwrap_or(usize::MAX);
             hash.push(&text[start..end]);
             start = end;
-            found.extend(keys.get(&hash.key().hash).map(|&key| (end, key)));
+            let Some(key) = keys.get(&hash.key(None).hash) else {
+                continue;
+            };
+            let of_text = tree.entries.get(key).and_then(|entry| entry.text);
+            found.push((end, *key, of_text.and_then(|text| text.next)));
         }
         found
     }
@@ -405,15 +434,7 @@ impl Index {
         }
         let removed = tree.entries.remove(&key);
         if let Some(text) = removed.and_then(|entry| entry.text) {
-            if let Some(of_size) = tree.texts.get_mut(&text.size) {
-                // Another key may have the same text by now.
-                if of_size.get(&text.hash) == Some(&key) {
-                    of_size.remove(&text.hash);
-                }
-                if of_size.is_empty() {
-                    tree.texts.remove(&text.size);
-                }
-            }
+            tree.forget_text(key, text);
         }
         let before = tree.links.remove(key);
         if tree.entries.is_empty() {
@@ -469,5 +490,35 @@ impl Index {
     /// All states of which there should be files.
     pub(super) fn files(&self) -> Vec<(OwnerId, Key)> {
         self.disk.by_use.values().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn of_texts_no_more_are_kept_than_of_states() {
+        let mut index = Index::new(&Metrics::new().model(""));
+        let (owner, root) = (OwnerId(1), Key(7));
+        let text = |text: &str, next| {
+            let mut hash = TextHash::behind(root);
+            hash.push(text.as_bytes());
+            Some(hash.key(next))
+        };
+        let found = |index: &Index, text: &str| index.beginnings(owner, root, text.as_bytes());
+        index.insert_file(owner, Key(1), text("one", None), 10);
+        index.insert_file(owner, Key(2), text("another", None), 10);
+        index.insert_file(owner, Key(2), text("two", None), 10);
+        index.insert_file(owner, Key(2), text("two", Some(5)), 10);
+        index.insert_file(owner, Key(2), None, 10);
+        assert_eq!(found(&index, "another"), []);
+        assert_eq!(found(&index, "two."), [(3, Key(2), Some(5))]);
+        index.remove_file(owner, Key(2));
+        assert_eq!(found(&index, "one!"), [(3, Key(1), None)]);
+        assert_eq!(index.trees[&owner].texts.len(), 1);
+        index.remove_file(owner, Key(1));
+        assert!(index.trees.is_empty());
     }
 }

@@ -52,12 +52,15 @@ impl fmt::Display for Key {
     }
 }
 
-/// Names a state by the whole text that it has read, however that was cut into tokens.
+/// Names a state by the whole text that it has read, however that was cut into tokens, and says what was drawn behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TextKey {
     /// Of the text, in bytes.
     pub size: u64,
     pub(crate) hash: u128,
+    /// The token that was drawn next and that the state has not read, if that has a text: an answer may end within a word,
+    /// and goes on there as the model wrote it.
+    pub next: Option<u32>,
 }
 
 /// Hashes a text and its beginnings.
@@ -81,11 +84,12 @@ impl TextHash {
         self.size += text.len() as u64;
     }
 
-    /// Of the text so far.
-    pub fn key(&self) -> TextKey {
+    /// Of the text so far, behind which a token was drawn, or none.
+    pub fn key(&self, next: Option<u32>) -> TextKey {
         TextKey {
             size: self.size,
             hash: self.hash.digest128(),
+            next,
         }
     }
 }

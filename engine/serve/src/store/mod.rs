@@ -133,15 +133,24 @@ impl Store {
         }
     }
 
-    /// The state that has read the most of a text behind `root`, of those that are kept behind answers.
-    pub fn find_text(&self, owner: &Owner, root: Key, text: &str) -> Option<Hit> {
+    /// The state that has read the most of a text behind `root`, of those that are kept behind answers and that are fit to
+    /// go on from, by the size of what each has read and the token that was drawn behind it.
+    pub fn find_text(
+        &self,
+        owner: &Owner,
+        root: Key,
+        text: &str,
+        is_fit: impl Fn(usize, Option<u32>) -> bool,
+    ) -> Option<Hit> {
         let owner = OwnerId::of(owner);
         self.refresh();
         let found = self.lock().beginnings(owner, root, text.as_bytes());
-        found.into_iter().rev().find_map(|(size, key)| {
-            let state = self.fetch(owner, key)?;
-            text.is_char_boundary(size)
-                .then_some(Hit { key, size, state })
+        found.into_iter().rev().find_map(|(size, key, next)| {
+            let state = match text.is_char_boundary(size) && is_fit(size, next) {
+                true => self.fetch(owner, key)?,
+                false => return None,
+            };
+            Some(Hit { key, size, state })
         })
     }
 

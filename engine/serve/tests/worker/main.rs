@@ -72,6 +72,46 @@ fn what_was_answered_is_found_by_its_text() {
     }
 }
 
+/// The token of these bytes.
+fn token_of(worker: &Worker, bytes: &[u8]) -> u32 {
+    let tokenizer = worker.model().tokenizer().expect("a tokenizer");
+    let ids = 0..tokenizer.n_tokens() as u32;
+    let mut ids = ids.filter(|&id| tokenizer.token_bytes(id).as_deref() == Some(bytes));
+    ids.next().expect("a token of these bytes")
+}
+
+/// Ends within a word, whose letters would make other tokens now; and bytes that are no characters, which clients get as
+/// U+FFFD and send back so.
+#[test]
+fn an_answer_is_found_however_it_ends_and_whatever_its_bytes_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (bytes, text) in [(&b"e"[..], "e"), (b"\x80", "\u{fffd}")] {
+        let worker = in_folder(folder.path());
+        let token = token_of(&worker, bytes);
+        let first = run(&worker, TEXT, |job| job.bias = vec![(token, 100.0)]);
+        assert_eq!(
+            (first.text, first.tokens),
+            (text.repeat(12), vec![token; 12])
+        );
+        let sent_back = format!("{TEXT}{}\n\nAnd then?", text.repeat(12));
+        let tokenizer = worker.model().tokenizer().expect("a tokenizer");
+        let n_canonical = tokenizer.encode(&sent_back).expect("tokens").len();
+        let n_known = first.n_prompt + 11;
+        let second = run(&worker, &sent_back, |_| {});
+        assert_eq!(second.n_cached, n_known, "{text}: of {n_canonical}");
+        // What was drawn next stands in the name of the file.
+        drop(worker);
+        let second = run(&in_folder(folder.path()), &sent_back, |_| {});
+        assert!(second.n_cached >= n_known, "{text}: of {n_canonical}");
+        // A word that a client has written the rest of is not read in two halves.
+        let other = format!("{TEXT}{}f", text.repeat(12));
+        let found = run(&in_folder(folder.path()), &other, |_| {});
+        if text == "e" {
+            assert!(found.n_cached < first.n_prompt, "{found:?}");
+        }
+    }
+}
+
 #[test]
 fn a_stop_text_is_no_part_of_what_is_found() {
     let worker = worker();

@@ -6,23 +6,12 @@
 
 use serde_json::{Map, Number, Value};
 
+use super::super::numbers::{decimal, multiple, told_multiple, Decimal};
 use super::super::references::definition_of;
 use super::TYPES;
 
 /// What is wrong.
 type Result<T> = std::result::Result<T, String>;
-
-/// A number in decimal digits: coefficient and decimals, as few as there are. Numbers that schemas may have
-/// (`numbers.rs`) have up to 17 digits and 26 decimals.
-type Decimal = (i128, u32);
-
-fn decimal(number: &Number) -> Option<Decimal> {
-    // As few digits as tell it from others, which are those that were written.
-    let text = number.as_f64()?.to_string();
-    let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));
-    let coefficient = format!("{whole}{decimals}").parse().ok()?;
-    Some((coefficient, u32::try_from(decimals.len()).ok()?))
-}
 
 /// A number of a schema, if these digits can be told from all others.
 fn number((coefficient, n_decimals): Decimal) -> Result<Value> {
@@ -204,6 +193,32 @@ pub(super) fn split_at_zero(
     }
     combined.insert("anyOf".into(), options.into());
     Ok(())
+}
+
+/// Puts numbers from which llguidance gets the right digits in the place of multiples.
+pub(super) fn tell_multiples(schema: &mut Value) {
+    match schema {
+        Value::Array(schemas) => schemas.iter_mut().for_each(tell_multiples),
+        Value::Object(keywords) => {
+            for (name, member) in keywords {
+                match (name.as_str(), member) {
+                    ("const" | "enum", _) => {}
+                    ("multipleOf", Value::Number(number)) => {
+                        let digits = multiple(number).zip(number.as_f64());
+                        let told = digits.and_then(|(digits, x)| told_multiple(digits, x));
+                        if let Some(told) = told.and_then(Number::from_f64) {
+                            *number = told;
+                        }
+                    }
+                    ("properties" | "patternProperties" | "$defs", Value::Object(named)) => {
+                        named.values_mut().for_each(tell_multiples);
+                    }
+                    (_, member) => tell_multiples(member),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn takes_only_numbers(written: &Map<String, Value>) -> bool {
