@@ -1,6 +1,6 @@
 //! Models of 4, 5 and 6 bits: what they cost, which matrices have more bits, and files that mix them otherwise.
 
-use rwkv_edge::{Model, Options, Quant};
+use rwkv_edge::{Model, Options, Quant, Target};
 
 mod common;
 
@@ -112,7 +112,7 @@ fn calibrated_models_lose_less() {
         let exact = open(repository(folder), Quant::F32, 2);
         let tokenizer = exact.tokenizer().expect("beside it");
         let tokens = tokenizer.encode(&text).expect("any");
-        let (tokens, others) = (&tokens[..1024], &tokens[4096..6144]);
+        let (tokens, others) = (&tokens[..1024], &tokens[1024..4096]);
         let logits = |model: &Model| model.session().eval_all(tokens).expect("valid tokens");
         let expected = logits(&exact);
         for quant in [Quant::Q5, Quant::Q4] {
@@ -122,6 +122,7 @@ fn calibrated_models_lose_less() {
                 Model::open_calibrated(repository(folder), &options, others, &mut |_| {})
                     .expect("a trained model");
             assert_eq!(formats(&calibrated), formats(&plain));
+            assert_eq!(calibrated.info().fingerprint, plain.info().fingerprint);
             let [(plain, _), (calibrated, _)] = [&plain, &calibrated]
                 .map(|model| compared(&expected, &logits(model), exact.n_vocab()));
             println!("{folder} {quant}: KL {plain:.5}, calibrated {calibrated:.5}");
@@ -133,36 +134,37 @@ fn calibrated_models_lose_less() {
     }
 }
 
-/// Every version and kind of checkpoint, whatever its widths are: the same model for any number of threads, at most as far off
-/// on the tokens that it was rounded by as without them.
+/// Every version and kind of checkpoint, whatever its widths are: the same model for any number of threads, hardly ever farther
+/// off on the tokens that it was rounded by than without them.
 #[test]
 fn models_of_all_versions_are_calibrated() {
     for name in goldens() {
         let tokens = ids(&json(golden(name).join("expected.json"))["input_ids"]);
         let logits = |model: &Model| model.session().eval_all(&tokens).expect("valid tokens");
         let exact = logits(&open(golden(name), Quant::F32, 2));
-        for quant in [Quant::Int8, Quant::Q4] {
-            let calibrated = |threads: usize| {
-                let options = Options::new().quant(quant).threads(threads);
-                let mut last = None;
-                let model = Model::open_calibrated(golden(name), &options, &tokens, &mut |p| {
-                    last = Some(p);
-                });
-                let model = model.unwrap_or_else(|e| panic!("{name}: {e}"));
-                assert!(
-                    last.is_some_and(|progress| progress.is_finished()),
-                    "{name}"
-                );
-                assert_eq!(model.info().quant, quant);
-                logits(&model)
-            };
-            let found = calibrated(2);
-            assert!(found == calibrated(1), "{name} {quant}");
-            let plain = distance(&logits(&open(golden(name), quant, 2)), &exact);
-            let found = distance(&found, &exact);
-            println!("{name} {quant}: {found:.3}, {plain:.3} without");
-            assert!(found < 1.1 * plain, "{name} {quant}: {found} {plain}");
-        }
+        let calibrated = |options: Options, tokens: &[u32]| {
+            let mut last = None;
+            let model = Model::open_calibrated(golden(name), &options, tokens, &mut |p| {
+                last = Some(p);
+            });
+            let model = model.unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(
+                last.is_some_and(|progress| progress.is_finished()),
+                "{name}"
+            );
+            logits(&model)
+        };
+        let q4 = |threads| Options::new().quant(Quant::Q4).threads(threads);
+        let found = calibrated(q4(2), &tokens);
+        assert!(found == calibrated(q4(1), &tokens), "{name}");
+        let plain = distance(&logits(&open(golden(name), Quant::Q4, 2)), &exact);
+        let found = distance(&found, &exact);
+        println!("{name}: {found:.3}, {plain:.3} without");
+        assert!(found < 1.15 * plain, "{name}: {found} {plain}");
+
+        let mixed = Options::new().threads(2).target(Target::MilliBits(6500));
+        let mixed = distance(&calibrated(mixed, &tokens[..1]), &exact);
+        assert!(mixed < plain, "{name}: {mixed} {plain}");
     }
 }
 
@@ -182,7 +184,8 @@ fn what_cannot_be_calibrated_is_refused() {
     let golden = golden(name);
     for (path, quant, tokens, said) in [
         (&file, Quant::Q4, &[1, 2][..], "expected the checkpoint"),
-        (&golden, Quant::F16, &[1, 2], "expected integers"),
+        (&golden, Quant::F16, &[1, 2], "expected q4, q5 or q6"),
+        (&golden, Quant::Int8, &[1, 2], "expected q4, q5 or q6"),
         (&golden, Quant::Q4, &[], "no tokens"),
         (&golden, Quant::Q4, &[1, 1 << 20], "expected less than"),
     ] {

@@ -4,8 +4,10 @@ use std::fs;
 
 #[path = "common/command.rs"]
 mod command;
+mod common;
 
 use command::{run, stderr, stdout};
+use common::repository;
 use serde_json::Value;
 
 fn parse(text: &str) -> Value {
@@ -152,17 +154,25 @@ fn files_are_calibrated_by_a_text() {
     assert_ne!(plain[1]["kl_mean"], calibrated[1]["kl_mean"]);
 
     fs::write(path("empty"), "").expect("writable");
+    let none = path("none");
     for (args, said) in [
         (&["-m", model, "--calibrate-tokens", "5"][..], "--calibrate"),
         (&["--calibrate", &text], "--model"),
-        (&["-m", model, "--calibrate", &path("empty")], "no tokens"),
-        (&["-m", model, "--calibrate", &path("none")], "none"),
+        (
+            &["-m", model, "--quant", "q4", "--calibrate", &path("empty")],
+            "no tokens",
+        ),
+        (&["-m", model, "--quant", "q4", "--calibrate", &none], &none),
         (
             &["-m", model, "--quant", "f16", "--calibrate", &text],
-            "expected integers",
+            "expected q4, q5 or q6",
         ),
         (
-            &["-m", &path("plain"), "--calibrate", &text],
+            &["-m", model, "--calibrate", &text],
+            "expected q4, q5 or q6",
+        ),
+        (
+            &["-m", &path("plain"), "--quant", "q4", "--calibrate", &text],
             "expected the checkpoint",
         ),
     ] {
@@ -176,4 +186,16 @@ fn files_are_calibrated_by_a_text() {
         );
         assert!(fs::metadata(&other).is_err(), "{args:?}: wrote a file");
     }
+    let both = [
+        "quantize",
+        "-m",
+        model,
+        "--compare",
+        "q4",
+        "--text",
+        "-",
+        "--calibrate",
+        "-",
+    ];
+    assert!(stderr(&run(both)).contains("expected a file for one of them"));
 }

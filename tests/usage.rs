@@ -171,6 +171,20 @@ fn numbers_out_of_range_are_wrong_values_of_their_options() {
             &["bench", "--batch", "--sequences", "1000000000"],
             &["'1000000000' for '--sequences <LIST>'"],
         ),
+        (
+            &[
+                "quantize",
+                "-m",
+                "a",
+                "-o",
+                "b",
+                "--calibrate",
+                "c",
+                "--calibrate-tokens",
+                "-1",
+            ],
+            &["'-1' for '--calibrate-tokens <N>'"],
+        ),
         (&["bench", "--synthetic", "-1"], &["'-1' for '--synthetic"]),
         (
             &["convert", "-m", "a", "-o", "b", "--size", "-1"],

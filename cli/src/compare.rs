@@ -27,7 +27,7 @@ const TIMED_TOKENS: usize = 32;
 pub(crate) struct CompareArgs {
     /// Write nothing: print what quantisations cost, such as f16,int8,q5,q4
     ///
-    /// Of each the bits a weight, the megabytes of its weights, its perplexity on --text, how far its predictions are from
+    /// With --calibrate each that is of 4 to 6 bits is calibrated. Of each the bits a weight, the megabytes of its weights, its perplexity on --text, how far its predictions are from
     /// those of f32, how often the likeliest token is the same, and the tokens a second that it generates here. Two models
     /// are open at a time.
     #[arg(
@@ -68,15 +68,18 @@ pub(crate) fn run(
     model_args: &ModelArgs,
     as_json: bool,
 ) -> Result<()> {
-    let plot = args.plot.as_deref().map(Plot::create).transpose()?;
     let file = args.text.as_deref().unwrap_or(Path::new("-"));
+    if calibrate.reads_stdin() && file.as_os_str() == "-" {
+        bail!("--text - and --calibrate -: stdin is one text, expected a file for one of them");
+    }
+    let plot = args.plot.as_deref().map(Plot::create).transpose()?;
     let mut input = Input::open(file)?;
     let calibration = calibrate.tokens(model_args)?;
     let open = |quant| {
         let mut wanted = model_args.clone();
         wanted.quant = Some(quant);
         let opened = match &calibration {
-            Some(tokens) if !matches!(quant, Quant::F32 | Quant::F16) => {
+            Some(tokens) if matches!(quant, Quant::Q4 | Quant::Q5 | Quant::Q6) => {
                 model::open_to_copy(&wanted, None, Some(tokens))
             }
             _ => model::open(&wanted),

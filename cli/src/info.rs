@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use anyhow::Result;
-use rwkv_edge::{printable, Model};
+use rwkv_edge::{printable, Info, Model};
 use serde_json::{json, Value};
 
 use crate::args::ModelArgs;
@@ -63,6 +63,11 @@ fn json_text(value: &Value) -> String {
     text
 }
 
+/// Bits of all weights, vectors and small matrices included, for each of them.
+fn bits_over_everything(info: &Info) -> f64 {
+    8.0 * info.weight_bytes as f64 / info.n_params as f64
+}
+
 fn to_json(model: &Model, args: &Args) -> Value {
     let info = model.info();
     let mut object = json!({
@@ -80,6 +85,7 @@ fn to_json(model: &Model, args: &Args) -> Value {
         "n_params": info.n_params,
         "quant": info.quant.name(),
         "bits_per_weight": info.bits_per_weight,
+        "bits_over_everything": bits_over_everything(&info),
         "weight_bytes": info.weight_bytes,
         "mapped_bytes": info.mapped_bytes,
         "huge_page_bytes": info.huge_page_bytes,
@@ -122,11 +128,12 @@ fn print(model: &Model, args: &Args, out: &mut impl Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "weights       {} parameters, {:.1} MB as {} ({:.2} bits a matrix weight)",
+        "weights       {} parameters, {:.1} MB as {} ({:.2} bits a matrix weight, {:.2} over everything)",
         info.n_params,
         mb(info.weight_bytes),
         info.quant,
-        info.bits_per_weight
+        info.bits_per_weight,
+        bits_over_everything(&info)
     )?;
     for adapter in &info.adapters {
         writeln!(out, "merged with   {}", printable(adapter))?;

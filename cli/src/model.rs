@@ -69,13 +69,17 @@ pub(crate) fn open_to_copy(
 }
 
 /// Opens a checkpoint and quantises it by these tokens.
-fn open_calibrated(args: &ModelArgs, options: Options, tokens: &[u32]) -> Result<Model> {
+fn open_calibrated(args: &ModelArgs, mut options: Options, tokens: &[u32]) -> Result<Model> {
     let start = Instant::now();
     args.lora.checked()?;
     let Some(model) = &args.model else {
         bail!("no model to calibrate, expected --model");
     };
     let path = hub::locate(model)?.path;
+    if options.tokenizer.is_none() {
+        // The text was cut by that one.
+        options.tokenizer = missing_tokenizer(&path)?;
+    }
     let mut progress = Progress::at_once("calibrating");
     let model = Model::open_calibrated(&path, &options, tokens, &mut |p| {
         progress.show(p.done, p.total)
@@ -84,20 +88,6 @@ fn open_calibrated(args: &ModelArgs, options: Options, tokens: &[u32]) -> Result
     describe(&model, start.elapsed());
     tell_of_small_tokenizer(&model);
     Ok(model)
-}
-
-/// The tokenizer of a model whose weights are not read yet, for a text.
-pub(crate) fn open_tokenizer_of(args: &ModelArgs) -> Result<Tokenizer> {
-    let Some(model) = &args.model else {
-        bail!("no model, expected --model");
-    };
-    let path = hub::locate(model)?.path;
-    let mut options = options(args);
-    if options.tokenizer.is_none() {
-        paths::check_tokenizer(&path)?;
-        options.tokenizer = missing_tokenizer(&path)?;
-    }
-    Ok(Model::open_tokenizer(&path, &options)?)
 }
 
 pub(crate) fn open_with(args: &ModelArgs, no_sparsity: bool) -> Result<Model> {

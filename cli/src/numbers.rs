@@ -9,6 +9,7 @@ use clap::Command;
 /// option `-1` that nobody knows.
 const OPTIONS: &[&str] = &[
     "ban_token",
+    "calibrate_tokens",
     "chunk",
     "drain",
     "frequency_penalty",

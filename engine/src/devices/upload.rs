@@ -8,9 +8,9 @@ use crate::networks::config::Config;
 use crate::networks::source::{RowsSource, WeightSource};
 use crate::networks::table::TensorAt;
 use crate::networks::tensor_info::TensorInfo;
-use crate::quant::matrix::{Buffer, Matrix, Vector};
+use crate::quant::matrix::{Matrix, Vector};
 use crate::quant::parts::MatrixRows;
-use crate::quant::{Quant, Weights};
+use crate::quant::Quant;
 
 /// Brings what a network asks for to devices, and gives placeholders.
 pub(crate) struct Upload<'a> {
@@ -94,13 +94,11 @@ impl WeightSource for Upload<'_> {
         let size = size.ok_or_else(|| Error::format(format!("tensor {name}: no rows")))?;
         self.tensors
             .push(TensorInfo::of_matrix(&name, &size, layout, &self.device));
-        Ok(Matrix {
+        Ok(Matrix::placeholder(
             name,
-            n_rows: size.n_rows,
-            n_cols: size.n_cols,
+            (size.n_rows, size.n_cols),
             layout,
-            weights: Weights::F32(Buffer::owned(Vec::new())),
-        })
+        ))
     }
 }
 

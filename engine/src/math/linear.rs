@@ -44,8 +44,9 @@ impl<'a> View<'a> {
     /// # Panics
     /// When an element of a matrix (n_rows, n_cols), both at least 1, is not there.
     pub(crate) fn check(&self, n_rows: usize, n_cols: usize) {
-        let last = (n_rows - 1) * self.row_stride + (n_cols - 1) * self.column_stride;
-        assert!(last < self.values.len());
+        let last_row = (n_rows - 1).saturating_mul(self.row_stride);
+        let last_column = (n_cols - 1).saturating_mul(self.column_stride);
+        assert!(last_row.saturating_add(last_column) < self.values.len());
     }
 
     #[cfg(not(feature = "gemm"))]
@@ -63,6 +64,9 @@ impl<'a> View<'a> {
 pub(crate) use crate::math::kernels::gemm::add_product_f32 as add_product;
 
 /// As with the gemm crate, in plain loops.
+///
+/// # Panics
+/// When the slices do not have these sizes.
 #[cfg(not(feature = "gemm"))]
 pub(crate) fn add_product(
     (n_rows, n, n_cols): (usize, usize, usize),
@@ -72,9 +76,12 @@ pub(crate) fn add_product(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    if n_rows == 0 || n_cols == 0 {
+    if n_rows == 0 || n == 0 || n_cols == 0 {
         return;
     }
+    a.check(n_rows, n);
+    b.check(n, n_cols);
+    assert!(n_cols <= out_stride);
     for (row, out) in out.chunks_mut(out_stride).take(n_rows).enumerate() {
         for k in 0..n {
             let left = factor * a.at(row, k);
@@ -86,7 +93,7 @@ pub(crate) fn add_product(
 }
 
 /// The lower triangle of a symmetric matrix (n, n). Tiles at the edge are filled up with zeros.
-#[derive(Clone, PartialEq)]
+#[derive(PartialEq)]
 pub(crate) struct Tiles {
     n: usize,
     /// Of a side.

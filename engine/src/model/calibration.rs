@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::devices::plan::{Plan, Target};
+use crate::devices::plan::{Plan, PlannedStage, Target};
 use crate::error::{Error, Result};
 use crate::math::kernels::Rows;
 use crate::math::threads::Pool;
@@ -20,13 +20,14 @@ use crate::model::mixed_quant::joined;
 use crate::networks::batch::{Output, Segment, Span};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::source::{CalibratedSource, WeightSource};
-use crate::networks::state::{State, StateLayout};
-use crate::networks::table::StageRange;
+use crate::networks::state::{Initial, State, StateLayout};
+use crate::networks::table::{StageRange, TensorAt};
 use crate::networks::{Buffers, Machine, Network};
 use crate::products::Observer;
 use crate::quant::exponents::Importance;
 use crate::quant::feedback::Moments;
-use crate::quant::matrix::{Layout, Matrix};
+use crate::quant::matrix::{Layout, Matrix, Vector};
+use crate::quant::Quant;
 
 /// Tokens that are fed at once.
 const ROWS: usize = 256;
@@ -54,22 +55,26 @@ impl Calibration<'_> {
             let text = format!("token {token} to calibrate with, expected less than {n_vocab}");
             return Err(Error::argument(text));
         }
-        let is_cpu = plan
-            .stages
-            .iter()
-            .all(|stage| matches!(stage.target, Target::Cpu));
         let quant = plan.quant();
-        if !is_cpu || plan.stages.len() != 1 || quant.floats().is_some() {
-            let text = format!(
-                "{quant} on {} stages: expected integers, such as q4, on the CPU alone",
-                plan.stages.len()
-            );
+        if !quant.is_mixed() {
+            let text = format!("{quant} gains nothing by a text, expected q4, q5 or q6");
+            return Err(Error::unsupported(text).at("calibration"));
+        }
+        if !matches!(
+            plan.stages[..],
+            [PlannedStage {
+                target: Target::Cpu,
+                ..
+            }]
+        ) {
+            let text = "a model with layers on devices, expected the CPU alone";
             return Err(Error::unsupported(text).at("calibration"));
         }
         Ok(())
     }
 
-    /// The network, quantised. Both sources are of one model: `floats` has the weights as they are, `weights` rounds them.
+    /// The network, quantised. Both sources are of one model: `floats` has the weights as they are, `weights` rounds them;
+    /// `initial` is its empty state, where that was tuned.
     ///
     /// # Errors
     /// Those of the sources; [`ErrorKind::Format`](crate::ErrorKind::Format) where the text leads to numbers that are not
@@ -78,9 +83,10 @@ impl Calibration<'_> {
         &self,
         (floats, weights): (&mut dyn WeightSource, &mut dyn CalibratedSource),
         config: &Config,
+        initial: Option<Initial>,
     ) -> Result<Network> {
         let sizes = &config.sizes;
-        let mut stream = Stream::new(sizes, self)?;
+        let mut stream = Stream::new(sizes, self, initial)?;
         let part = |layers, has_embedding, has_head| StageRange {
             layers,
             has_embedding,
@@ -92,24 +98,47 @@ impl Calibration<'_> {
         for layer in 0..sizes.n_layer {
             let part = part(layer..layer + 1, false, false);
             let exact = Network::build(floats, config, &part)?;
+            for matrix in exact.matrices() {
+                // Else it would be the text that is blamed for numbers that are none.
+                matrix.check_finite(0..matrix.n_rows, false)?;
+            }
             let seen = Seen::new(self.machine.pool);
-            stream.pass(&exact, Some(&seen))?;
+            let in_layer = |e: Error| e.at(format_args!("layer {layer}"));
+            stream.pass(&exact, Some(&seen)).map_err(in_layer)?;
+            // What is mapped is read again when it is rounded, then mostly from the system's cache.
             exact.matrices().for_each(Matrix::release);
             drop(exact);
             weights.set_importances(seen.importances()?);
             let network = Network::build(weights, config, &part)?;
-            stream.pass(&network, None)?;
+            stream.pass(&network, None).map_err(in_layer)?;
             parts.push(network);
         }
         let part = part(sizes.n_layer..sizes.n_layer, false, true);
-        let exact = Network::build(floats, config, &part)?;
+        // Its logits are not needed, and so its matrix is not.
+        let norms = Network::build(&mut VectorsOf(floats), config, &part)?;
         let seen = Seen::new(self.machine.pool);
-        stream.see_head(&exact, &seen)?;
-        exact.matrices().for_each(Matrix::release);
-        drop(exact);
+        stream.see_head(&norms, &seen)?;
         weights.set_importances(seen.importances()?);
         parts.push(Network::build(weights, config, &part)?);
         joined(&parts, config)
+    }
+}
+
+/// The vectors of a source, and placeholders for its matrices.
+struct VectorsOf<'a>(&'a mut dyn WeightSource);
+
+impl WeightSource for VectorsOf<'_> {
+    fn set_quant(&mut self, quant: Quant) -> Result<()> {
+        self.0.set_quant(quant)
+    }
+
+    fn vector(&mut self, tensor: &TensorAt<'_>) -> Result<Vector> {
+        self.0.vector(tensor)
+    }
+
+    fn matrix(&mut self, tensor: &TensorAt<'_>) -> Result<Matrix> {
+        let (name, shape) = (tensor.name(), tensor.stored_shape());
+        Ok(Matrix::placeholder(name, shape, tensor.layout()))
     }
 }
 
@@ -124,13 +153,17 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(sizes: &Sizes, calibration: &'a Calibration<'a>) -> Result<Self> {
+    fn new(
+        sizes: &Sizes,
+        calibration: &'a Calibration<'a>,
+        initial: Option<Initial>,
+    ) -> Result<Self> {
         let n_threads = calibration.machine.pool.n_threads();
         let row_width = sizes.architecture.row_width(sizes);
         let n_numbers = calibration.tokens.len().saturating_mul(row_width);
         Ok(Stream {
             calibration,
-            state: State::new(StateLayout::of_sizes(sizes), None)?,
+            state: State::new(StateLayout::of_sizes(sizes), initial)?,
             buffers: Buffers::new(sizes, ROWS, n_threads, false)?,
             rows: zeroed(n_numbers, "rows of all tokens")?,
             row_width,
@@ -171,10 +204,10 @@ impl<'a> Stream<'a> {
     /// Shows what the head reads, without the logits that it makes of that.
     fn see_head(&mut self, network: &Network, seen: &Seen<'_>) -> Result<()> {
         let Some(head) = &network.head else {
-            return Err(Error::format("a model without a head"));
+            return Ok(());
         };
         let n_embd = head.matrix.n_cols;
-        let numbers: Vec<usize> = (0..ROWS).collect();
+        let numbers: [usize; ROWS] = std::array::from_fn(|row| row);
         let mut inputs = zeroed(ROWS * n_embd, "inputs of the head")?;
         for rows in self.rows.chunks(ROWS * self.row_width) {
             let n_rows = rows.len() / self.row_width;
@@ -206,7 +239,7 @@ fn put_rows(buffers: &mut Buffers, n_rows: usize, rows: &[f32]) {
 /// What was seen of the inputs of matrices, by their names.
 struct Seen<'a> {
     pool: &'a Pool,
-    moments: Mutex<BTreeMap<String, Result<(Moments, Layout)>>>,
+    moments: Mutex<BTreeMap<String, Result<Moments>>>,
 }
 
 impl<'a> Seen<'a> {
@@ -220,10 +253,8 @@ impl<'a> Seen<'a> {
     fn importances(self) -> Result<BTreeMap<String, Importance>> {
         let moments = self.moments.into_inner();
         let moments = moments.unwrap_or_else(PoisonError::into_inner);
-        let importance = |(name, moments): (String, Result<(Moments, Layout)>)| {
-            let (moments, layout) = moments?;
-            let by_row = layout != Layout::RowPerOutput;
-            Ok((name, moments.importance(by_row, self.pool)?))
+        let importance = |(name, moments): (String, Result<Moments>)| {
+            Ok((name, moments?.importance(self.pool)?))
         };
         moments.into_iter().map(importance).collect()
     }
@@ -234,10 +265,9 @@ impl Observer for Seen<'_> {
         let mut all = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         let moments = all.entry(matrix.name.clone()).or_insert_with(|| {
             let with_pairs = matrix.layout == Layout::RowPerOutput;
-            let moments = Moments::new(matrix.n_inputs(), with_pairs);
-            moments.map(|moments| (moments, matrix.layout))
+            Moments::new(matrix.n_inputs(), with_pairs)
         });
-        if let Ok((moments, _)) = moments {
+        if let Ok(moments) = moments {
             moments.add(rows, self.pool);
         }
     }

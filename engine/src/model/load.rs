@@ -50,6 +50,9 @@ pub(crate) fn load(
         .values()
         .map(|tensor| tensor.len() as u64)
         .sum();
+    let layout = StateLayout::of_sizes(&checkpoint.config.sizes);
+    let tuned = checkpoint.tuned.as_ref();
+    let initial = tuned.map(|tuned| tuned.read(layout)).transpose()?;
     let mut weights = CheckpointWeights {
         mix: checkpoint.mix.as_ref(),
         quant: plan.quant(),
@@ -60,16 +63,14 @@ pub(crate) fn load(
     let stages = match calibration {
         None => Stages::build(&mut weights, &checkpoint.config, plan)?,
         Some(calibration) => {
-            // Its pages are read once more when the matrix is rounded.
             let mut floats = CheckpointWeights::new(&checkpoint, pool);
-            let network = calibration.run((&mut floats, &mut weights), &checkpoint.config)?;
+            let sources: (&mut dyn WeightSource, &mut dyn CalibratedSource) =
+                (&mut floats, &mut weights);
+            let network = calibration.run(sources, &checkpoint.config, initial.clone())?;
             Stages::of_network(network, plan.quant())
         }
     };
     let stored_blocks = stored_blocks(&checkpoint);
-    let layout = StateLayout::of_sizes(&checkpoint.config.sizes);
-    let tuned = checkpoint.tuned.as_ref();
-    let initial = tuned.map(|tuned| tuned.read(layout)).transpose()?;
     Ok(Loaded {
         stages,
         initial,
@@ -215,7 +216,8 @@ impl<'a> CheckpointWeights<'a> {
 
     /// What rounding errors of a matrix will do.
     fn importance(&self, matrix: &TensorAt<'_>) -> Result<Importance> {
-        if let Some(shown) = self.importances.get(&matrix.name()) {
+        let shown = self.importances.get(&matrix.name());
+        if let (Some(shown), true) = (shown, self.format(matrix).is_mixed()) {
             return Ok(shown.clone());
         }
         matrix.importance(self.format(matrix), &mut |vector| {

@@ -74,19 +74,21 @@ impl Model {
         Self::from_opened((opened, Some(path)), options, None, progress)
     }
 
-    /// Opens a checkpoint and quantises it by what a text does to it: `tokens`, read from the empty state on. The weights
-    /// of a layer are rounded so that their errors make up for each other on what the layers in front of it give.
+    /// Opens a checkpoint and quantises it by what a text does to it: `tokens`, read from the empty state on. The weights of a
+    /// layer are rounded so that their errors make up for each other on what the layers in front of it give.
     ///
-    /// Takes several times as long as [`open`](Self::open), in proportion to the tokens and to the size of the model; some thousand
-    /// tokens of text like that which the model is for are enough. The same tokens give the same model, for any number of threads, on
-    /// CPUs of one kind. The formats are those of [`Options::quant`](field@Options::quant) or
-    /// [`Options::target`](field@Options::target), which is of integers; the model is used and saved as any. `progress` counts
+    /// Takes several times as long as [`open`](Self::open), in proportion to the tokens and to the size of the model; some
+    /// thousand tokens of text like that which the model is for are enough. The same tokens give the same model, for any
+    /// number of threads, on CPUs of one kind. The formats are those of [`Options::quant`](field@Options::quant) or
+    /// [`Options::target`](field@Options::target), of 4 to 6 bits; the model is used and saved as any. `progress` counts
     /// weights.
     ///
     /// # Errors
     ///
-    /// Those of [`open`](Self::open); [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens, or one that is not of the
-    /// vocabulary; [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a model file, floats, or layers on devices.
+    /// Those of [`open`](Self::open); [`ErrorKind::Argument`](crate::ErrorKind::Argument) for no tokens, or one that is not
+    /// of the vocabulary; [`ErrorKind::Format`](crate::ErrorKind::Format) where they lead to numbers that are not finite;
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a model file, floats, int8, layers on devices, or a
+    /// limit of memory, which does not count what this takes.
     pub fn open_calibrated(
         path: impl AsRef<Path>,
         options: &Options,
@@ -236,6 +238,11 @@ impl Model {
         });
         if let Some(calibration) = &calibration {
             calibration.check(origin.config(), &plan)?;
+            if options.memory_max.is_some() {
+                let text =
+                    "a limit of memory does not count what a calibration takes, expected none";
+                return Err(Error::unsupported(text));
+            }
         }
         let mut loaded = origin.load(&plan, &pool, is_short, calibration.as_ref(), progress)?;
         let budget = demand.budget(&loaded.stages, limit.memory_max)?;

@@ -7,10 +7,10 @@
 //! e H e^T = sum over k of D[k] * (e[k] + sum over j > k of e[j] * L[j, k])^2
 //! ```
 //!
-//! So weights are rounded from the last to the first, and what the errors of those behind it would do is taken out of each
-//! weight before: `w[k] + sum over j > k of e[j] * L[j, k]`. What is left of the error is what rounding that does. It is the order of
-//! GPTQ (Frantar and others, 2022) from the other end, in the form that QuIP (Chee and others, 2023) calls LDLQ and shows to be the
-//! same, which needs no inverse.
+//! So weights are rounded from the last to the first, and what the errors of those behind it would do is taken out of
+//! each weight before: `w[k] + sum over j > k of e[j] * L[j, k]`. What is left of the error is what rounding that does. It
+//! is the order of GPTQ (Frantar and others, 2022) from the other end, in the form that QuIP (Chee and others, 2023) calls
+//! LDLQ and shows to be the same, which needs no inverse.
 
 #![forbid(unsafe_code)]
 
@@ -24,18 +24,16 @@ use crate::math::linear::{add_product, Tiles, View, TILE};
 use crate::math::threads::Pool;
 use crate::math::{collected, zeroed};
 
-/// What is added to the diagonal of the moments, as a part of its mean. An output matters more for some tokens than for others,
-/// which the moments do not show: with 0.01, as is usual elsewhere, the error of outputs is smallest, and predictions are
-/// 2 to 4 % farther off (docs/QUANTIZATION.md).
+/// What is added to the diagonal of the moments, as a part of its mean. An output matters more for some tokens than for
+/// others, which the moments do not show: with 0.01, as is usual elsewhere, the error of outputs is smallest, and
+/// predictions are 2 to 4 % farther off (docs/QUANTIZATION.md).
 const DAMPING: f64 = 0.5;
 const MOMENTS: &str = "moments of activations";
 
 /// Second moments of the inputs of a matrix, while a text is read.
 pub(crate) struct Moments {
-    /// Inputs seen.
+    /// Rows of inputs that were seen.
     n: usize,
-    /// (n_inputs)
-    sums: Vec<f64>,
     squares: Squares,
 }
 
@@ -53,7 +51,6 @@ impl Moments {
     pub(crate) fn new(n_inputs: usize, with_pairs: bool) -> Result<Self> {
         Ok(Moments {
             n: 0,
-            sums: zeroed(n_inputs, MOMENTS)?,
             squares: match with_pairs {
                 true => Squares::Pairs(Tiles::new(n_inputs)?),
                 false => Squares::Alone(zeroed(n_inputs, MOMENTS)?),
@@ -63,18 +60,12 @@ impl Moments {
 
     /// Adds rows of inputs.
     pub(crate) fn add(&mut self, rows: Rows<'_, f32>, pool: &Pool) {
-        let n_inputs = self.sums.len();
         self.n += rows.n;
-        for row in rows.values.chunks(rows.stride).take(rows.n) {
-            for (sum, &x) in self.sums.iter_mut().zip(row) {
-                *sum += f64::from(x);
-            }
-        }
         match &mut self.squares {
             Squares::Pairs(tiles) => tiles.add_squares(rows, pool),
             Squares::Alone(squares) => {
                 for row in rows.values.chunks(rows.stride).take(rows.n) {
-                    for (square, &x) in squares.iter_mut().zip(&row[..n_inputs]) {
+                    for (square, &x) in squares.iter_mut().zip(row) {
                         *square += f64::from(x) * f64::from(x);
                     }
                 }
@@ -94,29 +85,23 @@ impl Moments {
         }
     }
 
-    /// What they say of the rounding errors of a matrix with a row for each output; for one with a row for each input,
-    /// `by_row`.
+    /// What they say of the rounding errors of a matrix: of one with a row for each output, whose inputs were seen in pairs, or of
+    /// one with a row for each input.
     ///
     /// # Errors
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory).
-    pub(crate) fn importance(self, by_row: bool, pool: &Pool) -> Result<Importance> {
+    pub(crate) fn importance(self, pool: &Pool) -> Result<Importance> {
         let squares = self.mean_squares()?;
-        if by_row {
-            return Ok(Importance {
+        Ok(match self.squares {
+            Squares::Alone(_) => Importance {
                 rows: squares.into(),
                 ..Importance::default()
-            });
-        }
-        let n = self.n.max(1) as f64;
-        let means = self.sums.iter().map(|sum| (sum / n) as f32);
-        Ok(Importance {
-            means: collected(means, MOMENTS)?,
-            feedback: match self.squares {
-                Squares::Pairs(tiles) => ErrorFeedback::new(tiles, pool)?.map(Arc::new),
-                Squares::Alone(_) => None,
             },
-            columns: squares,
-            ..Importance::default()
+            Squares::Pairs(tiles) => Importance {
+                columns: squares,
+                feedback: ErrorFeedback::new(tiles, pool)?.map(Arc::new),
+                ..Importance::default()
+            },
         })
     }
 }
@@ -250,7 +235,7 @@ mod tests {
             let (values, stride) = (rows, n_cols);
             moments.add(Rows { values, stride, n }, pool);
         }
-        moments.importance(false, pool).expect("memory")
+        moments.importance(pool).expect("memory")
     }
 
     /// The mean square of what rounding does to outputs.
@@ -295,9 +280,8 @@ mod tests {
         }
     }
 
-    /// However rows are cut into blocks, and whoever works on them.
     #[test]
-    fn pieces_and_threads_change_nothing() {
+    fn threads_change_nothing_and_pieces_are_the_whole() {
         let (n_rows, n_cols) = (70, 131);
         let made = Made {
             n_cols,

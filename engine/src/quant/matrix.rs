@@ -109,6 +109,21 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
+    /// A matrix (n_rows, n_cols) whose weights are not here.
+    pub(crate) fn placeholder(
+        name: String,
+        (n_rows, n_cols): (usize, usize),
+        layout: Layout,
+    ) -> Self {
+        Matrix {
+            name,
+            n_rows,
+            n_cols,
+            layout,
+            weights: Weights::F32(Buffer::owned(Vec::new())),
+        }
+    }
+
     pub(crate) fn n_inputs(&self) -> usize {
         match self.layout {
             Layout::RowPerOutput => self.n_cols,

@@ -11,7 +11,8 @@
 //!
 //! When quantising, the scale of each block is searched for: of some sizes of its largest weight, with the best factor for
 //! what each rounds to, the one with the least expected error of the outputs; then the integer that is nearest to it, or
-//! one beside that, whichever errs less. docs/QUANTIZATION.md has what else was tried, and the numbers.
+//! one beside that, whichever errs less. Where a text shows what a matrix is multiplied with, weights are rounded so that
+//! their errors make up for each other, too (`feedback.rs`). docs/QUANTIZATION.md has what else was tried, and the numbers.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +27,6 @@ use super::{
 };
 use crate::error::Result;
 use crate::files::FileBytes;
-
 use crate::math::kernels::fetch::fetch;
 use crate::math::kernels::packed::{packed_row_bytes, UNIT};
 use crate::math::kernels::{ActivationBounds, KernelSet, PackedRows};

@@ -60,7 +60,8 @@ pub(crate) fn add_product_f32(
     }
     a.check(n_rows, n);
     b.check(n, n_cols);
-    assert!(n_cols <= out_stride && (n_rows - 1) * out_stride + n_cols <= out.len());
+    let last_row = (n_rows - 1).saturating_mul(out_stride);
+    assert!(n_cols <= out_stride && last_row.saturating_add(n_cols) <= out.len());
     // SAFETY: the last element that each of the three reaches was just checked to lie in its slice, and rows of `out` do
     // not overlap; strides are given in the crate's order, columns before rows.
     unsafe {

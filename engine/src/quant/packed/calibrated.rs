@@ -14,8 +14,10 @@ use crate::math::{collected, copied};
 use crate::quant::blocks::Block;
 use crate::quant::feedback::ErrorFeedback;
 
-/// Rows of one task: enough for products of matrices, few enough for a second-level cache, with 256 KiB of 2,048 columns.
+/// Rows of one task: enough for products of matrices, few enough for a second-level cache, with 512 KiB of 2,048 columns,
+/// corrected and not.
 const GROUP_ROWS: usize = 32;
+
 /// Neighbouring rows on their way.
 struct Group<'a> {
     /// (rows, n_cols)
