@@ -535,3 +535,51 @@ fn a_closed_pipe_is_success() {
         );
     }
 }
+
+#[test]
+fn bench_writes_a_report_that_can_be_compared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let quick = ["bench", "-n", "4", "-p", "16", "-r", "1", "--quant", "int8"];
+    let report = |file: &str| {
+        let printed = stdout(&run([&quick[..], &["--report", file]].concat()));
+        assert!(printed.contains("decode"), "{printed}");
+        let text = fs::read_to_string(file).expect("was written");
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    let (a, b) = (path("a.json"), path("b.json"));
+    let found = report(&a);
+    assert_eq!(found["rwkv_edge_report"], 1);
+    assert!(found["bench"]["decode_tokens_per_s"].as_f64() > Some(0.0));
+    let threads = found["decode_by_threads"].as_array().expect("a list");
+    assert_eq!(threads[0]["threads"], 1);
+    for key in ["machine", "before", "after"] {
+        assert!(found[key].is_object(), "{key}");
+    }
+    assert!(found.pointer("/machine/usable_threads").is_some());
+    report(&b);
+    // Another one may take its place.
+    report(&b);
+    let compared = stdout(&run(["bench", "--compare", &a, &b]));
+    let decode = compared.lines().find(|line| line.starts_with("decode  "));
+    assert_eq!(
+        decode.map(|line| line.matches("tokens/s").count()),
+        Some(2),
+        "{compared}"
+    );
+
+    let other = path("other.json");
+    fs::write(&other, "{\"mine\": 1}").expect("writable");
+    for args in [
+        [&quick[..], &["--report", &other]].concat(),
+        vec!["bench", "--compare", &a, &other],
+        vec!["bench", "--compare", &a, &path("none")],
+    ] {
+        let output = run(args.clone());
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+    }
+    assert_eq!(
+        fs::read_to_string(&other).expect("is there"),
+        "{\"mine\": 1}"
+    );
+}

@@ -4,7 +4,8 @@
 //! because on a shared machine both move.
 //!
 //! Here are the options and what the parts share; `on_cpu.rs` and `on_devices.rs` measure and print speed, `start.rs` a new
-//! process, `batch.rs` many sequences at once, `serve.rs` the server.
+//! process, `batch.rs` many sequences at once, `serve.rs` the server; `report.rs` writes all of it to a file, with what
+//! `machine.rs` knows of the machine.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -23,11 +24,16 @@ use crate::progress::Progress;
 use crate::{devices, model, paths};
 
 mod batch;
+mod machine;
 mod on_cpu;
 mod on_devices;
+mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod start;
+
+pub(crate) use report::begins_report;
+use report::Report;
 
 #[derive(clap::Args, Clone)]
 pub(crate) struct Args {
@@ -86,6 +92,18 @@ pub(crate) struct Args {
     /// Draw decode speed against threads and against the length of the context, as SVG
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+
+    /// Also measure 1, 2, 4 ... threads, and write all to a file with facts about this machine, to be sent or kept
+    ///
+    /// JSON: the CPU, its cores, clocks, heat and throttling before and after, memory and how fast it is read, kernel and
+    /// page size, power where the system counts it, and what else `bench` prints. Nothing of it names the machine's owner.
+    #[arg(long, value_name = "FILE", conflicts_with = "save")]
+    report: Option<PathBuf>,
+
+    /// Measure nothing: print two files of --report side by side
+    #[arg(long, value_name = "FILE", num_args = 2)]
+    #[arg(conflicts_with_all = ["synthetic", "save", "report", "plot", "json"])]
+    compare: Vec<PathBuf>,
 
     /// Print one JSON object
     #[arg(long)]
@@ -162,7 +180,11 @@ pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
     if args.spin {
         spin();
     }
+    if !args.compare.is_empty() {
+        return report::compare(&args.compare);
+    }
     let plot = args.plot.as_deref().map(Plot::create).transpose()?;
+    let begun = args.report.as_deref().map(Report::begin).transpose()?;
     if let Some(path) = &args.save {
         paths::check_replaced(path, paths::Written::ModelFile)?;
     }
@@ -190,6 +212,9 @@ pub(crate) fn run(args: &Args, program: &Program) -> Result<()> {
     }
     if let Some(plot) = plot {
         draw(args, &model, plot)?;
+    }
+    if let Some(begun) = begun {
+        begun.write(args, &model, &report)?;
     }
     let mut stdout = io::stdout().lock();
     if args.json {

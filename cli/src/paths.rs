@@ -11,6 +11,8 @@ use rwkv_edge::{Model, State};
 use rwkv_edge_chat::Saved;
 use rwkv_edge_hub::{without_secrets, Address};
 
+use crate::bench::begins_report;
+
 /// Refuses a path that is a link to nothing, or one that leads nowhere for another reason.
 pub(crate) fn check_link(path: &Path) -> Result<()> {
     let error = match fs::metadata(path) {
@@ -36,6 +38,8 @@ pub(crate) enum Written {
     ModelFile,
     /// The text of a conversation.
     Conversation,
+    /// What `bench --report` writes.
+    Report,
 }
 
 /// Refuses to write over a file that holds something else: a name that was mistyped must not cost a
@@ -52,6 +56,7 @@ pub(crate) fn check_replaced(path: &Path, written: Written) -> Result<()> {
         Written::Chart => ("an SVG file", start.starts_with(b"<svg")),
         Written::ModelFile => ("a model file", Model::begins_model_file(&start)),
         Written::Conversation => ("the text of a conversation", Saved::begins_text(&start)),
+        Written::Report => ("a report of `bench`", begins_report(&start)),
     };
     match is_one {
         true => Ok(()),
