@@ -246,6 +246,7 @@ fn nothing_but_an_older_one_of_its_kind_is_replaced() {
         ],
         &["bench", "--plot", text(&file)],
         &["bench", "--save", text(&file)],
+        &["bench", "--report", text(&file)],
     ] {
         for old in [&checkpoint[..], b"a text", b"{"] {
             fs::write(&file, old).expect("can be written");
