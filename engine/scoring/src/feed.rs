@@ -258,7 +258,9 @@ pub fn feed<'a>(
             let (token, number) = (target.token, target.sequence);
             return Err(Error::new(
                 ErrorKind::Argument,
-                format!("sequence {number}: id {token}, expected less than {n_vocab} (the vocabulary)"),
+                format!(
+                    "sequence {number}: id {token}, expected less than {n_vocab} (the vocabulary)"
+                ),
             ));
         }
         for index in 0..models.n_models() {

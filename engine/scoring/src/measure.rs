@@ -165,7 +165,8 @@ mod tests {
         let model = Model::open("../../cli/demo", &Options::default()).expect("the demo");
         for tokens in [[u32::MAX, 1], [1, 4096]] {
             let sequences = Windows::WHOLE.sequences(&tokens);
-            let error = measure(&[model.clone()][..], sequences, |_| ()).expect_err("no such token");
+            let error =
+                measure(&[model.clone()][..], sequences, |_| ()).expect_err("no such token");
             assert_eq!(error.kind(), ErrorKind::Argument, "{tokens:?}");
         }
     }

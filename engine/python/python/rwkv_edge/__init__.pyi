@@ -1,5 +1,6 @@
 from collections.abc import Iterator, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, SupportsIndex, TypeAlias, TypedDict, final, overload
 
 import numpy as np
@@ -28,7 +29,7 @@ class Error(Exception):
     kind: Literal["argument", "io", "format", "unsupported", "memory", "state", "tokenizer", "backend", "other"]
 
 class _Quantized(TypedDict):
-    file: PathLike[str]
+    file: Path
     quant: str
     n_params: int
     bytes: int
@@ -117,7 +118,7 @@ class Model:
     @overload
     def generate(  # type: ignore[overload-overlap]
         self,
-        prompt: str | Sequence[int],
+        prompt: str | _Ids,
         *,
         max_new_tokens: int = 128,
         stop: str | Sequence[str] | None = None,
@@ -143,7 +144,7 @@ class Model:
     @overload
     def generate(
         self,
-        prompt: Sequence[str] | Sequence[Sequence[int]],
+        prompt: Sequence[str] | Sequence[_Ids],
         *,
         max_new_tokens: int = 128,
         stop: str | Sequence[str] | None = None,
@@ -168,7 +169,7 @@ class Model:
     ) -> list[Generated]: ...
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | _Ids,
         *,
         max_new_tokens: int = 128,
         stop: str | Sequence[str] | None = None,
