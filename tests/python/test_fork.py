@@ -92,17 +92,19 @@ def refused():
         return 0 if np.array_equal(other.forward(tokens)[0], wanted) and error.kind == "unsupported" else 1
     return 2
 
-def read():
-    generated.extend(model.generate("A", max_new_tokens=4000, ignore_eos=True, state=state).tokens)
-
-generated, state = [], model.new_state()
-thread = threading.Thread(target=read)
-thread.start()
+# It goes on until the process ends.
+state = model.new_state()
+options = {"max_new_tokens": 10**9, "ignore_eos": True, "state": state}
+threading.Thread(target=lambda: model.generate("A", **options), daemon=True).start()
+try:
+    while state.n_tokens == 0:
+        time.sleep(0.001)
+except RuntimeError:
+    pass  # The state is in use: the call has begun.
 codes = []
 while len(codes) < 10:
     codes.append(in_child(refused))
-assert thread.is_alive(), "too few tokens"
-thread.join()
-print(*codes, len(generated), same(), in_child(same))
+print(*codes, same(), flush=True)
+os._exit(0)
 """
-            self.assertEqual(self.run_program(program, options), ["0"] * 10 + ["4000", "0", "0"])
+            self.assertEqual(self.run_program(program, options), ["0"] * 11)
