@@ -253,6 +253,16 @@ pub fn feed<'a>(
     let mut targets = Vec::with_capacity(logit_rows_max);
     let mut n_fed = 0;
     while lanes.plan(logit_rows_max, &mut targets) {
+        // The last token of a sequence is a target and not fed, so no model refuses it.
+        if let Some(target) = targets.iter().find(|of| of.token as usize >= n_vocab) {
+            let (token, number) = (target.token, target.sequence);
+            return Err(Error::new(
+                ErrorKind::Argument,
+                format!(
+                    "sequence {number}: id {token}, expected less than {n_vocab} (the vocabulary)"
+                ),
+            ));
+        }
         for index in 0..models.n_models() {
             let model = models.get(index)?;
             let workspace = match models.share_workspace() {

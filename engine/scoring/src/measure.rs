@@ -162,6 +162,13 @@ mod tests {
         let none: &[Model] = &[];
         let error = measure(none, std::iter::empty(), |_| ()).expect_err("no model");
         assert_eq!(error.kind(), ErrorKind::Argument);
+        let model = Model::open("../../cli/demo", &Options::default()).expect("the demo");
+        for tokens in [[u32::MAX, 1], [1, 4096]] {
+            let sequences = Windows::WHOLE.sequences(&tokens);
+            let error =
+                measure(&[model.clone()][..], sequences, |_| ()).expect_err("no such token");
+            assert_eq!(error.kind(), ErrorKind::Argument, "{tokens:?}");
+        }
     }
 
     fn windows(window: usize, stride: usize) -> Windows {

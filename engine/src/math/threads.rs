@@ -117,6 +117,8 @@ pub(crate) struct Pool {
     workers: Vec<JoinHandle<()>>,
     worker_threads: Vec<Thread>,
     busy: AtomicBool,
+    /// The process that has the workers.
+    process: u32,
 }
 
 impl Pool {
@@ -146,6 +148,7 @@ impl Pool {
             workers,
             worker_threads,
             busy: AtomicBool::new(false),
+            process: std::process::id(),
         }
     }
 
@@ -230,6 +233,12 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
+        if std::process::id() != self.process {
+            // A process that was forked has a copy of the pool and none of its threads. Its jobs never waited for them,
+            // since a pool with a worker inside is busy; whoever waits for one to end may wait for ever.
+            self.workers.drain(..).for_each(std::mem::forget);
+            return;
+        }
         self.shared.stop.store(true, Ordering::SeqCst);
         self.worker_threads.iter().for_each(Thread::unpark);
         for worker in self.workers.drain(..) {

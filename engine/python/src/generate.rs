@@ -1,0 +1,197 @@
+//! Text from prompts: whole, or piece by piece.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use self_cell::self_cell;
+
+use crate::error::{Failed, Result};
+use crate::lanes::{Lanes, Outcome};
+use crate::passes::Shared;
+use crate::sampling::Wish;
+use crate::state::{borrow, State};
+use crate::texts::{Text, Texts};
+
+/// What came of a prompt.
+#[pyclass(module = "rwkv_edge", frozen)]
+pub(crate) struct Generated {
+    /// The new text, up to a stop text; None for a model without a tokenizer.
+    #[pyo3(get)]
+    text: Option<String>,
+    /// Ids of the new tokens, without the end of text.
+    #[pyo3(get)]
+    tokens: Vec<u32>,
+    /// Why there is no more: 'length' (max_new_tokens), 'end_of_text' (the model ended it) or 'stop'.
+    #[pyo3(get)]
+    finish_reason: &'static str,
+}
+
+impl Generated {
+    fn of(outcome: &mut Outcome, has_text: bool) -> Self {
+        let Outcome {
+            tokens,
+            text,
+            finish_reason,
+        } = std::mem::take(outcome);
+        Generated {
+            text: has_text.then_some(text),
+            tokens,
+            finish_reason: finish_reason.unwrap_or("length"),
+        }
+    }
+}
+
+#[pymethods]
+impl Generated {
+    fn __repr__(&self) -> String {
+        let (text, n) = (self.text.as_deref().unwrap_or_default(), self.tokens.len());
+        let reason = self.finish_reason;
+        format!("Generated({text:?}, {n} tokens, {reason})")
+    }
+
+    fn __str__(&self) -> &str {
+        self.text.as_deref().unwrap_or_default()
+    }
+}
+
+/// `Model.generate`. Signals are looked at between forward passes.
+pub(crate) fn generate<'py>(
+    py: Python<'py>,
+    shared: &Shared,
+    prompt: &Bound<'py, PyAny>,
+    options: Option<&Bound<'py, PyDict>>,
+) -> Result<Bound<'py, PyAny>> {
+    let wish = Wish::of("generate", options)?;
+    let (prompts, is_one) = Texts::of(prompt)?.all();
+    if wish.state.is_some() && !is_one {
+        return Err(Failed::argument("one state for a list of prompts"));
+    }
+    let mut call = shared.begin(py)?;
+    let (model, buffers) = (&shared.model, &mut call.buffers);
+    let state = wish.state.as_ref().map(|state| state.bind(py));
+    let mut held = state.map(borrow).transpose()?;
+    let mut given = held.as_mut().map(|held| held.of_model(model)).transpose()?;
+    let mut lanes = py.detach(|| {
+        let prompts = prompts
+            .into_iter()
+            .map(|prompt| prompt.tokens(model, wish.bos));
+        Lanes::new(model, prompts.collect::<engine::Result<_>>()?, &wish)
+    })?;
+    while py.detach(|| lanes.step(buffers, given.as_deref_mut()))? {
+        py.check_signals()?;
+    }
+    let has_text = model.has_tokenizer();
+    let mut all = lanes
+        .outcomes()
+        .iter_mut()
+        .map(|outcome| Generated::of(outcome, has_text));
+    match is_one {
+        true => {
+            let one = all.next().ok_or_else(|| Failed::argument("no prompt"))?;
+            Ok(Bound::new(py, one)?.into_any())
+        }
+        false => Ok(PyList::new(
+            py,
+            all.map(|one| Py::new(py, one))
+                .collect::<PyResult<Vec<_>>>()?,
+        )?
+        .into_any()),
+    }
+}
+
+self_cell!(
+    /// A text in the making beside the model whose tokenizer it borrows.
+    struct UnderWay {
+        owner: Arc<Shared>,
+        #[not_covariant]
+        dependent: Lanes,
+    }
+);
+
+/// The pieces of a text as they come, whole characters only: an iterator of str. What is not asked for is not
+/// computed.
+#[pyclass(module = "rwkv_edge")]
+pub(crate) struct Stream {
+    under_way: UnderWay,
+    state: Option<Py<State>>,
+    has_ended: bool,
+}
+
+/// `Model.stream`.
+pub(crate) fn stream(
+    py: Python<'_>,
+    shared: &Arc<Shared>,
+    prompt: &Bound<'_, PyAny>,
+    options: Option<&Bound<'_, PyDict>>,
+) -> Result<Stream> {
+    let wish = Wish::of("stream", options)?;
+    let Texts::One(prompt) = Texts::of(prompt)? else {
+        return Err(Failed::argument(
+            "a list of prompts, expected one: a str, or its token ids",
+        ));
+    };
+    let _call = shared.begin(py)?;
+    let begin = |shared: &Arc<Shared>, prompt: Text| -> engine::Result<_> {
+        // Pieces are of a text.
+        shared.model.tokenizer()?;
+        prompt.tokens(&shared.model, wish.bos)
+    };
+    let tokens = py.detach(|| begin(shared, prompt))?;
+    let under_way = UnderWay::try_new(shared.clone(), |shared| {
+        Lanes::new(&shared.model, vec![tokens], &wish)
+    })?;
+    Ok(Stream {
+        under_way,
+        state: wish.state,
+        has_ended: false,
+    })
+}
+
+#[pymethods]
+impl Stream {
+    fn __iter__(stream: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        stream
+    }
+
+    fn __next__(&mut self, py: Python<'_>) -> Result<Option<String>> {
+        let shared = self.under_way.borrow_owner().clone();
+        let state = self.state.as_ref().map(|state| state.bind(py));
+        let mut held = state.map(borrow).transpose()?;
+        let given = held.as_mut().map(|held| held.of_model(&shared.model));
+        let mut given = given.transpose()?;
+        let mut call = shared.begin(py)?;
+        while !self.has_ended {
+            // In front of a step, so that no piece is lost.
+            py.check_signals()?;
+            let (under_way, buffers) = (&mut self.under_way, &mut call.buffers);
+            let given = given.as_deref_mut();
+            let (goes_on, piece) = py.detach(|| {
+                under_way.with_dependent_mut(|_, lanes| -> engine::Result<_> {
+                    let goes_on = lanes.step(buffers, given)?;
+                    let piece = std::mem::take(&mut lanes.outcomes()[0].text);
+                    Ok((goes_on, piece))
+                })
+            })?;
+            self.has_ended = !goes_on;
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ids of the tokens so far.
+    #[getter]
+    fn tokens(&mut self) -> Vec<u32> {
+        self.under_way
+            .with_dependent_mut(|_, lanes| lanes.outcomes()[0].tokens.clone())
+    }
+
+    /// Why there is no more, as of `generate`; None as long as there may be.
+    #[getter]
+    fn finish_reason(&mut self) -> Option<&'static str> {
+        self.under_way
+            .with_dependent_mut(|_, lanes| lanes.outcomes()[0].finish_reason)
+    }
+}

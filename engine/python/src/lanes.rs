@@ -1,0 +1,225 @@
+//! Texts in the making, all of them moved by one forward pass a step.
+
+use std::vec::IntoIter;
+
+use engine::{Error, ErrorKind, Output, Result, Sampler, Span, State, StopTexts, TextStream};
+use rwkv_edge_scoring::rows_that_fit;
+
+use crate::passes::Buffers;
+use crate::sampling::Wish;
+
+/// Prompts that wait, texts under way, and those that have ended.
+pub(crate) struct Lanes<'m> {
+    model: &'m engine::Model,
+    sampler: engine::SamplerOptions,
+    ending: engine::GenerateOptions,
+    /// Whether there is one prompt, behind a state of the caller's.
+    has_given_state: bool,
+    waiting: std::iter::Enumerate<IntoIter<Vec<u32>>>,
+    active: Vec<Lane<'m>>,
+    /// In the order of the prompts.
+    outcomes: Vec<Outcome>,
+    lanes_max: usize,
+    rows_max: usize,
+    /// (rows, n_vocab) of the last step
+    logits: Vec<f32>,
+}
+
+/// What came of a prompt.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    /// Without the end of text.
+    pub(crate) tokens: Vec<u32>,
+    /// Empty without a tokenizer.
+    pub(crate) text: String,
+    /// Why there is no more of it; `None` as long as there will be.
+    pub(crate) finish_reason: Option<&'static str>,
+}
+
+/// A text under way.
+struct Lane<'m> {
+    number: usize,
+    /// `None`: that of the caller.
+    state: Option<State>,
+    sampler: Sampler,
+    text: Option<TextStream<'m>>,
+    stops: StopTexts,
+    /// Tokens that the state is to read: the prompt, then always the one that was drawn last.
+    unread: Vec<u32>,
+    n_read: usize,
+}
+
+impl<'m> Lanes<'m> {
+    pub(crate) fn new(
+        model: &'m engine::Model,
+        prompts: Vec<Vec<u32>>,
+        wish: &Wish,
+    ) -> Result<Self> {
+        if prompts.iter().any(Vec::is_empty) {
+            let text = "the prompt is empty, expected at least one token";
+            return Err(Error::new(ErrorKind::Argument, text));
+        }
+        let rows_max = model.prefill_rows();
+        // With its logits, and what a sampler has for each token of the vocabulary.
+        let lane_bytes = model.info().state_bytes + 20 * model.n_vocab();
+        let mut lanes = Lanes {
+            model,
+            sampler: wish.sampler.clone(),
+            ending: wish.ending.clone(),
+            has_given_state: wish.state.is_some(),
+            outcomes: prompts.iter().map(|_| Outcome::default()).collect(),
+            waiting: prompts.into_iter().enumerate(),
+            active: Vec::new(),
+            lanes_max: rows_that_fit(model, lane_bytes, rows_max),
+            rows_max,
+            logits: Vec::new(),
+        };
+        // Options that make no sense are told here, and not by the first step.
+        lanes.begin_lanes()?;
+        Ok(lanes)
+    }
+
+    /// What came of the prompts so far, in their order.
+    pub(crate) fn outcomes(&mut self) -> &mut [Outcome] {
+        &mut self.outcomes
+    }
+
+    /// One forward pass over what is to be read, and a token for each text whose turn it is. False when there is
+    /// nothing more to do. `given` is the caller's state, if the prompt is behind one.
+    pub(crate) fn step(
+        &mut self,
+        buffers: &mut Buffers,
+        mut given: Option<&mut State>,
+    ) -> Result<bool> {
+        self.begin_lanes()?;
+        let (mut spans, mut room) = (Vec::new(), self.rows_max);
+        // Tokens that a lane reads in this pass, and whether it then draws one.
+        let mut plan = Vec::with_capacity(self.active.len());
+        for lane in &mut self.active {
+            let n = (lane.unread.len() - lane.n_read).min(room);
+            let is_last = n > 0 && lane.n_read + n == lane.unread.len();
+            let draws = is_last && self.outcomes[lane.number].finish_reason.is_none();
+            plan.push((n, draws));
+            room -= n;
+            if n == 0 {
+                continue;
+            }
+            let output = match draws {
+                true => Output::Last,
+                false => Output::None,
+            };
+            let state = lane.state.as_mut().or(given.take());
+            let state =
+                state.ok_or_else(|| Error::new(ErrorKind::State, "no state to go on from"))?;
+            let tokens = &lane.unread[lane.n_read..lane.n_read + n];
+            spans.push(Span::new(state, tokens, output));
+        }
+        if spans.is_empty() {
+            return Ok(false);
+        }
+        let n_vocab = self.model.n_vocab();
+        let n_logits = spans.iter().map(Span::n_logit_rows).sum::<usize>() * n_vocab;
+        let more = n_logits.saturating_sub(self.logits.len());
+        let no_memory = |_| Error::new(ErrorKind::Memory, "not enough memory for rows of logits");
+        self.logits.try_reserve_exact(more).map_err(no_memory)?;
+        self.logits.resize(n_logits, 0.0);
+        let workspace = buffers.of_rows(self.model, self.rows_max - room)?;
+        self.model
+            .forward(workspace, &mut spans, &mut self.logits)?;
+        let mut rows = self.logits.chunks_exact(n_vocab);
+        for (lane, (n, draws)) in self.active.iter_mut().zip(plan) {
+            lane.n_read += n;
+            if let (true, Some(row)) = (draws, rows.next()) {
+                let outcome = &mut self.outcomes[lane.number];
+                lane.draw(row, self.model, &self.ending, outcome)?;
+            }
+        }
+        let outcomes = &self.outcomes;
+        self.active.retain(|lane| {
+            let is_read = lane.n_read == lane.unread.len();
+            let has_ended = outcomes[lane.number].finish_reason.is_some();
+            // Of the caller's state all tokens are to be read; nobody will see any other.
+            !has_ended || lane.state.is_none() && !is_read
+        });
+        Ok(!self.active.is_empty() || self.waiting.len() > 0)
+    }
+
+    /// Takes up prompts that wait, as far as there is room.
+    fn begin_lanes(&mut self) -> Result<()> {
+        while self.active.len() < self.lanes_max {
+            let Some((number, prompt)) = self.waiting.next() else {
+                break;
+            };
+            let outcome = &mut self.outcomes[number];
+            if self.ending.max_new_tokens == 0 {
+                outcome.finish_reason = Some("length");
+                if !self.has_given_state {
+                    continue;
+                }
+            }
+            let mut options = self.sampler.clone();
+            options.seed = options.seed.wrapping_add(number as u64);
+            let text = match self.model.tokenizer() {
+                Ok(tokenizer) => Some(TextStream::new(tokenizer)),
+                Err(error) if self.model.has_tokenizer() || !self.ending.stop.is_empty() => {
+                    return Err(error)
+                }
+                Err(_) => None,
+            };
+            self.active.push(Lane {
+                number,
+                state: match self.has_given_state {
+                    true => None,
+                    false => Some(self.model.try_new_state()?),
+                },
+                sampler: Sampler::new(options, self.model.n_vocab())?,
+                text,
+                stops: StopTexts::new(self.ending.stop.clone())?,
+                unread: prompt,
+                n_read: 0,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Lane<'_> {
+    /// Draws a token, and sees whether the text ends: in the order in which [`engine::Session::generate`] does.
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        model: &engine::Model,
+        ending: &engine::GenerateOptions,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let token = self.sampler.sample(logits);
+        if model.ends_text(token) && !ending.ignore_end_of_text {
+            return self.end("end_of_text", outcome);
+        }
+        self.sampler.accept(token);
+        outcome.tokens.push(token);
+        (self.n_read, self.unread) = (0, vec![token]);
+        if let Some(text) = &mut self.text {
+            outcome.text += self.stops.push(text.push(token)?);
+        }
+        if self.stops.hit().is_some() {
+            outcome.finish_reason = Some("stop");
+        } else if outcome.tokens.len() == ending.max_new_tokens {
+            self.end("length", outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Gives out what was held back; a stop text may end in it.
+    fn end(&mut self, reason: &'static str, outcome: &mut Outcome) -> Result<()> {
+        if let Some(text) = &mut self.text {
+            outcome.text += self.stops.push(text.finish()?);
+            outcome.text += self.stops.flush();
+        }
+        outcome.finish_reason = Some(match self.stops.hit() {
+            Some(_) => "stop",
+            None => reason,
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! How a text is to be generated, as keyword arguments say it.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::num::NonZeroUsize;
+
+use engine::{GenerateOptions, SamplerOptions};
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::{PyOverflowError, PyTypeError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+use crate::error::{Failed, Result};
+use crate::state::State;
+use crate::texts::ids;
+
+/// What `generate` and `stream` are told beside the prompt.
+pub(crate) struct Wish {
+    pub(crate) sampler: SamplerOptions,
+    pub(crate) ending: GenerateOptions,
+    /// Whether token 0 stands in front of the prompt.
+    pub(crate) bos: bool,
+    /// The state that is gone on from, and moved.
+    pub(crate) state: Option<Py<State>>,
+}
+
+impl Wish {
+    /// Reads the keyword arguments of a function; None is the default of each.
+    pub(crate) fn of(function: &str, given: Option<&Bound<'_, PyDict>>) -> Result<Self> {
+        let mut wish = Wish {
+            sampler: SamplerOptions::new().seed(random_seed()),
+            ending: GenerateOptions::new(),
+            bos: false,
+            state: None,
+        };
+        for (name, value) in given.into_iter().flatten() {
+            let name: String = name.extract()?;
+            if !wish.set(&name, &value)? {
+                let text = format!("{function}() got an unexpected keyword argument '{name}'");
+                return Err(PyTypeError::new_err(text).into());
+            }
+        }
+        Ok(wish)
+    }
+
+    /// Whether there is an argument of this name.
+    fn set(&mut self, name: &str, value: &Bound<'_, PyAny>) -> Result<bool> {
+        let sampler = &mut self.sampler;
+        let float = match name {
+            "temperature" => Some(&mut sampler.temperature),
+            "top_p" => Some(&mut sampler.top_p),
+            "min_p" => Some(&mut sampler.min_p),
+            "typical_p" => Some(&mut sampler.typical_p),
+            "mirostat_eta" => Some(&mut sampler.mirostat_eta),
+            "presence_penalty" => Some(&mut sampler.presence_penalty),
+            "frequency_penalty" => Some(&mut sampler.frequency_penalty),
+            "penalty_decay" => Some(&mut sampler.penalty_decay),
+            "repetition_penalty" => Some(&mut sampler.repetition_penalty),
+            _ => None,
+        };
+        if let Some(field) = float {
+            if !value.is_none() {
+                *field = read(name, value)?;
+            }
+            return Ok(true);
+        }
+        match name {
+            "max_new_tokens" | "temperature_last" | "top_k" | "mirostat_tau" | "banned_tokens"
+            | "uncounted_tokens" | "seed" | "ignore_eos" | "stop" | "bos" | "state"
+                if value.is_none() => {}
+            "max_new_tokens" => self.ending.max_new_tokens = read(name, value)?,
+            "ignore_eos" => self.ending.ignore_end_of_text = read(name, value)?,
+            "stop" => self.ending.stop = stop_texts(value)?,
+            "temperature_last" => sampler.temperature_last = read(name, value)?,
+            "top_k" => sampler.top_k = NonZeroUsize::new(read(name, value)?),
+            "mirostat_tau" => {
+                let tau: f32 = read(name, value)?;
+                sampler.mirostat_tau = (tau != 0.0).then_some(tau);
+            }
+            "banned_tokens" => sampler.banned_tokens = ids(value)?,
+            "uncounted_tokens" => sampler.uncounted_tokens = ids(value)?,
+            "seed" => sampler.seed = read(name, value)?,
+            "bos" => self.bos = read(name, value)?,
+            "state" => self.state = Some(read(name, value)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// One text, or several.
+fn stop_texts(value: &Bound<'_, PyAny>) -> Result<Vec<String>> {
+    match value.is_instance_of::<PyString>() {
+        true => Ok(vec![read("stop", value)?]),
+        false => read("stop", value),
+    }
+}
+
+/// A value of an option: a wrong type is a TypeError, a number out of range an Error, as all values out of range
+/// are.
+fn read<'py, T: FromPyObjectOwned<'py>>(name: &str, value: &Bound<'py, PyAny>) -> Result<T> {
+    value.extract().map_err(|error: T::Error| {
+        let error: PyErr = error.into();
+        let py = value.py();
+        match error.is_instance_of::<PyOverflowError>(py) {
+            true => Failed::argument(format!("{name}: {value} is out of range")),
+            false if error.is_instance_of::<PyTypeError>(py) => {
+                PyTypeError::new_err(format!("{name}: {}", error.value(py))).into()
+            }
+            false => error.into(),
+        }
+    })
+}
+
+/// Differs from call to call: the standard library seeds its hash maps from the system's randomness.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,87 @@
+"""Vectors and likelihoods of texts, against the command and against forward passes."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from common import DEMO, TestCase, command_json, demo, golden, run_command
+
+TEXTS = ["Ownership is what makes a program safe.", "", "A trait", "fn main() { let x = 1; }" * 30]
+
+
+class Embed(TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.model = demo()
+
+    def test_the_command_gives_the_same(self):
+        for pooling, options in [("hidden-mean", []), ("hidden-last", ["--no-normalize"]), ("state:2", [])]:
+            done = run_command(
+                "embed", "-m", DEMO, "--quant", "int8", "--from", pooling, *options, input="\n".join(TEXTS) + "\n"
+            )
+            wanted = [json.loads(line) for line in done.stdout.splitlines()]
+            found = self.model.embed(TEXTS, pooling, normalize=not options)
+            self.assertEqual(found.dtype, np.float32)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+    def test_one_many_and_none(self):
+        many = self.model.embed(TEXTS * 50)
+        self.assertEqual(many.shape, (len(TEXTS) * 50, self.model.info["n_embd"]))
+        one = self.model.embed(TEXTS[0])
+        np.testing.assert_allclose(many[:: len(TEXTS)], np.tile(one, (50, 1)), rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(many[1], 0)
+        self.assertAlmostEqual(float(np.linalg.norm(one)), 1, places=5)
+        np.testing.assert_array_equal(self.model.embed(self.model.tokenizer.encode(TEXTS[0])), one)
+        self.assertEqual(self.model.embed([]).shape, (0, self.model.info["n_embd"]))
+
+    def test_what_makes_no_sense(self):
+        self.assert_error("argument", "hidden-last", self.model.embed, "A", "mean")
+        self.assert_error("argument", "no such layer", self.model.embed, "A", "state:99")
+        self.assert_error("tokenizer", "no tokenizer", golden("v7-pth").embed, "A")
+        self.assert_error("argument", "vocabulary", self.model.embed, [[10**6]])
+
+
+class Score(TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.model = demo()
+
+    def by_hand(self, tokens) -> np.ndarray:
+        rows = self.model.forward(tokens[:-1], all=True)[0].astype(np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        logs = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        return logs[np.arange(len(rows)), tokens[1:]]
+
+    def test_forward_passes_say_the_same(self):
+        encode = self.model.tokenizer.encode
+        sums = self.model.score(TEXTS)
+        terms = self.model.score(TEXTS, per_token=True)
+        with_first = self.model.score(TEXTS, bos=True, per_token=True)
+        self.assertEqual((sums.dtype, sums.shape), (np.float64, (len(TEXTS),)))
+        for text, total, each, behind_0 in zip(TEXTS, sums, terms, with_first, strict=True):
+            tokens = encode(text)
+            wanted = self.by_hand(tokens) if len(tokens) > 1 else np.zeros(0)
+            np.testing.assert_allclose(each, wanted, rtol=0, atol=1e-5)
+            self.assertAlmostEqual(total, each.sum(), places=6)
+            wanted = self.by_hand([0, *tokens]) if tokens else np.zeros(0)
+            np.testing.assert_allclose(behind_0, wanted, rtol=0, atol=1e-5)
+        self.assertEqual(math.copysign(1, sums[1]), 1)
+
+    def test_the_command_gives_the_same(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "text"
+            path.write_text(TEXTS[3])
+            measured = command_json("perplexity", "-m", DEMO, "--quant", "int8", "--json", path)
+        self.assertAlmostEqual(-self.model.score(TEXTS[3]) / measured["predicted"], measured["loss"], places=6)
+
+    def test_one_many_and_none(self):
+        one = self.model.score(TEXTS[0])
+        self.assertIsInstance(one, float)
+        self.assertEqual(self.model.score(self.model.tokenizer.encode(TEXTS[0])), one)
+        self.assertEqual(self.model.score([]).shape, (0,))
+        self.assertEqual(self.model.score("", per_token=True).shape, (0,))
+        many = self.model.score(TEXTS * 50)
+        np.testing.assert_allclose(many, np.tile(self.model.score(TEXTS), 50), rtol=0, atol=1e-5)
+        self.assert_error("argument", "vocabulary", self.model.score, [[1, 10**6]])
