@@ -93,15 +93,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 
-    /// Also measure 1, 2, 4 ... threads, and write all to a file with facts about this machine, to be sent or kept
+    /// Write a report: speed by threads, this machine
     ///
-    /// JSON: the CPU, its cores, clocks, heat and throttling before and after, memory and how fast it is read, kernel and
-    /// page size, power where the system counts it, and what else `bench` prints. Nothing of it names the machine's owner.
+    /// To be sent or kept. JSON: decode with 1, 2, 4 ... threads, the CPU, its cores, clocks, heat and throttling before
+    /// and after, memory and how fast it is read, kernel and page size, power where the system counts it, and what else
+    /// `bench` prints. Nothing of it names the machine's owner.
     #[arg(long, value_name = "FILE", conflicts_with = "save")]
     report: Option<PathBuf>,
 
-    /// Measure nothing: print two files of --report side by side
-    #[arg(long, value_name = "FILE", num_args = 2)]
+    /// Print two reports side by side
+    #[arg(long, value_names = ["A", "B"], num_args = 2)]
     #[arg(conflicts_with_all = ["synthetic", "save", "report", "plot", "json"])]
     compare: Vec<PathBuf>,
 
