@@ -20,9 +20,9 @@ const FEW_TOKENS: usize = 1000;
 pub(crate) struct CalibrateArgs {
     /// Round weights so that their errors cancel on this text (--quant q4, q5 or q6); - is stdin
     ///
-    /// A few thousand tokens like those that the model will read, and others than those that it is judged by. Predictions are about a
-    /// tenth closer to those of the unrounded model; the file is as large and as fast. Takes as long as reading the text a
-    /// few times.
+    /// A few thousand tokens like those that the model will read, and others than those that it is judged by. Predictions
+    /// are about a tenth closer to those of the unrounded model; the file is as large and as fast. Takes as long as reading
+    /// the text a few times.
     #[arg(
         long,
         value_name = "FILE",

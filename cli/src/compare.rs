@@ -27,9 +27,9 @@ const TIMED_TOKENS: usize = 32;
 pub(crate) struct CompareArgs {
     /// Write nothing: print what quantisations cost, such as f16,int8,q5,q4
     ///
-    /// With --calibrate each that is of 4 to 6 bits is calibrated. Of each the bits a weight, the megabytes of its weights, its perplexity on --text, how far its predictions are from
-    /// those of f32, how often the likeliest token is the same, and the tokens a second that it generates here. Two models
-    /// are open at a time.
+    /// With --calibrate each that is of 4 to 6 bits is calibrated. Of each the bits a weight, the megabytes of its weights,
+    /// its perplexity on --text, how far its predictions are from those of f32, how often the likeliest token is the same,
+    /// and the tokens a second that it generates here. Two models are open at a time.
     #[arg(
         long, value_name = "LIST", value_delimiter = ',', requires = "text",
         conflicts_with_all = ["output", "quant", "target_bits", "target_size"],

@@ -49,7 +49,7 @@ impl<'a> View<'a> {
         assert!(last_row.saturating_add(last_column) < self.values.len());
     }
 
-    #[cfg(not(feature = "gemm"))]
+    #[cfg(any(test, not(feature = "gemm")))]
     fn at(&self, row: usize, column: usize) -> f32 {
         self.values[row * self.row_stride + column * self.column_stride]
     }
@@ -63,12 +63,15 @@ impl<'a> View<'a> {
 #[cfg(feature = "gemm")]
 pub(crate) use crate::math::kernels::gemm::add_product_f32 as add_product;
 
-/// As with the gemm crate, in plain loops.
+#[cfg(not(feature = "gemm"))]
+pub(crate) use self::add_product_plain as add_product;
+
+/// The same in plain loops: what the gemm crate is tested against, and taken without it.
 ///
 /// # Panics
 /// When the slices do not have these sizes.
-#[cfg(not(feature = "gemm"))]
-pub(crate) fn add_product(
+#[cfg(any(test, not(feature = "gemm")))]
+pub(crate) fn add_product_plain(
     (n_rows, n, n_cols): (usize, usize, usize),
     factor: f32,
     a: View<'_>,
@@ -277,6 +280,29 @@ mod tests {
             f64::from(tile[i % TILE * TILE + j % TILE])
         };
         (0..n * n).map(|index| at(index / n, index % n)).collect()
+    }
+
+    #[test]
+    fn products_are_those_of_plain_loops() {
+        let (a, b) = (made(20, 20), made(20, 20));
+        for (n_rows, n, n_cols) in [
+            (1, 1, 1),
+            (1, 7, 5),
+            (6, 1, 9),
+            (13, 17, 11),
+            (0, 3, 3),
+            (3, 0, 3),
+        ] {
+            for left in [View::of_rows(&a, 20), View::of_columns(&a, 20)] {
+                for right in [View::of_rows(&b, 20), View::of_columns(&b, 20)] {
+                    let size = (n_rows, n, n_cols);
+                    let (mut found, mut expected) = (made(14, 14), made(14, 14));
+                    add_product(size, -2.0, left, right, &mut found, 14);
+                    add_product_plain(size, -2.0, left, right, &mut expected, 14);
+                    assert_eq!(found, expected, "{size:?}: small integers are exact");
+                }
+            }
+        }
     }
 
     #[test]

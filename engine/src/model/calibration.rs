@@ -2,8 +2,8 @@
 //! of the text.
 //!
 //! A layer is run twice over all tokens. Its weights as floats show what its matrices are multiplied with; then they are
-//! rounded by that (`quant/feedback.rs`), and what the rounded layer gives goes on. So the errors of a layer are part of what those
-//! behind it are rounded for. Rows of all tokens are held, and one layer as floats: where the checkpoint is mapped, and
+//! rounded by that (`quant/feedback.rs`), and what the rounded layer gives goes on. So the errors of a layer are part of
+//! what those behind it are rounded for. Rows of all tokens are held, and one layer as floats: where the checkpoint is mapped, and
 //! stored as f16, not even that.
 
 #![forbid(unsafe_code)]
