@@ -43,7 +43,8 @@ pub(crate) struct Args {
 struct TargetArgs {
     /// Mix formats of 4 to 8 bits: so many bits a weight, such as 4.6
     ///
-    /// The mean over all matrices that are not floats, with scales. Bits go where they take most damage away.
+    /// The mean over all matrices that are not floats, with scales. Bits go where they take most damage away: by the kind of
+    /// matrix, or with --calibrate by what rounding it does to the text.
     #[arg(long, value_name = "BITS", value_parser = milli_bits, conflicts_with_all = ["target_size", "quant"])]
     target_bits: Option<u32>,
 

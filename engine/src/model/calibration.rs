@@ -45,16 +45,7 @@ impl Calibration<'_> {
     /// # Errors
     /// See [`Model::open_calibrated`](crate::Model::open_calibrated).
     pub(crate) fn check(&self, config: &Config, plan: &Plan) -> Result<()> {
-        let n_vocab = config.sizes.n_vocab;
-        if self.tokens.is_empty() {
-            return Err(Error::argument(
-                "no tokens to calibrate with, expected some thousands",
-            ));
-        }
-        if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= n_vocab) {
-            let text = format!("token {token} to calibrate with, expected less than {n_vocab}");
-            return Err(Error::argument(text));
-        }
+        check_tokens(self.tokens, config.sizes.n_vocab)?;
         let quant = plan.quant();
         if !quant.is_mixed() {
             let text = format!("{quant} gains nothing by a text, expected q4, q5 or q6");
@@ -121,6 +112,21 @@ impl Calibration<'_> {
         weights.set_importances(seen.importances()?);
         parts.push(Network::build(weights, config, &part)?);
         joined(&parts, config)
+    }
+}
+
+/// Refuses a text that cannot be read.
+pub(crate) fn check_tokens(tokens: &[u32], n_vocab: usize) -> Result<()> {
+    if tokens.is_empty() {
+        let text = "no tokens to calibrate with, expected some thousands";
+        return Err(Error::argument(text));
+    }
+    match tokens.iter().find(|&&token| token as usize >= n_vocab) {
+        None => Ok(()),
+        Some(token) => {
+            let text = format!("token {token} to calibrate with, expected less than {n_vocab}");
+            Err(Error::argument(text))
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::calibration::Calibration;
+use super::damages::Damages;
 use super::Loaded;
 use crate::checkpoint::{Checkpoint, Dtype, Forms, RawTensor};
 use crate::devices::plan::Plan;
@@ -23,6 +24,7 @@ use crate::networks::mix::Mix;
 use crate::networks::source::{CalibratedSource, RowsSource, TakeRows, WeightSource};
 use crate::networks::state::StateLayout;
 use crate::networks::table::TensorAt;
+use crate::networks::Machine;
 use crate::progress::{Counter, Progress, ProgressUnit};
 use crate::quant::blocks::{Blocks, RowSource, TASK_ROWS};
 use crate::quant::convert::{convert_rows, convert_rows_in_pieces};
@@ -88,6 +90,35 @@ pub(crate) fn load(
             .map(|one| one.text)
             .collect(),
     })
+}
+
+/// What rounding each matrix does to the predictions of a text, which is read by `machine`; `progress` counts weights.
+///
+/// # Errors
+/// Those of [`Damages::measure`].
+pub(crate) fn damages(
+    checkpoint: &Checkpoint,
+    (machine, tokens): (Machine<'_>, &[u32]),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Damages> {
+    let config = &checkpoint.config;
+    let tuned = checkpoint.tuned.as_ref();
+    let initial = tuned.map(|tuned| tuned.read(StateLayout::of_sizes(&config.sizes)));
+    let mut floats = CheckpointWeights::new(checkpoint, machine.pool);
+    let mut rounded = CheckpointWeights {
+        quant: Quant::Q4,
+        ..CheckpointWeights::new(checkpoint, machine.pool)
+    };
+    let large = matrices(checkpoint).filter(|(tensor, _)| tensor.spec.damage().is_some());
+    let total = large.map(|(tensor, _)| tensor.len() as u64).sum();
+    let mut counter = Counter::new(ProgressUnit::Weights, total, progress);
+    Damages::measure(
+        (machine, tokens),
+        (&mut floats, &mut rounded),
+        config,
+        initial.transpose()?,
+        &mut |n| counter.advance(n),
+    )
 }
 
 /// What a checkpoint's matrices stay when nothing else is asked for: f16 if all are 16-bit, or if most

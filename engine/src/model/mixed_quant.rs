@@ -123,19 +123,24 @@ pub(crate) fn check_quant(networks: &[&Network], quant: Quant) -> Result<()> {
 
 /// Tensors by name.
 #[derive(Default)]
-struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     vectors: BTreeMap<&'a str, &'a Vector>,
     matrices: BTreeMap<&'a str, &'a Matrix>,
 }
 
 impl<'a> Parts<'a> {
-    fn insert(&mut self, network: &'a Network) {
+    pub(crate) fn insert(&mut self, network: &'a Network) {
         for tensor in network.tensors() {
             match tensor {
                 Tensor::Vector(vector) => drop(self.vectors.insert(&vector.name, vector)),
-                Tensor::Matrix(matrix) => drop(self.matrices.insert(&matrix.name, matrix)),
+                Tensor::Matrix(matrix) => self.insert_matrix(matrix),
             }
         }
+    }
+
+    /// In the place of one of that name.
+    pub(crate) fn insert_matrix(&mut self, matrix: &'a Matrix) {
+        self.matrices.insert(&matrix.name, matrix);
     }
 }
 

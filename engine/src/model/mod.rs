@@ -32,6 +32,7 @@ use info::Info;
 use tuned::Tuned;
 
 mod calibration;
+mod damages;
 mod huge_pages;
 pub(crate) mod info;
 pub(crate) mod load;

@@ -6,8 +6,9 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::calibration::Calibration;
+use super::calibration::{self, Calibration};
 use super::huge_pages::copy_to_huge_pages;
+use super::load;
 use super::options::n_threads;
 use super::origin::Origin;
 use super::outline::Outline;
@@ -75,13 +76,15 @@ impl Model {
     }
 
     /// Opens a checkpoint and quantises it by what a text does to it: `tokens`, read from the empty state on. The weights of a
-    /// layer are rounded so that their errors make up for each other on what the layers in front of it give.
+    /// layer are rounded so that their errors make up for each other on what the layers in front of it give. Where
+    /// [`Options::target`](field@Options::target) is set, the formats are chosen by that text before, each by what rounding the
+    /// matrix alone does to predictions; all weights are in memory as floats for that.
     ///
     /// Takes several times as long as [`open`](Self::open), in proportion to the tokens and to the size of the model; some
     /// thousand tokens of text like that which the model is for are enough. The same tokens give the same model, for any
     /// number of threads, on CPUs of one kind. The formats are those of [`Options::quant`](field@Options::quant) or
     /// [`Options::target`](field@Options::target), of 4 to 6 bits; the model is used and saved as any. `progress` counts
-    /// weights.
+    /// weights, once for each of the two steps.
     ///
     /// # Errors
     ///
@@ -188,8 +191,12 @@ impl Model {
         tokens: Option<&[u32]>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
+        if tokens.is_some() && options.memory_max.is_some() {
+            let text = "a limit of memory does not count what a calibration takes, expected none";
+            return Err(Error::unsupported(text));
+        }
         merge(&mut opened, options)?;
-        let quant = mix(&mut opened, options)?;
+        let quant = mix(&mut opened, options, tokens, progress)?;
         let origin = Origin::new(opened, options.tokenizer.is_some())?;
         let watches = origin.watches();
         let model = Self::from_origin((origin, path), (quant, tokens), options, progress);
@@ -238,11 +245,6 @@ impl Model {
         });
         if let Some(calibration) = &calibration {
             calibration.check(origin.config(), &plan)?;
-            if options.memory_max.is_some() {
-                let text =
-                    "a limit of memory does not count what a calibration takes, expected none";
-                return Err(Error::unsupported(text));
-            }
         }
         let mut loaded = origin.load(&plan, &pool, is_short, calibration.as_ref(), progress)?;
         let budget = demand.budget(&loaded.stages, limit.memory_max)?;
@@ -267,8 +269,13 @@ impl Model {
     }
 }
 
-/// Chooses formats for a size, where one is given. Returns what the model is stored as.
-fn mix(opened: &mut Opened, options: &Options) -> Result<Option<Quant>> {
+/// Chooses formats for a size, where one is given, with a text by what rounding does to it. Returns what the model is stored as.
+fn mix(
+    opened: &mut Opened,
+    options: &Options,
+    tokens: Option<&[u32]>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Option<Quant>> {
     let Some(target) = options.target else {
         return Ok(options.quant);
     };
@@ -289,8 +296,22 @@ fn mix(opened: &mut Opened, options: &Options) -> Result<Option<Quant>> {
                 Some(_) => StateLayout::of_sizes(sizes).size_bytes() as u64,
                 None => 0,
             };
-            let mix = Mix::new(sizes, target, tokenizer_bytes + state_bytes);
-            let mix = mix.map_err(|e| e.at(&checkpoint.place))?;
+            let more_bytes = tokenizer_bytes + state_bytes;
+            // Too small a target is refused before minutes of work.
+            let mix = Mix::new(sizes, target, more_bytes, |_| None);
+            let mut mix = mix.map_err(|e| e.at(&checkpoint.place))?;
+            if let Some(tokens) = tokens {
+                calibration::check_tokens(tokens, sizes.n_vocab)?;
+                let pool = Pool::new(n_threads(options.threads)?);
+                let machine = Machine {
+                    pool: &pool,
+                    kernels: KernelSet::select()?,
+                    paging: None,
+                    observer: None,
+                };
+                let damages = load::damages(checkpoint, (machine, tokens), progress)?;
+                mix = Mix::new(sizes, target, more_bytes, |tensor| damages.of(tensor))?;
+            }
             let quant = mix.quant;
             checkpoint.mix = Some(mix);
             Ok(Some(quant))
