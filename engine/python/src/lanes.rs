@@ -4,7 +4,7 @@ use std::vec::IntoIter;
 
 use engine::{Error, ErrorKind, Output, Result, Sampler, Span, State, StopTexts, TextStream};
 use rwkv_edge_chat::{first_word, Reply};
-use rwkv_edge_scoring::rows_that_fit;
+use rwkv_edge_scoring::{likeliest_n, log_sum_exp, rows_that_fit};
 
 use crate::passes::Buffers;
 use crate::sampling::Wish;
@@ -30,6 +30,8 @@ pub(crate) struct Lanes<'m> {
     model: &'m engine::Model,
     sampler: engine::SamplerOptions,
     ending: engine::GenerateOptions,
+    /// How many alternatives are told of each token, if its probability is.
+    logprobs: Option<usize>,
     /// Whether there is one prompt, behind a state of the caller's.
     has_given_state: bool,
     waiting: std::iter::Enumerate<IntoIter<Prompt>>,
@@ -47,12 +49,23 @@ pub(crate) struct Lanes<'m> {
 pub(crate) struct Outcome {
     /// Without the end of text.
     pub(crate) tokens: Vec<u32>,
+    /// One for each token, where they are asked for.
+    pub(crate) logprobs: Vec<Logprobs>,
     /// Empty without a tokenizer.
     pub(crate) text: String,
     /// What the model thought before it answered.
     pub(crate) thought: String,
     /// Why there is no more of it; `None` as long as there will be.
     pub(crate) finish_reason: Option<&'static str>,
+}
+
+/// How likely a token was, and which were the likeliest in its place: in nats, before temperature, penalties and cuts.
+#[derive(Clone)]
+pub(crate) struct Logprobs {
+    pub(crate) token: u32,
+    pub(crate) logprob: f64,
+    /// The likeliest first.
+    pub(crate) top: Vec<(u32, f64)>,
 }
 
 /// A text under way.
@@ -84,6 +97,7 @@ impl<'m> Lanes<'m> {
             model,
             sampler: wish.sampler.clone(),
             ending: wish.ending.clone(),
+            logprobs: wish.logprobs,
             has_given_state: wish.state.is_some(),
             outcomes: prompts.iter().map(|_| Outcome::default()).collect(),
             waiting: prompts.into_iter().enumerate(),
@@ -149,7 +163,7 @@ impl<'m> Lanes<'m> {
             lane.n_read += n;
             if let (true, Some(row)) = (draws, rows.next()) {
                 let outcome = &mut self.outcomes[lane.number];
-                lane.draw(row, self.model, &self.ending, outcome)?;
+                lane.draw(row, self.model, &self.ending, self.logprobs, outcome)?;
             }
         }
         let outcomes = &self.outcomes;
@@ -210,8 +224,16 @@ impl Lane<'_> {
         logits: &mut [f32],
         model: &engine::Model,
         ending: &engine::GenerateOptions,
+        logprobs: Option<usize>,
         outcome: &mut Outcome,
     ) -> Result<()> {
+        // Before anything is left out of the row.
+        let likely = logprobs.map(|n| {
+            let sum = log_sum_exp(logits);
+            let logprob = |token: u32| f64::from(logits[token as usize]) - sum;
+            let top = likeliest_n(logits, n).into_iter();
+            (sum, top.map(|token| (token, logprob(token))).collect())
+        });
         let token = match self.reply.is_some() && !self.has_word {
             true => first_word(&mut self.sampler, logits, model)?,
             false => self.sampler.sample(logits),
@@ -221,6 +243,13 @@ impl Lane<'_> {
         }
         self.sampler.accept(token);
         outcome.tokens.push(token);
+        if let (Some((sum, top)), Some(&logit)) = (likely, logits.get(token as usize)) {
+            outcome.logprobs.push(Logprobs {
+                token,
+                logprob: f64::from(logit) - sum,
+                top,
+            });
+        }
         (self.n_read, self.unread) = (0, vec![token]);
         if let Some(text) = &mut self.text {
             let piece = text.push(token)?;
