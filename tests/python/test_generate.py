@@ -123,6 +123,10 @@ class Generate(TestCase):
             self.assertEqual(list(one.top), np.argsort(-row, kind="stable")[:3].tolist())
             np.testing.assert_allclose(list(one.top.values()), np.sort(row)[::-1][:3], rtol=0, atol=1e-5)
         several = self.model.generate(PROMPTS, logprobs=0, max_new_tokens=5)
+        # Without them the passes name the likeliest tokens themselves.
+        self.assertEqual(
+            [one.tokens for one in several], [one.tokens for one in self.model.generate(PROMPTS, max_new_tokens=5)]
+        )
         self.assertEqual([len(one.logprobs) for one in several], [5] * len(PROMPTS))
         self.assertEqual({len(one.top) for result in several for one in result.logprobs}, {0})
         stream = self.model.stream(PROMPTS[0], logprobs=3, **options)
