@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyKeyError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyMapping, PyString};
+use pyo3::types::{PyDict, PyString};
 use rwkv_edge_chat::{Message, Role, Template, Think};
 
 use crate::error::{Failed, Result};
@@ -149,7 +149,7 @@ fn conversations(given: &Bound<'_, PyAny>) -> Result<(Vec<Vec<Message>>, bool)> 
     for item in list(given, "messages")? {
         items.push(item?);
     }
-    if items.first().is_some_and(is_message) {
+    if items.first().map(is_message).transpose()? == Some(true) {
         return Ok((vec![messages(items.into_iter().map(Ok), "messages")?], true));
     }
     if items.is_empty() {
@@ -162,8 +162,19 @@ fn conversations(given: &Bound<'_, PyAny>) -> Result<(Vec<Vec<Message>>, bool)> 
     Ok((all.collect::<Result<_>>()?, false))
 }
 
-fn is_message(given: &Bound<'_, PyAny>) -> bool {
-    given.cast::<PyMapping>().is_ok()
+/// Whether it is a dict, or like one. Not by asking for a Mapping, which imports a module: a Ctrl-C meanwhile would be a
+/// panic.
+fn is_message(given: &Bound<'_, PyAny>) -> PyResult<bool> {
+    given.hasattr("keys")
+}
+
+/// What a dict has by this name, if it is not None.
+fn field<'py>(given: &Bound<'py, PyAny>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+    match given.get_item(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_none())),
+        Err(error) if error.is_instance_of::<PyKeyError>(given.py()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The items of a list, which is no text.
@@ -171,7 +182,7 @@ fn list<'py>(
     given: &Bound<'py, PyAny>,
     place: &str,
 ) -> Result<impl Iterator<Item = PyResult<Bound<'py, PyAny>>>> {
-    if given.is_instance_of::<PyString>() || is_message(given) {
+    if given.is_instance_of::<PyString>() || is_message(given)? {
         return Err(wrong_type(
             place,
             "a list of messages, each a dict with role and content",
@@ -202,17 +213,12 @@ fn messages<'py>(
 
 /// A dict with `role` and `content`. What else clients keep in it is no part of what the model reads.
 fn message(given: &Bound<'_, PyAny>, place: &str) -> Result<Message> {
-    let fields = given.cast::<PyMapping>();
-    let fields = fields.map_err(|_| wrong_type(place, "a dict with role and content"))?;
-    let field = |name: &str| {
-        let value = match fields.contains(name)? {
-            true => Some(fields.get_item(name)?),
-            false => None,
-        };
-        let value = value.filter(|value| !value.is_none());
-        PyResult::Ok(value)
-    };
-    let role: Option<String> = field("role")?.map(|role| role.extract()).transpose()?;
+    if !is_message(given)? {
+        return Err(wrong_type(place, "a dict with role and content"));
+    }
+    let role: Option<String> = field(given, "role")?
+        .map(|role| role.extract())
+        .transpose()?;
     let role = match role.as_deref() {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
@@ -224,7 +230,7 @@ fn message(given: &Bound<'_, PyAny>, place: &str) -> Result<Message> {
             return Err(Failed::argument(text));
         }
     };
-    let text = match field("content")? {
+    let text = match field(given, "content")? {
         Some(content) => content_text(&content, &format!("{place}: content"))?,
         None if role == Role::Assistant => String::new(),
         None => {
@@ -242,19 +248,21 @@ fn content_text(content: &Bound<'_, PyAny>, place: &str) -> Result<String> {
         return Ok(text.to_cow()?.into_owned());
     }
     let expected = "a str, or a list of parts {\"type\": \"text\", \"text\": ...}";
+    if is_message(content)? || !content.hasattr("__iter__")? {
+        return Err(wrong_type(place, expected));
+    }
     let mut texts: Vec<String> = Vec::new();
-    for part in content
-        .try_iter()
-        .map_err(|_| wrong_type(place, expected))?
-    {
+    for part in content.try_iter()? {
         let part = part?;
-        let kind = part
-            .get_item("type")
-            .and_then(|kind| kind.extract::<String>());
-        if !kind.is_ok_and(|kind| kind == "text") {
-            return Err(wrong_type(place, expected));
+        let (kind, text) = match is_message(&part)? {
+            true => (field(&part, "type")?, field(&part, "text")?),
+            false => (None, None),
+        };
+        let kind: Option<String> = kind.map(|kind| kind.extract()).transpose()?;
+        match (kind.as_deref(), text) {
+            (Some("text"), Some(text)) => texts.push(text.extract()?),
+            _ => return Err(wrong_type(place, expected)),
         }
-        texts.push(part.get_item("text")?.extract()?);
     }
     Ok(texts.join("\n"))
 }
