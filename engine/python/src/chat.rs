@@ -162,8 +162,8 @@ fn conversations(given: &Bound<'_, PyAny>) -> Result<(Vec<Vec<Message>>, bool)> 
     Ok((all.collect::<Result<_>>()?, false))
 }
 
-/// Whether it is a dict, or like one. Not by asking for a Mapping, which imports a module: a Ctrl-C meanwhile would be a
-/// panic.
+/// Whether it is a dict, or like one. Not by asking for a Mapping, which imports a module: a Ctrl-C meanwhile would be
+/// a panic.
 fn is_message(given: &Bound<'_, PyAny>) -> PyResult<bool> {
     given.hasattr("keys")
 }

@@ -180,8 +180,8 @@ fn target(keywords: &mut Keywords<'_>) -> Result<Option<Target>> {
 /// revision: of a name on the hub: a branch, tag or commit
 /// progress: whether bars are shown on stderr; None where that is a terminal
 ///
-/// Gives a dict of facts: output, weight_files, tokenizer_files, dtype, n_params, bytes, notes. Ctrl-C ends it and leaves
-/// nothing of it.
+/// Gives a dict of facts: output, weight_files, tokenizer_files, dtype, n_params, bytes, notes. Ctrl-C ends it and
+/// leaves nothing of it.
 #[pyfunction]
 #[pyo3(signature = (source, destination, **options), text_signature = "(source, destination, *, to='hf', dtype=None, \
     tokenizer=None, max_shard_size=None, lora=None, overwrite=False, revision=None, progress=None)")]

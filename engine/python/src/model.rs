@@ -19,8 +19,8 @@ use crate::{array, chat, scoring};
 
 /// An open model: immutable, and shared by all threads.
 ///
-/// path: a Hugging Face directory, a .pth, .safetensors or GGUF file, a model file, or the name of a model on the Hugging
-///     Face hub, such as 'RWKV/rwkv-4-169m-pile', which is downloaded where the cache does not have it; HF_HOME,
+/// path: a Hugging Face directory, a .pth, .safetensors or GGUF file, a model file, or the name of a model on the
+///     Hugging Face hub, such as 'RWKV/rwkv-4-169m-pile', which is downloaded where the cache does not have it; HF_HOME,
 ///     HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean elsewhere
 /// quant: 'f32', 'f16', 'int8', 'q6', 'q5' or 'q4'; None as it is stored
 /// device: 'cpu', 'auto', a device such as 'cuda', or a map of stages as the command's --device-map
@@ -32,8 +32,8 @@ use crate::{array, chat, scoring};
 /// revision: of a name on the hub: a branch, tag or commit
 /// progress: whether bars are shown on stderr; None where that is a terminal
 ///
-/// Ctrl-C ends it while weights are converted or downloaded. The GIL is released then, and in every forward pass. Behind
-/// a fork a model works in the child, on one thread, unless another thread used it at that moment; then it raises an
+/// Ctrl-C ends it while weights are converted or downloaded. The GIL is released then, and in every forward pass.
+/// Behind a fork a model works in the child, on one thread, unless another thread used it at that moment; then it raises an
 /// Error.
 #[pyclass(module = "rwkv_edge", frozen)]
 pub(crate) struct Model(pub(crate) Arc<Shared>);
