@@ -111,7 +111,7 @@ class Generate(TestCase):
         self.assert_error("argument", "max_new_tokens", generate, "A", max_new_tokens=-1)
         self.assert_error("argument", "stop text", generate, "A", stop="")
         self.assert_error("argument", "banned_tokens", generate, "A", banned_tokens=[10**6])
-        self.assert_error("argument", "one state", generate, ["A", "B"], state=self.model.new_state())
+        self.assert_error("argument", "state: found 1", generate, ["A", "B"], state=self.model.new_state())
         self.assert_error("argument", "expected one", self.model.stream, ["A", "B"])
         self.assert_error("argument", "top_p", self.model.stream, "A", top_p=1.5)
         self.assert_error("tokenizer", "no tokenizer", golden("v7-pth").generate, "A")

@@ -64,21 +64,20 @@ pub(crate) fn generate<'py>(
 ) -> Result<Bound<'py, PyAny>> {
     let wish = Wish::of("generate", options)?;
     let (prompts, is_one) = Texts::of(prompt)?.all();
-    if wish.state.is_some() && !is_one {
-        return Err(Failed::argument("one state for a list of prompts"));
-    }
+    wish.check_numbers(prompts.len())?;
     let mut call = shared.begin(py)?;
     let (model, buffers) = (&shared.model, &mut call.buffers);
-    let state = wish.state.as_ref().map(|state| state.bind(py));
-    let mut held = state.map(borrow).transpose()?;
-    let mut given = held.as_mut().map(|held| held.of_model(model)).transpose()?;
+    let states = wish.states.iter().flatten().map(|state| state.bind(py));
+    let mut held: Vec<_> = states.map(borrow).collect::<Result<_>>()?;
+    let given = held.iter_mut().map(|held| held.of_model(model));
+    let mut given: Vec<_> = given.collect::<engine::Result<_>>()?;
     let mut lanes = py.detach(|| {
         let prompts = prompts
             .into_iter()
             .map(|prompt| prompt.tokens(model, wish.bos));
         Lanes::new(model, prompts.collect::<engine::Result<_>>()?, &wish)
     })?;
-    while py.detach(|| lanes.step(buffers, given.as_deref_mut()))? {
+    while py.detach(|| lanes.step(buffers, &mut given))? {
         py.check_signals()?;
     }
     let has_text = model.has_tokenizer();
@@ -131,6 +130,7 @@ pub(crate) fn stream(
             "a list of prompts, expected one: a str, or its token ids",
         ));
     };
+    wish.check_numbers(1)?;
     let _call = shared.begin(py)?;
     let begin = |shared: &Arc<Shared>, prompt: Text| -> engine::Result<_> {
         // Pieces are of a text.
@@ -143,7 +143,7 @@ pub(crate) fn stream(
     })?;
     Ok(Stream {
         under_way,
-        state: wish.state,
+        state: wish.states.and_then(|mut states| states.pop()),
         has_ended: false,
     })
 }
@@ -158,14 +158,14 @@ impl Stream {
         let shared = self.under_way.borrow_owner().clone();
         let state = self.state.as_ref().map(|state| state.bind(py));
         let mut held = state.map(borrow).transpose()?;
-        let given = held.as_mut().map(|held| held.of_model(&shared.model));
-        let mut given = given.transpose()?;
+        let given = held.iter_mut().map(|held| held.of_model(&shared.model));
+        let mut given: Vec<_> = given.collect::<engine::Result<_>>()?;
         let mut call = shared.begin(py)?;
         while !self.has_ended {
             // In front of a step, so that no piece is lost.
             py.check_signals()?;
             let (under_way, buffers) = (&mut self.under_way, &mut call.buffers);
-            let given = given.as_deref_mut();
+            let given = &mut given;
             let (goes_on, piece) = py.detach(|| {
                 under_way.with_dependent_mut(|_, lanes| -> engine::Result<_> {
                     let goes_on = lanes.step(buffers, given)?;

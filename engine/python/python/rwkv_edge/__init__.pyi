@@ -150,7 +150,7 @@ class Model:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         bos: bool = False,
-        state: None = None,
+        state: Sequence[State] | None = None,
         temperature: float = 0.0,
         temperature_last: bool = False,
         top_p: float = 1.0,
@@ -165,7 +165,7 @@ class Model:
         repetition_penalty: float = 1.0,
         banned_tokens: _Ids = (),
         uncounted_tokens: _Ids = (),
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
     ) -> list[Generated]: ...
     def stream(
         self,
