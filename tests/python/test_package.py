@@ -119,6 +119,11 @@ score: float = model.score("a")
 scores: float = model.score(["a"]).sum()
 for piece in model.stream("a"):
     print(piece + "x")
+messages = [{"role": "user", "content": "a"}]
+answer: str | None = model.chat(messages, think="off").text
+answers = [one.finish_reason for one in model.chat([messages, messages])]
+for piece in model.chat_stream(messages):
+    print(piece + "x")
 """
         wrong = "import rwkv_edge\nrwkv_edge.Model('x', quant='int9')\nrwkv_edge.Model('x').stream('a', top_q=1)\n"
         for text, errors in [(program, 0), (wrong, 2)]:

@@ -1,6 +1,6 @@
 //! Lists of messages, as programs hold conversations: written down for a model in one text, and its reply taken apart.
 
-use rwkv_edge::Result;
+use rwkv_edge::{Model, Result};
 
 use crate::own::WORLD_END_OF_TEXT;
 use crate::template::{answered, cleaned, Template, TURN_END};
@@ -100,6 +100,34 @@ impl Template {
             text += think.opening();
         }
         Ok(vec![text])
+    }
+
+    /// Token ids of what is fed for a list of messages, and what takes the reply to them apart. `is_begin` says that the
+    /// state has read nothing and is no tuned one: then the token that the model's texts begin with stands in front.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`messages`](Self::messages) and of the model's tokenizer.
+    pub fn prompt(
+        &self,
+        model: &Model,
+        messages: &[Message],
+        think: Think,
+        is_begin: bool,
+    ) -> Result<(Vec<u32>, Reply)> {
+        let parts = self.messages(messages, think)?;
+        let reply = Reply::behind(self, think, parts.last().map_or("", String::as_str));
+        let tokenizer = model.tokenizer()?;
+        let mut tokens: Vec<u32> = Vec::new();
+        // A template that came with a model writes what a text begins with.
+        if is_begin && parts.len() == 1 {
+            tokens.extend(self.first_token(model));
+        }
+        for (i, part) in parts.iter().enumerate() {
+            tokens.extend((i > 0).then_some(0));
+            tokens.extend(tokenizer.encode(part)?);
+        }
+        Ok((tokens, reply))
     }
 
     /// An answer as it stands behind what was asked where the conversation goes on, the end of its turn included.

@@ -7,18 +7,24 @@ use pyo3::types::{PyDict, PyList};
 use self_cell::self_cell;
 
 use crate::error::{Failed, Result};
-use crate::lanes::{Lanes, Outcome};
+use crate::lanes::{Lanes, Outcome, Prompt};
 use crate::passes::Shared;
 use crate::sampling::Wish;
 use crate::state::{borrow, State};
-use crate::texts::{Text, Texts};
+use crate::texts::Texts;
 
-/// What came of a prompt.
-#[pyclass(module = "rwkv_edge", frozen)]
+/// As of the command `rwkv-edge generate`.
+const MAX_NEW_TOKENS: usize = 128;
+
+/// What came of a prompt, or of a conversation.
+#[pyclass(module = "rwkv_edge", name = "Result", frozen)]
 pub(crate) struct Generated {
-    /// The new text, up to a stop text; None for a model without a tokenizer.
+    /// The new text, up to a stop text; None for a model without a tokenizer. Of a conversation it is the answer.
     #[pyo3(get)]
     text: Option<String>,
+    /// What the model thought before it answered, in a conversation; None where it did not.
+    #[pyo3(get)]
+    thought: Option<String>,
     /// Ids of the new tokens, without the end of text.
     #[pyo3(get)]
     tokens: Vec<u32>,
@@ -32,10 +38,12 @@ impl Generated {
         let Outcome {
             tokens,
             text,
+            thought,
             finish_reason,
         } = std::mem::take(outcome);
         Generated {
             text: has_text.then_some(text),
+            thought: Some(thought).filter(|thought| !thought.is_empty()),
             tokens,
             finish_reason: finish_reason.unwrap_or("length"),
         }
@@ -47,7 +55,7 @@ impl Generated {
     fn __repr__(&self) -> String {
         let (text, n) = (self.text.as_deref().unwrap_or_default(), self.tokens.len());
         let reason = self.finish_reason;
-        format!("Generated({text:?}, {n} tokens, {reason})")
+        format!("Result({text:?}, {n} tokens, {reason})")
     }
 
     fn __str__(&self) -> &str {
@@ -55,28 +63,45 @@ impl Generated {
     }
 }
 
-/// `Model.generate`. Signals are looked at between forward passes.
+/// `Model.generate`.
 pub(crate) fn generate<'py>(
     py: Python<'py>,
     shared: &Shared,
     prompt: &Bound<'py, PyAny>,
     options: Option<&Bound<'py, PyDict>>,
 ) -> Result<Bound<'py, PyAny>> {
-    let wish = Wish::of("generate", options)?;
+    let wish = Wish::of("generate", options, MAX_NEW_TOKENS)?;
     let (prompts, is_one) = Texts::of(prompt)?.all();
     wish.check_numbers(prompts.len())?;
+    whole(py, shared, &wish, is_one, |model, _| {
+        let prompts = prompts.into_iter();
+        let prompts = prompts.map(|prompt| prompt.tokens(model, wish.bos).map(Prompt::from));
+        prompts.collect()
+    })
+}
+
+/// What comes of prompts, one result or a list. They are made when the call has begun, by the model and whether the
+/// prompt of a number stands at the beginning of a text. Signals are looked at between forward passes.
+pub(crate) fn whole<'py>(
+    py: Python<'py>,
+    shared: &Shared,
+    wish: &Wish,
+    is_one: bool,
+    prompts: impl FnOnce(&engine::Model, &dyn Fn(usize) -> bool) -> engine::Result<Vec<Prompt>> + Send,
+) -> Result<Bound<'py, PyAny>> {
     let mut call = shared.begin(py)?;
     let (model, buffers) = (&shared.model, &mut call.buffers);
     let states = wish.states.iter().flatten().map(|state| state.bind(py));
     let mut held: Vec<_> = states.map(borrow).collect::<Result<_>>()?;
     let given = held.iter_mut().map(|held| held.of_model(model));
     let mut given: Vec<_> = given.collect::<engine::Result<_>>()?;
-    let mut lanes = py.detach(|| {
-        let prompts = prompts
-            .into_iter()
-            .map(|prompt| prompt.tokens(model, wish.bos));
-        Lanes::new(model, prompts.collect::<engine::Result<_>>()?, &wish)
-    })?;
+    let begins: Vec<bool> = given
+        .iter()
+        .map(|state| is_begin(model, Some(state)))
+        .collect();
+    let empty_begins = is_begin(model, None);
+    let begins = |number: usize| begins.get(number).copied().unwrap_or(empty_begins);
+    let mut lanes = py.detach(|| Lanes::new(model, prompts(model, &begins)?, wish))?;
     while py.detach(|| lanes.step(buffers, &mut given))? {
         py.check_signals()?;
     }
@@ -96,6 +121,15 @@ pub(crate) fn generate<'py>(
                 .collect::<PyResult<Vec<_>>>()?,
         )?
         .into_any()),
+    }
+}
+
+/// Whether a text begins at this state, or at the empty one. A tuned state is itself what comes in front of a text.
+fn is_begin(model: &engine::Model, given: Option<&engine::State>) -> bool {
+    let is_begin = |state: &engine::State| state.n_tokens() == 0 && state.initial_hash().is_none();
+    match given {
+        Some(state) => is_begin(state),
+        None => is_begin(&model.new_state()),
     }
 }
 
@@ -124,22 +158,45 @@ pub(crate) fn stream(
     prompt: &Bound<'_, PyAny>,
     options: Option<&Bound<'_, PyDict>>,
 ) -> Result<Stream> {
-    let wish = Wish::of("stream", options)?;
+    let wish = Wish::of("stream", options, MAX_NEW_TOKENS)?;
     let Texts::One(prompt) = Texts::of(prompt)? else {
         return Err(Failed::argument(
             "a list of prompts, expected one: a str, or its token ids",
         ));
     };
+    let bos = wish.bos;
+    piecewise(py, shared, wish, |model, _| {
+        prompt.tokens(model, bos).map(Prompt::from)
+    })
+}
+
+/// What comes of a prompt, piece by piece; the prompt is made as for [`whole`].
+pub(crate) fn piecewise(
+    py: Python<'_>,
+    shared: &Arc<Shared>,
+    wish: Wish,
+    prompt: impl FnOnce(&engine::Model, bool) -> engine::Result<Prompt> + Send,
+) -> Result<Stream> {
     wish.check_numbers(1)?;
     let _call = shared.begin(py)?;
-    let begin = |shared: &Arc<Shared>, prompt: Text| -> engine::Result<_> {
+    let model = &shared.model;
+    let state = wish
+        .states
+        .iter()
+        .flatten()
+        .next()
+        .map(|state| state.bind(py));
+    let mut held = state.map(borrow).transpose()?;
+    let given = held.as_mut().map(|held| held.of_model(model)).transpose()?;
+    let is_begin = is_begin(model, given.as_deref());
+    drop(held);
+    let prompt = py.detach(|| -> engine::Result<_> {
         // Pieces are of a text.
-        shared.model.tokenizer()?;
-        prompt.tokens(&shared.model, wish.bos)
-    };
-    let tokens = py.detach(|| begin(shared, prompt))?;
+        model.tokenizer()?;
+        prompt(model, is_begin)
+    })?;
     let under_way = UnderWay::try_new(shared.clone(), |shared| {
-        Lanes::new(&shared.model, vec![tokens], &wish)
+        Lanes::new(&shared.model, vec![prompt], &wish)
     })?;
     Ok(Stream {
         under_way,
@@ -186,6 +243,15 @@ impl Stream {
     fn tokens(&mut self) -> Vec<u32> {
         self.under_way
             .with_dependent_mut(|_, lanes| lanes.outcomes()[0].tokens.clone())
+    }
+
+    /// What the model has thought so far before it answers, in a conversation; None where it has not.
+    #[getter]
+    fn thought(&mut self) -> Option<String> {
+        let thought = self
+            .under_way
+            .with_dependent_mut(|_, lanes| lanes.outcomes()[0].thought.clone());
+        Some(thought).filter(|thought| !thought.is_empty())
     }
 
     /// Why there is no more, as of `generate`; None as long as there may be.

@@ -3,10 +3,27 @@
 use std::vec::IntoIter;
 
 use engine::{Error, ErrorKind, Output, Result, Sampler, Span, State, StopTexts, TextStream};
+use rwkv_edge_chat::{first_word, Reply};
 use rwkv_edge_scoring::rows_that_fit;
 
 use crate::passes::Buffers;
 use crate::sampling::Wish;
+
+/// What is gone on from.
+pub(crate) struct Prompt {
+    pub(crate) tokens: Vec<u32>,
+    /// What takes the text behind it apart, where that is an answer in a conversation.
+    pub(crate) reply: Option<Reply>,
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(tokens: Vec<u32>) -> Self {
+        Prompt {
+            tokens,
+            reply: None,
+        }
+    }
+}
 
 /// Prompts that wait, texts under way, and those that have ended.
 pub(crate) struct Lanes<'m> {
@@ -17,7 +34,7 @@ pub(crate) struct Lanes<'m> {
     has_given_states: bool,
     /// Of each prompt, where they do not count on from the sampler's.
     seeds: Option<Vec<u64>>,
-    waiting: std::iter::Enumerate<IntoIter<Vec<u32>>>,
+    waiting: std::iter::Enumerate<IntoIter<Prompt>>,
     active: Vec<Lane<'m>>,
     /// In the order of the prompts.
     outcomes: Vec<Outcome>,
@@ -34,6 +51,8 @@ pub(crate) struct Outcome {
     pub(crate) tokens: Vec<u32>,
     /// Empty without a tokenizer.
     pub(crate) text: String,
+    /// What the model thought before it answered.
+    pub(crate) thought: String,
     /// Why there is no more of it; `None` as long as there will be.
     pub(crate) finish_reason: Option<&'static str>,
 }
@@ -46,18 +65,17 @@ struct Lane<'m> {
     sampler: Sampler,
     text: Option<TextStream<'m>>,
     stops: StopTexts,
+    reply: Option<Reply>,
+    /// Whether anything but space was written.
+    has_word: bool,
     /// Tokens that the state is to read: the prompt, then always the one that was drawn last.
     unread: Vec<u32>,
     n_read: usize,
 }
 
 impl<'m> Lanes<'m> {
-    pub(crate) fn new(
-        model: &'m engine::Model,
-        prompts: Vec<Vec<u32>>,
-        wish: &Wish,
-    ) -> Result<Self> {
-        if prompts.iter().any(Vec::is_empty) {
+    pub(crate) fn new(model: &'m engine::Model, prompts: Vec<Prompt>, wish: &Wish) -> Result<Self> {
+        if prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
             let text = "the prompt is empty, expected at least one token";
             return Err(Error::new(ErrorKind::Argument, text));
         }
@@ -132,7 +150,7 @@ impl<'m> Lanes<'m> {
         let workspace = buffers.of_rows(self.model, self.rows_max - room)?;
         self.model
             .forward(workspace, &mut spans, &mut self.logits)?;
-        let mut rows = self.logits.chunks_exact(n_vocab);
+        let mut rows = self.logits.chunks_exact_mut(n_vocab);
         for (lane, (n, draws)) in self.active.iter_mut().zip(plan) {
             lane.n_read += n;
             if let (true, Some(row)) = (draws, rows.next()) {
@@ -183,7 +201,9 @@ impl<'m> Lanes<'m> {
                 sampler: Sampler::new(options, self.model.n_vocab())?,
                 text,
                 stops: StopTexts::new(self.ending.stop.clone())?,
-                unread: prompt,
+                reply: prompt.reply,
+                has_word: false,
+                unread: prompt.tokens,
                 n_read: 0,
             });
         }
@@ -195,12 +215,15 @@ impl Lane<'_> {
     /// Draws a token, and sees whether the text ends: in the order in which [`engine::Session::generate`] does.
     fn draw(
         &mut self,
-        logits: &[f32],
+        logits: &mut [f32],
         model: &engine::Model,
         ending: &engine::GenerateOptions,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let token = self.sampler.sample(logits);
+        let token = match self.reply.is_some() && !self.has_word {
+            true => first_word(&mut self.sampler, logits, model)?,
+            false => self.sampler.sample(logits),
+        };
         if model.ends_text(token) && !ending.ignore_end_of_text {
             return self.end("end_of_text", outcome);
         }
@@ -208,11 +231,12 @@ impl Lane<'_> {
         outcome.tokens.push(token);
         (self.n_read, self.unread) = (0, vec![token]);
         if let Some(text) = &mut self.text {
-            outcome.text += self.stops.push(text.push(token)?);
+            let piece = text.push(token)?;
+            self.has_word |= !piece.trim().is_empty();
+            let piece = self.stops.push(piece);
+            give(&mut self.reply, piece, outcome);
         }
-        if self.stops.hit().is_some() {
-            outcome.finish_reason = Some("stop");
-        } else if outcome.tokens.len() == ending.max_new_tokens {
+        if self.stops.hit().is_some() || outcome.tokens.len() == ending.max_new_tokens {
             self.end("length", outcome)?;
         }
         Ok(())
@@ -220,14 +244,32 @@ impl Lane<'_> {
 
     /// Gives out what was held back; a stop text may end in it.
     fn end(&mut self, reason: &'static str, outcome: &mut Outcome) -> Result<()> {
-        if let Some(text) = &mut self.text {
-            outcome.text += self.stops.push(text.finish()?);
-            outcome.text += self.stops.flush();
+        if let (Some(text), None) = (&mut self.text, self.stops.hit()) {
+            let rest = self.stops.push(text.finish()?).to_owned();
+            give(&mut self.reply, &rest, outcome);
+            give(&mut self.reply, self.stops.flush(), outcome);
+        }
+        if let Some(reply) = &mut self.reply {
+            let (thought, answer) = reply.finish();
+            outcome.thought += &thought;
+            outcome.text += &answer;
         }
         outcome.finish_reason = Some(match self.stops.hit() {
             Some(_) => "stop",
             None => reason,
         });
         Ok(())
+    }
+}
+
+/// More of a text, or of a thought and an answer.
+fn give(reply: &mut Option<Reply>, piece: &str, outcome: &mut Outcome) {
+    match reply {
+        None => outcome.text += piece,
+        Some(reply) => {
+            let (thought, answer) = reply.push(piece);
+            outcome.thought += &thought;
+            outcome.text += &answer;
+        }
     }
 }

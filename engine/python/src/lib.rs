@@ -4,6 +4,7 @@
 //! of Python run meanwhile (`passes.rs`); numbers lie in memory of Python from the start (`array.rs`).
 
 mod array;
+mod chat;
 mod command;
 mod error;
 mod generate;

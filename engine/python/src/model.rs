@@ -12,7 +12,7 @@ use crate::generate::{self, Stream};
 use crate::passes::Shared;
 use crate::state::{borrow, State};
 use crate::texts::ids;
-use crate::{array, scoring};
+use crate::{array, chat, scoring};
 
 /// An open model: immutable, and shared by all threads.
 ///
@@ -61,14 +61,14 @@ impl Model {
             .memory_max(max_memory.unwrap_or(0));
         options.tokenizer = tokenizer;
         let model = py.detach(|| -> engine::Result<_> {
-            let model = engine::Model::open(path, &options)?;
+            let model = engine::Model::open(&path, &options)?;
             // A wrong file is told here, and not by the first text.
             if options.tokenizer.is_some() {
                 model.tokenizer()?;
             }
             Ok(model)
         })?;
-        Ok(Model(Arc::new(Shared::new(model))))
+        Ok(Model(Arc::new(Shared::new(model, path))))
     }
 
     /// Tokens of the vocabulary: numbers of a row of logits.
@@ -208,7 +208,7 @@ impl Model {
         }
     }
 
-    /// Continues a prompt, a str or its token ids, and gives a Generated; of a list of prompts a list of them, whose
+    /// Continues a prompt, a str or its token ids, and gives a Result; of a list of prompts a list of them, whose
     /// texts move together, one forward pass a token. Ctrl-C ends it between two passes. Defaults are those of the
     /// command `rwkv-edge generate`: the likeliest token each time.
     ///
@@ -260,6 +260,52 @@ impl Model {
         options: Option<&Bound<'_, PyDict>>,
     ) -> Result<Stream> {
         generate::stream(py, &self.0, prompt, options)
+    }
+
+    /// The answer to a conversation: a list of messages, each a dict with `role` ('system', 'user' or 'assistant') and
+    /// `content` (str), of which the last is answered. Gives a Result; of a list of such lists a list of them, whose
+    /// answers move together. Keywords are those of `generate`, and beside them:
+    ///
+    /// think: whether the model thinks first, as RWKV-7 G1 models have learnt: 'on', 'short', 'long', 'fake', or 'off';
+    ///     its thought is the result's `thought`, and no part of `text`
+    /// template: how a conversation is written down: 'raven', 'world', 'g1', 'qa', 'instruct', 'plain', two names such
+    ///     as 'Ann/Robot', or 'model', the template that came with the model; None that of the model's family, by its
+    ///     vocabulary, as with the command `rwkv-edge chat`
+    ///
+    /// The answer ends where a turn does in the template, too (finish_reason 'stop'). With a `state` the messages are
+    /// those that it has not read: the state goes on behind what was said before.
+    #[pyo3(signature = (messages, *, think=None, template=None, **options), text_signature = "($self, messages, *, \
+        think='off', template=None, max_new_tokens=512, stop=None, \
+        ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
+        typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None)")]
+    fn chat<'py>(
+        &self,
+        py: Python<'py>,
+        messages: &Bound<'py, PyAny>,
+        think: Option<&str>,
+        template: Option<&str>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> Result<Bound<'py, PyAny>> {
+        chat::chat(py, &self.0, messages, think, template, options)
+    }
+
+    /// `chat` for one conversation, piece by piece: an iterator of str, as `stream` gives it. A thought before the answer
+    /// is no piece of it; `thought` of the iterator is what there is of it so far.
+    #[pyo3(signature = (messages, *, think=None, template=None, **options), text_signature = "($self, messages, *, \
+        think='off', template=None, max_new_tokens=512, stop=None, \
+        ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
+        typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None)")]
+    fn chat_stream(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyAny>,
+        think: Option<&str>,
+        template: Option<&str>,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> Result<Stream> {
+        chat::stream(py, &self.0, messages, think, template, options)
     }
 
     /// A vector for each text: float32 (texts, width), or (width) for one str. `pooling` says what becomes it:

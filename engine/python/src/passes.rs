@@ -1,5 +1,6 @@
 //! A model with memory for forward passes, and what goes on with it outside of the GIL.
 
+use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,8 @@ use crate::error::{Failed, Result};
 /// An open model, as all objects share it that are made of it.
 pub(crate) struct Shared {
     pub(crate) model: engine::Model,
+    /// The file or folder that it was opened from.
+    pub(crate) path: PathBuf,
     /// The process in which the model was opened, or used last.
     process: AtomicU32,
     /// Calls that are under way, in all threads.
@@ -52,9 +55,10 @@ pub(crate) struct Call<'a> {
 }
 
 impl Shared {
-    pub(crate) fn new(model: engine::Model) -> Self {
+    pub(crate) fn new(model: engine::Model, path: PathBuf) -> Self {
         Shared {
             model,
+            path,
             process: AtomicU32::new(process::id()),
             n_under_way: AtomicUsize::new(0),
             spare: Mutex::new(Vec::new()),

@@ -28,10 +28,14 @@ pub(crate) struct Wish {
 
 impl Wish {
     /// Reads the keyword arguments of a function; None is the default of each.
-    pub(crate) fn of(function: &str, given: Option<&Bound<'_, PyDict>>) -> Result<Self> {
+    pub(crate) fn of(
+        function: &str,
+        given: Option<&Bound<'_, PyDict>>,
+        max_new_tokens: usize,
+    ) -> Result<Self> {
         let mut wish = Wish {
             sampler: SamplerOptions::new().seed(random_seed()),
-            ending: GenerateOptions::new(),
+            ending: GenerateOptions::new().max_new_tokens(max_new_tokens),
             bos: false,
             states: None,
             seeds: None,

@@ -2,6 +2,7 @@
 
     model = rwkv_edge.Model("model.rwkv")
     print(model.generate("Ownership is").text)
+    print(model.chat([{"role": "user", "content": "What is ownership?"}]).text)
     logits, state = model.forward(model.tokenizer.encode("Ownership is"))
 
 Model opens checkpoints and model files; State is what a model remembers of a text; quantize writes model files. All
@@ -10,8 +11,8 @@ that goes wrong in the engine is an Error with a kind.
 
 from ._native import (
     Error,
-    Generated,
     Model,
+    Result,
     State,
     Stream,
     Tokenizer,
@@ -21,8 +22,8 @@ from ._native import (
 
 __all__ = [
     "Error",
-    "Generated",
     "Model",
+    "Result",
     "State",
     "Stream",
     "Tokenizer",

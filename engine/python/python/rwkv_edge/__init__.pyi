@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, TypeAlias, TypedDict, final, overload
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Error",
-    "Generated",
     "Model",
+    "Result",
     "State",
     "Stream",
     "Tokenizer",
@@ -23,6 +23,9 @@ _Path: TypeAlias = str | PathLike[str]
 _Quant: TypeAlias = Literal["f32", "f16", "int8", "q6", "q5", "q4"]
 # Also a numpy array of integers.
 _Ids: TypeAlias = Sequence[SupportsIndex] | NDArray[np.integer[Any]]
+# A dict with role and content a message.
+_Messages: TypeAlias = Sequence[Mapping[str, Any]]
+_Think: TypeAlias = Literal["off", "on", "fake", "short", "long"]
 _Reason: TypeAlias = Literal["length", "end_of_text", "stop"]
 
 class Error(Exception):
@@ -67,9 +70,11 @@ class State:
     def __deepcopy__(self, _memo: Any) -> State: ...
 
 @final
-class Generated:
+class Result:
     @property
     def text(self) -> str | None: ...
+    @property
+    def thought(self) -> str | None: ...
     @property
     def tokens(self) -> list[int]: ...
     @property
@@ -77,6 +82,8 @@ class Generated:
 
 @final
 class Stream(Iterator[str]):
+    @property
+    def thought(self) -> str | None: ...
     @property
     def tokens(self) -> list[int]: ...
     @property
@@ -140,7 +147,7 @@ class Model:
         banned_tokens: _Ids = (),
         uncounted_tokens: _Ids = (),
         seed: int | None = None,
-    ) -> Generated: ...
+    ) -> Result: ...
     @overload
     def generate(
         self,
@@ -166,12 +173,95 @@ class Model:
         banned_tokens: _Ids = (),
         uncounted_tokens: _Ids = (),
         seed: int | Sequence[int] | None = None,
-    ) -> list[Generated]: ...
+    ) -> list[Result]: ...
     def stream(
         self,
         prompt: str | _Ids,
         *,
         max_new_tokens: int = 128,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        bos: bool = False,
+        state: State | None = None,
+        temperature: float = 0.0,
+        temperature_last: bool = False,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
+        mirostat_tau: float = 0.0,
+        mirostat_eta: float = 0.1,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_decay: float = 1.0,
+        repetition_penalty: float = 1.0,
+        banned_tokens: _Ids = (),
+        uncounted_tokens: _Ids = (),
+        seed: int | None = None,
+    ) -> Stream: ...
+    @overload
+    def chat(
+        self,
+        messages: _Messages,
+        *,
+        think: _Think | None = "off",
+        template: str | None = None,
+        max_new_tokens: int = 512,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        bos: bool = False,
+        state: State | None = None,
+        temperature: float = 0.0,
+        temperature_last: bool = False,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
+        mirostat_tau: float = 0.0,
+        mirostat_eta: float = 0.1,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_decay: float = 1.0,
+        repetition_penalty: float = 1.0,
+        banned_tokens: _Ids = (),
+        uncounted_tokens: _Ids = (),
+        seed: int | None = None,
+    ) -> Result: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[_Messages],
+        *,
+        think: _Think | None = "off",
+        template: str | None = None,
+        max_new_tokens: int = 512,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        bos: bool = False,
+        state: Sequence[State] | None = None,
+        temperature: float = 0.0,
+        temperature_last: bool = False,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
+        mirostat_tau: float = 0.0,
+        mirostat_eta: float = 0.1,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_decay: float = 1.0,
+        repetition_penalty: float = 1.0,
+        banned_tokens: _Ids = (),
+        uncounted_tokens: _Ids = (),
+        seed: int | Sequence[int] | None = None,
+    ) -> list[Result]: ...
+    def chat_stream(
+        self,
+        messages: _Messages,
+        *,
+        think: _Think | None = "off",
+        template: str | None = None,
+        max_new_tokens: int = 512,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         bos: bool = False,
