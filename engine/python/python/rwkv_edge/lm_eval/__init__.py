@@ -157,11 +157,11 @@ class RwkvEdge(TemplateLM):  # type: ignore[misc]
     def _options(self, given: dict[str, Any]) -> dict[str, Any]:
         """What a task asks for, as `Model.generate` takes it."""
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, self.max_gen_toks))
-        kwargs.pop("do_sample", None)
+        does_draw = kwargs.pop("do_sample", False)
         until = kwargs.pop("until", None) or []
         options = {
             "max_new_tokens": kwargs.pop("max_gen_toks"),
-            "temperature": kwargs.pop("temperature", 0.0),
+            "temperature": kwargs.pop("temperature", 1.0 if does_draw else 0.0),
             "stop": [text for text in ([until] if isinstance(until, str) else until) if text],
         }
         unknown = set(kwargs) - _SAMPLING
