@@ -153,7 +153,8 @@ impl<'m> Lanes<'m> {
         let mut rows = self.logits.chunks_exact_mut(n_vocab);
         for (lane, (n, draws)) in self.active.iter_mut().zip(plan) {
             lane.n_read += n;
-            if let (true, Some(row)) = (draws, rows.next()) {
+            // A lane that draws nothing has no row.
+            if let Some(row) = draws.then(|| rows.next()).flatten() {
                 let outcome = &mut self.outcomes[lane.number];
                 lane.draw(row, self.model, &self.ending, outcome)?;
             }
