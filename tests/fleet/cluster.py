@@ -1,5 +1,6 @@
 """A cluster of three nodes on one machine, for the length of the tests of a file, and processes in it."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -36,6 +37,8 @@ class ClusterTest(unittest.TestCase):
         cls.cluster.wait_for_nodes()
         ray.init(address=cls.cluster.address, logging_level="warning", log_to_driver=False)
         cls.addClassCleanup(ray.shutdown)
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def processes(*words: str) -> dict[int, str]:

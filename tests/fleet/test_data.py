@@ -1,5 +1,7 @@
 """Ray Data: ten thousand prompts over workers of three nodes, and one of them that is killed."""
 
+import os
+
 import ray
 import rwkv_edge
 from cluster import ClusterTest, kill, processes
@@ -9,12 +11,19 @@ N_ROWS = 10_000
 TOPICS = ["Ownership is", "A trait", "The borrow checker", "An iterator", "A lifetime", "The database server", "A crate"]
 
 
+class Signed(Batch):
+    """Tells which process had a row."""
+
+    def __call__(self, columns):
+        return {**super().__call__(columns), "process": [os.getpid()] * len(columns["id"])}
+
+
 class Killed(ClusterTest):
     def rows(self, after_rows=None) -> dict[int, tuple]:
         """What comes of all prompts; when so many have come, a worker is killed."""
         prompts = [{"id": n, "prompt": f"{TOPICS[n % len(TOPICS)]} {n}"} for n in range(N_ROWS)]
         data = ray.data.from_items(prompts, override_num_blocks=80).map_batches(
-            Batch,
+            Signed,
             fn_constructor_kwargs={
                 "model": str(self.model), "key": "id", "seed": 7, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 4,
             },
@@ -23,18 +32,17 @@ class Killed(ClusterTest):
             compute=ray.data.ActorPoolStrategy(size=3),
         )
         found: dict[int, tuple] = {}
-        killed = None
+        killed, workers = None, set()
         for row in data.iter_rows():
             self.assertNotIn(row["id"], found)
             found[row["id"]] = (row["prompt"], row["generated"], row["finish_reason"], row["n_tokens"])
-            if after_rows is not None and len(found) >= after_rows and killed is None:
-                workers = sorted(processes("ray::", "MapWorker"))
-                self.assertEqual(len(workers), 3)
-                killed = workers[1]
+            workers.add(row["process"])
+            if len(found) == after_rows:
+                killed = row["process"]
+                self.assertIn(killed, processes("ray::", "MapWorker"))
                 kill(killed)
-        if after_rows is not None:
-            self.assertIsNotNone(killed)
-            self.assertLess(after_rows, N_ROWS // 2)
+        # One more of them has taken the killed one's place, and has had rows.
+        self.assertEqual(len(workers), 3 if after_rows is None else 4)
         return found
 
     def test_every_row_is_there_once_and_as_without_it(self):
