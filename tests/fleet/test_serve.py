@@ -110,7 +110,11 @@ class Served(ClusterTest):
         for _ in range(4):
             answer = self.elsewhere(first, [{"role": "user", "content": "And then?"}], extra_body={"session": "ann"})
             self.assertLess(answer.usage.prompt_tokens, 24)
-        self.assertEqual(self.ask([{"role": "user", "content": "Why?"}], extra_body={"session": "ann"})[0], first)
+        # And back, where there is room again.
+        wait_until(lambda: self.ask(self.talk("nothing"))[0] == first)
+        replica, answer = self.ask([{"role": "user", "content": "Why?"}], extra_body={"session": "ann"})
+        self.assertEqual(replica, first)
+        self.assertLess(answer.usage.prompt_tokens, 24)
 
     def test_errors_are_those_of_the_server(self):
         for path, body, status in [("/v1/completions", b"{", 400), ("/v1/nothing", None, 404)]:

@@ -61,14 +61,13 @@ def app(args: Mapping[str, Any]) -> "Application":
         raise ValueError("expected model=[NAME=]MODEL, and no listen: Ray Serve has the address")
     command = [f"--{name.replace('_', '-')}={value}" for name, value in {"threads": cpus, **options}.items()]
     deployment = serve.deployment(
-        Replica,
         name="rwkv-edge",
         num_replicas=replicas if replicas == "auto" else int(replicas),
         max_ongoing_requests=int(options["parallel"]),
         ray_actor_options={"num_cpus": cpus},
         health_check_period_s=2,
     )
-    return deployment.bind(command)
+    return deployment(Replica).bind(command)
 
 
 class Replica:
@@ -113,8 +112,11 @@ class Replica:
 
         if self._client is None:
             # Only where an event loop runs. As many connections as requests, each for as long as its answer takes.
-            unlimited = {"connector": aiohttp.TCPConnector(limit=0), "timeout": aiohttp.ClientTimeout(total=None)}
-            self._client = aiohttp.ClientSession(auto_decompress=False, **unlimited)
+            self._client = aiohttp.ClientSession(
+                auto_decompress=False,
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None),
+            )
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))
         headers = [(name, value) for name, value in request.headers.items() if name not in _HOP_BY_HOP]
         answer = await self._client.request(
