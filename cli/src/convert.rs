@@ -255,7 +255,7 @@ fn local_checkpoint(args: &Args) -> Result<PathBuf> {
 }
 
 /// The file that --to raw writes: the one that is named, or one called like the source.
-fn raw_file(output: &Path, source: &Path) -> Result<PathBuf> {
+pub(crate) fn raw_file(output: &Path, source: &Path) -> Result<PathBuf> {
     let extension = output.extension().and_then(|extension| extension.to_str());
     let names_file = matches!(extension, Some("pth" | "pt" | "bin"));
     if names_file && !output.is_dir() {

@@ -5,7 +5,7 @@
 //! 2: wrong usage. A closed pipe is success.
 //!
 //! What other programs want of the command without its options and texts is in crates of its own:
-//! `rwkv-edge-chat`, `rwkv-edge-hub` and `rwkv-edge-scoring`.
+//! `rwkv-edge-chat`, `rwkv-edge-hub` and `rwkv-edge-scoring`. [`parts`] is for packages that bring the command along.
 
 // One file for each subcommand; `args.rs` and `model.rs` hold what they share.
 
@@ -40,6 +40,7 @@ mod memory;
 mod mistyped;
 mod model;
 mod numbers;
+pub mod parts;
 mod paths;
 mod perplexity;
 mod plot;

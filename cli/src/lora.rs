@@ -44,7 +44,7 @@ impl LoraArgs {
 }
 
 /// A file, and what is behind the last colon of the text, if that is a number.
-fn parse(text: OsString) -> Lora {
+pub(crate) fn parse(text: OsString) -> Lora {
     let parts = text.to_str().and_then(|text| text.rsplit_once(':'));
     match parts.and_then(|(file, alpha)| Some((file, alpha.parse::<f64>().ok()?))) {
         Some((file, alpha)) if !file.is_empty() => Lora::new(file, alpha),

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,13 +11,22 @@ use rwkv_edge::printable;
 
 use crate::{note, verbosity};
 
+/// Called at every step of a work that tells how far it is.
+static ON_STEP: OnceLock<fn()> = OnceLock::new();
+
+/// From now on `look` is called at every step of every work that tells how far it is, shown or not, on the thread that
+/// does the work; the first one counts. It may end the work by unwinding.
+pub fn on_step(look: fn()) {
+    let _ = ON_STEP.set(look);
+}
+
 /// Tells on stderr what was decided or goes on, in one line.
 pub(crate) fn notice(text: fmt::Arguments<'_>) {
     note!("rwkv-edge: {text}");
 }
 
 /// A bar that appears when the work has lasted long enough to wonder about.
-pub(crate) struct Progress {
+pub struct Progress {
     label: Cow<'static, str>,
     template: &'static str,
     visible_from: Instant,
@@ -29,11 +39,13 @@ const OF_BYTES: &str =
     "{prefix} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left";
 
 impl Progress {
-    pub(crate) fn at_once(label: &'static str) -> Self {
+    /// A bar that appears at once, with this in front of it.
+    pub fn at_once(label: &'static str) -> Self {
         Self::new(label.into(), OF_WORK, Duration::ZERO)
     }
 
-    pub(crate) fn after_a_second(label: &'static str) -> Self {
+    /// A bar that appears when the work has lasted a second.
+    pub fn after_a_second(label: &'static str) -> Self {
         Self::new(label.into(), OF_WORK, Duration::from_secs(1))
     }
 
@@ -61,7 +73,11 @@ impl Progress {
         }
     }
 
-    pub(crate) fn show(&mut self, done: u64, total: u64) {
+    /// So much is done of so much.
+    pub fn show(&mut self, done: u64, total: u64) {
+        if let Some(look) = ON_STEP.get() {
+            look();
+        }
         if verbosity::is_quiet() {
             return;
         }

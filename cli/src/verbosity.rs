@@ -39,6 +39,15 @@ impl Verbosity {
     }
 }
 
+/// From now on, where no command is run.
+pub(crate) fn show(shows: bool) {
+    let level = match shows {
+        true => NORMAL,
+        false => QUIET,
+    };
+    LEVEL.store(level, Ordering::Relaxed);
+}
+
 /// Whether notes and progress bars are off.
 pub(crate) fn is_quiet() -> bool {
     LEVEL.load(Ordering::Relaxed) == QUIET

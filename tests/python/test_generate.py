@@ -1,8 +1,11 @@
 """Texts: against the command, against each other, whole and piece by piece, and what ends them."""
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from common import DEMO, TestCase, command_json, demo, expected, golden
@@ -32,6 +35,9 @@ class Generate(TestCase):
             {"temperature": 1.0, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "seed": 0},
             {"temperature": 0.7, "temperature_last": True, "top_p": 0.5, "seed": 3, **penalties},
             {"ban_token": [200, 201], **penalties},
+            {"preset": "precise", "seed": 2},
+            {"preset": "pip", "seed": 3, "max_new_tokens": 40},
+            {"preset": "creative", "temperature": 0.7, "presence_penalty": 0, "seed": 4},
         ]
         for options in cases:
             with self.subTest(options):
@@ -116,6 +122,35 @@ class Generate(TestCase):
             np.testing.assert_array_equal(moved.to_numpy(), state.to_numpy())
         self.assert_error("argument", "twice", self.model.generate, ["A", "B"], state=[states[0]] * 2)
 
+    def test_logprobs_are_those_of_the_logits(self):
+        options = {"max_new_tokens": 12, "temperature": 1.5, "top_p": 0.9, "presence_penalty": 1.0, "seed": 3}
+        plain = self.model.generate(PROMPTS[0], **options)
+        self.assertIsNone(plain.logprobs)
+        found = self.model.generate(PROMPTS[0], logprobs=3, **options)
+        self.assertEqual(found.tokens, plain.tokens)
+        prompt = self.model.tokenizer.encode(PROMPTS[0])
+        rows = self.model.forward(prompt + found.tokens, all=True)[0][len(prompt) - 1 : -1].astype(np.float64)
+        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        self.assertEqual([one.token for one in found.logprobs], found.tokens)
+        for row, one in zip(rows, found.logprobs, strict=True):
+            self.assertAlmostEqual(one.logprob, row[one.token], places=5)
+            self.assertEqual(list(one.top), np.argsort(-row, kind="stable")[:3].tolist())
+            np.testing.assert_allclose(list(one.top.values()), np.sort(row)[::-1][:3], rtol=0, atol=1e-5)
+        several = self.model.generate(PROMPTS, logprobs=0, max_new_tokens=5)
+        # Without them the passes name the likeliest tokens themselves.
+        self.assertEqual(
+            [one.tokens for one in several], [one.tokens for one in self.model.generate(PROMPTS, max_new_tokens=5)]
+        )
+        self.assertEqual([len(one.logprobs) for one in several], [5] * len(PROMPTS))
+        self.assertEqual({len(one.top) for result in several for one in result.logprobs}, {0})
+        stream = self.model.stream(PROMPTS[0], logprobs=3, **options)
+        list(stream)
+        same = [one.logprob for one in stream.logprobs]
+        self.assertEqual(same, [one.logprob for one in found.logprobs])
+        self.assertIsNone(self.model.stream("A").logprobs)
+        answer = self.model.chat([{"role": "user", "content": "Hi"}], logprobs=1, max_new_tokens=5)
+        self.assertEqual([list(one.top)[0] for one in answer.logprobs][1:], answer.tokens[1:])
+
     def test_what_makes_no_sense(self):
         generate = self.model.generate
         self.assert_error("argument", "empty", generate, "")
@@ -130,6 +165,8 @@ class Generate(TestCase):
         self.assert_error("argument", "seed: found 0", generate, "A", seed=[])
         self.assert_error("argument", "expected one", self.model.stream, ["A", "B"])
         self.assert_error("argument", "top_p", self.model.stream, "A", top_p=1.5)
+        self.assert_error("argument", "expected one of pip, chat", generate, "A", preset="x")
+        self.assert_error("argument", "logprobs", generate, "A", logprobs=-1)
         self.assert_error("tokenizer", "no tokenizer", golden("v7-pth").generate, "A")
         self.assert_error("tokenizer", "no tokenizer", golden("v7-pth").generate, [1], stop="x")
         for name, value in [("temprature", 1), ("temperature", "hot"), ("stop", 5), ("state", 5), ("bos", "yes")]:
@@ -179,12 +216,21 @@ class Stream(TestCase):
         self.assert_error("tokenizer", "no tokenizer", golden("v7-pth").stream, [1])
 
 
+    def test_closed_streams_end(self):
+        stream = self.model.stream(PROMPTS[0], max_new_tokens=100)
+        begin = [next(stream), next(stream)]
+        stream.close()
+        self.assertEqual(list(stream), [])
+        self.assertEqual((len(stream.tokens), len(begin), stream.finish_reason), (2, 2, None))
+
+
 class Interrupted(TestCase):
     # More tokens than there is time for.
     PROGRAM = """
 import sys
 import rwkv_edge
 model = rwkv_edge.Model(sys.argv[1], "int8", threads=1)
+messages = [{"role": "user", "content": "What is a trait?"}]
 try:
     print("begun", flush=True)
     if sys.argv[2] == "generate":
@@ -195,6 +241,16 @@ try:
         model.generate([1] * 10**7, max_new_tokens=1)
     elif sys.argv[2] == "embed":
         model.embed([[1] * 10**5] * 1000)
+    elif sys.argv[2] == "chat":
+        model.chat(messages, max_new_tokens=10**9, ignore_eos=True, template="world", think="on")
+    elif sys.argv[2] == "chat_stream":
+        list(model.chat_stream(messages, max_new_tokens=10**9, ignore_eos=True, template="world", think="on"))
+    elif sys.argv[2] == "perplexity":
+        rwkv_edge.perplexity(model, [1] * 10**7)
+    elif sys.argv[2] == "quantize":
+        rwkv_edge.quantize(sys.argv[1], sys.argv[3], "q4", calibrate=[1] * 10**5, calibrate_tokens=10**5)
+    elif sys.argv[2] == "long score":
+        model.score([1] * 10**7)
     else:
         model.score([[1] * 50] * 10**6)
 except KeyboardInterrupt:
@@ -202,12 +258,17 @@ except KeyboardInterrupt:
 """
 
     def test_control_c(self):
-        for what in ["generate", "stream", "prompt", "embed", "score"]:
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        functions = ["generate", "stream", "prompt", "chat", "chat_stream", "embed", "score", "long score"]
+        for what in [*functions, "perplexity", "quantize"]:
             with self.subTest(what):
                 program = subprocess.Popen(
-                    [sys.executable, "-c", self.PROGRAM, DEMO, what], stdout=subprocess.PIPE, text=True
+                    [sys.executable, "-c", self.PROGRAM, DEMO, what, Path(folder) / "x"],
+                    stdout=subprocess.PIPE,
+                    text=True,
                 )
                 self.assertEqual(program.stdout.readline(), "begun\n")
                 # Wherever it is by now: there are signals in front of the first pass, too.
                 program.send_signal(signal.SIGINT)
                 self.assertEqual(program.communicate(timeout=60)[0], "interrupted 2\n")
+        self.assertEqual(os.listdir(folder), [])

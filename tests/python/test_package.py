@@ -1,4 +1,4 @@
-"""What the wheel has beside models: quantising, the command, type stubs, help, and its guide."""
+"""What the wheel has beside models: the command, type stubs, help, and its guide."""
 
 import doctest
 import os
@@ -9,34 +9,8 @@ import tempfile
 from importlib import metadata, resources
 from pathlib import Path
 
-import numpy as np
 import rwkv_edge
-from common import DEMO, GOLDEN, ROOT, TestCase, demo, golden, run_command, run_python
-
-
-class Quantize(TestCase):
-    def setUp(self):
-        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-
-    def test_a_model_file_is_the_quantised_model(self):
-        for quant in ["int8", "q4", "f16"]:
-            target = self.folder / f"demo-{quant}.rwkv"
-            facts = rwkv_edge.quantize(DEMO, target, quant)
-            self.assertEqual((Path(facts["file"]), facts["quant"]), (target, quant))
-            self.assertEqual(facts["bytes"], target.stat().st_size)
-            model = rwkv_edge.Model(target, threads=2)
-            self.assertEqual(model.info["n_params"], facts["n_params"])
-            np.testing.assert_array_equal(model.forward([1, 2])[0], demo(quant).forward([1, 2])[0])
-            self.assertEqual(model.tokenizer.encode("A trait"), demo().tokenizer.encode("A trait"))
-        self.assertEqual(rwkv_edge.quantize(DEMO, self.folder / "x")["quant"], "int8")
-
-    def test_what_cannot_be_quantised(self):
-        target = self.folder / "x.rwkv"
-        self.assert_error("argument", "int9", rwkv_edge.quantize, DEMO, target, "int9")
-        self.assert_error("io", "/no/such", rwkv_edge.quantize, "/no/such", target)
-        self.assert_error("argument", "itself", rwkv_edge.quantize, DEMO, DEMO)
-        self.assert_error("io", "/no/such", rwkv_edge.quantize, DEMO, "/no/such/folder/x.rwkv")
-        self.assertEqual(list(self.folder.iterdir()), [])
+from common import DEMO, GOLDEN, ROOT, TestCase, golden, run_command, run_python
 
 
 class Command(TestCase):
@@ -119,6 +93,12 @@ score: float = model.score("a")
 scores: float = model.score(["a"]).sum()
 for piece in model.stream("a"):
     print(piece + "x")
+for one in model.generate("a", logprobs=2, preset="pip").logprobs or []:
+    number: float = one.logprob + one.top[0]
+loss: float = rwkv_edge.perplexity(model, "a")["loss"]
+size: int = rwkv_edge.quantize("x", "y", "q4", calibrate="text", lora=("z", 32))["bytes"]
+async def pieces() -> str:
+    return "".join([piece async for piece in model.astream("a")])
 messages = [{"role": "user", "content": "a"}]
 answer: str | None = model.chat(messages, think="off").text
 answers = [one.finish_reason for one in model.chat([messages, messages])]

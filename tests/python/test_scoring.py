@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import rwkv_edge
 from common import DEMO, TestCase, command_json, demo, golden, run_command
 
 TEXTS = ["Ownership is what makes a program safe.", "", "A trait", "fn main() { let x = 1; }" * 30]
@@ -85,3 +86,37 @@ class Score(TestCase):
         many = self.model.score(TEXTS * 50)
         np.testing.assert_allclose(many, np.tile(self.model.score(TEXTS), 50), rtol=0, atol=1e-5)
         self.assert_error("argument", "vocabulary", self.model.score, [[1, 10**6]])
+
+
+class Perplexity(TestCase):
+    def test_the_command_gives_the_same(self):
+        text = TEXTS[3] + TEXTS[0]
+        model = demo()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "text"
+            path.write_text(text)
+            for options in [{}, {"bos": True}, {"window": 64}, {"window": 50, "stride": 50, "limit": 300}]:
+                with self.subTest(options):
+                    arguments = []
+                    for name, value in options.items():
+                        arguments += [f"--{name}"] if value is True else [f"--{name}", value]
+                    wanted = command_json("perplexity", "-m", DEMO, "--quant", "int8", "--json", *arguments, path)
+                    found = rwkv_edge.perplexity(model, text, **options)
+                    self.assertEqual({name: wanted[name] for name in found}, found)
+        by_path = rwkv_edge.perplexity(DEMO, text, "int8", threads=2, bos=True)
+        self.assertEqual(by_path, rwkv_edge.perplexity(model, model.tokenizer.encode(text), bos=True))
+
+    def test_what_makes_no_sense(self):
+        model = demo()
+        perplexity = rwkv_edge.perplexity
+        self.assert_error("argument", "1 tokens", perplexity, model, [1])
+        self.assert_error("argument", "window 1", perplexity, model, "A trait", window=1)
+        self.assert_error("argument", "stride", perplexity, model, "A trait", window=4, stride=5)
+        self.assert_error("argument", "stride", perplexity, model, "A trait", stride=5)
+        self.assert_error("argument", "quant", perplexity, model, "A trait", "q4")
+        self.assert_error("io", "/no/such", perplexity, "/no/such", "A trait")
+        for wrong in [{"threads": 1}, {"windows": 4}]:
+            with self.assertRaisesRegex(TypeError, next(iter(wrong))):
+                perplexity(model, "A trait", **wrong)
+        with self.assertRaises(TypeError):
+            perplexity(5, "A trait")

@@ -51,8 +51,14 @@ impl Form {
     }
 
     /// The wish of a call, whose answers end where a turn does, too.
-    fn wish(&self, function: &str, options: Option<&Bound<'_, PyDict>>) -> Result<Wish> {
-        let mut wish = Wish::of(function, options, MAX_NEW_TOKENS)?;
+    fn wish(
+        &self,
+        py: Python<'_>,
+        shared: &Shared,
+        function: &str,
+        options: Option<&Bound<'_, PyDict>>,
+    ) -> Result<Wish> {
+        let mut wish = Wish::of(py, shared, function, options, MAX_NEW_TOKENS)?;
         let own = self.template.stop_with(self.think);
         wish.ending
             .stop
@@ -106,7 +112,7 @@ pub(crate) fn chat<'py>(
 ) -> Result<Bound<'py, PyAny>> {
     let (conversations, is_one) = conversations(messages)?;
     let form = Form::of(py, shared, think, template)?;
-    let wish = form.wish("chat", options)?;
+    let wish = form.wish(py, shared, "chat", options)?;
     let bos = wish.bos;
     wish.check_numbers(conversations.len())?;
     generate::whole(py, shared, &wish, is_one, |model, is_begin| {
@@ -132,7 +138,7 @@ pub(crate) fn stream(
     let messages =
         messages.ok_or_else(|| Failed::argument("a list of conversations, expected one"))?;
     let form = Form::of(py, shared, think, template)?;
-    let wish = form.wish("chat_stream", options)?;
+    let wish = form.wish(py, shared, "chat_stream", options)?;
     let bos = wish.bos;
     generate::piecewise(py, shared, wish, |model, is_begin| {
         form.prompt(model, &messages, is_begin, bos)

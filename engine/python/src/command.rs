@@ -1,61 +1,10 @@
-//! Quantising, and the command `rwkv-edge`.
+//! The command `rwkv-edge`.
 
 use std::ffi::OsString;
-use std::fs;
-use std::path::PathBuf;
 
-use engine::{Model, Options};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
-use crate::error::{Failed, Result};
-use crate::model::quant_of;
-
-/// Writes a checkpoint as one model file, which appears only when it is complete: smaller, and opened without a
-/// wait.
-///
-/// `quant` is 'int8', 'q6', 'q5', 'q4', 'f16' or 'f32'. The tokenizer goes into the file, `tokenizer` another one
-/// than that of the checkpoint. Gives a dict of facts: file, quant, n_params, bytes, bits_per_weight. Ctrl-C waits
-/// until it is done.
-#[pyfunction]
-#[pyo3(signature = (source, target, quant="int8", threads=None, tokenizer=None))]
-pub(crate) fn quantize<'py>(
-    py: Python<'py>,
-    source: PathBuf,
-    target: PathBuf,
-    quant: &str,
-    threads: Option<usize>,
-    tokenizer: Option<PathBuf>,
-) -> Result<Bound<'py, PyDict>> {
-    let mut options = Options::new()
-        .quant(quant_of(Some(quant))?)
-        .threads(threads.unwrap_or(0));
-    options.tokenizer = tokenizer;
-    if let (Ok(a), Ok(b)) = (fs::canonicalize(&source), fs::canonicalize(&target)) {
-        if a == b {
-            let text = format!(
-                "{}: is the model itself, expected another file",
-                target.display()
-            );
-            return Err(Failed::argument(text));
-        }
-    }
-    let (info, n_bytes) = py.detach(|| -> engine::Result<_> {
-        // Not only when everything is read, which may take minutes.
-        drop(engine::OutputFile::create(&target)?);
-        let model = Model::open(&source, &options)?;
-        model.save(&target, &mut |_| ())?;
-        let n_bytes = fs::metadata(&target).map_or(0, |found| found.len());
-        Ok((model.info(), n_bytes))
-    })?;
-    let facts = PyDict::new(py);
-    facts.set_item("file", target)?;
-    facts.set_item("quant", info.quant.name())?;
-    facts.set_item("n_params", info.n_params)?;
-    facts.set_item("bytes", n_bytes)?;
-    facts.set_item("bits_per_weight", info.bits_per_weight)?;
-    Ok(facts)
-}
+use crate::error::Result;
 
 /// The command, with the arguments of this process; gives its exit code.
 #[pyfunction]

@@ -1,13 +1,14 @@
 //! Text from prompts: whole, or piece by piece.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use self_cell::self_cell;
 
 use crate::error::{Failed, Result};
-use crate::lanes::{Lanes, Outcome, Prompt};
+use crate::lanes::{Lanes, Logprobs, Outcome, Prompt};
 use crate::passes::Shared;
 use crate::sampling::Wish;
 use crate::state::{borrow, State};
@@ -28,15 +29,19 @@ pub(crate) struct Generated {
     /// Ids of the new tokens, without the end of text.
     #[pyo3(get)]
     tokens: Vec<u32>,
+    /// With `logprobs` a TokenLogprob for each of `tokens`, else None.
+    #[pyo3(get)]
+    logprobs: Option<Vec<TokenLogprob>>,
     /// Why there is no more: 'length' (max_new_tokens), 'end_of_text' (the model ended it) or 'stop'.
     #[pyo3(get)]
     finish_reason: &'static str,
 }
 
 impl Generated {
-    fn of(outcome: &mut Outcome, has_text: bool) -> Self {
+    fn of(outcome: &mut Outcome, has_text: bool, has_logprobs: bool) -> Self {
         let Outcome {
             tokens,
+            logprobs,
             text,
             thought,
             finish_reason,
@@ -45,6 +50,7 @@ impl Generated {
             text: has_text.then_some(text),
             thought: Some(thought).filter(|thought| !thought.is_empty()),
             tokens,
+            logprobs: has_logprobs.then(|| logprobs.into_iter().map(TokenLogprob).collect()),
             finish_reason: finish_reason.unwrap_or("length"),
         }
     }
@@ -63,6 +69,41 @@ impl Generated {
     }
 }
 
+/// How likely a generated token was, by the model alone: before temperature, penalties and cuts.
+#[pyclass(module = "rwkv_edge", frozen)]
+#[derive(Clone)]
+pub(crate) struct TokenLogprob(Logprobs);
+
+#[pymethods]
+impl TokenLogprob {
+    /// Its id.
+    #[getter]
+    fn token(&self) -> u32 {
+        self.0.token
+    }
+
+    /// The logarithm of its probability, in nats.
+    #[getter]
+    fn logprob(&self) -> f64 {
+        self.0.logprob
+    }
+
+    /// The likeliest tokens in its place, as many as were asked for: a dict of ids and logprobs, the likeliest first.
+    #[getter]
+    fn top<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let top = PyDict::new(py);
+        for (token, logprob) in &self.0.top {
+            top.set_item(token, logprob)?;
+        }
+        Ok(top)
+    }
+
+    fn __repr__(&self) -> String {
+        let Logprobs { token, logprob, .. } = self.0;
+        format!("TokenLogprob({token}, {logprob:.4})")
+    }
+}
+
 /// `Model.generate`.
 pub(crate) fn generate<'py>(
     py: Python<'py>,
@@ -70,7 +111,7 @@ pub(crate) fn generate<'py>(
     prompt: &Bound<'py, PyAny>,
     options: Option<&Bound<'py, PyDict>>,
 ) -> Result<Bound<'py, PyAny>> {
-    let wish = Wish::of("generate", options, MAX_NEW_TOKENS)?;
+    let wish = Wish::of(py, shared, "generate", options, MAX_NEW_TOKENS)?;
     let (prompts, is_one) = Texts::of(prompt)?.all();
     wish.check_numbers(prompts.len())?;
     whole(py, shared, &wish, is_one, |model, _| {
@@ -109,7 +150,7 @@ pub(crate) fn whole<'py>(
     let mut all = lanes
         .outcomes()
         .iter_mut()
-        .map(|outcome| Generated::of(outcome, has_text));
+        .map(|outcome| Generated::of(outcome, has_text, wish.logprobs.is_some()));
     match is_one {
         true => {
             let one = all.next().ok_or_else(|| Failed::argument("no prompt"))?;
@@ -144,8 +185,15 @@ self_cell!(
 
 /// The pieces of a text as they come, whole characters only: an iterator of str. What is not asked for is not
 /// computed.
-#[pyclass(module = "rwkv_edge")]
+#[pyclass(module = "rwkv_edge", frozen)]
 pub(crate) struct Stream {
+    making: Mutex<Making>,
+    is_closed: AtomicBool,
+    has_logprobs: bool,
+}
+
+/// Of one thread at a time.
+struct Making {
     under_way: UnderWay,
     state: Option<Py<State>>,
     has_ended: bool,
@@ -158,7 +206,7 @@ pub(crate) fn stream(
     prompt: &Bound<'_, PyAny>,
     options: Option<&Bound<'_, PyDict>>,
 ) -> Result<Stream> {
-    let wish = Wish::of("stream", options, MAX_NEW_TOKENS)?;
+    let wish = Wish::of(py, shared, "stream", options, MAX_NEW_TOKENS)?;
     let Texts::One(prompt) = Texts::of(prompt)? else {
         return Err(Failed::argument(
             "a list of prompts, expected one: a str, or its token ids",
@@ -199,10 +247,34 @@ pub(crate) fn piecewise(
         Lanes::new(&shared.model, vec![prompt], &wish)
     })?;
     Ok(Stream {
-        under_way,
-        state: wish.states.and_then(|mut states| states.pop()),
-        has_ended: false,
+        making: Mutex::new(Making {
+            under_way,
+            state: wish.states.and_then(|mut states| states.pop()),
+            has_ended: false,
+        }),
+        is_closed: AtomicBool::new(false),
+        has_logprobs: wish.logprobs.is_some(),
     })
+}
+
+impl Stream {
+    /// The text, for as long as a call works on it.
+    fn making(&self) -> Result<MutexGuard<'_, Making>> {
+        match self.making.try_lock() {
+            Ok(making) => Ok(making),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failed::argument("the stream is in use by another thread"))
+            }
+        }
+    }
+
+    /// A look at what there is so far.
+    fn so_far<T>(&self, look: impl FnOnce(&Outcome) -> T) -> Result<T> {
+        let mut making = self.making()?;
+        let look = |_: &Arc<Shared>, lanes: &mut Lanes<'_>| look(&lanes.outcomes()[0]);
+        Ok(making.under_way.with_dependent_mut(look))
+    }
 }
 
 #[pymethods]
@@ -211,17 +283,23 @@ impl Stream {
         stream
     }
 
-    fn __next__(&mut self, py: Python<'_>) -> Result<Option<String>> {
-        let shared = self.under_way.borrow_owner().clone();
-        let state = self.state.as_ref().map(|state| state.bind(py));
+    fn __next__(&self, py: Python<'_>) -> Result<Option<String>> {
+        let mut making = self.making()?;
+        let Making {
+            under_way,
+            state,
+            has_ended,
+        } = &mut *making;
+        let shared = under_way.borrow_owner().clone();
+        let state = state.as_ref().map(|state| state.bind(py));
         let mut held = state.map(borrow).transpose()?;
         let given = held.iter_mut().map(|held| held.of_model(&shared.model));
         let mut given: Vec<_> = given.collect::<engine::Result<_>>()?;
         let mut call = shared.begin(py)?;
-        while !self.has_ended {
+        while !*has_ended && !self.is_closed.load(Ordering::Relaxed) {
             // In front of a step, so that no piece is lost.
             py.check_signals()?;
-            let (under_way, buffers) = (&mut self.under_way, &mut call.buffers);
+            let (under_way, buffers) = (&mut *under_way, &mut call.buffers);
             let given = &mut given;
             let (goes_on, piece) = py.detach(|| {
                 under_way.with_dependent_mut(|_, lanes| -> engine::Result<_> {
@@ -230,7 +308,7 @@ impl Stream {
                     Ok((goes_on, piece))
                 })
             })?;
-            self.has_ended = !goes_on;
+            *has_ended = !goes_on;
             if !piece.is_empty() {
                 return Ok(Some(piece));
             }
@@ -238,26 +316,36 @@ impl Stream {
         Ok(None)
     }
 
+    /// Ends the iteration: there are no more pieces, and a thread that waits for the next one waits no longer than for
+    /// the forward pass under way.
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
     /// Ids of the tokens so far.
     #[getter]
-    fn tokens(&mut self) -> Vec<u32> {
-        self.under_way
-            .with_dependent_mut(|_, lanes| lanes.outcomes()[0].tokens.clone())
+    fn tokens(&self) -> Result<Vec<u32>> {
+        self.so_far(|outcome| outcome.tokens.clone())
+    }
+
+    /// With `logprobs` a TokenLogprob for each token so far, else None.
+    #[getter]
+    fn logprobs(&self) -> Result<Option<Vec<TokenLogprob>>> {
+        let logprobs = self.so_far(|outcome| outcome.logprobs.clone())?;
+        let logprobs = logprobs.into_iter().map(TokenLogprob).collect();
+        Ok(Some(logprobs).filter(|_| self.has_logprobs))
     }
 
     /// What the model has thought so far before it answers, in a conversation; None where it has not.
     #[getter]
-    fn thought(&mut self) -> Option<String> {
-        let thought = self
-            .under_way
-            .with_dependent_mut(|_, lanes| lanes.outcomes()[0].thought.clone());
-        Some(thought).filter(|thought| !thought.is_empty())
+    fn thought(&self) -> Result<Option<String>> {
+        let thought = self.so_far(|outcome| outcome.thought.clone())?;
+        Ok(Some(thought).filter(|thought| !thought.is_empty()))
     }
 
     /// Why there is no more, as of `generate`; None as long as there may be.
     #[getter]
-    fn finish_reason(&mut self) -> Option<&'static str> {
-        self.under_way
-            .with_dependent_mut(|_, lanes| lanes.outcomes()[0].finish_reason)
+    fn finish_reason(&self) -> Result<Option<&'static str>> {
+        self.so_far(|outcome| outcome.finish_reason)
     }
 }

@@ -4,7 +4,7 @@ use std::vec::IntoIter;
 
 use engine::{Error, ErrorKind, Output, Result, Sampler, Span, State, StopTexts, TextStream};
 use rwkv_edge_chat::{first_word, Reply};
-use rwkv_edge_scoring::rows_that_fit;
+use rwkv_edge_scoring::{likeliest_n, log_sum_exp, rows_that_fit};
 
 use crate::passes::Buffers;
 use crate::sampling::Wish;
@@ -30,6 +30,8 @@ pub(crate) struct Lanes<'m> {
     model: &'m engine::Model,
     sampler: engine::SamplerOptions,
     ending: engine::GenerateOptions,
+    /// How many alternatives are told of each token, if its probability is.
+    logprobs: Option<usize>,
     /// Whether each prompt is behind a state of the caller's.
     has_given_states: bool,
     /// Of each prompt, where they do not count on from the sampler's.
@@ -40,8 +42,20 @@ pub(crate) struct Lanes<'m> {
     outcomes: Vec<Outcome>,
     lanes_max: usize,
     rows_max: usize,
-    /// (rows, n_vocab) of the last step
+    /// Whether nothing but the likeliest token of each row matters.
+    is_greedy: bool,
+    /// (rows, n_vocab) of a step, or more
     logits: Vec<f32>,
+    /// (rows) of a step, or more
+    likeliest: Vec<u32>,
+}
+
+/// What a pass gives for a text.
+enum Next<'a> {
+    /// The likeliest token.
+    Token(u32),
+    /// (n_vocab) logits to draw by
+    Drawn(&'a mut [f32]),
 }
 
 /// What came of a prompt.
@@ -49,12 +63,23 @@ pub(crate) struct Lanes<'m> {
 pub(crate) struct Outcome {
     /// Without the end of text.
     pub(crate) tokens: Vec<u32>,
+    /// One for each token, where they are asked for.
+    pub(crate) logprobs: Vec<Logprobs>,
     /// Empty without a tokenizer.
     pub(crate) text: String,
     /// What the model thought before it answered.
     pub(crate) thought: String,
     /// Why there is no more of it; `None` as long as there will be.
     pub(crate) finish_reason: Option<&'static str>,
+}
+
+/// How likely a token was, and which were the likeliest in its place: in nats, before temperature, penalties and cuts.
+#[derive(Clone)]
+pub(crate) struct Logprobs {
+    pub(crate) token: u32,
+    pub(crate) logprob: f64,
+    /// The likeliest first.
+    pub(crate) top: Vec<(u32, f64)>,
 }
 
 /// A text under way.
@@ -86,6 +111,7 @@ impl<'m> Lanes<'m> {
             model,
             sampler: wish.sampler.clone(),
             ending: wish.ending.clone(),
+            logprobs: wish.logprobs,
             has_given_states: wish.states.is_some(),
             seeds: wish.seeds.clone(),
             outcomes: prompts.iter().map(|_| Outcome::default()).collect(),
@@ -93,7 +119,9 @@ impl<'m> Lanes<'m> {
             active: Vec::new(),
             lanes_max: rows_that_fit(model, lane_bytes, rows_max),
             rows_max,
+            is_greedy: is_greedy(&wish.sampler) && wish.logprobs.is_none(),
             logits: Vec::new(),
+            likeliest: Vec::new(),
         };
         // Options that make no sense are told here, and not by the first step.
         lanes.begin_lanes()?;
@@ -109,6 +137,8 @@ impl<'m> Lanes<'m> {
     /// nothing more to do. `given` are the caller's states, if the prompts are behind such.
     pub(crate) fn step(&mut self, buffers: &mut Buffers, given: &mut [&mut State]) -> Result<bool> {
         self.begin_lanes()?;
+        let begins_answer = |lane: &Lane| lane.reply.is_some() && !lane.has_word;
+        let likeliest = self.is_greedy && !self.active.iter().any(begins_answer);
         // Those of the lanes are in the order of the prompts, and so are the lanes.
         let mut given = given.iter_mut().enumerate();
         let (mut spans, mut room) = (Vec::new(), self.rows_max);
@@ -141,24 +171,34 @@ impl<'m> Lanes<'m> {
         if spans.is_empty() {
             return Ok(false);
         }
-        let n_vocab = self.model.n_vocab();
-        let n_logits = spans.iter().map(Span::n_logit_rows).sum::<usize>() * n_vocab;
-        let more = n_logits.saturating_sub(self.logits.len());
-        let no_memory = |_| Error::new(ErrorKind::Memory, "not enough memory for rows of logits");
-        self.logits.try_reserve_exact(more).map_err(no_memory)?;
-        self.logits.resize(n_logits, 0.0);
+        let n_drawn = spans.iter().map(Span::n_logit_rows).sum();
         let workspace = buffers.of_rows(self.model, self.rows_max - room)?;
-        self.model
-            .forward(workspace, &mut spans, &mut self.logits)?;
-        let mut rows = self.logits.chunks_exact_mut(n_vocab);
+        let mut next: Box<dyn Iterator<Item = Next<'_>>> = match likeliest {
+            // No logits leave the engine: 64 rows of 65,536 are 16 MB.
+            true => {
+                self.likeliest.resize(n_drawn, 0);
+                let tokens = &mut self.likeliest[..n_drawn];
+                self.model.forward_tokens(workspace, &mut spans, tokens)?;
+                Box::new(tokens.iter().copied().map(Next::Token))
+            }
+            false => {
+                let n_vocab = self.model.n_vocab();
+                let rows = room_for(&mut self.logits, n_drawn * n_vocab)?;
+                self.model.forward(workspace, &mut spans, rows)?;
+                Box::new(rows.chunks_exact_mut(n_vocab).map(Next::Drawn))
+            }
+        };
         for (lane, (n, draws)) in self.active.iter_mut().zip(plan) {
             lane.n_read += n;
-            // A lane that draws nothing has no row.
-            if let Some(row) = draws.then(|| rows.next()).flatten() {
+            if !draws {
+                continue;
+            }
+            if let Some(next) = next.next() {
                 let outcome = &mut self.outcomes[lane.number];
-                lane.draw(row, self.model, &self.ending, outcome)?;
+                lane.go_on(next, self.model, &self.ending, self.logprobs, outcome)?;
             }
         }
+        drop(next);
         let outcomes = &self.outcomes;
         self.active.retain(|lane| {
             let is_read = lane.n_read == lane.unread.len();
@@ -213,23 +253,51 @@ impl<'m> Lanes<'m> {
 }
 
 impl Lane<'_> {
-    /// Draws a token, and sees whether the text ends: in the order in which [`engine::Session::generate`] does.
+    /// Draws a token, and says how likely it was where `logprobs` alternatives are asked for.
     fn draw(
         &mut self,
         logits: &mut [f32],
         model: &engine::Model,
-        ending: &engine::GenerateOptions,
-        outcome: &mut Outcome,
-    ) -> Result<()> {
+        logprobs: Option<usize>,
+    ) -> Result<(u32, Option<Logprobs>)> {
+        // Before anything is left out of the row.
+        let likely: Option<(f64, Vec<(u32, f64)>)> = logprobs.map(|n| {
+            let sum = log_sum_exp(logits);
+            let logprob = |token: u32| f64::from(logits[token as usize]) - sum;
+            let top = likeliest_n(logits, n).into_iter();
+            (sum, top.map(|token| (token, logprob(token))).collect())
+        });
         let token = match self.reply.is_some() && !self.has_word {
             true => first_word(&mut self.sampler, logits, model)?,
             false => self.sampler.sample(logits),
+        };
+        let logprobs = likely.map(|(sum, top)| Logprobs {
+            token,
+            logprob: f64::from(logits[token as usize]) - sum,
+            top,
+        });
+        Ok((token, logprobs))
+    }
+
+    /// Takes the next token, and sees whether the text ends: in the order in which [`engine::Session::generate`] does.
+    fn go_on(
+        &mut self,
+        next: Next<'_>,
+        model: &engine::Model,
+        ending: &engine::GenerateOptions,
+        logprobs: Option<usize>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let (token, logprobs) = match next {
+            Next::Token(token) => (token, None),
+            Next::Drawn(logits) => self.draw(logits, model, logprobs)?,
         };
         if model.ends_text(token) && !ending.ignore_end_of_text {
             return self.end("end_of_text", outcome);
         }
         self.sampler.accept(token);
         outcome.tokens.push(token);
+        outcome.logprobs.extend(logprobs);
         (self.n_read, self.unread) = (0, vec![token]);
         if let Some(text) = &mut self.text {
             let piece = text.push(token)?;
@@ -273,4 +341,20 @@ fn give(reply: &mut Option<Reply>, piece: &str, outcome: &mut Outcome) {
             outcome.text += &answer;
         }
     }
+}
+
+/// Whether the likeliest token is taken each time, whatever came before.
+fn is_greedy(options: &engine::SamplerOptions) -> bool {
+    let penalties = [options.presence_penalty, options.frequency_penalty];
+    let has_penalties = options.repetition_penalty != 1.0 || penalties.iter().any(|&p| p != 0.0);
+    options.temperature <= 0.0 && !has_penalties && options.banned_tokens.is_empty()
+}
+
+/// So many numbers of a buffer, which grows where it has not as many.
+fn room_for(buffer: &mut Vec<f32>, n: usize) -> Result<&mut [f32]> {
+    let no_memory = |_| Error::new(ErrorKind::Memory, "not enough memory for rows of logits");
+    let more = n.saturating_sub(buffer.len());
+    buffer.try_reserve_exact(more).map_err(no_memory)?;
+    buffer.resize(n.max(buffer.len()), 0.0);
+    Ok(&mut buffer[..n])
 }

@@ -7,9 +7,13 @@ mod array;
 mod chat;
 mod command;
 mod error;
+mod files;
 mod generate;
+mod interrupt;
+mod keywords;
 mod lanes;
 mod model;
+mod opening;
 mod passes;
 mod sampling;
 mod scoring;
@@ -22,13 +26,17 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use crate::command::{_command, quantize};
+    use crate::command::_command;
     #[pymodule_export]
     use crate::error::Error;
     #[pymodule_export]
-    use crate::generate::{Generated, Stream};
+    use crate::files::{convert, quantize};
+    #[pymodule_export]
+    use crate::generate::{Generated, Stream, TokenLogprob};
     #[pymodule_export]
     use crate::model::{Model, Tokenizer};
+    #[pymodule_export]
+    use crate::scoring::perplexity;
     #[pymodule_export]
     use crate::state::State;
 

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::{Options, Output, Quant, Span};
+use engine::{Output, Span};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PySlice};
 
 use crate::error::{Failed, Result};
 use crate::generate::{self, Stream};
+use crate::interrupt::interruptible;
+use crate::keywords::Keywords;
+use crate::opening::{quant_of, Opening};
 use crate::passes::Shared;
 use crate::state::{borrow, State};
 use crate::texts::ids;
@@ -16,13 +19,22 @@ use crate::{array, chat, scoring};
 
 /// An open model: immutable, and shared by all threads.
 ///
-/// `path` is a Hugging Face directory, a .pth, .safetensors or GGUF file, or a model file. `quant` is 'f32', 'f16',
-/// 'int8', 'q6', 'q5' or 'q4', None as it is stored. `threads` work on one forward pass, None one for each physical
-/// core. `max_memory` is what the model and its states may take, in bytes; the Python around it does not count.
-/// `tokenizer` is a file to use instead of the one in or beside the model.
+/// path: a Hugging Face directory, a .pth, .safetensors or GGUF file, a model file, or the name of a model on the Hugging
+///     Face hub, such as 'RWKV/rwkv-4-169m-pile', which is downloaded where the cache does not have it; HF_HOME,
+///     HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean elsewhere
+/// quant: 'f32', 'f16', 'int8', 'q6', 'q5' or 'q4'; None as it is stored
+/// device: 'cpu', 'auto', a device such as 'cuda', or a map of stages as the command's --device-map
+/// threads: that work on one forward pass; None one for each physical core
+/// max_memory: what the model and its states may take, in bytes; the Python around it does not count
+/// tokenizer: a file to use instead of the one in or beside the model
+/// lora: an adapter that is merged while it is loaded, 'FILE', 'FILE:ALPHA' or (file, alpha), or a list of them
+/// state: a file with a tuned initial state, with which every sequence begins
+/// revision: of a name on the hub: a branch, tag or commit
+/// progress: whether bars are shown on stderr; None where that is a terminal
 ///
-/// The GIL is released while weights are loaded and in every forward pass. Behind a fork a model works in the child,
-/// on one thread, unless another thread used it at that moment; then it raises an Error.
+/// Ctrl-C ends it while weights are converted or downloaded. The GIL is released then, and in every forward pass. Behind
+/// a fork a model works in the child, on one thread, unless another thread used it at that moment; then it raises an
+/// Error.
 #[pyclass(module = "rwkv_edge", frozen)]
 pub(crate) struct Model(pub(crate) Arc<Shared>);
 
@@ -30,44 +42,21 @@ pub(crate) struct Model(pub(crate) Arc<Shared>);
 #[pyclass(module = "rwkv_edge", frozen)]
 pub(crate) struct Tokenizer(Arc<Shared>);
 
-/// The quantisation of a name.
-pub(crate) fn quant_of(name: Option<&str>) -> Result<Option<Quant>> {
-    let unknown = |name: &str| {
-        let all: Vec<_> = Quant::ALL.iter().map(|quant| quant.name()).collect();
-        Failed::argument(format!(
-            "quant: {name:?}, expected one of {}",
-            all.join(", ")
-        ))
-    };
-    let quant = |name: &str| Quant::from_name(name).ok_or_else(|| unknown(name));
-    name.map(quant).transpose()
-}
-
 #[pymethods]
 impl Model {
     #[new]
-    #[pyo3(signature = (path, quant=None, threads=None, max_memory=None, tokenizer=None))]
+    #[pyo3(signature = (path, quant=None, **options), text_signature = "(path, quant=None, *, device='cpu', threads=None, \
+        max_memory=None, tokenizer=None, lora=None, state=None, revision=None, progress=None)")]
     fn open(
         py: Python<'_>,
         path: PathBuf,
         quant: Option<&str>,
-        threads: Option<usize>,
-        max_memory: Option<u64>,
-        tokenizer: Option<PathBuf>,
+        options: Option<&Bound<'_, PyDict>>,
     ) -> Result<Self> {
-        let mut options = Options::new()
-            .quant(quant_of(quant)?)
-            .threads(threads.unwrap_or(0))
-            .memory_max(max_memory.unwrap_or(0));
-        options.tokenizer = tokenizer;
-        let model = py.detach(|| -> engine::Result<_> {
-            let model = engine::Model::open(&path, &options)?;
-            // A wrong file is told here, and not by the first text.
-            if options.tokenizer.is_some() {
-                model.tokenizer()?;
-            }
-            Ok(model)
-        })?;
+        let mut keywords = Keywords::of("Model", options)?;
+        let opening = Opening::read(path, quant_of(quant)?, &mut keywords)?;
+        keywords.finish()?;
+        let (model, path) = interruptible(py, || opening.open())?;
         Ok(Model(Arc::new(Shared::new(model, path))))
     }
 
@@ -218,6 +207,10 @@ impl Model {
     /// bos: put token 0 in front of the prompt
     /// state: a State to go on from, which is moved behind all new tokens; for a list of prompts a list of them
     ///
+    /// logprobs: tell the log probability of each token and so many alternatives, in the result's `logprobs`
+    /// preset: settings for a purpose, which arguments beside it replace: 'pip' (those of the rwkv package), 'chat',
+    ///     'creative', 'precise' or 'maths'
+    ///
     /// temperature: variety; 0: always the likeliest token
     /// temperature_last: choose who may be drawn before the temperature, as the rwkv package does
     /// top_p: draw from the likeliest tokens, together so probable; 1: off
@@ -237,7 +230,8 @@ impl Model {
     #[pyo3(signature = (prompt, **options), text_signature = "($self, prompt, *, max_new_tokens=128, stop=None, \
         ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
         typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
-        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None)")]
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None, preset=None, \
+        logprobs=None)")]
     fn generate<'py>(
         &self,
         py: Python<'py>,
@@ -252,7 +246,8 @@ impl Model {
     #[pyo3(signature = (prompt, **options), text_signature = "($self, prompt, *, max_new_tokens=128, stop=None, \
         ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
         typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
-        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None)")]
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None, preset=None, \
+        logprobs=None)")]
     fn stream(
         &self,
         py: Python<'_>,
@@ -278,7 +273,8 @@ impl Model {
         think='off', template=None, max_new_tokens=512, stop=None, \
         ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
         typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
-        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None)")]
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None, preset=None, \
+        logprobs=None)")]
     fn chat<'py>(
         &self,
         py: Python<'py>,
@@ -296,7 +292,8 @@ impl Model {
         think='off', template=None, max_new_tokens=512, stop=None, \
         ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
         typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
-        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None)")]
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None, preset=None, \
+        logprobs=None)")]
     fn chat_stream(
         &self,
         py: Python<'_>,
@@ -306,6 +303,36 @@ impl Model {
         options: Option<&Bound<'_, PyDict>>,
     ) -> Result<Stream> {
         chat::stream(py, &self.0, messages, think, template, options)
+    }
+
+    /// `stream` for programs with asyncio: an asynchronous iterator of str, whose forward passes run in the event loop's
+    /// threads. It ends with its task, behind the forward pass under way.
+    #[pyo3(signature = (prompt, **options), text_signature = "($self, prompt, *, max_new_tokens=128, stop=None, \
+        ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
+        typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None, preset=None, \
+        logprobs=None)")]
+    fn astream<'py>(
+        slf: &Bound<'py, Self>,
+        prompt: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        asynchronous(slf, "stream", prompt, options)
+    }
+
+    /// `chat_stream` for programs with asyncio, as `astream`.
+    #[pyo3(signature = (messages, **options), text_signature = "($self, messages, *, \
+        think='off', template=None, max_new_tokens=512, stop=None, \
+        ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
+        typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \
+        penalty_decay=1.0, repetition_penalty=1.0, banned_tokens=(), uncounted_tokens=(), seed=None, preset=None, \
+        logprobs=None)")]
+    fn chat_astream<'py>(
+        slf: &Bound<'py, Self>,
+        messages: &Bound<'py, PyAny>,
+        options: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        asynchronous(slf, "chat_stream", messages, options)
     }
 
     /// A vector for each text: float32 (texts, width), or (width) for one str. `pooling` says what becomes it:
@@ -326,7 +353,7 @@ impl Model {
     /// The log likelihood of each text in nats, the sum of log p(token | those before it) over all tokens but the
     /// first, which nothing predicts; with `bos`, token 0 in front predicts that one, too. float64 (texts), or a
     /// float for one str. With `per_token` the terms of the sum: a list of arrays, float64 (tokens - 1), or one
-    /// array for one str. A text may also be a list of token ids. Ctrl-C ends it behind the texts that have begun.
+    /// array for one str. A text may also be a list of token ids. Ctrl-C ends it between two forward passes.
     #[pyo3(signature = (texts, bos=false, per_token=false))]
     fn score<'py>(
         &self,
@@ -358,6 +385,18 @@ impl Model {
             None => Ok(Bound::new(py, self.new_state(py)?)?),
         }
     }
+}
+
+/// The pieces of what a method gives, for an event loop.
+fn asynchronous<'py>(
+    model: &Bound<'py, Model>,
+    method: &str,
+    argument: &Bound<'py, PyAny>,
+    options: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = model.py();
+    let pieces = py.import("rwkv_edge._asynchronous")?.getattr("pieces")?;
+    pieces.call((model.getattr(method)?, argument), options)
 }
 
 /// Views of the rows of each sequence.

@@ -5,12 +5,14 @@ use std::hash::{BuildHasher, Hasher};
 use std::num::NonZeroUsize;
 
 use engine::{GenerateOptions, SamplerOptions};
-use pyo3::conversion::FromPyObjectOwned;
-use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
+use rwkv_edge_cli::parts;
+
 use crate::error::{Failed, Result};
+use crate::keywords::{read, unexpected};
+use crate::passes::Shared;
 use crate::state::State;
 use crate::texts::ids;
 
@@ -18,6 +20,8 @@ use crate::texts::ids;
 pub(crate) struct Wish {
     pub(crate) sampler: SamplerOptions,
     pub(crate) ending: GenerateOptions,
+    /// How many alternatives are told of each token, if its probability is.
+    pub(crate) logprobs: Option<usize>,
     /// Whether token 0 stands in front of the prompt.
     pub(crate) bos: bool,
     /// The states that are gone on from, and moved: one for each prompt.
@@ -29,13 +33,22 @@ pub(crate) struct Wish {
 impl Wish {
     /// Reads the keyword arguments of a function; None is the default of each.
     pub(crate) fn of(
+        py: Python<'_>,
+        shared: &Shared,
         function: &str,
         given: Option<&Bound<'_, PyDict>>,
         max_new_tokens: usize,
     ) -> Result<Self> {
+        let preset = given.map(|given| given.get_item("preset")).transpose()?;
+        let preset = preset.flatten().filter(|preset| !preset.is_none());
+        let sampler = match preset {
+            Some(name) => preset_of(py, shared, &read::<String>("preset", &name)?)?,
+            None => SamplerOptions::new(),
+        };
         let mut wish = Wish {
-            sampler: SamplerOptions::new().seed(random_seed()),
+            sampler: sampler.seed(random_seed()),
             ending: GenerateOptions::new().max_new_tokens(max_new_tokens),
+            logprobs: None,
             bos: false,
             states: None,
             seeds: None,
@@ -43,8 +56,7 @@ impl Wish {
         for (name, value) in given.into_iter().flatten() {
             let name: String = name.extract()?;
             if !wish.set(&name, &value)? {
-                let text = format!("{function}() got an unexpected keyword argument '{name}'");
-                return Err(PyTypeError::new_err(text).into());
+                return Err(unexpected(function, &name));
             }
         }
         Ok(wish)
@@ -87,10 +99,14 @@ impl Wish {
             return Ok(true);
         }
         match name {
-            "max_new_tokens" | "temperature_last" | "top_k" | "mirostat_tau" | "banned_tokens"
-            | "uncounted_tokens" | "seed" | "ignore_eos" | "stop" | "bos" | "state"
+            // It is the beginning of all others.
+            "preset" => {}
+            "logprobs" | "max_new_tokens" | "temperature_last" | "top_k" | "mirostat_tau"
+            | "banned_tokens" | "uncounted_tokens" | "seed" | "ignore_eos" | "stop" | "bos"
+            | "state"
                 if value.is_none() => {}
             "max_new_tokens" => self.ending.max_new_tokens = read(name, value)?,
+            "logprobs" => self.logprobs = Some(read(name, value)?),
             "ignore_eos" => self.ending.ignore_end_of_text = read(name, value)?,
             "stop" => self.ending.stop = stop_texts(value)?,
             "temperature_last" => sampler.temperature_last = read(name, value)?,
@@ -117,28 +133,24 @@ fn is_list(value: &Bound<'_, PyAny>) -> PyResult<bool> {
     value.hasattr("__len__")
 }
 
+/// Settings for a purpose, as the command has them.
+fn preset_of(py: Python<'_>, shared: &Shared, name: &str) -> Result<SamplerOptions> {
+    let Some(sampler) = parts::preset(name) else {
+        let expected = parts::preset_names().join(", ");
+        return Err(Failed::argument(format!(
+            "preset: {name:?}, expected one of {expected}"
+        )));
+    };
+    let uncounted = shared.work(py, |model, _| parts::uncounted_tokens(name, model))?;
+    Ok(sampler.uncounted_tokens(uncounted))
+}
+
 /// One text, or several.
 fn stop_texts(value: &Bound<'_, PyAny>) -> Result<Vec<String>> {
     match value.is_instance_of::<PyString>() {
         true => Ok(vec![read("stop", value)?]),
         false => read("stop", value),
     }
-}
-
-/// A value of an option: a wrong type is a TypeError, a number out of range an Error, as all values out of range
-/// are.
-fn read<'py, T: FromPyObjectOwned<'py>>(name: &str, value: &Bound<'py, PyAny>) -> Result<T> {
-    value.extract().map_err(|error: T::Error| {
-        let error: PyErr = error.into();
-        let py = value.py();
-        match error.is_instance_of::<PyOverflowError>(py) {
-            true => Failed::argument(format!("{name}: {value} is out of range")),
-            false if error.is_instance_of::<PyTypeError>(py) => {
-                PyTypeError::new_err(format!("{name}: {}", error.value(py))).into()
-            }
-            false => error.into(),
-        }
-    })
 }
 
 /// Differs from call to call: the standard library seeds its hash maps from the system's randomness.

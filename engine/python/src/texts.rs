@@ -14,7 +14,7 @@ pub(crate) enum Text {
 
 impl Text {
     /// A str, or a sequence of token ids.
-    fn of(given: &Bound<'_, PyAny>) -> Result<Self> {
+    pub(crate) fn of(given: &Bound<'_, PyAny>) -> Result<Self> {
         match given.cast::<PyString>() {
             Ok(words) => Ok(Text::Words(words.to_cow()?.into_owned())),
             Err(_) => ids(given).map(Text::Ids),

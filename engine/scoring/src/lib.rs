@@ -35,7 +35,7 @@ use rwkv_edge::{Error, ErrorKind, Info, Model};
 pub use divergence::{kl_divergence, Divergence, Summary};
 pub use embed::{Embedder, Pooling};
 pub use feed::{feed, Fed, Models, Predictions, Sequence, Target};
-pub use likelihood::{likeliest, log_sum_exp, negative_log_likelihood, Likelihood};
+pub use likelihood::{likeliest, likeliest_n, log_sum_exp, negative_log_likelihood, Likelihood};
 pub use measure::{measure, Measured, Outcome, Windows};
 
 /// Rows of `row_bytes` each, from 1 to `rows_max`, that a caller's buffers may have within the model's memory

@@ -54,6 +54,26 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     sum.ln() + f64::from(max)
 }
 
+/// The `n` likeliest tokens, or as many as there are, the likeliest first; of equals the lower id first.
+pub fn likeliest_n(logits: &[f32], n: usize) -> Vec<u32> {
+    let mut top: Vec<u32> = Vec::with_capacity(n.min(logits.len()) + 1);
+    for candidate in 0..logits.len() as u32 {
+        let logit = logits[candidate as usize];
+        let is_full = top.len() == n;
+        if is_full
+            && top
+                .last()
+                .is_none_or(|&last| logits[last as usize] >= logit)
+        {
+            continue;
+        }
+        let at = top.partition_point(|&other| logits[other as usize] >= logit);
+        top.insert(at, candidate);
+        top.truncate(n);
+    }
+    top
+}
+
 /// The likeliest token; of several, the one with the lowest id.
 pub fn likeliest(logits: &[f32]) -> u32 {
     let mut best = 0;

@@ -1,6 +1,6 @@
 //! How likely tokens are, as clients ask for it: before temperature, penalties and cuts.
 
-use rwkv_edge_scoring::log_sum_exp;
+use rwkv_edge_scoring::{likeliest_n, log_sum_exp};
 
 use crate::job::Chosen;
 
@@ -8,25 +8,13 @@ use crate::job::Chosen;
 pub(crate) fn chosen(logits: &[f32], token: u32, n_top: usize) -> Chosen {
     let sum = log_sum_exp(logits);
     let logprob = |token: u32| (f64::from(logits[token as usize]) - sum) as f32;
-    let mut top: Vec<u32> = Vec::with_capacity(n_top + 1);
-    for candidate in 0..logits.len() as u32 {
-        let logit = logits[candidate as usize];
-        let is_full = top.len() == n_top;
-        if is_full
-            && top
-                .last()
-                .is_none_or(|&last| logits[last as usize] >= logit)
-        {
-            continue;
-        }
-        let at = top.partition_point(|&other| logits[other as usize] >= logit);
-        top.insert(at, candidate);
-        top.truncate(n_top);
-    }
     Chosen {
         token,
         logprob: Some(logprob(token)),
-        top: top.into_iter().map(|t| (t, logprob(t))).collect(),
+        top: likeliest_n(logits, n_top)
+            .into_iter()
+            .map(|t| (t, logprob(t)))
+            .collect(),
     }
 }
 
