@@ -72,7 +72,7 @@ class Package(TestCase):
 
     def test_stubs_are_what_is_there(self):
         done = subprocess.run(
-            [sys.executable, "-m", "mypy.stubtest", "rwkv_edge"],
+            [sys.executable, "-m", "mypy.stubtest", "--mypy-config-file", ROOT / "tests/python/mypy.ini", "rwkv_edge"],
             cwd=tempfile.gettempdir(),
             capture_output=True,
             text=True,

@@ -86,6 +86,7 @@ class Batch:
         self._options = options
         if threads is None:
             threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+        tokenizer = None if tokenizer is None else os.fspath(tokenizer)
         self._model = _opened(os.fspath(model), quant, threads, max_memory, tokenizer)
         # Options that make no sense are told here, and not by the first batch.
         draws = {"max_new_tokens": 1} if task in ("generate", "chat") else {}
@@ -168,7 +169,7 @@ def _opened(
     quant: Any,
     threads: int,
     max_memory: int | None,
-    tokenizer: str | os.PathLike[str] | None,
+    tokenizer: str | None,
 ) -> Model:
     return Model(path, quant=quant, threads=threads, max_memory=max_memory, tokenizer=tokenizer)
 
