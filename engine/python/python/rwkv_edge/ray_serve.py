@@ -78,7 +78,7 @@ class Replica:
         self._server = subprocess.Popen(program, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         # In a header of each answer, and in the log.
         self._name = f"{socket.gethostname()}-{os.getpid()}"
-        self._address = ""
+        self._address, self._ends = "", False
         listening = threading.Event()
         threading.Thread(target=self._watch, args=[listening], daemon=True).start()
         if not listening.wait(_START_SECONDS) or not self._address:
@@ -95,12 +95,19 @@ class Replica:
                 self._address = found[1]
                 listening.set()
         code = self._server.wait()
+        if self._ends:
+            return
         logger.error("rwkv-edge serve has ended with exit code %s", code)
         if not listening.is_set():
             listening.set()
         else:
             # At once: until it is gone, requests come here.
             os._exit(1)
+
+    def __del__(self) -> None:
+        """Ray Serve calls it when the last request is answered."""
+        self._ends = True
+        self._server.terminate()
 
     def check_health(self) -> None:
         if self._server.poll() is not None:
