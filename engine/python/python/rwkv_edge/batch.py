@@ -6,7 +6,8 @@
         num_cpus=2, compute=ray.data.ActorPoolStrategy(size=4), batch_size=64)
 
 A row's result depends on the row alone: it is the same, bit for bit, however rows are cut into batches and whichever
-worker has them, also where tokens are drawn. So a batch that is done again gives the same rows again.
+worker has them, also where tokens are drawn. So a batch that is done again gives the same rows again. Only with f32
+weights the last digits of logits depend on what stands beside a row.
 """
 
 import functools
