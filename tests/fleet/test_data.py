@@ -8,7 +8,7 @@ from cluster import ClusterTest, kill, processes
 from rwkv_edge.batch import Batch
 
 N_ROWS = 10_000
-TOPICS = ["Ownership is", "A trait", "The borrow checker", "An iterator", "A lifetime", "The database server", "A crate"]
+TOPICS = ["Ownership is", "A trait", "The borrow checker", "An iterator", "A lifetime", "The server", "A crate"]
 
 
 class Signed(Batch):
@@ -75,15 +75,20 @@ class Tasks(ClusterTest):
                 return {"threads": [self._model.info["threads"]] * len(columns["id"])}
 
         data = ray.data.range(4).map_batches(
-            Told, fn_constructor_kwargs={"model": str(self.model)}, num_cpus=1, compute=ray.data.ActorPoolStrategy(size=1)
+            Told,
+            fn_constructor_kwargs={"model": str(self.model)},
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=1),
         )
         self.assertEqual({row["threads"] for row in data.take_all()}, {1})
 
     def test_messages_vectors_and_scores(self):
         model = rwkv_edge.Model(self.model, threads=1)
         talks = [[{"role": "user", "content": f"What is trait {n}?"}] for n in range(9)]
-        found = self.mapped([{"id": n, "messages": talk} for n, talk in enumerate(talks)], task="chat", max_new_tokens=6)
-        self.assertEqual([row["generated"] for row in found], [model.chat(talk, max_new_tokens=6).text for talk in talks])
+        rows = [{"id": n, "messages": talk} for n, talk in enumerate(talks)]
+        found = self.mapped(rows, task="chat", max_new_tokens=6)
+        alone = [model.chat(talk, max_new_tokens=6).text for talk in talks]
+        self.assertEqual([row["generated"] for row in found], alone)
         texts = [f"A trait {n}" for n in range(9)]
         rows = [{"id": n, "text": text} for n, text in enumerate(texts)]
         for row, vector in zip(self.mapped(rows, task="embed"), model.embed(texts), strict=True):

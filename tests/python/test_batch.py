@@ -9,7 +9,7 @@ import rwkv_edge
 from common import DEMO, TestCase, demo, run_python
 from rwkv_edge.batch import Batch
 
-WORDS = ["Ownership is", "A trait", "The `Vec` type", "fn main() {", "é", "The borrow checker is a part of the compiler that"]
+WORDS = ["Ownership is", "A trait", "The `Vec` type", "fn main() {", "é", "The borrow checker is part of it"]
 PROMPTS = [" ".join(WORDS[: 1 + n % 4]) + f" {n}" for n in range(60)]
 DRAWS = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 6}
 
