@@ -121,7 +121,7 @@ class Chat(TestCase):
         self.assert_error("argument", "think: \"deep\"", chat, USER, think="deep")
         self.assert_error("argument", "has no thoughts", chat, USER, template="raven", think="on")
         self.assert_error("argument", "template: \"x\"", chat, USER, template="x")
-        self.assert_error("argument", "one state", chat, [USER, USER], state=self.model.new_state())
+        self.assert_error("argument", "state: found 1", chat, [USER, USER], state=self.model.new_state())
         self.assert_error("argument", "expected one", self.model.chat_stream, [USER, USER])
         self.assert_error("tokenizer", "no tokenizer", golden("v7-pth").chat, USER)
         for wrong in ["Hello", USER[0], None, 5, [5], ["Hello"], [[5]], [{"role": "user", "content": 5}]]:

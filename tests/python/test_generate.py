@@ -82,6 +82,9 @@ class Generate(TestCase):
         single = [self.model.generate(PROMPTS[0], seed=5 + n, **options) for n in range(3)]
         self.assertEqual([one.tokens for one in found], [one.tokens for one in single])
         self.assertEqual(len({tuple(one.tokens) for one in found}), 3)
+        # Whatever stands beside it.
+        mixed = self.model.generate([PROMPTS[1], PROMPTS[0], PROMPTS[2]], seed=[2**64 - 1, 6, 0], **options)
+        self.assertEqual(mixed[1].tokens, found[1].tokens)
         without = {tuple(self.model.generate(PROMPTS[0], **options).tokens) for _ in range(4)}
         self.assertGreater(len(without), 1)
 
@@ -107,6 +110,17 @@ class Generate(TestCase):
         only_read = self.model.new_state()
         self.assertEqual(self.model.generate([1, 2, 3], max_new_tokens=0, state=only_read).tokens, [])
         self.assertEqual(only_read.n_tokens, 3)
+
+    def test_states_of_a_list_are_moved_as_those_of_single_prompts(self):
+        # More than move together, and of different lengths.
+        prompts = [PROMPTS[n % 3] * (1 + n % 2) for n in range(150)]
+        states = [self.model.forward([5 + n])[1] for n in range(150)]
+        singly = [state.copy() for state in states]
+        found = self.model.generate(prompts, state=states, max_new_tokens=5)
+        for prompt, state, moved, one in list(zip(prompts, singly, states, found))[::7]:
+            self.assertEqual(one.tokens, self.model.generate(prompt, state=state, max_new_tokens=5).tokens)
+            np.testing.assert_array_equal(moved.to_numpy(), state.to_numpy())
+        self.assert_error("argument", "twice", self.model.generate, ["A", "B"], state=[states[0]] * 2)
 
     def test_logprobs_are_those_of_the_logits(self):
         options = {"max_new_tokens": 12, "temperature": 1.5, "top_p": 0.9, "presence_penalty": 1.0, "seed": 3}
@@ -146,7 +160,9 @@ class Generate(TestCase):
         self.assert_error("argument", "max_new_tokens", generate, "A", max_new_tokens=-1)
         self.assert_error("argument", "stop text", generate, "A", stop="")
         self.assert_error("argument", "banned_tokens", generate, "A", banned_tokens=[10**6])
-        self.assert_error("argument", "one state", generate, ["A", "B"], state=self.model.new_state())
+        self.assert_error("argument", "state: found 1", generate, ["A", "B"], state=self.model.new_state())
+        self.assert_error("argument", "seed: found 2", generate, ["A"], seed=[1, 2])
+        self.assert_error("argument", "seed: found 0", generate, "A", seed=[])
         self.assert_error("argument", "expected one", self.model.stream, ["A", "B"])
         self.assert_error("argument", "top_p", self.model.stream, "A", top_p=1.5)
         self.assert_error("argument", "expected one of pip, chat", generate, "A", preset="x")

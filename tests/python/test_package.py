@@ -72,7 +72,11 @@ class Package(TestCase):
 
     def test_stubs_are_what_is_there(self):
         done = subprocess.run(
-            [sys.executable, "-m", "mypy.stubtest", "rwkv_edge"],
+            [
+                *[sys.executable, "-m", "mypy.stubtest", "rwkv_edge"],
+                *["--mypy-config-file", ROOT / "tests/python/mypy.ini"],
+                *["--allowlist", ROOT / "tests/python/stubtest-allowlist"],
+            ],
             cwd=tempfile.gettempdir(),
             capture_output=True,
             text=True,

@@ -114,10 +114,12 @@ pub(crate) fn chat<'py>(
     let form = Form::of(py, shared, think, template)?;
     let wish = form.wish(py, shared, "chat", options)?;
     let bos = wish.bos;
+    wish.check_numbers(conversations.len())?;
     generate::whole(py, shared, &wish, is_one, |model, is_begin| {
         let prompts = conversations
             .iter()
-            .map(|messages| form.prompt(model, messages, is_begin, bos));
+            .enumerate()
+            .map(|(number, messages)| form.prompt(model, messages, is_begin(number), bos));
         prompts.collect()
     })
 }

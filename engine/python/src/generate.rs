@@ -113,6 +113,7 @@ pub(crate) fn generate<'py>(
 ) -> Result<Bound<'py, PyAny>> {
     let wish = Wish::of(py, shared, "generate", options, MAX_NEW_TOKENS)?;
     let (prompts, is_one) = Texts::of(prompt)?.all();
+    wish.check_numbers(prompts.len())?;
     whole(py, shared, &wish, is_one, |model, _| {
         let prompts = prompts.into_iter();
         let prompts = prompts.map(|prompt| prompt.tokens(model, wish.bos).map(Prompt::from));
@@ -120,26 +121,29 @@ pub(crate) fn generate<'py>(
     })
 }
 
-/// What comes of prompts, one result or a list. They are made when the call has begun, by the model and whether they
-/// stand at the beginning of a text. Signals are looked at between forward passes.
+/// What comes of prompts, one result or a list. They are made when the call has begun, by the model and whether the
+/// prompt of a number stands at the beginning of a text. Signals are looked at between forward passes.
 pub(crate) fn whole<'py>(
     py: Python<'py>,
     shared: &Shared,
     wish: &Wish,
     is_one: bool,
-    prompts: impl FnOnce(&engine::Model, bool) -> engine::Result<Vec<Prompt>> + Send,
+    prompts: impl FnOnce(&engine::Model, &dyn Fn(usize) -> bool) -> engine::Result<Vec<Prompt>> + Send,
 ) -> Result<Bound<'py, PyAny>> {
-    if wish.state.is_some() && !is_one {
-        return Err(Failed::argument("one state for a list of prompts"));
-    }
     let mut call = shared.begin(py)?;
     let (model, buffers) = (&shared.model, &mut call.buffers);
-    let state = wish.state.as_ref().map(|state| state.bind(py));
-    let mut held = state.map(borrow).transpose()?;
-    let mut given = held.as_mut().map(|held| held.of_model(model)).transpose()?;
-    let is_begin = is_begin(model, given.as_deref());
-    let mut lanes = py.detach(|| Lanes::new(model, prompts(model, is_begin)?, wish))?;
-    while py.detach(|| lanes.step(buffers, given.as_deref_mut()))? {
+    let states = wish.states.iter().flatten().map(|state| state.bind(py));
+    let mut held: Vec<_> = states.map(borrow).collect::<Result<_>>()?;
+    let given = held.iter_mut().map(|held| held.of_model(model));
+    let mut given: Vec<_> = given.collect::<engine::Result<_>>()?;
+    let begins: Vec<bool> = given
+        .iter()
+        .map(|state| is_begin(model, Some(state)))
+        .collect();
+    let empty_begins = is_begin(model, None);
+    let begins = |number: usize| begins.get(number).copied().unwrap_or(empty_begins);
+    let mut lanes = py.detach(|| Lanes::new(model, prompts(model, &begins)?, wish))?;
+    while py.detach(|| lanes.step(buffers, &mut given))? {
         py.check_signals()?;
     }
     let has_text = model.has_tokenizer();
@@ -221,9 +225,15 @@ pub(crate) fn piecewise(
     wish: Wish,
     prompt: impl FnOnce(&engine::Model, bool) -> engine::Result<Prompt> + Send,
 ) -> Result<Stream> {
+    wish.check_numbers(1)?;
     let _call = shared.begin(py)?;
     let model = &shared.model;
-    let state = wish.state.as_ref().map(|state| state.bind(py));
+    let state = wish
+        .states
+        .iter()
+        .flatten()
+        .next()
+        .map(|state| state.bind(py));
     let mut held = state.map(borrow).transpose()?;
     let given = held.as_mut().map(|held| held.of_model(model)).transpose()?;
     let is_begin = is_begin(model, given.as_deref());
@@ -239,7 +249,7 @@ pub(crate) fn piecewise(
     Ok(Stream {
         making: Mutex::new(Making {
             under_way,
-            state: wish.state,
+            state: wish.states.and_then(|mut states| states.pop()),
             has_ended: false,
         }),
         is_closed: AtomicBool::new(false),
@@ -283,14 +293,14 @@ impl Stream {
         let shared = under_way.borrow_owner().clone();
         let state = state.as_ref().map(|state| state.bind(py));
         let mut held = state.map(borrow).transpose()?;
-        let given = held.as_mut().map(|held| held.of_model(&shared.model));
-        let mut given = given.transpose()?;
+        let given = held.iter_mut().map(|held| held.of_model(&shared.model));
+        let mut given: Vec<_> = given.collect::<engine::Result<_>>()?;
         let mut call = shared.begin(py)?;
         while !*has_ended && !self.is_closed.load(Ordering::Relaxed) {
             // In front of a step, so that no piece is lost.
             py.check_signals()?;
             let (under_way, buffers) = (&mut *under_way, &mut call.buffers);
-            let given = given.as_deref_mut();
+            let given = &mut given;
             let (goes_on, piece) = py.detach(|| {
                 under_way.with_dependent_mut(|_, lanes| -> engine::Result<_> {
                     let goes_on = lanes.step(buffers, given)?;

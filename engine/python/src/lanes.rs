@@ -32,8 +32,10 @@ pub(crate) struct Lanes<'m> {
     ending: engine::GenerateOptions,
     /// How many alternatives are told of each token, if its probability is.
     logprobs: Option<usize>,
-    /// Whether there is one prompt, behind a state of the caller's.
-    has_given_state: bool,
+    /// Whether each prompt is behind a state of the caller's.
+    has_given_states: bool,
+    /// Of each prompt, where they do not count on from the sampler's.
+    seeds: Option<Vec<u64>>,
     waiting: std::iter::Enumerate<IntoIter<Prompt>>,
     active: Vec<Lane<'m>>,
     /// In the order of the prompts.
@@ -110,7 +112,8 @@ impl<'m> Lanes<'m> {
             sampler: wish.sampler.clone(),
             ending: wish.ending.clone(),
             logprobs: wish.logprobs,
-            has_given_state: wish.state.is_some(),
+            has_given_states: wish.states.is_some(),
+            seeds: wish.seeds.clone(),
             outcomes: prompts.iter().map(|_| Outcome::default()).collect(),
             waiting: prompts.into_iter().enumerate(),
             active: Vec::new(),
@@ -131,15 +134,13 @@ impl<'m> Lanes<'m> {
     }
 
     /// One forward pass over what is to be read, and a token for each text whose turn it is. False when there is
-    /// nothing more to do. `given` is the caller's state, if the prompt is behind one.
-    pub(crate) fn step(
-        &mut self,
-        buffers: &mut Buffers,
-        mut given: Option<&mut State>,
-    ) -> Result<bool> {
+    /// nothing more to do. `given` are the caller's states, if the prompts are behind such.
+    pub(crate) fn step(&mut self, buffers: &mut Buffers, given: &mut [&mut State]) -> Result<bool> {
         self.begin_lanes()?;
         let begins_answer = |lane: &Lane| lane.reply.is_some() && !lane.has_word;
         let likeliest = self.is_greedy && !self.active.iter().any(begins_answer);
+        // Those of the lanes are in the order of the prompts, and so are the lanes.
+        let mut given = given.iter_mut().enumerate();
         let (mut spans, mut room) = (Vec::new(), self.rows_max);
         // Tokens that a lane reads in this pass, and whether it then draws one.
         let mut plan = Vec::with_capacity(self.active.len());
@@ -156,7 +157,12 @@ impl<'m> Lanes<'m> {
                 true => Output::Last,
                 false => Output::None,
             };
-            let state = lane.state.as_mut().or(given.take());
+            let state = match &mut lane.state {
+                Some(state) => Some(state),
+                None => given
+                    .find(|(number, _)| *number == lane.number)
+                    .map(|(_, state)| &mut **state),
+            };
             let state =
                 state.ok_or_else(|| Error::new(ErrorKind::State, "no state to go on from"))?;
             let tokens = &lane.unread[lane.n_read..lane.n_read + n];
@@ -212,12 +218,14 @@ impl<'m> Lanes<'m> {
             let outcome = &mut self.outcomes[number];
             if self.ending.max_new_tokens == 0 {
                 outcome.finish_reason = Some("length");
-                if !self.has_given_state {
+                if !self.has_given_states {
                     continue;
                 }
             }
             let mut options = self.sampler.clone();
-            options.seed = options.seed.wrapping_add(number as u64);
+            let seed = self.seeds.as_ref().and_then(|seeds| seeds.get(number));
+            let counted = options.seed.wrapping_add(number as u64);
+            options.seed = seed.copied().unwrap_or(counted);
             let text = match self.model.tokenizer() {
                 Ok(tokenizer) => Some(TextStream::new(tokenizer)),
                 Err(error) if self.model.has_tokenizer() || !self.ending.stop.is_empty() => {
@@ -227,7 +235,7 @@ impl<'m> Lanes<'m> {
             };
             self.active.push(Lane {
                 number,
-                state: match self.has_given_state {
+                state: match self.has_given_states {
                     true => None,
                     false => Some(self.model.try_new_state()?),
                 },

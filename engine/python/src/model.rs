@@ -205,7 +205,7 @@ impl Model {
     /// stop: a text or texts before which the new text ends
     /// ignore_eos: go on behind the token that ends a text
     /// bos: put token 0 in front of the prompt
-    /// state: a State to go on from, which is moved behind all new tokens; for one prompt
+    /// state: a State to go on from, which is moved behind all new tokens; for a list of prompts a list of them
     ///
     /// logprobs: tell the log probability of each token and so many alternatives, in the result's `logprobs`
     /// preset: settings for a purpose, which arguments beside it replace: 'pip' (those of the rwkv package), 'chat',
@@ -225,7 +225,8 @@ impl Model {
     /// repetition_penalty: divides positive and multiplies negative logits of such tokens; 1: off
     /// banned_tokens: ids of tokens that are never chosen
     /// uncounted_tokens: ids of tokens whose frequency does not matter
-    /// seed: of the draws, another one each time if none is given; prompt n of a list has seed + n
+    /// seed: of the draws, another one each time if none is given; prompt n of a list has seed + n;
+    ///     or a list, a seed for each prompt
     #[pyo3(signature = (prompt, **options), text_signature = "($self, prompt, *, max_new_tokens=128, stop=None, \
         ignore_eos=False, bos=False, state=None, temperature=0.0, temperature_last=False, top_p=1.0, top_k=0, min_p=0.0, \
         typical_p=1.0, mirostat_tau=0.0, mirostat_eta=0.1, presence_penalty=0.0, frequency_penalty=0.0, \

@@ -24,8 +24,10 @@ pub(crate) struct Wish {
     pub(crate) logprobs: Option<usize>,
     /// Whether token 0 stands in front of the prompt.
     pub(crate) bos: bool,
-    /// The state that is gone on from, and moved.
-    pub(crate) state: Option<Py<State>>,
+    /// The states that are gone on from, and moved: one for each prompt.
+    pub(crate) states: Option<Vec<Py<State>>>,
+    /// A seed for each prompt, in place of those that count on from the sampler's.
+    pub(crate) seeds: Option<Vec<u64>>,
 }
 
 impl Wish {
@@ -48,7 +50,8 @@ impl Wish {
             ending: GenerateOptions::new().max_new_tokens(max_new_tokens),
             logprobs: None,
             bos: false,
-            state: None,
+            states: None,
+            seeds: None,
         };
         for (name, value) in given.into_iter().flatten() {
             let name: String = name.extract()?;
@@ -57,6 +60,21 @@ impl Wish {
             }
         }
         Ok(wish)
+    }
+
+    /// What is given for each prompt is given for all of them.
+    pub(crate) fn check_numbers(&self, n_prompts: usize) -> Result<()> {
+        let n_states = self.states.as_ref().map(Vec::len);
+        let n_seeds = self.seeds.as_ref().map(Vec::len);
+        for (name, number) in [("state", n_states), ("seed", n_seeds)] {
+            let Some(n) = number.filter(|&n| n != n_prompts) else {
+                continue;
+            };
+            return Err(Failed::argument(format!(
+                "{name}: found {n}, expected one for each prompt ({n_prompts})"
+            )));
+        }
+        Ok(())
     }
 
     /// Whether there is an argument of this name.
@@ -99,13 +117,20 @@ impl Wish {
             }
             "banned_tokens" => sampler.banned_tokens = ids(value)?,
             "uncounted_tokens" => sampler.uncounted_tokens = ids(value)?,
+            "seed" if is_list(value)? => self.seeds = Some(read(name, value)?),
             "seed" => sampler.seed = read(name, value)?,
             "bos" => self.bos = read(name, value)?,
-            "state" => self.state = Some(read(name, value)?),
+            "state" if is_list(value)? => self.states = Some(read(name, value)?),
+            "state" => self.states = Some(vec![read(name, value)?]),
             _ => return Ok(false),
         }
         Ok(true)
     }
+}
+
+/// Whether an option has a value for each prompt.
+fn is_list(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    value.hasattr("__len__")
 }
 
 /// Settings for a purpose, as the command has them.
