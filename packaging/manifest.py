@@ -18,6 +18,7 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
+AR, ELF = b"!<arch>\n", b"\x7fELF"
 OWN = ("SHA256SUMS", "manifest.json")
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "armv7"}
 
@@ -28,14 +29,12 @@ def of_tar(tar: tarfile.TarFile) -> Iterator[bytes]:
             yield file.read()
 
 
-def of_deb(data: bytes) -> Iterator[bytes]:
-    """The files of a Debian package, which is an archive of `ar`: the name, the size and the bytes of one after the other."""
-    at = 8
+def of_ar(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Names and bytes of an archive of `ar`, which Debian packages and static libraries are."""
+    at = len(AR)
     while at < len(data):
         name, size = data[at : at + 16].strip(b" /"), int(data[at + 48 : at + 58])
-        content = data[at + 60 : at + 60 + size]
-        if name == b"data.tar.xz":
-            yield from of_tar(tarfile.open(fileobj=io.BytesIO(lzma.decompress(content))))
+        yield name, data[at + 60 : at + 60 + size]
         at += 60 + size + size % 2
 
 
@@ -44,7 +43,9 @@ def members(path: Path) -> Iterator[bytes]:
         with tarfile.open(path) as tar:
             yield from of_tar(tar)
     elif path.suffix == ".deb":
-        yield from of_deb(path.read_bytes())
+        for name, content in of_ar(path.read_bytes()):
+            if name == b"data.tar.xz":
+                yield from of_tar(tarfile.open(fileobj=io.BytesIO(lzma.decompress(content))))
     elif path.suffix == ".whl":
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -54,7 +55,11 @@ def members(path: Path) -> Iterator[bytes]:
 def facts_of_programs(files: Iterable[bytes]) -> dict:
     machines, versions, needed, dynamic = set(), set(), set(), False
     for data in files:
-        if not data.startswith(b"\x7fELF"):
+        if data.startswith(AR):
+            # A static library: its objects say what machine they are for, and need nothing by themselves.
+            objects = (content for _, content in of_ar(data) if content.startswith(ELF))
+            machines.add(MACHINES[ELFFile(io.BytesIO(next(objects)))["e_machine"]])
+        if not data.startswith(ELF):
             continue
         elf = ELFFile(io.BytesIO(data))
         machines.add(MACHINES[elf["e_machine"]])
