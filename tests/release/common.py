@@ -68,6 +68,9 @@ MACHINES = [
 ]
 
 
+HERE = next(machine for machine in MACHINES if machine.is_here)
+
+
 def run(command: list, **options) -> subprocess.CompletedProcess:
     environment = {**os.environ, "RWKV_EDGE_MODEL": "", "RWKV_EDGE_THREADS": "", **options.pop("env", {})}
     return subprocess.run(
@@ -89,7 +92,30 @@ def greedy_text(n_characters: int) -> str:
     return reference["text"][:n_characters]
 
 
+def for_each(*machines: Machine):
+    """A test with the argument `machine` becomes one for each of these."""
+
+    def mark(test):
+        test.machines = machines
+        return test
+
+    return mark
+
+
 class TestCase(unittest.TestCase):
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        for name, test in list(vars(cls).items()):
+            for machine in getattr(test, "machines", ()):
+
+                def of_machine(self, test=test, machine=machine):
+                    test(self, machine)
+
+                of_machine.__doc__ = test.__doc__
+                setattr(cls, f"{name}_{machine.name}", of_machine)
+            if hasattr(test, "machines"):
+                delattr(cls, name)
+
     def released(self, pattern: str) -> Path:
         """The one file of the release with such a name; the test is skipped where it is not made."""
         found = sorted(RELEASE.glob(pattern))

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from common import MACHINES, RELEASE, ROOT, TestCase, output, run
+from common import HERE, MACHINES, RELEASE, ROOT, TestCase, output, run
 
 INSTALL = ROOT / "packaging/install.sh"
 
@@ -26,8 +26,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 class Install(TestCase):
     def setUp(self):
-        here = next(machine for machine in MACHINES if machine.is_here)
-        self.kind = f"{here.name}-linux-gnu"
+        self.kind = f"{HERE.name}-linux-gnu"
         self.archive = self.released(f"rwkv-edge-[0-9]*-{self.kind}.tar.gz")
         # With a space: a user's folder may have one.
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="with space ")))

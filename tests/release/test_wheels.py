@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from common import GLIBC, MACHINES, RELEASE, ROOT, TOOLS, Machine, TestCase, greedy_text, output, run
+from common import GLIBC, HERE, MACHINES, RELEASE, ROOT, TOOLS, Machine, TestCase, for_each, greedy_text, output, run
 
 PROMPT = "Ownership is"
 # The module in a Python without numpy, the command's answer beside its own, and one of numpy's arrays where it is there.
@@ -35,73 +35,69 @@ class Wheels(TestCase):
     def wheel(self, machine: Machine) -> Path:
         return self.released(f"rwkv_edge-*_{machine.wheel}.whl")
 
-    def test_tags_and_content(self):
-        for machine in MACHINES:
-            with self.subTest(machine.name):
-                wheel = self.wheel(machine)
-                self.assertIn("-cp311-abi3-manylinux_2_17_", wheel.name)
-                self.assertLess(wheel.stat().st_size, 12e6)
-                folder = self.folder / machine.name
-                with zipfile.ZipFile(wheel) as archive:
-                    archive.extractall(folder)
-                    times = {info.date_time for info in archive.infolist()}
-                    self.assertEqual(len(times), 1)
-                    names = archive.namelist()
-                self.assertFalse([name for name in names if name.endswith((".rwkv", ".safetensors"))])
-                self.assertTrue([name for name in names if name.endswith("LICENSE-THIRD-PARTY")])
-                (module,) = folder.glob("rwkv_edge/*.so")
-                self.assert_needs_little(module, machine)
-                # libgcc_s and libstdc++ would be named among what it needs, which assert_needs_little has seen.
-                metadata = next(folder.glob("*.dist-info/METADATA")).read_text()
-                self.assertIn("Provides-Extra: demo", metadata)
+    @for_each(*MACHINES)
+    def test_tags_and_content(self, machine: Machine):
+        wheel = self.wheel(machine)
+        self.assertRegex(wheel.name, f"-cp311-abi3-.*manylinux_2_17_{machine.wheel}.whl$")
+        self.assertLess(wheel.stat().st_size, 12e6)
+        folder = self.folder / machine.name
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+            times = {info.date_time for info in archive.infolist()}
+            self.assertEqual(len(times), 1)
+            names = archive.namelist()
+        self.assertFalse([name for name in names if name.endswith((".rwkv", ".safetensors"))])
+        self.assertTrue([name for name in names if name.endswith("LICENSE-THIRD-PARTY")])
+        (module,) = folder.glob("rwkv_edge/*.so")
+        self.assert_needs_little(module, machine)
+        # libgcc_s and libstdc++ would be named among what it needs, which assert_needs_little has seen.
+        metadata = next(folder.glob("*.dist-info/METADATA")).read_text()
+        self.assertIn("Provides-Extra: demo", metadata)
 
-    def test_verdict_of_auditwheel(self):
-        for machine in MACHINES:
-            with self.subTest(machine.name):
-                wheel = self.wheel(machine)
-                verdict = output([TOOLS / "auditwheel", "show", wheel])
-                found = re.search(r'platform tag:\s+"manylinux_(\d+)_(\d+)_' + machine.wheel, verdict)
-                self.assertTrue(found, verdict)
-                self.assertLessEqual((int(found[1]), int(found[2])), GLIBC, verdict)
+    @for_each(*MACHINES)
+    def test_verdict_of_auditwheel(self, machine: Machine):
+        wheel = self.wheel(machine)
+        verdict = output([TOOLS / "auditwheel", "show", wheel])
+        found = re.search(r'platform tag:\s+"manylinux_(\d+)_(\d+)_' + machine.wheel, verdict)
+        self.assertTrue(found, verdict)
+        self.assertLessEqual((int(found[1]), int(found[2])), GLIBC, verdict)
 
-    def test_pythons_of_all_machines(self):
+    @for_each(*MACHINES[1:])
+    def test_pythons_of_all_machines(self, machine: Machine):
         """pip takes the wheel for this machine and no other, and what it installs gives the text that it should."""
-        for machine in MACHINES[1:]:
-            with self.subTest(machine.name):
-                self.wheel(machine)
-                python = machine.sysroot / "usr/bin/python3.11"
-                site = self.folder / machine.name
-                pip = ["-m", "pip", "install", "-q", "--no-index", "--find-links", RELEASE, "--target", site]
-                environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(site)}
-                # numpy's own libraries are found by Debian's links, which installing it would make.
-                algebra = [f"/usr/lib/{machine.multiarch}/{name}" for name in ["blas", "lapack"]]
-                environment["QEMU_SET_ENV"] = f"LD_LIBRARY_PATH={':'.join(algebra)}"
-                pip_environment = {**environment, "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
-                command = machine.command(python, *pip, "--break-system-packages", "rwkv-edge[demo]")
-                output(command, env=pip_environment)
-                installed = [path.name for path in site.iterdir()]
-                self.assertIn("rwkv_edge", installed)
-                self.assertIn("rwkv_edge_demo", installed)
-                for cpu in machine.cpus:
-                    arguments = ["-c", PROGRAM, ROOT / "cli/demo", "f32", 24]
-                    facts = json.loads(output(machine.command(python, *arguments, cpu=cpu), env=environment))
-                    self.assertTrue(facts["text"].startswith(greedy_text(80)), facts)
-                    self.assertEqual((facts["next"], facts["shape"]), (" a", [4096]))
-                    self.assertEqual(facts["machine"], machine.wheel)
-                demo = site / "rwkv_edge_demo/demo.rwkv"
-                facts = json.loads(output(machine.command(python, "-c", PROGRAM, demo, "int8", 24), env=environment))
-                self.assertTrue(facts["text"].startswith(greedy_text(40)), facts)
-                script = site / "bin/rwkv-edge"
-                text = output(machine.command(python, script, "-n", "8", PROMPT), env=environment)
-                self.assertTrue(text.startswith(PROMPT + greedy_text(20)), text)
+        self.wheel(machine)
+        python = machine.sysroot / "usr/bin/python3.11"
+        site = self.folder / machine.name
+        pip = ["-m", "pip", "install", "-q", "--no-index", "--find-links", RELEASE, "--target", site]
+        environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(site)}
+        # numpy's own libraries are found by Debian's links, which installing it would make.
+        algebra = [f"/usr/lib/{machine.multiarch}/{name}" for name in ["blas", "lapack"]]
+        environment["QEMU_SET_ENV"] = f"LD_LIBRARY_PATH={':'.join(algebra)}"
+        pip_environment = {**environment, "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+        command = machine.command(python, *pip, "--break-system-packages", "rwkv-edge[demo]")
+        output(command, env=pip_environment)
+        installed = [path.name for path in site.iterdir()]
+        self.assertIn("rwkv_edge", installed)
+        self.assertIn("rwkv_edge_demo", installed)
+        for cpu in machine.cpus:
+            arguments = ["-c", PROGRAM, ROOT / "cli/demo", "f32", 24]
+            facts = json.loads(output(machine.command(python, *arguments, cpu=cpu), env=environment))
+            self.assertTrue(facts["text"].startswith(greedy_text(80)), facts)
+            self.assertEqual((facts["next"], facts["shape"]), (" a", [4096]))
+            self.assertEqual(facts["machine"], machine.wheel)
+        demo = site / "rwkv_edge_demo/demo.rwkv"
+        facts = json.loads(output(machine.command(python, "-c", PROGRAM, demo, "int8", 24), env=environment))
+        self.assertTrue(facts["text"].startswith(greedy_text(40)), facts)
+        script = site / "bin/rwkv-edge"
+        text = output(machine.command(python, script, "-n", "8", PROMPT), env=environment)
+        self.assertTrue(text.startswith(PROMPT + greedy_text(20)), text)
 
 
 class NewUser(TestCase):
     """The wheel of this machine in a clean environment, of which nothing is known but pip."""
 
     def setUp(self):
-        here = next(machine for machine in MACHINES if machine.is_here)
-        self.released(f"rwkv_edge-*_{here.wheel}.whl")
+        self.released(f"rwkv_edge-*_{HERE.wheel}.whl")
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
         subprocess.run([sys.executable, "-m", "venv", self.folder / "clean"], check=True)
         self.bin = self.folder / "clean/bin"
