@@ -48,6 +48,9 @@ class Wheels(TestCase):
             names = archive.namelist()
         self.assertFalse([name for name in names if name.endswith((".rwkv", ".safetensors"))])
         self.assertTrue([name for name in names if name.endswith("LICENSE-THIRD-PARTY")])
+        for file in folder.rglob("*"):
+            if file.is_file():
+                self.assert_says_nothing_of_here(file)
         (module,) = folder.glob("rwkv_edge/*.so")
         self.assert_needs_little(module, machine)
         # libgcc_s and libstdc++ would be named among what it needs, which assert_needs_little has seen.
