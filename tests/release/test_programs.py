@@ -167,5 +167,7 @@ class Lists(TestCase):
             self.assertEqual(file["bytes"], (RELEASE / name).stat().st_size)
             if "static" in name or "-dev_" in name or file["machine"] == "any":
                 self.assertEqual((file["glibc"], file["libraries"]), (None, []), name)
+            elif "musllinux" in name:
+                self.assertEqual((file["glibc"], file["libraries"]), (None, ["libc.so"]), name)
             else:
                 self.assertLessEqual(tuple(map(int, file["glibc"].split("."))), GLIBC)

@@ -33,7 +33,7 @@ class Wheels(TestCase):
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
 
     def wheel(self, machine: Machine) -> Path:
-        return self.released(f"rwkv_edge-*_{machine.wheel}.whl")
+        return self.released(f"rwkv_edge-*manylinux_2_17_{machine.wheel}.whl")
 
     @for_each(*MACHINES)
     def test_tags_and_content(self, machine: Machine):
@@ -100,7 +100,7 @@ class NewUser(TestCase):
     """The wheel of this machine in a clean environment, of which nothing is known but pip."""
 
     def setUp(self):
-        self.released(f"rwkv_edge-*_{HERE.wheel}.whl")
+        self.released(f"rwkv_edge-*manylinux_2_17_{HERE.wheel}.whl")
         self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
         subprocess.run([sys.executable, "-m", "venv", self.folder / "clean"], check=True)
         self.bin = self.folder / "clean/bin"
