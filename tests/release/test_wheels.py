@@ -74,7 +74,7 @@ class Wheels(TestCase):
         pip = ["-m", "pip", "install", "-q", "--no-index", "--find-links", RELEASE, "--target", site]
         environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(site)}
         # numpy's own libraries are found by Debian's links, which installing it would make.
-        algebra = [f"/usr/lib/{machine.multiarch}/{name}" for name in ["blas", "lapack"]]
+        algebra = [str(machine.sysroot / "usr/lib" / machine.multiarch / name) for name in ["blas", "lapack"]]
         environment["QEMU_SET_ENV"] = f"LD_LIBRARY_PATH={':'.join(algebra)}"
         pip_environment = {**environment, "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
         command = machine.command(python, *pip, "--break-system-packages", "rwkv-edge[demo]")
