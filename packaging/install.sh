@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the command rwkv-edge: finds out which of the released files this machine runs, fetches it, checks its sum, and
-# puts it under a folder such as ~/.local. What fails leaves everything as it was.
+# Installs the command rwkv-edge: finds out which of the released files this machine runs, fetches it, checks its sum,
+# and puts it under a folder such as ~/.local. What fails leaves everything as it was.
 #
 # usage: install.sh [--prefix DIR] [--from PLACE] [--machine KIND] [--dry-run]
 #        install.sh --uninstall [--prefix DIR]

@@ -1,6 +1,6 @@
 """Writes the licences of all crates that a package of this workspace is linked with on a target, each text once.
 
-usage: licences.py MANIFEST PACKAGE TARGET FILE     such as licences.py Cargo.toml rwkv-edge-cli x86_64-unknown-linux-gnu F
+usage: licences.py MANIFEST PACKAGE TARGET FILE
 """
 
 import json
@@ -32,7 +32,8 @@ def linked(metadata: dict, name: str) -> list[dict]:
 def main() -> None:
     manifest, name, target, output = sys.argv[1:]
     command = ["cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", target]
-    metadata = json.loads(subprocess.run([*command, "--manifest-path", manifest], check=True, capture_output=True).stdout)
+    done = subprocess.run([*command, "--manifest-path", manifest], check=True, stdout=subprocess.PIPE)
+    metadata = json.loads(done.stdout)
     users: dict[str, list[str]] = {}
     lines = []
     for package in linked(metadata, name):

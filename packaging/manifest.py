@@ -1,5 +1,5 @@
-"""Writes manifest.json and SHA256SUMS of a folder of released files: what each is, for which machine, and which glibc the
-programs and libraries in it need. That is read from the files themselves.
+"""Writes manifest.json and SHA256SUMS of a folder of released files: for which machine each is, and which glibc and which
+libraries the programs in it need. That is read from the files themselves.
 
 usage: manifest.py FOLDER VERSION COMMIT RUSTC
        manifest.py --glibc PROGRAM      prints the version of glibc that a program or library needs
@@ -89,7 +89,8 @@ def main() -> None:
         if path.name in OWN:
             continue
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        files.append({"file": path.name, "bytes": path.stat().st_size, **facts_of_programs(members(path)), "sha256": digest})
+        facts = facts_of_programs(members(path))
+        files.append({"file": path.name, "bytes": path.stat().st_size, **facts, "sha256": digest})
         sums.append(f"{digest}  {path.name}\n")
     manifest = {"version": version, "commit": commit, "rustc": rustc, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

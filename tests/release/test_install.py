@@ -61,7 +61,8 @@ class Install(TestCase):
         self.assertEqual(done.returncode, 0, done)
         command = self.prefix / "bin/rwkv-edge"
         self.assertIn("rwkv-edge 0", output([command, "--version"]))
-        self.assertTrue(output([command, "--quant", "int8", "-n", "4", "Ownership is"]).startswith("Ownership is a bit"))
+        text = output([command, "--quant", "int8", "-n", "4", "Ownership is"])
+        self.assertTrue(text.startswith("Ownership is a bit"), text)
         self.assertTrue((self.prefix / "share/man/man1/rwkv-edge.1.gz").is_file())
         first = files_below(self.prefix)
         self.assertFalse([name for name in first if name.startswith(".")])

@@ -12,7 +12,7 @@ from pathlib import Path
 from common import GLIBC, HERE, MACHINES, RELEASE, ROOT, TOOLS, Machine, TestCase, for_each, greedy_text, output, run
 
 PROMPT = "Ownership is"
-# The module in a Python without numpy, the command's answer beside its own, and one of numpy's arrays where it is there.
+# What the module says, and one of numpy's arrays where that is installed.
 PROGRAM = """
 import importlib.util, json, platform, sys
 import rwkv_edge
