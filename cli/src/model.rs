@@ -361,14 +361,17 @@ fn demo_tokenizer(is_limited: bool) -> Result<Tokenizer> {
 
 #[cfg(not(feature = "demo"))]
 fn open_demo(_options: &Options) -> Result<Model> {
-    Err(anyhow::anyhow!(
-        "--model is needed: this build has no demo model"
-    ))
+    bail!("--model is needed: {NO_DEMO}")
 }
 
 #[cfg(not(feature = "demo"))]
 fn demo_tokenizer(_is_limited: bool) -> Result<Tokenizer> {
-    Err(anyhow::anyhow!(
-        "--model or --tokenizer is needed: this build has no demo model"
-    ))
+    bail!("--model or --tokenizer is needed: {NO_DEMO}")
 }
+
+/// Why, and what helps.
+#[cfg(not(feature = "demo"))]
+const NO_DEMO: &str = match cfg!(feature = "wheel") {
+    true => "no demo model is installed, pip install \"rwkv-edge[demo]\" brings one",
+    false => "this build has no demo model",
+};

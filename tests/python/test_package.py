@@ -20,7 +20,7 @@ class Command(TestCase):
             (["--help"], 0, ""),
             (["-m", DEMO, "-n", "2", "Ownership is"], 0, ""),
             (["-m", "/no/such/model", "x"], 1, "/no/such/model"),
-            (["x"], 1, "no demo model"),
+            (["x"], 1, '--model is needed: no demo model is installed, pip install "rwkv-edge[demo]" brings one'),
             (["--no-such-option"], 2, "--no-such-option"),
         ]:
             done = run_command(*arguments)

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use pyo3::exceptions::PyModuleNotFoundError;
 use pyo3::prelude::*;
 
 use crate::error::Result;
@@ -23,6 +24,22 @@ pub(crate) fn _command(py: Python<'_>) -> Result<u8> {
         .into_iter()
         .chain(arguments.first().cloned())
         .collect();
+    take_demo(py)?;
     engine::ignore_file_size_signal();
     Ok(py.detach(|| rwkv_edge_cli::main_of(&program, arguments)))
+}
+
+/// Where no model is named, the command takes that of the package rwkv-edge-demo, if it is installed.
+fn take_demo(py: Python<'_>) -> Result<()> {
+    const MODEL: &str = "RWKV_EDGE_MODEL";
+    let environment = py.import("os")?.getattr("environ")?;
+    let named = environment.call_method1("get", (MODEL, ""))?;
+    if named.is_truthy()? {
+        return Ok(());
+    }
+    match py.import("rwkv_edge_demo") {
+        Ok(demo) => Ok(environment.set_item(MODEL, demo.getattr("PATH")?)?),
+        Err(error) if error.is_instance_of::<PyModuleNotFoundError>(py) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
