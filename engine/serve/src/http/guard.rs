@@ -95,7 +95,7 @@ fn is_own_host(app: &App, named: &Authority, connection: Option<&Connection>) ->
     connection.is_some_and(|one| address == Ok(one.local.ip().to_canonical()))
 }
 
-/// Where there are keys, only whoever has one may ask for anything but `/health`.
+/// Where there are keys, only whoever has one may ask for anything but `/health` and the page, which asks for the key.
 pub(super) async fn check_key(
     State(app): State<Arc<App>>,
     mut request: Request<Body>,
@@ -103,7 +103,7 @@ pub(super) async fn check_key(
 ) -> Response {
     let owner = match &app.keys {
         None => Owner::new(""),
-        Some(_) if request.uri().path() == "/health" => Owner::new(""),
+        Some(_) if ["/", "/health"].contains(&request.uri().path()) => Owner::new(""),
         Some(keys) => {
             let header = request.headers().get(AUTHORIZATION);
             let text = header.and_then(|value| value.to_str().ok());

@@ -22,6 +22,7 @@ mod limits;
 mod log;
 mod logprobs;
 mod models;
+mod page;
 mod prompt;
 mod request;
 mod server;
@@ -113,7 +114,8 @@ impl App {
 }
 
 /// All paths, by which requests are counted.
-const PATHS: [&str; 13] = [
+const PATHS: [&str; 14] = [
+    "/",
     "/health",
     "/metrics",
     "/tokenize",
@@ -131,6 +133,7 @@ const PATHS: [&str; 13] = [
 
 fn router(app: &Arc<App>) -> Router {
     let router = Router::new()
+        .route("/", get(page::page))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/tokenize", post(tokens::tokenize))
@@ -185,7 +188,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         .expose_headers([RETRY_AFTER])
 }
 
-/// What is said here is never a page.
+/// What is said here is what its header says.
 async fn without_sniffing(request: axum::extract::Request, next: Next) -> Response {
     const NO_SNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
     let mut response = next.run(request).await;
