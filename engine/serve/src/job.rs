@@ -156,8 +156,10 @@ pub enum Event {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The model ended the text, or a stop text came.
+    /// The model ended the text.
     Stop,
+    /// The stop text of this index in [`Job::stops`] came.
+    StopText(usize),
     /// As many tokens as were allowed.
     Length,
     /// Nothing may follow under the grammar.

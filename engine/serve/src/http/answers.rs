@@ -396,7 +396,7 @@ fn remains(template: Template, reply: Reply) -> Remains {
 
 pub(super) fn finish_reason(ending: Option<Ending>) -> Option<&'static str> {
     ending.map(|ending| match ending {
-        Ending::Stop | Ending::Complete => "stop",
+        Ending::Stop | Ending::StopText(_) | Ending::Complete => "stop",
         Ending::Length => "length",
     })
 }

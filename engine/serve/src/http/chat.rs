@@ -210,7 +210,7 @@ impl Deltas {
 }
 
 impl Chunks for Deltas {
-    fn begin(&mut self) -> Vec<Value> {
+    fn begin(&mut self, _: Usage) -> Vec<Value> {
         let role = json!({"role": "assistant", "content": ""});
         let first = |index| self.choice(index, role.clone(), Value::Null, None);
         (0..self.n).map(first).collect()
@@ -236,11 +236,9 @@ impl Chunks for Deltas {
         Ok(chunks)
     }
 
-    fn usage(&mut self, usage: Usage) -> Option<Value> {
-        self.include_usage.then(|| {
-            let mut chunk = self.chunk(Vec::new());
-            chunk["usage"] = usage.to_json();
-            chunk
-        })
+    fn end(&mut self, usage: Usage) -> Vec<Value> {
+        let mut chunk = self.chunk(Vec::new());
+        chunk["usage"] = usage.to_json();
+        Vec::from_iter(self.include_usage.then_some(chunk))
     }
 }

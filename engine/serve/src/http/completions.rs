@@ -171,7 +171,7 @@ impl Texts {
 }
 
 impl Chunks for Texts {
-    fn begin(&mut self) -> Vec<Value> {
+    fn begin(&mut self, _: Usage) -> Vec<Value> {
         Vec::new()
     }
 
@@ -182,11 +182,9 @@ impl Chunks for Texts {
         Ok(vec![self.chunk(vec![choice])])
     }
 
-    fn usage(&mut self, usage: Usage) -> Option<Value> {
-        self.include_usage.then(|| {
-            let mut chunk = self.chunk(Vec::new());
-            chunk["usage"] = usage.to_json();
-            chunk
-        })
+    fn end(&mut self, usage: Usage) -> Vec<Value> {
+        let mut chunk = self.chunk(Vec::new());
+        chunk["usage"] = usage.to_json();
+        Vec::from_iter(self.include_usage.then_some(chunk))
     }
 }

@@ -111,6 +111,27 @@ impl ApiError {
     }
 }
 
+/// An error as Anthropic's clients read it, beside the answer that has it in the form of OpenAI's.
+#[derive(Clone)]
+pub(super) struct ForAnthropic(pub(super) Value);
+
+impl ApiError {
+    /// As Anthropic's clients read it.
+    pub(super) fn to_anthropic(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_server_error() => "api_error",
+            _ => "invalid_request_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.message}})
+    }
+}
+
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let text = error.to_string();
@@ -134,6 +155,8 @@ impl From<Error> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.to_json())).into_response();
+        let other = ForAnthropic(self.to_anthropic());
+        response.extensions_mut().insert(other);
         if let Some(seconds) = self.retry_after_seconds {
             let headers = response.headers_mut();
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -93,6 +93,48 @@ pub(super) const COMPLETIONS: Lists = Lists {
     only_default: not_drawing!(("suffix", &["\"\""])),
 };
 
+/// Of Anthropic's `/v1/messages`.
+pub(super) const MESSAGES: Lists = Lists {
+    honoured: &[
+        "max_tokens",
+        "messages",
+        "model",
+        "session",
+        "stop_sequences",
+        "stream",
+        "system",
+        "temperature",
+        "thinking",
+        "top_k",
+        "top_p",
+    ],
+    without_effect: &[
+        "cache_control",
+        "diagnostics",
+        "metadata",
+        "service_tier",
+        "user_profile_id",
+        "workspace_id",
+    ],
+    only_default: &[
+        ("container", &[]),
+        ("context_management", &[]),
+        ("inference_geo", &[]),
+        ("mcp_servers", &["[]"]),
+        ("output_config", &["{}"]),
+        ("output_format", &[]),
+        ("speed", &["\"standard\""]),
+        ("tool_choice", &["{\"type\":\"none\"}"]),
+        ("tools", &["[]"]),
+    ],
+};
+
+/// Of its `/v1/messages/count_tokens`.
+pub(super) const COUNT_TOKENS: Lists = Lists {
+    honoured: &["messages", "model", "system", "thinking"],
+    ..MESSAGES
+};
+
 pub(super) const EMBEDDINGS: Lists = Lists {
     honoured: &["dimensions", "encoding_format", "input", "model", "pooling"],
     without_effect: WITHOUT_EFFECT,

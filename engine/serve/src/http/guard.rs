@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::uri::Authority;
-use axum::http::{HeaderValue, Request, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -15,6 +15,8 @@ use super::error::{ApiError, Result};
 use super::log::Record;
 use super::App;
 use crate::job::Owner;
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A page on any machine may let a browser ask here under the page's own name. So the host that a request names must be
 /// this machine, the address it came to, or one that was named; and a page that asks must be of the same host.
@@ -108,11 +110,14 @@ pub(super) async fn check_key(
             let header = request.headers().get(AUTHORIZATION);
             let text = header.and_then(|value| value.to_str().ok());
             let given = text.and_then(|text| text.split_once(' '));
-            let key = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-            let owner = key.and_then(|(_, key)| keys.owner(key.trim()));
-            match owner {
+            let bearer = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+            // As clients of Anthropic give it.
+            let other = request.headers().get(API_KEY);
+            let key = bearer.map(|(_, key)| key);
+            let key = key.or_else(|| other.and_then(|value| value.to_str().ok()));
+            match key.and_then(|key| keys.owner(key.trim())) {
                 Some(owner) => owner,
-                None => return unauthorized(header.is_some()),
+                None => return unauthorized(header.or(other).is_some()),
             }
         }
     };

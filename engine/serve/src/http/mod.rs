@@ -6,6 +6,7 @@
 //! (`sse.rs`). Nothing here waits on a thread of the runtime but for sockets.
 
 mod answers;
+mod anthropic;
 mod backend;
 mod chat;
 mod completions;
@@ -114,7 +115,7 @@ impl App {
 }
 
 /// All paths, by which requests are counted.
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 16] = [
     "/",
     "/health",
     "/metrics",
@@ -125,6 +126,8 @@ const PATHS: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/sessions",
     "/v1/sessions/{name}",
     "/v1/sessions/{name}/fork",
@@ -143,6 +146,8 @@ fn router(app: &Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::answer))
         .route("/v1/completions", post(completions::answer))
         .route("/v1/embeddings", post(embeddings::embed))
+        .route("/v1/messages", post(anthropic::answer))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/sessions", get(sessions::list))
         .route(
             "/v1/sessions/{name}",
@@ -166,6 +171,7 @@ fn router(app: &Arc<App>) -> Router {
         .layer(from_fn_with_state(app.clone(), guard::check_place))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), ending::cut_off))
+        .layer(axum::middleware::from_fn(anthropic::own_errors))
         .layer(axum::middleware::from_fn(without_sniffing))
         .layer(from_fn_with_state(app.clone(), log::log))
         .with_state(app.clone())

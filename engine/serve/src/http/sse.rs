@@ -9,42 +9,80 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use super::answers::{Answers, Piece, Usage};
-use super::error::Result;
+use super::error::{ApiError, Result};
 use super::{ending, App};
+
+/// Whose clients read a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// Events without names, and a last one that is no JSON.
+    OpenAi,
+    /// Events with names, which are also their `type`.
+    Anthropic,
+}
 
 /// Makes chunks of pieces.
 pub(super) trait Chunks: Send + 'static {
-    /// What stands in front of everything.
-    fn begin(&mut self) -> Vec<Value>;
+    const DIALECT: Dialect = Dialect::OpenAi;
+
+    /// What stands in front of everything, with what is known of the prompt by then.
+    fn begin(&mut self, usage: Usage) -> Vec<Value>;
 
     /// A piece of a choice.
     fn piece(&mut self, piece: Piece, answers: &Answers) -> Result<Vec<Value>>;
 
-    /// How much was read and made, where it is asked for.
-    fn usage(&mut self, usage: Usage) -> Option<Value>;
+    /// What stands behind everything, with how much was read and made.
+    fn end(&mut self, usage: Usage) -> Vec<Value>;
+}
+
+impl Dialect {
+    fn event(self, value: &Value) -> Event {
+        let event = Event::default().data(value.to_string());
+        match (self, value["type"].as_str()) {
+            (Dialect::Anthropic, Some(name)) => event.event(name),
+            _ => event,
+        }
+    }
+
+    fn error(self, error: &ApiError) -> Value {
+        match self {
+            Dialect::OpenAi => error.to_json(),
+            Dialect::Anthropic => error.to_anthropic(),
+        }
+    }
+
+    /// What is sent while there is nothing else, so that nobody on the way takes the connection for dead: to clients of
+    /// OpenAI a comment, which they pass over.
+    fn ping(self) -> KeepAlive {
+        match self {
+            Dialect::OpenAi => KeepAlive::new().text("ping"),
+            Dialect::Anthropic => KeepAlive::new().event(self.event(&json!({"type": "ping"}))),
+        }
+    }
 }
 
 struct Running<C> {
     app: Arc<App>,
     answers: Option<Answers>,
     chunks: C,
-    ready: VecDeque<String>,
+    ready: VecDeque<Event>,
 }
 
-/// The end of every stream.
+/// The end of every stream for clients of OpenAI, unless it is an error.
 const DONE: &str = "[DONE]";
 
 /// Answers by a stream. It ends with an error in it when something fails once it has begun.
-pub(super) async fn respond(
+pub(super) async fn respond<C: Chunks>(
     app: &Arc<App>,
     mut answers: Answers,
-    mut chunks: impl Chunks,
+    mut chunks: C,
 ) -> Result<Response> {
     answers.begin().await?;
-    let ready = chunks.begin().iter().map(Value::to_string).collect();
+    let first = chunks.begin(answers.usage);
+    let ready = first.iter().map(|value| C::DIALECT.event(value)).collect();
     let running = Running {
         app: app.clone(),
         answers: Some(answers),
@@ -55,11 +93,10 @@ pub(super) async fn respond(
         while running.ready.is_empty() {
             running.go_on().await?;
         }
-        let data = running.ready.pop_front()?;
-        Some((Ok::<_, Infallible>(Event::default().data(data)), running))
+        let event = running.ready.pop_front()?;
+        Some((Ok::<_, Infallible>(event), running))
     });
-    // A comment, which clients pass over, so that nobody on the way takes the connection for dead.
-    let ping = KeepAlive::new().interval(app.config.ping).text("ping");
+    let ping = C::DIALECT.ping().interval(app.config.ping);
     let mut response = Sse::new(events).keep_alive(ping).into_response();
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -83,20 +120,24 @@ impl<C: Chunks> Running<C> {
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
-        match made {
-            Ok(Some(values)) => self.ready.extend(values.iter().map(Value::to_string)),
-            Ok(None) => {
-                let usage = self.chunks.usage(answers.usage);
-                self.ready.extend(usage.map(|value| value.to_string()));
-                self.ready.push_back(DONE.into());
-                self.answers = None;
+        let (last, is_error) = match made {
+            Ok(Some(values)) => {
+                let events = values.iter().map(|value| C::DIALECT.event(value));
+                self.ready.extend(events);
+                return Some(());
             }
+            Ok(None) => (self.chunks.end(answers.usage), false),
             Err(error) => {
                 answers.log(&error);
-                self.ready.push_back(error.to_json().to_string());
-                self.answers = None;
+                (vec![C::DIALECT.error(&error)], true)
             }
+        };
+        let events = last.iter().map(|value| C::DIALECT.event(value));
+        self.ready.extend(events);
+        if C::DIALECT == Dialect::OpenAi && !is_error {
+            self.ready.push_back(Event::default().data(DONE));
         }
+        self.answers = None;
         Some(())
     }
 }

@@ -6,9 +6,10 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::Json;
-use rwkv_edge_chat::Think;
+use rwkv_edge_chat::{Message, Think};
 use serde_json::{json, Value};
 
+use super::backend::Served;
 use super::chat::think;
 use super::error::{ApiError, Result};
 use super::fields::{DETOKENIZE, TOKENIZE};
@@ -40,20 +41,7 @@ pub(super) async fn tokenize(
         }
         (None, Some(messages)) => {
             let messages = prompt::messages(messages)?;
-            app.slowly(move || {
-                let asked = prompt::of_messages(&served, &messages, think, None)?;
-                let (start, prompt) = asked.0;
-                let mut tokens = match start {
-                    Start::Token(first) => vec![first],
-                    _ => Vec::new(),
-                };
-                tokens.extend(match prompt {
-                    Prompt::Text(text) => served.model().tokenizer()?.encode(&text)?,
-                    Prompt::Tokens(tokens) => tokens,
-                });
-                Ok(tokens)
-            })
-            .await?
+            of_conversation(&app, served, messages, think).await?
         }
         _ => {
             let text = "expected one of the fields content, prompt and messages";
@@ -61,6 +49,29 @@ pub(super) async fn tokenize(
         }
     };
     Ok(Json(json!({"count": tokens.len(), "tokens": tokens})))
+}
+
+/// The tokens of a conversation as a model reads it.
+pub(super) async fn of_conversation(
+    app: &App,
+    served: Served,
+    messages: Vec<Message>,
+    think: Think,
+) -> Result<Vec<u32>> {
+    app.slowly(move || {
+        let asked = prompt::of_messages(&served, &messages, think, None)?;
+        let (start, prompt) = asked.0;
+        let mut tokens = match start {
+            Start::Token(first) => vec![first],
+            _ => Vec::new(),
+        };
+        tokens.extend(match prompt {
+            Prompt::Text(text) => served.model().tokenizer()?.encode(&text)?,
+            Prompt::Tokens(tokens) => tokens,
+        });
+        Ok(tokens)
+    })
+    .await
 }
 
 /// The text of tokens, by the names that two other servers have for it.

@@ -144,8 +144,10 @@ impl<'m> Sequence<'m> {
             });
         }
         self.tell(chosen, given);
-        if self.stops.hit().is_some() {
-            return self.end(Ending::Stop).map(Some);
+        if let Some(hit) = self.stops.hit() {
+            let index = job.stops.iter().position(|stop| stop == hit);
+            let ending = index.map_or(Ending::Stop, Ending::StopText);
+            return self.end(ending).map(Some);
         }
         if self
             .constraint
