@@ -148,7 +148,7 @@ fn pages_must_be_our_own_or_named() {
 }
 
 #[test]
-fn keys_open_everything_but_health() {
+fn keys_open_everything_but_health_and_the_page() {
     let file = NamedTempFile::new().unwrap();
     fs::write(
         file.path(),
@@ -159,6 +159,8 @@ fn keys_open_everything_but_health() {
         config.api_key_file = Some(file.path().to_owned())
     });
     assert_eq!(server.get("/health").status, 200);
+    // Which asks for the key itself.
+    assert_eq!(server.get("/").status, 200);
     let paths = [
         "/metrics",
         "/v1/models",

@@ -57,7 +57,7 @@ fn models_are_listed_and_others_are_not_found() {
 fn other_paths_and_methods_are_errors_of_the_same_form() {
     let server = start(script());
     assert_eq!(server.get("/health").json(), json!({"status": "ok"}));
-    assert_eq!(server.get("/").refusal().0, 404);
+    assert_eq!(server.get("/index.html").refusal().0, 404);
     assert_eq!(server.get("/v1/nothing").refusal().0, 404);
     assert_eq!(server.get("/v1/completions").refusal().0, 405);
     assert_eq!(server.post("/health", &json!({})).refusal().0, 405);
