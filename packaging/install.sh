@@ -276,7 +276,7 @@ install_it() {
     if [ "$is_this_machine" = yes ]; then
         "$tree/bin/rwkv-edge" --version >/dev/null || fail "$name: does not run on this machine"
     fi
-    # The list comes first, and names all: even if the machine is switched off, no file is left there that is in no list.
+    # The list comes first, and names all: even if the machine is switched off, no file lies there that is in no list.
     mkdir -p "$tree/${list%/*}"
     : > "$tree/$list"
     {

@@ -371,8 +371,8 @@ class Install(TestCase):
     def test_https_stays_https(self):
         certificate = self.folder / "certificate.pem"
         names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        output(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
-               + ["-keyout", certificate, "-out", certificate])
+        files = ["-keyout", certificate, "-out", certificate]
+        output(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         handler = functools.partial(Quiet, directory=str(self.place))
