@@ -76,6 +76,28 @@ class Generate(TestCase):
         by_ids = self.model.generate([np.array(ids[0]), *ids[1:]], max_new_tokens=6)
         self.assertEqual([one.text for one in by_ids], [one.text for one in found[:1]] + [single[p] for p in PROMPTS[1:]])
 
+    def test_wrong_ids_are_told_before_anything_moves(self):
+        state, wrong = self.model.new_state(), self.model.n_vocab
+        generate = self.model.generate
+        self.assert_error("argument", "prompt, token 2000: id", generate, [1] * 2000 + [wrong], state=state)
+        self.assertEqual(state.n_tokens, 0)
+        states = [self.model.new_state(), state]
+        self.assert_error("argument", "prompt 1, token 1: id", generate, [[1], [1, wrong]], state=states)
+        self.assert_error("argument", "prompt 1 is empty", generate, ["A", ""], state=states)
+        self.assertEqual([one.n_tokens for one in states], [0, 0])
+
+    def test_bytes_and_what_has_no_order_are_no_prompts(self):
+        for wrong in [b"A", bytearray(b"A"), {1: 2}, {1}, frozenset([1])]:
+            for call in [self.model.generate, self.model.stream, self.model.forward, self.model.score]:
+                with self.assertRaisesRegex(TypeError, f"{type(wrong).__name__}, expected .*token ids"):
+                    call(wrong)
+
+    def test_logprobs_by_bool(self):
+        self.assertIsNone(self.model.generate("A", max_new_tokens=1, logprobs=False).logprobs)
+        for n, asked in enumerate([0, True]):
+            (one,) = self.model.generate("A", max_new_tokens=1, logprobs=asked).logprobs
+            self.assertEqual(len(one.top), n)
+
     def test_draws_of_a_list_have_seeds_of_their_own(self):
         options = {"temperature": 1.0, "max_new_tokens": 8}
         found = self.model.generate([PROMPTS[0]] * 3, seed=5, **options)

@@ -86,6 +86,9 @@ class Score(TestCase):
         many = self.model.score(TEXTS * 50)
         np.testing.assert_allclose(many, np.tile(self.model.score(TEXTS), 50), rtol=0, atol=1e-5)
         self.assert_error("argument", "vocabulary", self.model.score, [[1, 10**6]])
+        for call in [self.model.score, self.model.embed]:
+            self.assert_error("argument", "text 1, token 2: id 1000000", call, [[1], [1, 2, 10**6]])
+        self.assert_error("argument", "text, token 1: id 1000000", rwkv_edge.perplexity, self.model, [1, 10**6])
 
 
 class Perplexity(TestCase):

@@ -8,6 +8,7 @@ use rwkv_edge_scoring::{likeliest_n, log_sum_exp, rows_that_fit};
 
 use crate::passes::Buffers;
 use crate::sampling::Wish;
+use crate::texts::check_ids;
 
 /// What is gone on from.
 pub(crate) struct Prompt {
@@ -100,10 +101,18 @@ struct Lane<'m> {
 
 impl<'m> Lanes<'m> {
     pub(crate) fn new(model: &'m engine::Model, prompts: Vec<Prompt>, wish: &Wish) -> Result<Self> {
-        if prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
-            let text = "the prompt is empty, expected at least one token";
-            return Err(Error::new(ErrorKind::Argument, text));
+        for (number, prompt) in prompts.iter().enumerate() {
+            if prompt.tokens.is_empty() {
+                let which = match prompts.len() {
+                    1 => "the prompt".to_owned(),
+                    _ => format!("prompt {number}"),
+                };
+                let text = format!("{which} is empty, expected at least one token");
+                return Err(Error::new(ErrorKind::Argument, text));
+            }
         }
+        let tokens = prompts.iter().map(|prompt| &prompt.tokens[..]);
+        check_ids(model, "prompt", tokens)?;
         let rows_max = model.prefill_rows();
         // With its logits, and what a sampler has for each token of the vocabulary.
         let lane_bytes = model.info().state_bytes + 20 * model.n_vocab();

@@ -207,7 +207,8 @@ impl Model {
     /// bos: put token 0 in front of the prompt
     /// state: a State to go on from, which is moved behind all new tokens; for a list of prompts a list of them
     ///
-    /// logprobs: tell the log probability of each token and so many alternatives, in the result's `logprobs`
+    /// logprobs: tell the log probability of each token and so many alternatives, in the result's `logprobs`; True is 1,
+    ///     False is off, and 0 tells no alternatives
     /// preset: settings for a purpose, which arguments beside it replace: 'pip' (those of the rwkv package), 'chat',
     ///     'creative', 'precise' or 'maths'
     ///

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use engine::{GenerateOptions, SamplerOptions};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyBool, PyDict, PyString};
 
 use rwkv_edge_cli::parts;
 
@@ -106,6 +106,7 @@ impl Wish {
             | "state"
                 if value.is_none() => {}
             "max_new_tokens" => self.ending.max_new_tokens = read(name, value)?,
+            "logprobs" if value.is_instance_of::<PyBool>() && !value.is_truthy()? => {}
             "logprobs" => self.logprobs = Some(read(name, value)?),
             "ignore_eos" => self.ending.ignore_end_of_text = read(name, value)?,
             "stop" => self.ending.stop = stop_texts(value)?,

@@ -19,7 +19,7 @@ use crate::keywords::{read, Keywords};
 use crate::model::Model;
 use crate::opening::{quant_of, Opening};
 use crate::passes::Shared;
-use crate::texts::{Text, Texts};
+use crate::texts::{check_ids, Text, Texts};
 
 /// `Model.embed`.
 pub(crate) fn embed<'py>(
@@ -34,6 +34,12 @@ pub(crate) fn embed<'py>(
     // Held to the end: what follows is one call, in pieces.
     let _call = shared.begin(py)?;
     let model = &shared.model;
+    // Those of words come from the tokenizer, batch by batch.
+    let given = texts.iter().map(|text| match text {
+        Text::Ids(ids) => &ids[..],
+        Text::Words(_) => &[],
+    });
+    check_ids(model, "text", given)?;
     let mut embedder = Embedder::new(model, pooling)?.normalize(normalize);
     let width = embedder.width();
     let shape = match is_one {
@@ -102,7 +108,8 @@ fn embed_some(
 /// Log likelihoods of the tokens of each text but its first.
 fn score_all(model: &engine::Model, texts: Vec<Text>, bos: bool) -> engine::Result<Vec<Vec<f64>>> {
     let tokens = texts.into_iter().map(|text| text.tokens(model, bos));
-    let tokens: Vec<_> = tokens.collect::<engine::Result<_>>()?;
+    let tokens: Vec<Vec<u32>> = tokens.collect::<engine::Result<_>>()?;
+    check_ids(model, "text", tokens.iter().map(Vec::as_slice))?;
     let mut scores: Vec<Vec<f64>> = tokens.iter().map(|_| Vec::new()).collect();
     let numbers: Vec<usize> = (0..tokens.len()).filter(|&n| tokens[n].len() > 1).collect();
     let sequences = numbers.iter();
@@ -182,6 +189,7 @@ pub(crate) fn perplexity<'py>(
             let text = format!("{} tokens, expected at least 2", tokens.len());
             return Err(engine::Error::new(ErrorKind::Argument, text));
         }
+        check_ids(model, "text", std::iter::once(&tokens[..]))?;
         let sequences = windows.sequences(&tokens);
         let n_fed = sequences.clone().map(|one| one.n_fed() as u64).sum();
         let mut bar = parts::Progress::after_a_second("perplexity");

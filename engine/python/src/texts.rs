@@ -2,7 +2,7 @@
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFrozenSet, PySet, PyString};
 
 use crate::error::{Failed, Result};
 
@@ -17,7 +17,10 @@ impl Text {
     pub(crate) fn of(given: &Bound<'_, PyAny>) -> Result<Self> {
         match given.cast::<PyString>() {
             Ok(words) => Ok(Text::Words(words.to_cow()?.into_owned())),
-            Err(_) => ids(given).map(Text::Ids),
+            Err(_) => {
+                refuse_look_alikes(given, "str or token ids")?;
+                ids(given).map(Text::Ids)
+            }
         }
     }
 
@@ -46,6 +49,7 @@ impl Texts {
         if given.is_instance_of::<PyString>() {
             return Text::of(given).map(Texts::One);
         }
+        refuse_look_alikes(given, "str or token ids")?;
         let mut items = Vec::new();
         // Not by `collect`, which asks how many there are: that imports a module, and swallows a Ctrl-C meanwhile.
         for item in given.try_iter()? {
@@ -72,8 +76,45 @@ impl Texts {
     }
 }
 
-/// Token ids: any sequence of integers. Whether the vocabulary has them, the engine tells.
+/// Refuses what can be iterated over like token ids, but is none: the bytes of a text, or what has no order.
+fn refuse_look_alikes(given: &Bound<'_, PyAny>, expected: &str) -> Result<()> {
+    let is_bytes = given.is_instance_of::<PyBytes>() || given.is_instance_of::<PyByteArray>();
+    let is_set = given.is_instance_of::<PySet>() || given.is_instance_of::<PyFrozenSet>();
+    if is_bytes || is_set || given.is_instance_of::<PyDict>() {
+        let text = format!("{}, expected {expected}", given.get_type().name()?);
+        return Err(PyTypeError::new_err(text).into());
+    }
+    Ok(())
+}
+
+/// Refuses ids that the vocabulary has not, before anything is computed: `what` names a text, which has a number where
+/// there are several.
+pub(crate) fn check_ids<'a>(
+    model: &engine::Model,
+    what: &str,
+    texts: impl ExactSizeIterator<Item = &'a [u32]>,
+) -> engine::Result<()> {
+    let (n_vocab, n_texts) = (model.n_vocab(), texts.len());
+    for (number, tokens) in texts.enumerate() {
+        let Some(index) = tokens.iter().position(|&id| id as usize >= n_vocab) else {
+            continue;
+        };
+        let which = match n_texts {
+            1 => what.to_owned(),
+            _ => format!("{what} {number}"),
+        };
+        let id = tokens[index];
+        let text = format!(
+            "{which}, token {index}: id {id}, expected less than {n_vocab}, the vocabulary"
+        );
+        return Err(engine::Error::new(engine::ErrorKind::Argument, text));
+    }
+    Ok(())
+}
+
+/// Token ids: any sequence of integers. Whether the vocabulary has them, [`check_ids`] or the engine tells.
 pub(crate) fn ids(given: &Bound<'_, PyAny>) -> Result<Vec<u32>> {
+    refuse_look_alikes(given, "token ids")?;
     given.extract::<Vec<u32>>().map_err(|error| {
         let py = given.py();
         if error.is_instance_of::<PyOverflowError>(py) {
