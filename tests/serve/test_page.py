@@ -156,6 +156,45 @@ class Page(unittest.TestCase):
         self.one("[aria-label='Delete session ann']").click()
         self.wait(lambda: not any("ann" in item.text for item in self.find("#sessions li")))
 
+    def test_another_tab_takes_nothing_away(self):
+        first = self.browser.current_window_handle
+        self.send("A trait is a")
+        self.browser.switch_to.new_window("tab")
+        self.open(self.server)
+        self.one("#new").click()
+        self.send("A closure is a", n_answers=1)
+        self.browser.close()
+        self.browser.switch_to.window(first)
+        self.wait(lambda: len(self.find("#conversations li")) == 2)
+        self.send("And then?")
+        self.open(self.server)
+        self.assertEqual(len(self.find("#conversations li")), 2)
+
+    def test_a_page_that_goes_keeps_what_there_is(self):
+        for name, value in {"temperature": 1, "max_tokens": 2000, "seed": 5}.items():
+            self.set(name, value)
+        self.one("#message").send_keys("Write about ownership", Keys.ENTER)
+        self.wait(lambda: self.find("article.user"))
+        self.browser.refresh()
+        self.wait(lambda: self.find("article.user"))
+        self.assertEqual(self.one("article.user .text").text, "Write about ownership")
+
+    def test_each_model_has_its_own_sessions(self):
+        root = pathlib.Path(__file__).resolve().parents[2]
+        models = [f"--model=a={root}/cli/demo", f"--model=b={root}/tests/fixtures/demo4"]
+        with Server(*models) as server:
+            server.post("/v1/chat/completions", model="b", session="bob", max_tokens=4, temperature=0,
+                        messages=[{"role": "user", "content": "A trait is a"}])
+            self.open(server)
+            self.wait(lambda: self.one("#sessions").text == "none")
+            self.set("model", "b")
+            self.wait(lambda: "bob" in self.one("#sessions").text)
+            self.one("#sessions button").click()
+            self.send("And then?", n_answers=1)
+            self.assertEqual(self.one("#error").text, "")
+            self.one("[aria-label='Delete session bob']").click()
+            self.wait(lambda: self.one("#sessions").text == "none")
+
     def test_what_the_model_writes_is_never_html(self):
         evil = (
             "<img src=x onerror=\"window.hit=1\"> <script>window.hit=1</script> [a](javascript:window.hit=1)"

@@ -25,7 +25,8 @@ use crate::{array, chat, scoring};
 /// quant: 'f32', 'f16', 'int8', 'q6', 'q5' or 'q4'; None as it is stored
 /// device: 'cpu', 'auto', a device such as 'cuda', or a map of stages as the command's --device-map
 /// threads: that work on one forward pass; None one for each physical core
-/// max_memory: what the model and its states may take, in bytes; the Python around it does not count
+/// max_memory: what the model and the states of texts under way may take, in bytes; states that the program holds, and
+///     the Python around it, do not count
 /// tokenizer: a file to use instead of the one in or beside the model
 /// lora: an adapter that is merged while it is loaded, 'FILE', 'FILE:ALPHA' or (file, alpha), or a list of them
 /// state: a file with a tuned initial state, with which every sequence begins

@@ -54,6 +54,7 @@ function askForKey(why) {
     dialog.onclose = () => {
       asking = null;
       const given = dialog.returnValue === "ok" && $("key").value;
+      $("key").value = "";
       if (given) {
         key = given;
         kept.write("key", $("keep-key").checked ? key : null);
@@ -80,8 +81,20 @@ async function json(path, options) {
   return answer.json();
 }
 
-// The list.
-const save = () => kept.write("conversations", conversations);
+// The list. Another tab may have added to what is kept or taken from it: only one conversation is changed there.
+function keep(conversation, isGone = false) {
+  const all = kept.read("conversations", []);
+  const at = all.findIndex((one) => one.id === conversation.id);
+  all.splice(at < 0 ? all.length : at, at < 0 ? 0 : 1, ...(isGone ? [] : [conversation]));
+  kept.write("conversations", all);
+}
+
+window.addEventListener("storage", (event) => {
+  if (event.key !== "conversations") return;
+  const all = kept.read("conversations", []);
+  conversations.push(...all.filter((one) => !conversations.some((known) => known.id === one.id)));
+  showList();
+});
 
 function begin(session) {
   const conversation = { id: crypto.randomUUID?.() ?? String(Math.random()), messages: [], settings: {} };
@@ -107,17 +120,19 @@ function forget(conversation) {
   if (conversation === current) stop();
   const at = conversations.indexOf(conversation);
   if (at >= 0) conversations.splice(at, 1);
-  save();
+  keep(conversation, true);
   if (conversation === current) show(conversations.at(-1) ?? begin());
   else showList();
 }
 
+// Those of the model that is chosen: each has its own.
 async function showSessions() {
-  const found = (await json("/v1/sessions")).data ?? [];
+  const model = `?model=${encodeURIComponent($("model").value)}`;
+  const found = (await json(`/v1/sessions${model}`)).data ?? [];
   const entry = ({ id, name = id }) => {
     const open = () => show(conversations.find((one) => one.session === name) ?? begin(name));
     const remove = async () => {
-      await json(`/v1/sessions/${encodeURIComponent(name)}`, { method: "DELETE" });
+      await json(`/v1/sessions/${encodeURIComponent(name)}${model}`, { method: "DELETE" });
       const known = conversations.find((one) => one.session === name);
       if (known) forget(known);
       await showSessions();
@@ -296,7 +311,7 @@ async function send(content) {
       $("message").value ||= content;
     }
   }
-  save();
+  keep(conversation);
   busy(false);
   if (conversation === current) {
     refresh();
@@ -372,6 +387,9 @@ $("new").onclick = () => {
 };
 $("toggle-list").onclick = () => toggleList();
 $("settings").onchange = readSettings;
+$("model").onchange = () => showSessions().catch((error) => showError(error.message));
+// What there is of an answer when the page goes.
+window.addEventListener("pagehide", () => underway && keep(current));
 
 // Tabs, by arrow keys as well.
 const tabs = ["chat", "server"];

@@ -185,16 +185,8 @@ impl<'a> Stream<'a> {
         self.state.reset();
         let pieces = self.rows.chunks_mut(ROWS * self.row_width);
         for (tokens, rows) in self.calibration.tokens.chunks(ROWS).zip(pieces) {
-            put_rows(&mut self.buffers, tokens.len(), rows);
-            let segment = Segment {
-                span: 0,
-                first_token: 0,
-                first_row: 0,
-                n_rows: tokens.len(),
-                output: Output::None,
-            };
-            let mut spans = [Span::new(&mut self.state, tokens, Output::None)];
-            network.forward(machine, &mut self.buffers, &[segment], &mut spans);
+            let memory = (&mut self.buffers, &mut self.state);
+            feed(network, machine, memory, tokens, rows);
             let given = self.buffers.rows_mut(tokens.len()).0;
             if !all_finite(given) {
                 let text = "the text to calibrate with leads to numbers that are not finite";
@@ -234,6 +226,29 @@ impl<'a> Stream<'a> {
         }
         Ok(())
     }
+}
+
+/// Feeds tokens, whose rows the parts in front have made, to a part of a model. One with the embedding does not look at
+/// the rows.
+pub(super) fn feed(
+    network: &Network,
+    machine: Machine<'_>,
+    (buffers, state): (&mut Buffers, &mut State),
+    tokens: &[u32],
+    rows: &[f32],
+) {
+    if network.embedding.is_none() {
+        put_rows(buffers, tokens.len(), rows);
+    }
+    let segment = Segment {
+        span: 0,
+        first_token: 0,
+        first_row: 0,
+        n_rows: tokens.len(),
+        output: Output::None,
+    };
+    let mut spans = [Span::new(state, tokens, Output::None)];
+    network.forward(machine, buffers, &[segment], &mut spans);
 }
 
 /// What a stage finds as its input.

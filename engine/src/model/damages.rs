@@ -9,11 +9,11 @@
 
 use std::collections::BTreeMap;
 
+use super::calibration::feed;
 use super::mixed_quant::Parts;
 use crate::error::{Error, Result};
 use crate::math::exp::{exp, log2};
 use crate::math::{all_finite, collected, zeroed};
-use crate::networks::batch::{Output, Segment, Span};
 use crate::networks::config::{Config, Sizes};
 use crate::networks::source::WeightSource;
 use crate::networks::state::{Initial, State, StateLayout};
@@ -130,20 +130,8 @@ impl<'a> Run<'a> {
     /// Feeds rows to a part of the model, from the empty state on; one with the embedding needs none.
     fn pass(&mut self, network: &Network, given: &[f32]) {
         self.state.reset();
-        let n_rows = self.tokens.len();
-        if network.embedding.is_none() {
-            self.buffers.rows_mut(n_rows).1.copy_from_slice(given);
-            self.buffers.swap_rows();
-        }
-        let segment = Segment {
-            span: 0,
-            first_token: 0,
-            first_row: 0,
-            n_rows,
-            output: Output::None,
-        };
-        let mut spans = [Span::new(&mut self.state, self.tokens, Output::None)];
-        network.forward(self.machine, &mut self.buffers, &[segment], &mut spans);
+        let memory = (&mut self.buffers, &mut self.state);
+        feed(network, self.machine, memory, self.tokens, given);
     }
 
     /// What a part gives to the next one: (tokens, row width).

@@ -13,12 +13,13 @@ use axum::Json;
 use rwkv_edge_chat::{Message, Role, Think};
 use serde_json::{json, Map, Value};
 
-use super::answers::{Answers, Asker, Piece, Questions, Usage};
+use super::answers::{Answers, Asker, Piece, Usage};
+use super::chat::{begin, Turn};
 use super::error::{ApiError, ForAnthropic, Result};
 use super::fields::{Fields, Lists, CHAT, COUNT_TOKENS, MESSAGES};
-use super::request::{log_prompt, max_tokens, new_id, Asked, Envelope};
+use super::request::{max_tokens, new_id, Asked, Envelope};
 use super::sse::{self, Chunks, Dialect};
-use super::{prompt, tokens, App};
+use super::{tokens, App};
 use crate::job::Ending;
 
 const PATH: &str = "/v1/messages";
@@ -77,29 +78,19 @@ pub(super) async fn answer(
     let max_new_tokens = max_tokens(&app, "max_tokens", Some(limit), limit)?;
     let given = stop_sequences(fields)?;
     let asked = Asked::read(&app, &mut sampling(fields)?, &served)?;
-    let mut stops = given.clone();
-    stops.extend(Some(served.template.stop_with(think)).filter(|stop| !stop.is_empty()));
-    let (its, session) = (served.clone(), asked.session.clone());
-    let (prompt, reply) = app
-        .slowly(move || prompt::of_messages(&its, &messages, think, session))
-        .await?;
-    log_prompt(&app, &envelope.record, &served, &prompt.1);
-    let questions = Questions {
-        prompts: vec![prompt],
+    let turn = Turn {
+        messages,
+        think,
         max_new_tokens,
-        stops,
+        stops: given.clone(),
         top_logprobs: None,
-        prompt_logprobs: false,
-        constraint: None,
-        reply: Some((served.template.clone(), reply)),
-        is_exact: false,
     };
     let asker = Asker {
         owner: envelope.owner,
         record: envelope.record,
         share: envelope.share,
     };
-    let answers = Answers::start(&app, asker, served, &asked, questions).await?;
+    let answers = begin(&app, asker, served, &asked, turn).await?;
     let said = Said {
         id: new_id("msg_"),
         model: answers.served.name.clone(),

@@ -7,10 +7,11 @@ use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use axum::Json;
-use rwkv_edge_chat::Think;
+use rwkv_edge_chat::{Message, Think};
 use serde_json::{json, Value};
 
 use super::answers::{finish_reason, Answers, Asker, Piece, Questions, Usage};
+use super::backend::Served;
 use super::error::{ApiError, Result};
 use super::fields::{Fields, CHAT};
 use super::request::{log_prompt, max_tokens, new_id, Asked, Envelope, Head, TOP_LOGPROBS_MAX};
@@ -35,35 +36,19 @@ pub(super) async fn answer(
         return Err(ApiError::bad(text).param("think"));
     }
     let top_logprobs = top_logprobs(fields)?;
-    let max_new_tokens = limit(&app, fields)?;
-    let mut stops = asked.stops.clone();
-    // What the answer must be says where it ends.
-    if asked.grammar.is_none() {
-        stops.extend(Some(served.template.stop_with(think)).filter(|stop| !stop.is_empty()));
-    }
-    let constraint = asked.constraint(&app, &served).await?;
-    let (its, session) = (served.clone(), asked.session.clone());
-    let (prompt, reply) = app
-        .slowly(move || prompt::of_messages(&its, &messages, think, session))
-        .await?;
-    log_prompt(&app, &envelope.record, &served, &prompt.1);
-    let questions = Questions {
-        prompts: vec![prompt],
-        max_new_tokens,
-        stops,
+    let turn = Turn {
+        messages,
+        think,
+        max_new_tokens: limit(&app, fields)?,
+        stops: asked.stops.clone(),
         top_logprobs,
-        prompt_logprobs: false,
-        constraint,
-        reply: Some((served.template.clone(), reply)),
-        // Every character of it is asked for.
-        is_exact: asked.grammar.is_some(),
     };
     let asker = Asker {
         owner: envelope.owner,
         record: envelope.record,
         share: envelope.share,
     };
-    let answers = Answers::start(&app, asker, served, &asked, questions).await?;
+    let answers = begin(&app, asker, served, &asked, turn).await?;
     let head = Head::new(new_id("chatcmpl-"), &answers.served.name);
     let has_logprobs = top_logprobs.is_some();
     if asked.stream {
@@ -76,6 +61,54 @@ pub(super) async fn answer(
         return sse::respond(&app, answers, chunks).await;
     }
     whole(answers, &head, has_logprobs).await
+}
+
+/// A conversation that is to be answered.
+pub(super) struct Turn {
+    pub(super) messages: Vec<Message>,
+    pub(super) think: Think,
+    pub(super) max_new_tokens: usize,
+    /// Those of the client, which come first among all.
+    pub(super) stops: Vec<String>,
+    pub(super) top_logprobs: Option<usize>,
+}
+
+/// Begins to answer a conversation.
+pub(super) async fn begin(
+    app: &Arc<App>,
+    asker: Asker,
+    served: Served,
+    asked: &Asked,
+    turn: Turn,
+) -> Result<Answers> {
+    let Turn {
+        messages,
+        think,
+        mut stops,
+        ..
+    } = turn;
+    // What the answer must be says where it ends.
+    if asked.grammar.is_none() {
+        stops.extend(Some(served.template.stop_with(think)).filter(|stop| !stop.is_empty()));
+    }
+    let constraint = asked.constraint(app, &served).await?;
+    let (its, session) = (served.clone(), asked.session.clone());
+    let (prompt, reply) = app
+        .slowly(move || prompt::of_messages(&its, &messages, think, session))
+        .await?;
+    log_prompt(app, &asker.record, &served, &prompt.1);
+    let questions = Questions {
+        prompts: vec![prompt],
+        max_new_tokens: turn.max_new_tokens,
+        stops,
+        top_logprobs: turn.top_logprobs,
+        prompt_logprobs: false,
+        constraint,
+        reply: Some((served.template.clone(), reply)),
+        // Every character of it is asked for.
+        is_exact: asked.grammar.is_some(),
+    };
+    Answers::start(app, asker, served, asked, questions).await
 }
 
 /// Whether to think, in our own words or OpenAI's.
@@ -142,7 +175,7 @@ fn limit(app: &App, fields: &mut Fields) -> Result<usize> {
 }
 
 #[derive(Default)]
-struct Message {
+struct Said {
     thought: String,
     text: String,
     chosen: Vec<Chosen>,
@@ -151,8 +184,8 @@ struct Message {
 
 /// All answers in one piece.
 async fn whole(mut answers: Answers, head: &Head, has_logprobs: bool) -> Result<Response> {
-    let mut messages: Vec<Message> = Vec::new();
-    messages.resize_with(answers.n_choices(), Message::default);
+    let mut messages: Vec<Said> = Vec::new();
+    messages.resize_with(answers.n_choices(), Said::default);
     while let Some(piece) = answers.next().await? {
         let message = &mut messages[piece.index];
         message.thought += &piece.thought;

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 const HTML: &str = include_str!("../../page/index.html");
 const STYLE: &str = include_str!("../../page/page.css");
-/// In one scope; what is begun at once stands at the end of the second.
+/// In one scope; what is begun at once stands at the end of the last.
 const SCRIPT: &str = concat!(
     include_str!("../../page/markdown.js"),
     include_str!("../../page/server.js"),
